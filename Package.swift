@@ -1,0 +1,79 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let swift: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+]
+/// The numeric rooms are compiled for AVX2 + FMA + F16C (every x86-64 server and desktop since 2013).
+let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"])]
+
+let package = Package(
+    name: "turbodiffusion",
+    platforms: [.macOS(.v15)],
+    products: [.executable(name: "turbodiffusion", targets: ["turbodiffusion"])],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
+    ],
+    targets: [
+        .target(name: "Tensors", swiftSettings: numeric),
+        .target(name: "CDrivers", publicHeadersPath: "include"),
+        .target(
+            name: "CUDASources", exclude: ["Kernels"], publicHeadersPath: "include",
+            cSettings: [.unsafeFlags(["-std=gnu23"])]),
+        .target(name: "CPU", dependencies: ["Tensors", "CDrivers"], swiftSettings: numeric),
+        .target(
+            name: "CUDA", dependencies: ["Tensors", "CDrivers", "CUDASources"],
+            swiftSettings: numeric),
+        .target(name: "Checkpoints", dependencies: ["Tensors"], swiftSettings: numeric),
+        .target(name: "Tokenizers", swiftSettings: swift),
+        .target(name: "Models", dependencies: ["Tensors", "Checkpoints"], swiftSettings: numeric),
+        .target(name: "Diffusion", dependencies: ["Tensors"], swiftSettings: numeric),
+        .target(
+            name: "Media",
+            dependencies: [.product(name: "Subprocess", package: "swift-subprocess")],
+            swiftSettings: numeric),
+        .target(
+            name: "Pipelines",
+            dependencies: ["Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media"],
+            swiftSettings: swift),
+        .target(
+            name: "Verification",
+            dependencies: [
+                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+            ],
+            swiftSettings: numeric),
+        .executableTarget(
+            name: "turbodiffusion",
+            dependencies: [
+                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
+                "Media", "Pipelines", "Verification",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: swift),
+        .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: swift),
+        .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: swift),
+        .testTarget(
+            name: "CUDATests", dependencies: ["CUDA", "CPU", "Tensors"], swiftSettings: swift),
+        .testTarget(
+            name: "CheckpointsTests", dependencies: ["Checkpoints", "Tensors"],
+            swiftSettings: swift),
+        .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: swift),
+        .testTarget(
+            name: "ModelsTests", dependencies: ["Models", "Checkpoints", "CPU", "Tensors"],
+            swiftSettings: swift),
+        .testTarget(
+            name: "DiffusionTests", dependencies: ["Diffusion", "Tensors"], swiftSettings: swift),
+        .testTarget(name: "MediaTests", dependencies: ["Media"], swiftSettings: swift),
+        .testTarget(
+            name: "PipelinesTests",
+            dependencies: ["Pipelines", "CPU", "Tensors", "Checkpoints", "Media"],
+            swiftSettings: swift),
+        .testTarget(
+            name: "VerificationTests",
+            dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
+    ]
+)
