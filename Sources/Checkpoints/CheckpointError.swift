@@ -1,0 +1,36 @@
+/// Why a checkpoint was refused.
+
+/// One reason, naming the file; `description` is the line a user reads.
+public enum CheckpointError: Error, Sendable, Equatable {
+    /// The file cannot be opened or mapped.
+    case unreadable(path: String, reason: String)
+    /// The bytes are not a checkpoint that this program accepts: damaged, hostile or of another kind.
+    case malformed(path: String, reason: String)
+    /// A tensor that the model needs is not there.
+    case missing(_ name: String, in: String, nearest: [String])
+    /// A tensor has another shape than the model needs.
+    case shape(_ name: String, in: String, expected: [Int], found: [Int])
+    /// A tensor has another element type than the model needs.
+    case dtype(_ name: String, in: String, expected: String, found: String)
+    /// The checkpoint holds another model than asked for; the first differences.
+    case wrongModel(path: String, expected: String, found: String, differences: [String])
+}
+
+extension CheckpointError: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .unreadable(let path, let reason): "cannot read \(path): \(reason)"
+        case .malformed(let path, let reason): "\(path) is not a usable checkpoint: \(reason)"
+        case .missing(let name, let path, let nearest):
+            "\(path) has no tensor '\(name)'"
+                + (nearest.isEmpty ? "" : "; nearest: " + nearest.joined(separator: ", "))
+        case .shape(let name, let path, let expected, let found):
+            "\(path): tensor '\(name)' has shape \(found), expected \(expected)"
+        case .dtype(let name, let path, let expected, let found):
+            "\(path): tensor '\(name)' holds \(found), expected \(expected)"
+        case .wrongModel(let path, let expected, let found, let differences):
+            "\(path) holds \(found), expected \(expected): "
+                + differences.joined(separator: "; ")
+        }
+    }
+}

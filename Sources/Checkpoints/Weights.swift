@@ -1,0 +1,172 @@
+/// The cursor through a checkpoint: models ask for exact names and shapes and get tensors on a device.
+
+public import Tensors
+
+/// An opened checkpoint: named tensors in host memory, mapped and not copied.
+public protocol Checkpoint: AnyObject {
+    /// For messages.
+    var path: String { get }
+    /// Names in file order, without wrapper prefixes such as `net.`.
+    var names: [String] { get }
+    /// Shape and dtype without touching the elements; nil for an unknown name.
+    func info(_ name: String) -> TensorInfo?
+    /// The tensor as stored (mapped; contiguous); nil for an unknown name.
+    func tensor(_ name: String) throws(CheckpointError) -> Tensor?
+}
+
+/// What a checkpoint says of a tensor before its bytes are read.
+public struct TensorInfo: Sendable, Hashable {
+    public let name: String
+    public let shape: [Int]
+    public let dtype: DType
+    public init(name: String, shape: [Int], dtype: DType) {
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+    }
+    public var byteCount: Int { shape.reduce(1, *) * dtype.byteCount }
+}
+
+/// A place in the tree of names: `weights["blocks"][3]["self_attn"]`.
+public struct Weights {
+    /// What all cursors into one checkpoint share.
+    private final class Context {
+        let checkpoint: any Checkpoint
+        let device: any Backend
+        let activations: DType
+        let linearFormat: ActivationFormat
+        var read: Set<String> = []
+
+        init(
+            _ checkpoint: any Checkpoint, _ device: any Backend, _ activations: DType,
+            _ linearFormat: ActivationFormat
+        ) {
+            self.checkpoint = checkpoint
+            self.device = device
+            self.activations = activations
+            self.linearFormat = linearFormat
+        }
+    }
+
+    private let context: Context
+    /// Dotted path to here, without a trailing dot; empty at the root.
+    public let path: String
+    /// The group that the tensors asked for below here belong to.
+    public let group: WeightGroup?
+
+    /// - Parameters:
+    ///   - activations: the dtype that dense linear weights take (f32 or bf16).
+    ///   - linearFormat: what dense weights of layers that may be quantised become while loading.
+    public init(
+        _ checkpoint: any Checkpoint, on device: any Backend, activations: DType,
+        linearFormat: ActivationFormat = .plain
+    ) {
+        context = Context(checkpoint, device, activations, linearFormat)
+        path = ""
+        group = nil
+    }
+
+    private init(_ context: Context, _ path: String, _ group: WeightGroup?) {
+        self.context = context
+        self.path = path
+        self.group = group
+    }
+
+    public subscript(_ name: String) -> Weights { Weights(context, full(name), group) }
+    public subscript(_ index: Int) -> Weights { self[String(index)] }
+
+    /// This place, with everything asked for below it collected in one group for `Backend.require`.
+    public func grouped() -> Weights { Weights(context, path, WeightGroup(path)) }
+
+    /// The device that the tensors are placed on.
+    public var device: any Backend { context.device }
+    /// The dtype of activations and dense linear weights.
+    public var activations: DType { context.activations }
+
+    public func contains(_ name: String) -> Bool { context.checkpoint.info(full(name)) != nil }
+
+    /// The stored shape of a tensor, for models that detect their sizes.
+    public func shape(_ name: String) -> [Int]? { context.checkpoint.info(full(name))?.shape }
+
+    /// Names of tensors that nobody has asked for, in file order.
+    public var unread: [String] { context.checkpoint.names.filter { !context.read.contains($0) } }
+
+    /// A tensor in host memory as stored. `shape` must have the stored count and, ignoring extents of one,
+    /// the stored extents: `[1, 6, dim]` may be asked for as `[6, dim]`.
+    public func host(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor {
+        let name = full(name)
+        guard let tensor = try context.checkpoint.tensor(name) else {
+            throw .missing(
+                name, in: context.checkpoint.path, nearest: nearest(to: name))
+        }
+        context.read.insert(name)
+        let significant = { (dimensions: [Int]) in dimensions.filter { $0 != 1 } }
+        guard significant(tensor.shape.dimensions) == significant(shape.dimensions) else {
+            throw .shape(
+                name, in: context.checkpoint.path, expected: shape.dimensions,
+                found: tensor.shape.dimensions)
+        }
+        return tensor.reshaped(shape)
+    }
+
+    /// A tensor on the device as `dtype`.
+    public func tensor(_ name: String, _ shape: Shape, as dtype: DType) throws(CheckpointError)
+        -> Tensor
+    {
+        let placed = context.device.place(try host(name, shape), as: dtype, in: group)
+        group?.append(placed)
+        return placed
+    }
+
+    /// The linear layer here: `weight` or `int8_weight` + `scale` (the original's `-quant` checkpoints),
+    /// and `bias` where there is one (f32 on the device).
+    /// - Parameters:
+    ///   - quantizable: a dense weight here takes the `linearFormat` of the whole cursor.
+    ///   - dtype: what a dense weight becomes; nil for the dtype of activations.
+    public func linear(
+        from inputs: Int, to outputs: Int, quantizable: Bool = false, as dtype: DType? = nil
+    ) throws(CheckpointError) -> (weight: LinearWeight, bias: Tensor?) {
+        let dtype = dtype ?? context.activations
+        let weight: LinearWeight
+        if contains("int8_weight") {
+            let codes = try host("int8_weight", [outputs, inputs])
+            let scale = try host("scale", [(outputs + 127) / 128, (inputs + 127) / 128])
+            guard codes.dtype == .i8 else {
+                throw .dtype(
+                    full("int8_weight"), in: context.checkpoint.path, expected: "i8",
+                    found: "\(codes.dtype)")
+            }
+            weight = context.device.place(
+                .int8Blocks(weight: codes, scale: scale.converted(to: .f32)), as: dtype, in: group)
+        } else {
+            let dense = try host("weight", [outputs, inputs])
+            guard dense.dtype.isFloatingPoint else {
+                throw .dtype(
+                    full("weight"), in: context.checkpoint.path, expected: "floating point",
+                    found: "\(dense.dtype)")
+            }
+            if quantizable, context.linearFormat != .plain {
+                weight = context.device.place(
+                    dense, quantizedTo: context.linearFormat, in: group)
+            } else {
+                weight = context.device.place(.dense(dense), as: dtype, in: group)
+            }
+        }
+        group?.append(weight.matrix)
+        let bias = contains("bias") ? try tensor("bias", [outputs], as: .f32) : nil
+        return (weight, bias)
+    }
+
+    private func full(_ name: String) -> String { path.isEmpty ? name : path + "." + name }
+
+    /// Up to three names of the checkpoint with the longest common start and end.
+    private func nearest(to name: String) -> [String] {
+        func likeness(_ other: String) -> Int {
+            zip(name.utf8, other.utf8).prefix { $0 == $1 }.count
+                + zip(name.utf8.reversed(), other.utf8.reversed()).prefix { $0 == $1 }.count
+        }
+        let scored = context.checkpoint.names.map { (likeness($0), $0) }
+            .filter { $0.0 > name.utf8.count / 3 }
+        return scored.sorted { $0.0 > $1.0 }.prefix(3).map(\.1)
+    }
+}

@@ -1,0 +1,99 @@
+/// Noise equal to PyTorch's on CUDA for the same seed, on every backend.
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+/// The state of a `torch.Generator(device: "cuda")`: Philox 4x32-10 (Salmon et al., SC'11) with PyTorch's
+/// layout of draws, which depends on the card: `torch.randn` launches min(ceil(n/256), SMs * threadsPerSM/256)
+/// blocks of 256 threads and gives each thread four numbers a round.
+///
+/// Source: pytorch aten/src/ATen/native/cuda/DistributionTemplates.h (`distribution_nullary_kernel`).
+public struct PhiloxNoise: Sendable, Hashable {
+    public let seed: UInt64
+    /// Numbers drawn so far by each thread, a multiple of 4.
+    public private(set) var offset: UInt64 = 0
+    /// Blocks of 256 threads that the imitated card runs at once: 132 SMs * 2048 / 256 on H100 and H200.
+    public let residentBlocks: Int
+
+    public init(seed: UInt64, residentBlocks: Int = 132 * 8) {
+        self.seed = seed
+        self.residentBlocks = residentBlocks
+    }
+
+    /// Where one draw of `count` numbers lies in the sequence.
+    public struct Draw: Sendable, Hashable {
+        public let seed: UInt64
+        /// Value of the counter's low half in the first round.
+        public let firstRound: UInt64
+        /// 256 * blocks
+        public let threads: Int
+    }
+
+    /// Reserves the next `count` numbers.
+    public mutating func draw(_ count: Int) -> Draw {
+        precondition(count > 0, "PhiloxNoise: \(count) numbers")
+        let threads = 256 * min((count + 255) / 256, residentBlocks)
+        let draw = Draw(seed: seed, firstRound: offset / 4, threads: threads)
+        offset += 4 * UInt64((count - 1) / (4 * threads) + 1)
+        return draw
+    }
+
+    /// The next `shape` of standard normal numbers, as an f32 host tensor.
+    public mutating func normal(_ shape: Shape) -> Tensor {
+        let count = shape.count
+        let draw = draw(count)
+        let out = Tensor.host(shape, .f32)
+        out.withMutable(Float.self) { values in
+            for thread in 0..<min(draw.threads, count) {
+                var start = thread
+                var round = draw.firstRound
+                while start < count {
+                    let four = Self.normals(seed: seed, round: round, thread: UInt64(thread))
+                    for j in 0..<4 {
+                        let index = start + j * draw.threads
+                        if index < count { values[index] = four[j] }
+                    }
+                    start += 4 * draw.threads
+                    round += 1
+                }
+            }
+        }
+        return out
+    }
+
+    /// Four normal numbers of one thread in one round: two Box-Muller pairs.
+    static func normals(seed: UInt64, round: UInt64, thread: UInt64) -> SIMD4<Float> {
+        let words = philox(
+            key: (UInt32(truncatingIfNeeded: seed), UInt32(truncatingIfNeeded: seed >> 32)),
+            counter: SIMD4(
+                UInt32(truncatingIfNeeded: round), UInt32(truncatingIfNeeded: round >> 32),
+                UInt32(truncatingIfNeeded: thread), UInt32(truncatingIfNeeded: thread >> 32)))
+        let a = boxMuller(words[0], words[1])
+        let b = boxMuller(words[2], words[3])
+        return SIMD4(a.0, a.1, b.0, b.1)
+    }
+
+    private static func boxMuller(_ x: UInt32, _ y: UInt32) -> (Float, Float) {
+        let u = Float(x) * 0x1p-32 + 0x1p-33
+        let v = Float(y) * (0x1p-32 * 2 * Float.pi) + 0x1p-33 * 2 * Float.pi
+        let s = (-2 * logf(u)).squareRoot()
+        return (s * sinf(v), s * cosf(v))
+    }
+
+    /// Philox 4x32 with 10 rounds.
+    static func philox(key: (UInt32, UInt32), counter: SIMD4<UInt32>) -> SIMD4<UInt32> {
+        var (k0, k1) = key
+        var c = counter
+        for _ in 0..<10 {
+            let a = c[0].multipliedFullWidth(by: 0xD251_1F53)
+            let b = c[2].multipliedFullWidth(by: 0xCD9E_8D57)
+            c = SIMD4(b.high ^ c[1] ^ k0, b.low, a.high ^ c[3] ^ k1, a.low)
+            k0 &+= 0x9E37_79B9
+            k1 &+= 0xBB67_AE85
+        }
+        return c
+    }
+}
