@@ -1,0 +1,12 @@
+// Umbrella: our own declarations of the libraries that are opened at run time.
+#ifndef CDRIVERS_H
+#define CDRIVERS_H
+
+#include "cublaslt.h"
+#include "cuda_driver.h"
+#include "nvrtc.h"
+#if __has_include("onednn.h")
+#include "onednn.h"
+#endif
+
+#endif

@@ -1,0 +1,231 @@
+// What we use of the CUDA driver API (libcuda.so.1, CUDA 12.0 and later): types, constants and a
+// table of functions that `cuda_driver_load` fills from an opened library.
+// Values and signatures: https://docs.nvidia.com/cuda/cuda-driver-api
+#ifndef CUDA_DRIVER_H
+#define CUDA_DRIVER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#pragma clang assume_nonnull begin
+
+typedef int32_t CUresult;
+typedef int32_t CUdevice;
+typedef uint64_t CUdeviceptr;
+typedef struct CUctx_st *CUcontext;
+typedef struct CUmod_st *CUmodule;
+typedef struct CUfunc_st *CUfunction;
+typedef struct CUstream_st *CUstream;
+typedef struct CUevent_st *CUevent;
+typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphExec_st *CUgraphExec;
+typedef unsigned long long CUmemGenericAllocationHandle;
+
+enum {
+    CUDA_SUCCESS = 0,
+    CUDA_ERROR_INVALID_VALUE = 1,
+    CUDA_ERROR_OUT_OF_MEMORY = 2,
+    CUDA_ERROR_NO_DEVICE = 100,
+    CUDA_ERROR_NO_BINARY_FOR_GPU = 209,
+    CUDA_ERROR_NOT_READY = 600,
+};
+
+enum {
+    CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 1,
+    CU_DEVICE_ATTRIBUTE_CLOCK_RATE = 13,
+    CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
+    CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE = 36,
+    CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH = 37,
+    CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE = 38,
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR = 81,
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
+    CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 102,
+};
+
+enum {
+    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES = 1,
+    CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES = 3,
+    CU_FUNC_ATTRIBUTE_NUM_REGS = 4,
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
+    CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14,
+};
+
+enum {
+    CU_STREAM_NON_BLOCKING = 1,
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
+    CU_EVENT_DISABLE_TIMING = 2,
+};
+
+// ---- virtual memory ---------------------------------------------------------------------------
+
+enum {
+    CU_MEM_ALLOCATION_TYPE_PINNED = 1,
+    CU_MEM_LOCATION_TYPE_DEVICE = 1,
+    CU_MEM_ACCESS_FLAGS_PROT_READWRITE = 3,
+    CU_MEM_ALLOC_GRANULARITY_RECOMMENDED = 1,
+};
+
+typedef struct {
+    int32_t type;
+    int32_t id;
+} CUmemLocation;
+
+typedef struct {
+    int32_t type;
+    int32_t requestedHandleTypes;
+    CUmemLocation location;
+    void *_Nullable win32HandleMetaData;
+    struct {
+        unsigned char compressionType;
+        unsigned char gpuDirectRDMACapable;
+        unsigned short usage;
+        unsigned char reserved[4];
+    } allocFlags;
+} CUmemAllocationProp;
+_Static_assert(sizeof(CUmemAllocationProp) == 32, "ABI");
+
+typedef struct {
+    CUmemLocation location;
+    int32_t flags;
+} CUmemAccessDesc;
+
+// ---- launches ---------------------------------------------------------------------------------
+
+enum {
+    CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION = 4,
+    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6,
+};
+
+/// The value is a union of 64 bytes; we use its first three words (cluster x, y, z, or a flag).
+typedef struct {
+    int32_t id;
+    char pad[4];
+    uint32_t x, y, z;
+    char rest[52];
+} CUlaunchAttribute;
+_Static_assert(sizeof(CUlaunchAttribute) == 72, "ABI");
+
+typedef struct {
+    uint32_t gridDimX, gridDimY, gridDimZ;
+    uint32_t blockDimX, blockDimY, blockDimZ;
+    uint32_t sharedMemBytes;
+    CUstream hStream;
+    CUlaunchAttribute *_Nullable attrs;
+    uint32_t numAttrs;
+} CUlaunchConfig;
+_Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
+
+// ---- tensor maps ------------------------------------------------------------------------------
+
+// A CUtensorMap is 128 bytes at an address divisible by 64; passed as void * because Swift does not
+// import C structs aligned above 16 bytes.
+enum {
+    CU_TENSOR_MAP_DATA_TYPE_UINT8 = 0,
+    CU_TENSOR_MAP_DATA_TYPE_INT32 = 3,
+    CU_TENSOR_MAP_DATA_TYPE_FLOAT16 = 6,
+    CU_TENSOR_MAP_DATA_TYPE_FLOAT32 = 7,
+    CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9,
+};
+
+// ---- functions --------------------------------------------------------------------------------
+
+// F(field, exported symbol, parameters); every function returns a CUresult.
+#define CUDA_DRIVER_FUNCTIONS(F)                                                                    \
+    F(cuInit, "cuInit", (unsigned flags))                                                           \
+    F(cuDriverGetVersion, "cuDriverGetVersion", (int *version))                                     \
+    F(cuGetErrorName, "cuGetErrorName", (CUresult error, const char *_Nullable *_Nonnull text))     \
+    F(cuGetErrorString, "cuGetErrorString", (CUresult error, const char *_Nullable *_Nonnull text)) \
+    F(cuDeviceGetCount, "cuDeviceGetCount", (int *count))                                           \
+    F(cuDeviceGet, "cuDeviceGet", (CUdevice * device, int ordinal))                                 \
+    F(cuDeviceGetName, "cuDeviceGetName", (char *name, int length, CUdevice device))                \
+    F(cuDeviceGetAttribute, "cuDeviceGetAttribute", (int *value, int attribute, CUdevice device))   \
+    F(cuDeviceTotalMem, "cuDeviceTotalMem_v2", (size_t * bytes, CUdevice device))                   \
+    F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain",                                         \
+      (CUcontext _Nullable * _Nonnull context, CUdevice device))                                    \
+    F(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", (CUdevice device))                 \
+    F(cuCtxSetCurrent, "cuCtxSetCurrent", (CUcontext context))                                      \
+    F(cuStreamCreateWithPriority, "cuStreamCreateWithPriority",                                     \
+      (CUstream _Nullable * _Nonnull stream, unsigned flags, int priority))                         \
+    F(cuStreamDestroy, "cuStreamDestroy_v2", (CUstream stream))                                     \
+    F(cuStreamSynchronize, "cuStreamSynchronize", (CUstream stream))                                \
+    F(cuStreamQuery, "cuStreamQuery", (CUstream stream))                                            \
+    F(cuStreamWaitEvent, "cuStreamWaitEvent", (CUstream stream, CUevent event, unsigned flags))     \
+    F(cuStreamBeginCapture, "cuStreamBeginCapture_v2", (CUstream stream, int mode))                 \
+    F(cuStreamEndCapture, "cuStreamEndCapture",                                                     \
+      (CUstream stream, CUgraph _Nullable * _Nonnull graph))                                        \
+    F(cuGraphInstantiate, "cuGraphInstantiateWithFlags",                                            \
+      (CUgraphExec _Nullable * _Nonnull executable, CUgraph graph, unsigned long long flags))       \
+    F(cuGraphLaunch, "cuGraphLaunch", (CUgraphExec executable, CUstream stream))                    \
+    F(cuGraphDestroy, "cuGraphDestroy", (CUgraph graph))                                            \
+    F(cuGraphExecDestroy, "cuGraphExecDestroy", (CUgraphExec executable))                           \
+    F(cuEventCreate, "cuEventCreate", (CUevent _Nullable * _Nonnull event, unsigned flags))         \
+    F(cuEventDestroy, "cuEventDestroy_v2", (CUevent event))                                         \
+    F(cuEventRecord, "cuEventRecord", (CUevent event, CUstream stream))                             \
+    F(cuEventQuery, "cuEventQuery", (CUevent event))                                                \
+    F(cuEventSynchronize, "cuEventSynchronize", (CUevent event))                                    \
+    F(cuEventElapsedTime, "cuEventElapsedTime",                                                     \
+      (float *milliseconds, CUevent start, CUevent end))                                            \
+    F(cuMemGetInfo, "cuMemGetInfo_v2", (size_t * free, size_t * total))                             \
+    F(cuMemAlloc, "cuMemAlloc_v2", (CUdeviceptr * address, size_t bytes))                           \
+    F(cuMemFree, "cuMemFree_v2", (CUdeviceptr address))                                             \
+    F(cuMemHostAlloc, "cuMemHostAlloc",                                                             \
+      (void *_Nullable *_Nonnull address, size_t bytes, unsigned flags))                            \
+    F(cuMemFreeHost, "cuMemFreeHost", (void *address))                                              \
+    F(cuMemAddressReserve, "cuMemAddressReserve",                                                   \
+      (CUdeviceptr * address, size_t bytes, size_t alignment, CUdeviceptr wish,                     \
+       unsigned long long flags))                                                                   \
+    F(cuMemAddressFree, "cuMemAddressFree", (CUdeviceptr address, size_t bytes))                    \
+    F(cuMemGetAllocationGranularity, "cuMemGetAllocationGranularity",                               \
+      (size_t * granularity, const CUmemAllocationProp *property, int option))                      \
+    F(cuMemCreate, "cuMemCreate",                                                                   \
+      (CUmemGenericAllocationHandle * handle, size_t bytes, const CUmemAllocationProp *property,    \
+       unsigned long long flags))                                                                   \
+    F(cuMemRelease, "cuMemRelease", (CUmemGenericAllocationHandle handle))                          \
+    F(cuMemMap, "cuMemMap",                                                                         \
+      (CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,       \
+       unsigned long long flags))                                                                   \
+    F(cuMemUnmap, "cuMemUnmap", (CUdeviceptr address, size_t bytes))                                \
+    F(cuMemSetAccess, "cuMemSetAccess",                                                             \
+      (CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count))             \
+    F(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2",                                                    \
+      (CUdeviceptr destination, const void *source, size_t bytes, CUstream stream))                 \
+    F(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2",                                                    \
+      (void *destination, CUdeviceptr source, size_t bytes, CUstream stream))                       \
+    F(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2",                                                    \
+      (CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream))                 \
+    F(cuMemsetD8Async, "cuMemsetD8Async",                                                           \
+      (CUdeviceptr destination, unsigned char value, size_t count, CUstream stream))                \
+    F(cuMemsetD32Async, "cuMemsetD32Async",                                                         \
+      (CUdeviceptr destination, unsigned value, size_t count, CUstream stream))                     \
+    F(cuModuleLoadData, "cuModuleLoadData",                                                         \
+      (CUmodule _Nullable * _Nonnull module, const void *image))                                    \
+    F(cuModuleUnload, "cuModuleUnload", (CUmodule module))                                          \
+    F(cuModuleGetFunction, "cuModuleGetFunction",                                                   \
+      (CUfunction _Nullable * _Nonnull function, CUmodule module, const char *name))                \
+    F(cuFuncGetAttribute, "cuFuncGetAttribute",                                                     \
+      (int *value, int attribute, CUfunction function))                                             \
+    F(cuFuncSetAttribute, "cuFuncSetAttribute", (CUfunction function, int attribute, int value))    \
+    F(cuOccupancyMaxActiveBlocksPerMultiprocessor,                                                  \
+      "cuOccupancyMaxActiveBlocksPerMultiprocessor",                                                \
+      (int *blocks, CUfunction function, int threads, size_t sharedBytes))                          \
+    F(cuLaunchKernelEx, "cuLaunchKernelEx",                                                         \
+      (const CUlaunchConfig *config, CUfunction function,                                           \
+       void *_Nullable *_Nullable parameters, void *_Nullable *_Nullable extra))                    \
+    F(cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled",                                             \
+      (void *tensorMap, int dataType, uint32_t rank, void *globalAddress,                           \
+       const uint64_t *globalDim, const uint64_t *globalStrides, const uint32_t *boxDim,            \
+       const uint32_t *elementStrides, int interleave, int swizzle, int l2Promotion, int oobFill))
+
+struct cuda_driver {
+#define CUDA_DRIVER_FIELD(field, symbol, parameters) CUresult(*field) parameters;
+    CUDA_DRIVER_FUNCTIONS(CUDA_DRIVER_FIELD)
+#undef CUDA_DRIVER_FIELD
+};
+
+/// Fills `driver` from a library opened with dlopen. NULL, or the name of the first missing symbol.
+const char *_Nullable cuda_driver_load(void *library, struct cuda_driver *driver);
+
+#pragma clang assume_nonnull end
+#endif

@@ -1,0 +1,33 @@
+// Fills the tables of functions from opened libraries.
+#include "CDrivers.h"
+
+#include <dlfcn.h>
+
+// A dlsym result assigned through void **: ISO C has no conversion from data to function pointers.
+#define LOAD(table, field, symbol)                                                                  \
+    do {                                                                                            \
+        void *address = dlsym(library, symbol);                                                     \
+        if (!address) return symbol;                                                                \
+        *(void **)&(table)->field = address;                                                        \
+    } while (0);
+
+const char *cuda_driver_load(void *library, struct cuda_driver *driver) {
+#define LOAD_DRIVER(field, symbol, parameters) LOAD(driver, field, symbol)
+    CUDA_DRIVER_FUNCTIONS(LOAD_DRIVER)
+    return NULL;
+}
+
+const char *nvrtc_load(void *library, struct nvrtc *nvrtc) {
+    LOAD(nvrtc, nvrtcGetErrorString, "nvrtcGetErrorString")
+#define LOAD_NVRTC(field, parameters) LOAD(nvrtc, field, #field)
+    NVRTC_FUNCTIONS(LOAD_NVRTC)
+    return NULL;
+}
+
+const char *cublaslt_load(void *library, struct cublaslt *cublaslt) {
+    LOAD(cublaslt, cublasLtGetVersion, "cublasLtGetVersion")
+    LOAD(cublaslt, cublasLtGetStatusString, "cublasLtGetStatusString")
+#define LOAD_CUBLASLT(field, parameters) LOAD(cublaslt, field, #field)
+    CUBLASLT_FUNCTIONS(LOAD_CUBLASLT)
+    return NULL;
+}

@@ -1,0 +1,216 @@
+// Instructions of sm_90: stmatrix, mbarrier, bulk (tensor) copies, fences, clusters, setmaxnreg.
+// Included by ptx.cuh where the target has them.
+#pragma once
+#include "numeric.cuh"
+
+/// Stores four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
+/// If a bulk copy reads them next: fence_proxy_async in each writing thread, then a barrier.
+DEVICE void stmatrix_x4(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
+                 "r"(r0), "r"(r1), "r"(r2), "r"(r3)
+                 : "memory");
+}
+DEVICE void stmatrix_x4_trans(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     shared),
+                 "r"(r0), "r"(r1), "r"(r2), "r"(r3)
+                 : "memory");
+}
+
+/// True in exactly one lane of a converged warp.
+DEVICE bool elect_one() {
+    u32 r;
+    asm volatile(
+        "{\n\t.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(r));
+    return r != 0;
+}
+
+// ---- mbarrier: `barrier` is the shared address of a u64 ---------------------------------------
+
+DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+/// After the inits, before other threads, bulk copies or other blocks of the cluster use them.
+DEVICE void fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEVICE void mbarrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Arrives and announces `bytes` more that bulk copies will bring in this phase.
+DEVICE void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+/// Announces bytes without arriving.
+DEVICE void mbarrier_expect_tx(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier),
+                 "r"(bytes)
+                 : "memory");
+}
+/// Arrives at the same barrier of block `rank` of the cluster.
+DEVICE void mbarrier_arrive_remote(u32 barrier, u32 rank) {
+    asm volatile(
+        "{\n\t.reg .b32 remote;\n\tmapa.shared::cluster.u32 remote, %0, %1;\n\t"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+/// Whether the phase of parity `parity` has completed; may sleep for a while inside.
+DEVICE bool mbarrier_try_wait(u32 barrier, u32 parity) {
+    u32 done;
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+/// Waits for the phase of parity `parity`. A fresh barrier is in phase 0: waiting for parity 1
+/// returns at once (a producer's first wait for an empty stage), for parity 0 blocks.
+DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
+    while (!mbarrier_try_wait(barrier, parity)) {
+    }
+}
+
+// ---- proxies ----------------------------------------------------------------------------------
+
+/// Makes this thread's ordinary shared-memory writes visible to wgmma and bulk copies.
+DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- bulk copies ------------------------------------------------------------------------------
+
+/// Cache policies for the `hint` of the loads, as `createpolicy.fractional` encodes them.
+constexpr u64 kEvictFirst = 0x12F0000000000000ull;
+constexpr u64 kEvictNormal = 0x1000000000000000ull;
+constexpr u64 kEvictLast = 0x14F0000000000000ull;
+
+DEVICE void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+/// `bytes` (a multiple of 16) of linear memory, global → shared, both 16-byte aligned.
+DEVICE void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(shared),
+        "l"(global), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+/// Linear memory shared → global; then bulk_commit.
+DEVICE void bulk_store(void* global, u32 shared, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+                 "r"(shared), "r"(bytes)
+                 : "memory");
+}
+DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Until at most kPending of this thread's store groups still read shared memory.
+template <int kPending>
+DEVICE void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+/// Until at most kPending of this thread's store groups are incomplete.
+template <int kPending>
+DEVICE void bulk_wait() {
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// tma_load(shared, map, barrier, x[, y, z, w, v][, hint]): one box of a tensor; coordinates are
+// element indices, innermost dimension first, and may be negative or past the end (zero-filled).
+// One thread issues it. tma_store(map, shared, x, y, ...) clips at the borders instead.
+#define TMA_LOAD(RANK, PLACES, PARAMETERS, HINT_PLACE, ...)                            \
+    DEVICE void tma_load_##RANK##d(u32 shared, const TensorMap& map, u32 barrier, PARAMETERS) {     \
+        asm volatile("cp.async.bulk.tensor." #RANK                                                  \
+                     "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {" PLACES \
+                     "}], [%2];" ::"r"(shared),                                                     \
+                     "l"(&map), "r"(barrier), __VA_ARGS__                                           \
+                     : "memory");                                                                   \
+    }                                                                                               \
+    DEVICE void tma_load_##RANK##d(u32 shared, const TensorMap& map, u32 barrier, PARAMETERS,       \
+                                   u64 hint) {                                                      \
+        asm volatile("cp.async.bulk.tensor." #RANK                                                  \
+                     "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "   \
+                     "[%0], [%1, {" PLACES "}], [%2], " HINT_PLACE ";" ::"r"(shared),               \
+                     "l"(&map), "r"(barrier), __VA_ARGS__, "l"(hint)                                \
+                     : "memory");                                                                   \
+    }
+#define TMA_COMMA ,
+TMA_LOAD(1, "%3", int x, "%4", "r"(x))
+TMA_LOAD(2, "%3, %4", int x TMA_COMMA int y, "%5", "r"(x), "r"(y))
+TMA_LOAD(3, "%3, %4, %5", int x TMA_COMMA int y TMA_COMMA int z, "%6", "r"(x), "r"(y), "r"(z))
+TMA_LOAD(4, "%3, %4, %5, %6", int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w, "%7",
+         "r"(x), "r"(y), "r"(z), "r"(w))
+TMA_LOAD(5, "%3, %4, %5, %6, %7",
+         int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w TMA_COMMA int v, "%8", "r"(x),
+         "r"(y), "r"(z), "r"(w), "r"(v))
+#undef TMA_LOAD
+
+#define TMA_STORE(RANK, PLACES, PARAMETERS, ...)                                                    \
+    DEVICE void tma_store_##RANK##d(const TensorMap& map, u32 shared, PARAMETERS) {                 \
+        asm volatile("cp.async.bulk.tensor." #RANK                                                  \
+                     "d.global.shared::cta.tile.bulk_group [%0, {" PLACES "}], [%1];" ::"l"(&map),  \
+                     "r"(shared), __VA_ARGS__                                                       \
+                     : "memory");                                                                   \
+    }
+TMA_STORE(2, "%2, %3", int x TMA_COMMA int y, "r"(x), "r"(y))
+TMA_STORE(3, "%2, %3, %4", int x TMA_COMMA int y TMA_COMMA int z, "r"(x), "r"(y), "r"(z))
+TMA_STORE(4, "%2, %3, %4, %5", int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w, "r"(x),
+          "r"(y), "r"(z), "r"(w))
+TMA_STORE(5, "%2, %3, %4, %5, %6",
+          int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w TMA_COMMA int v, "r"(x), "r"(y),
+          "r"(z), "r"(w), "r"(v))
+#undef TMA_STORE
+#undef TMA_COMMA
+
+/// A 2-d box to the same shared address of every block whose bit is set in `blocks`; each of them
+/// counts the bytes at its own barrier at the same address.
+DEVICE void tma_load_2d_multicast(u32 shared, const TensorMap& map, u32 barrier, int x, int y,
+                                  u16 blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"(blocks)
+        : "memory");
+}
+
+// ---- clusters ---------------------------------------------------------------------------------
+
+DEVICE u32 cluster_rank() {
+    u32 r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+DEVICE void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEVICE void cluster_sync() {
+    cluster_arrive();
+    cluster_wait();
+}
+
+// ---- programmatic dependent launch ------------------------------------------------------------
+
+/// Waits until the kernels before this one in the stream have finished and flushed.
+DEVICE void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+/// Lets the next kernel's blocks start (its grid_dependency_wait still waits for our end).
+DEVICE void grid_dependency_launch() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// ---- registers --------------------------------------------------------------------------------
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM120_ALL)
+/// Gives up or takes registers, for all four warps of a warpgroup. The kernel needs
+/// __launch_bounds__(threads, 1); kCount is a multiple of 8.
+template <int kCount>
+DEVICE void setmaxnreg_dec() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+DEVICE void setmaxnreg_inc() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+#endif
