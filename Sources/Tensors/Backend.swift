@@ -251,8 +251,9 @@ public protocol Backend: AnyObject {
     /// SDE (noise given): (1 - next) * (x - t v) + next * noise; ODE: x - (t - next) * v.
     func rcmStep(_ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double) -> Tensor
 
-    /// sum_i coefficients[i] * terms[i], accumulated in f64, in the dtype of the first term (samplers, guidance).
-    func combine(_ terms: [Tensor], _ coefficients: [Double]) -> Tensor
+    /// sum_i coefficients[i] * terms[i], accumulated in f64, rounded to `dtype` (samplers, guidance).
+    /// terms: f32 or f64, 1 to 5 of equal shape
+    func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor
 
     /// Standard normal numbers equal to `torch.randn(device: "cuda")`; see `PhiloxNoise`. → f32
     func noise(_ shape: Shape, generator: inout PhiloxNoise) -> Tensor
