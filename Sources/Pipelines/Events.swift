@@ -1,0 +1,80 @@
+/// What a run tells its caller: where it is, how long each stage took, how much memory it needed.
+
+public import Tensors
+
+/// The stages of a run, in order.
+public enum Stage: Sendable, Hashable, Codable {
+    case load
+    case textEncoder
+    case imageEncoder
+    /// One evaluation of the transformer (two with guidance).
+    case denoise(step: Int, of: Int)
+    case decode
+    /// Waiting for the video encoder after the last frame was decoded.
+    case encode
+
+    public var name: String {
+        switch self {
+        case .load: "load"
+        case .textEncoder: "text encoder"
+        case .imageEncoder: "image encoder"
+        case .denoise(let step, let count): "step \(step)/\(count)"
+        case .decode: "VAE decode"
+        case .encode: "video encoder"
+        }
+    }
+}
+
+/// What one stage took.
+public struct StageReport: Sendable, Hashable, Codable {
+    public let stage: Stage
+    public let seconds: Double
+    /// Most device memory held at once during the stage, weights included.
+    public let peakBytes: Int
+}
+
+/// Something that happened during a run.
+public enum PipelineEvent: Sendable {
+    case started(Stage)
+    /// Share of the stage that is done, in 0...1.
+    case progress(Stage, Double)
+    case finished(StageReport)
+    /// The prompt was cut to the model's length: tokens kept, tokens dropped.
+    case promptCut(kept: Int, dropped: Int)
+    /// Something the user should know; the run goes on.
+    case note(String)
+}
+
+/// A whole run.
+public struct RunReport: Sendable, Codable {
+    public var device: String
+    public var stages: [StageReport]
+    public var totalSeconds: Double
+    /// Most host memory the process held (resident set).
+    public var hostPeakBytes: Int
+
+    public var peakBytes: Int { stages.map(\.peakBytes).max() ?? 0 }
+}
+
+/// Finished frames on their way to a file. One chunk of one sample.
+public struct FrameChunk: Sendable {
+    public let sample: Int
+    public let width, height, count: Int
+    /// [count, height, width, 3]
+    public let rgb: [UInt8]
+}
+
+/// The model produced numbers that are not finite.
+public struct NonFiniteError: Error, Sendable, CustomStringConvertible {
+    public let stage: Stage
+    /// A tensor of the checkpoint that holds the first such number, where that is the cause.
+    public let tensor: String?
+
+    public var description: String {
+        let place = "\(stage.name) produced numbers that are not finite (NaN or infinity)"
+        guard let tensor else {
+            return place + "; the weights are finite: try --precision f32"
+        }
+        return place + ": the weights are damaged, first in tensor \(tensor); download the file again"
+    }
+}
