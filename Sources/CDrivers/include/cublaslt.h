@@ -98,7 +98,7 @@ _Static_assert(sizeof(cublasLtMatmulHeuristicResult_t) == 96, "ABI");
 
 struct cublaslt {
     size_t (*cublasLtGetVersion)(void);
-    const char *(*cublasLtGetStatusString)(cublasStatus_t status);
+    const char *_Nonnull (*_Nonnull cublasLtGetStatusString)(cublasStatus_t status);
 #define CUBLASLT_FIELD(name, parameters) cublasStatus_t(*name) parameters;
     CUBLASLT_FUNCTIONS(CUBLASLT_FIELD)
 #undef CUBLASLT_FIELD

@@ -34,7 +34,7 @@ enum { NVRTC_SUCCESS = 0, NVRTC_ERROR_COMPILATION = 6 };
     F(nvrtcGetSupportedArchs, (int *architectures))
 
 struct nvrtc {
-    const char *(*nvrtcGetErrorString)(nvrtcResult result);
+    const char *_Nonnull (*_Nonnull nvrtcGetErrorString)(nvrtcResult result);
 #define NVRTC_FIELD(name, parameters) nvrtcResult(*name) parameters;
     NVRTC_FUNCTIONS(NVRTC_FIELD)
 #undef NVRTC_FIELD

@@ -1,0 +1,58 @@
+// GPU architectures: what to compile for, and which kernels run where.
+
+/// A compute capability: 9.0 is Hopper.
+public struct Architecture: Hashable, Sendable, Comparable, CustomStringConvertible {
+    public let major: Int
+    public let minor: Int
+
+    public init(major: Int, minor: Int) {
+        self.major = major
+        self.minor = minor
+    }
+
+    /// From `sm_90a`, `sm_90` or `90`; nil for anything else.
+    public init?(_ name: String) {
+        var digits = Substring(name)
+        if digits.hasPrefix("sm_") { digits = digits.dropFirst(3) }
+        if digits.hasSuffix("a") { digits = digits.dropLast() }
+        guard digits.count >= 2, digits.allSatisfy(\.isNumber), let number = Int(digits) else {
+            return nil
+        }
+        self.init(major: number / 10, minor: number % 10)
+    }
+
+    /// NVRTC's name. From 9.0 on the architecture-specific target (`a`): without it there is no
+    /// wgmma and no setmaxnreg.
+    public var description: String { "sm_\(major)\(minor)\(major >= 9 ? "a" : "")" }
+    /// "9.0"
+    public var capability: String { "\(major).\(minor)" }
+
+    public static func < (left: Self, right: Self) -> Bool {
+        (left.major, left.minor) < (right.major, right.minor)
+    }
+
+    public static let ampere = Architecture(major: 8, minor: 0)
+    public static let ada = Architecture(major: 8, minor: 9)
+    public static let hopper = Architecture(major: 9, minor: 0)
+    public static let blackwell = Architecture(major: 12, minor: 0)
+    /// Those that every change is compiled for.
+    public static let tested: [Architecture] = [.ampere, .ada, .hopper, .blackwell]
+}
+
+/// Which architectures a translation unit is written for.
+public enum KernelFamily: Hashable, Sendable {
+    /// sm_80 and later: mma.sync, cp.async.
+    case any
+    /// sm_89 and later: mma.sync with fp8.
+    case fp8
+    /// sm_90a alone: wgmma, bulk tensor copies, setmaxnreg.
+    case hopper
+
+    public func includes(_ architecture: Architecture) -> Bool {
+        switch self {
+        case .any: architecture >= .ampere
+        case .fp8: architecture >= .ada
+        case .hopper: architecture == .hopper
+        }
+    }
+}

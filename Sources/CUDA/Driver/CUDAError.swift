@@ -1,0 +1,69 @@
+// What can go wrong between us and the NVIDIA libraries, as values with everything a report needs.
+
+/// A call of the driver (or cuBLASLt, NVRTC) that failed.
+public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
+    /// The library's own number, 700 for example; see ``name``.
+    public let code: Int32
+    /// `CUDA_ERROR_ILLEGAL_ADDRESS`, for example.
+    public let name: String
+    /// The library's sentence about it.
+    public let text: String
+    /// The function that returned it and what it was asked for: `cuLaunchKernel gelu<bf16>`.
+    public let call: String
+
+    public init(code: Int32, name: String, text: String, call: String) {
+        self.code = code
+        self.name = name
+        self.text = text
+        self.call = call
+    }
+
+    public var description: String { "\(call): \(name) (\(code)): \(text)" }
+
+    /// Whether a smaller request, or another moment, could succeed.
+    public var isOutOfMemory: Bool { code == 2 }
+}
+
+/// Why CUDA cannot be used on this machine. Every case says what was looked for and what to do.
+public enum CUDAUnavailable: Error, Hashable, Sendable, CustomStringConvertible {
+    /// No library of these names in any of these folders.
+    case missingLibrary(name: String, searched: [String], reason: String)
+    /// A library without a function that we need.
+    case missingSymbol(symbol: String, library: String)
+    case noDevice
+    case noSuchDevice(ordinal: Int, count: Int)
+    /// The installed driver is older than what the work needs.
+    case driverTooOld(found: String, needed: String, purpose: String)
+    case deviceTooOld(name: String, capability: String, needed: String)
+    case failed(CUDAError)
+
+    public var description: String {
+        switch self {
+        case .missingLibrary(let name, let searched, let reason):
+            """
+            \(name) not found (\(reason)); looked in \(searched.joined(separator: ", ")). \
+            \(advice(for: name))
+            """
+        case .missingSymbol(let symbol, let library):
+            "\(library) has no function \(symbol): it is older than CUDA 12.0; update it"
+        case .noDevice:
+            "no CUDA device: the driver is installed but shows no NVIDIA GPU"
+        case .noSuchDevice(let ordinal, let count):
+            "no CUDA device \(ordinal): this machine has \(count) (numbered from 0)"
+        case .driverTooOld(let found, let needed, let purpose):
+            "driver \(found) found, \(needed) needed for \(purpose): update the NVIDIA driver"
+        case .deviceTooOld(let name, let capability, let needed):
+            "\(name) has compute capability \(capability); \(needed) or later is needed"
+        case .failed(let error):
+            error.description
+        }
+    }
+
+    private func advice(for library: String) -> String {
+        if library.hasPrefix("libcuda.") {
+            return "no CUDA device: it comes with the NVIDIA driver"
+        }
+        return "Install it (pip install nvidia-cuda-nvrtc nvidia-cublas, or the CUDA toolkit) or name "
+            + "its folder with --cuda-libraries or TURBODIFFUSION_CUDA_LIBRARIES"
+    }
+}

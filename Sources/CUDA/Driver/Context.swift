@@ -1,0 +1,87 @@
+// What an operation needs of a device: a stream, memory, kernels.
+
+internal import CDrivers
+
+/// A device in use: its main stream, its memory, its kernels. Stays on one thread.
+public final class Context {
+    public let device: Device
+    public let stream: Stream
+    public let memory: DeviceMemory
+    public let kernels: KernelLibrary
+    /// Wait for every kernel, so that a failure names the kernel that caused it. Slow: for debugging.
+    public var waitsForEachKernel = false
+    let arguments = LaunchArguments()
+
+    /// - Parameters:
+    ///   - memoryLimit: the most bytes to take from the device; nil: all there are.
+    ///   - kernels: where compiled kernels come from.
+    public init(
+        _ device: Device, memoryLimit: Int? = nil, kernels: KernelSource = KernelSource()
+    ) throws(CUDAError) {
+        self.device = device
+        stream = try Stream(device)
+        memory = DeviceMemory(device, limit: memoryLimit)
+        self.kernels = KernelLibrary(device, kernels)
+    }
+
+    public var properties: DeviceProperties { device.properties }
+
+    /// A buffer of device memory; see ``DeviceMemory/buffer(byteCount:)``.
+    public func buffer(byteCount: Int) -> DeviceBuffer { memory.buffer(byteCount: byteCount) }
+
+    /// A kernel, typed by what the caller assigns it to. The unit is compiled or loaded when its first
+    /// kernel is asked for. `name` must be one of the unit's names, letter by letter.
+    public func kernel<each Argument: BitwiseCopyable>(
+        _ name: String, of unit: KernelUnit
+    ) -> Kernel<repeat each Argument> {
+        Kernel(name: name, function: kernels.function(name, of: unit), context: self)
+    }
+
+    /// Waits until the main stream is empty.
+    /// - Throws: the first failure since the last call: of an operation, of a kernel while it ran, of
+    ///   memory or of a compilation. It names the call, and the last kernel where the device cannot
+    ///   tell which one failed (see ``waitsForEachKernel``).
+    public func synchronize() throws(CUDAError) {
+        if device.failure == nil { stream.drain() }
+        if let failure = device.takeFailure() { throw failure }
+    }
+
+    func launch(_ function: Function, _ shape: LaunchShape, _ arguments: LaunchArguments) {
+        function.allowShared(shape.sharedBytes)
+        guard device.failure == nil else { return }
+        var attributes = (CUlaunchAttribute(), CUlaunchAttribute())
+        var count: UInt32 = 0
+        if shape.cluster.count > 1 {
+            attributes.0.id = Int32(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION.rawValue)
+            attributes.0.x = UInt32(shape.cluster.x)
+            attributes.0.y = UInt32(shape.cluster.y)
+            attributes.0.z = UInt32(shape.cluster.z)
+            count = 1
+        }
+        if shape.overlapsPrevious && properties.architecture >= .hopper {
+            var overlap = CUlaunchAttribute()
+            overlap.id = Int32(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION.rawValue)
+            overlap.x = 1
+            if count == 0 { attributes.0 = overlap } else { attributes.1 = overlap }
+            count += 1
+        }
+        device.lastKernel = function.name
+        withUnsafeMutablePointer(to: &attributes) { attributes in
+            attributes.withMemoryRebound(to: CUlaunchAttribute.self, capacity: 2) { list in
+                var config = CUlaunchConfig(
+                    gridDimX: UInt32(shape.grid.x), gridDimY: UInt32(shape.grid.y),
+                    gridDimZ: UInt32(shape.grid.z), blockDimX: UInt32(shape.block.x),
+                    blockDimY: UInt32(shape.block.y), blockDimZ: UInt32(shape.block.z),
+                    sharedMemBytes: UInt32(shape.sharedBytes), hStream: stream.handle,
+                    attrs: list, numAttrs: count)
+                device.check(
+                    device.cuda.cuLaunchKernelEx(
+                        &config, function.handle, arguments.addresses, nil),
+                    "launch of \(function.name), grid \(shape.grid.x) x \(shape.grid.y) x "
+                        + "\(shape.grid.z), block \(shape.block.count), "
+                        + "\(shape.sharedBytes) bytes of shared memory")
+            }
+        }
+        if waitsForEachKernel { stream.drain() }
+    }
+}

@@ -1,0 +1,122 @@
+// One GPU: its properties, its primary context, and the first thing that went wrong on it.
+
+internal import CDrivers
+
+/// What a device is and has; sizes in bytes.
+public struct DeviceProperties: Hashable, Sendable {
+    public let name: String
+    public let multiprocessors: Int
+    public let architecture: Architecture
+    public let totalMemory: Int
+    public let l2Cache: Int
+    /// The most shared memory one block can have (static and dynamic together).
+    public let sharedMemoryPerBlock: Int
+    public let sharedMemoryPerMultiprocessor: Int
+    /// kHz; 0 where the driver no longer tells.
+    public let clockRate: Int
+    /// The driver's version: "580.95.05 (CUDA 13.0)".
+    public let driver: String
+}
+
+/// A device with its primary context, current on the thread that made it.
+///
+/// Not `Sendable`: a device and everything made from it stay on one thread. Operations do not throw:
+/// they report a failure here, later ones are then skipped, and ``Context/synchronize()`` throws it.
+public final class Device {
+    public let driver: Driver
+    public let ordinal: Int
+    public let properties: DeviceProperties
+    let handle: CUdevice
+    let context: CUcontext
+    /// The first failure since the last synchronisation.
+    public private(set) var failure: CUDAError?
+    /// The last kernel that was launched: the likeliest culprit of an asynchronous failure.
+    var lastKernel: String?
+
+    var cuda: cuda_driver { driver.functions }
+
+    public init(_ driver: Driver, ordinal: Int = 0) throws(CUDAUnavailable) {
+        guard ordinal >= 0 && ordinal < driver.deviceCount else {
+            throw .noSuchDevice(ordinal: ordinal, count: driver.deviceCount)
+        }
+        let cuda = driver.functions
+        func check(_ result: CUresult, _ call: String) throws(CUDAUnavailable) {
+            if result != 0 { throw .failed(cuda.error(result, call)) }
+        }
+        var device: CUdevice = 0
+        try check(cuda.cuDeviceGet(&device, Int32(ordinal)), "cuDeviceGet \(ordinal)")
+        properties = Self.properties(of: device, driver)
+        guard properties.architecture >= Architecture(major: 8, minor: 0) else {
+            throw .deviceTooOld(
+                name: properties.name, capability: properties.architecture.capability,
+                needed: "8.0 (Ampere)")
+        }
+        var context: CUcontext?
+        try check(cuda.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain")
+        try check(cuda.cuCtxSetCurrent(context!), "cuCtxSetCurrent")
+        self.driver = driver
+        self.ordinal = ordinal
+        self.handle = device
+        self.context = context!
+    }
+
+    deinit { _ = cuda.cuDevicePrimaryCtxRelease(handle) }
+
+    /// Makes the context current on the calling thread: once, where the device moves to its own.
+    public func makeCurrent() { check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent") }
+
+    /// Free memory of the device as the driver sees it, other processes included. Bytes.
+    public var freeMemory: Int {
+        var free = 0
+        var total = 0
+        check(cuda.cuMemGetInfo(&free, &total), "cuMemGetInfo")
+        return free
+    }
+
+    /// Keeps `result` as the failure unless it is a success or there is one already.
+    /// - Returns: whether it is a success.
+    @discardableResult
+    func check(_ result: CUresult, _ call: @autoclosure () -> String) -> Bool {
+        if result == 0 { return true }
+        fail(cuda.error(result, call()))
+        return false
+    }
+
+    /// Reports a failure of an operation; the first one is kept.
+    public func fail(_ error: CUDAError) {
+        if failure == nil { failure = error }
+    }
+
+    /// The failure, which is thereby dealt with. Where it was the driver's and final (an illegal
+    /// address, for example), every later call fails again.
+    func takeFailure() -> CUDAError? {
+        defer { failure = nil }
+        return failure
+    }
+
+    private static func properties(of device: CUdevice, _ driver: Driver) -> DeviceProperties {
+        let cuda = driver.functions
+        func attribute<Attribute: RawRepresentable<UInt32>>(_ which: Attribute) -> Int {
+            var value: Int32 = 0
+            _ = cuda.cuDeviceGetAttribute(&value, Int32(which.rawValue), device)
+            return Int(value)
+        }
+        var name = [CChar](repeating: 0, count: 256)
+        _ = cuda.cuDeviceGetName(&name, Int32(name.count), device)
+        var total = 0
+        _ = cuda.cuDeviceTotalMem(&total, device)
+        return DeviceProperties(
+            name: String(decoding: name.prefix { $0 != 0 }.map(UInt8.init), as: UTF8.self),
+            multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+            architecture: Architecture(
+                major: attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+                minor: attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)),
+            totalMemory: total,
+            l2Cache: attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE),
+            sharedMemoryPerBlock: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            sharedMemoryPerMultiprocessor: attribute(
+                CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+            clockRate: attribute(CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
+            driver: driver.described)
+    }
+}

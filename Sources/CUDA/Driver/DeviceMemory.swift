@@ -1,0 +1,180 @@
+// Memory of the device and pinned memory of the host.
+
+internal import CDrivers
+
+/// The device memory of one context, ordered by one stream: what is freed may be given out again at
+/// once, because the new owner's work is queued after the old owner's. A buffer that another stream
+/// uses must be kept until that stream has passed an event.
+///
+/// It grows by mapping physical memory behind one range of addresses, so that it does not fragment
+/// by segments, and keeps what it has.
+public final class DeviceMemory {
+    let device: Device
+    /// The most bytes that may be taken from the device; nil: all there are.
+    public let limit: Int?
+    private var arena = Arena()
+    /// The reserved range of addresses and how much of it has memory behind it; without virtual
+    /// memory management, segments of cuMemAlloc.
+    private var base: CUdeviceptr = 0
+    private var reserved = 0
+    private var handles: [(handle: CUmemGenericAllocationHandle, start: UInt64, byteCount: Int)] = []
+    private var segments: [CUdeviceptr] = []
+
+    /// Bytes taken from the device.
+    public private(set) var mapped = 0
+    /// Bytes in live buffers, now and at most since ``resetPeak()``.
+    public var current: Int { arena.current }
+    public var peak: Int { arena.peak }
+    public func resetPeak() { arena.resetPeak() }
+
+    private static let growth = 64 << 20
+
+    init(_ device: Device, limit: Int?) {
+        self.device = device
+        self.limit = limit
+        reserveAddresses()
+    }
+
+    deinit {
+        for (handle, start, byteCount) in handles {
+            _ = device.cuda.cuMemUnmap(start, byteCount)
+            _ = device.cuda.cuMemRelease(handle)
+        }
+        if reserved > 0 { _ = device.cuda.cuMemAddressFree(base, reserved) }
+        for segment in segments { _ = device.cuda.cuMemFree(segment) }
+    }
+
+    /// A buffer, uninitialised. Its address is a multiple of 512.
+    ///
+    /// Where there is no memory left the failure is the device's, and the buffer is empty: nothing is
+    /// launched after a failure.
+    public func buffer(byteCount: Int) -> DeviceBuffer {
+        if let start = arena.allocate(byteCount) {
+            return DeviceBuffer(self, DevicePointer(address: start), byteCount)
+        }
+        if grow(for: byteCount), let start = arena.allocate(byteCount) {
+            return DeviceBuffer(self, DevicePointer(address: start), byteCount)
+        }
+        return DeviceBuffer(self, .null, byteCount)
+    }
+
+    fileprivate func deallocate(_ pointer: DevicePointer) { arena.deallocate(pointer.address) }
+
+    func beginRecording() { arena.beginRecording() }
+    func endRecording() -> [Arena.Block] { arena.endRecording() }
+    func release(_ blocks: [Arena.Block]) { arena.release(blocks) }
+
+    // ---- growth ----
+
+    private var property: CUmemAllocationProp {
+        var property = CUmemAllocationProp()
+        property.type = 1  // pinned
+        property.location = CUmemLocation(type: 1, id: device.handle)  // device
+        return property
+    }
+
+    private func reserveAddresses() {
+        let cuda = device.cuda
+        var supported: Int32 = 0
+        _ = cuda.cuDeviceGetAttribute(
+            &supported,
+            Int32(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED.rawValue), device.handle)
+        guard supported != 0 else { return }
+        // Twice the memory: addresses cost nothing, and graphs may hold some.
+        let wanted = (device.properties.totalMemory / Self.growth + 1) * Self.growth * 2
+        if cuda.cuMemAddressReserve(&base, wanted, 0, 0, 0) == 0 { reserved = wanted }
+    }
+
+    private func grow(for byteCount: Int) -> Bool {
+        guard device.failure == nil else { return false }
+        let need = Arena.rounded(byteCount)
+        let end = base + UInt64(mapped)
+        let missing = reserved > 0 ? need - arena.freeTail(before: end) : need
+        let size = (missing + Self.growth - 1) / Self.growth * Self.growth
+        if let limit, mapped + size > limit {
+            device.fail(outOfMemory(byteCount, "the limit is \(limit) bytes"))
+            return false
+        }
+        if reserved > 0, map(size, at: end) {
+            arena.add(Arena.Block(start: end, end: end + UInt64(size)), extends: mapped > 0)
+            mapped += size
+            return true
+        }
+        // Without virtual memory management (from the start: a mapped range is never left).
+        var address: CUdeviceptr = 0
+        if handles.isEmpty, device.cuda.cuMemAlloc(&address, size) == 0 {
+            reserved = 0
+            segments.append(address)
+            arena.add(Arena.Block(start: address, end: address + UInt64(size)), extends: false)
+            mapped += size
+            return true
+        }
+        device.fail(outOfMemory(byteCount, "the device has \(device.freeMemory) bytes free"))
+        return false
+    }
+
+    private func map(_ size: Int, at start: UInt64) -> Bool {
+        let cuda = device.cuda
+        var property = property
+        var handle: CUmemGenericAllocationHandle = 0
+        guard mapped + size <= reserved, cuda.cuMemCreate(&handle, size, &property, 0) == 0 else {
+            return false
+        }
+        guard cuda.cuMemMap(start, size, 0, handle, 0) == 0 else {
+            _ = cuda.cuMemRelease(handle)
+            return false
+        }
+        var access = CUmemAccessDesc()
+        access.location = property.location
+        access.flags = 3  // read and write
+        guard cuda.cuMemSetAccess(start, size, &access, 1) == 0 else {
+            _ = cuda.cuMemUnmap(start, size)
+            _ = cuda.cuMemRelease(handle)
+            return false
+        }
+        handles.append((handle, start, size))
+        return true
+    }
+
+    private func outOfMemory(_ byteCount: Int, _ why: String) -> CUDAError {
+        CUDAError(
+            code: 2, name: "CUDA_ERROR_OUT_OF_MEMORY",
+            text: "\(arena.current) bytes in use, \(mapped) taken from the device; \(why)",
+            call: "allocation of \(byteCount) bytes")
+    }
+}
+
+/// Device memory that frees itself.
+public final class DeviceBuffer {
+    public let pointer: DevicePointer
+    public let byteCount: Int
+    private let memory: DeviceMemory
+
+    fileprivate init(_ memory: DeviceMemory, _ pointer: DevicePointer, _ byteCount: Int) {
+        self.memory = memory
+        self.pointer = pointer
+        self.byteCount = byteCount
+    }
+
+    deinit {
+        if pointer != .null { memory.deallocate(pointer) }
+    }
+}
+
+/// Page-locked host memory: the copy engine reads it directly, so copies overlap other work.
+public final class PinnedBuffer {
+    public let bytes: UnsafeMutableRawBufferPointer
+    private let device: Device
+
+    public init(_ device: Device, byteCount: Int) throws(CUDAError) {
+        var address: UnsafeMutableRawPointer?
+        let result = device.cuda.cuMemHostAlloc(&address, max(byteCount, 1), 0)
+        guard result == 0 else {
+            throw device.cuda.error(result, "cuMemHostAlloc \(byteCount) bytes")
+        }
+        bytes = UnsafeMutableRawBufferPointer(start: address, count: byteCount)
+        self.device = device
+    }
+
+    deinit { _ = device.cuda.cuMemFreeHost(bytes.baseAddress!) }
+}

@@ -1,0 +1,81 @@
+// Opens NVIDIA's shared libraries at run time, wherever a machine keeps them.
+
+internal import CDrivers
+internal import Glibc
+
+/// An opened shared library. It stays open for the life of the process: its functions are kept.
+struct SharedLibrary {
+    let handle: UnsafeMutableRawPointer
+    /// The name or path that opened it.
+    let path: String
+
+    /// Opens the first of `names` (newest first) that is found: in the folders the user named, where
+    /// the loader looks by itself, then in well-known folders.
+    static func open(_ names: [String], in named: [String]) throws(CUDAUnavailable) -> SharedLibrary {
+        let wellKnown = wellKnownFolders()
+        var reason = "no such file"
+        for name in names {
+            for path in named.map({ "\($0)/\(name)" }) + [name] + wellKnown.map({ "\($0)/\(name)" }) {
+                // Without this check the loader's message about the last folder hides a better one.
+                if path != name && access(path, R_OK) != 0 { continue }
+                preloadBuiltins(beside: path)
+                if let handle = dlopen(path, RTLD_NOW | RTLD_LOCAL) {
+                    return SharedLibrary(handle: handle, path: path)
+                }
+                if path != name { reason = String(cString: dlerror()) }
+            }
+        }
+        throw .missingLibrary(
+            name: names.joined(separator: " or "),
+            searched: named + ["the loader's path"] + wellKnown, reason: reason)
+    }
+
+    /// NVRTC opens `libnvrtc-builtins.so.X.Y` by bare name; off the loader's path that only works
+    /// when it is open already.
+    private static func preloadBuiltins(beside path: String) {
+        guard let slash = path.lastIndex(of: "/"), path.contains("libnvrtc") else { return }
+        for file in glob("\(path[..<slash])/libnvrtc-builtins.so.*") {
+            _ = dlopen(file, RTLD_NOW | RTLD_GLOBAL)
+        }
+    }
+
+    /// Folders where distributions, NVIDIA's installers and Python environments put the libraries.
+    private static func wellKnownFolders() -> [String] {
+        var pythons = ["/usr/local/lib/python3*/*-packages", "/usr/lib/python3/dist-packages"]
+        for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+            if let prefix = environment(variable) {
+                pythons.insert("\(prefix)/lib/python3*/site-packages", at: 0)
+            }
+        }
+        var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
+        for python in pythons {
+            for part in ["cu13", "cuda_nvrtc", "cublas"] {
+                patterns.append("\(python)/nvidia/\(part)/lib")
+            }
+        }
+        patterns += [
+            "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib", "/usr/local/nvidia/lib64",
+        ]
+        return patterns.flatMap(glob)
+    }
+}
+
+/// Folders of `--cuda-libraries` or, without it, TURBODIFFUSION_CUDA_LIBRARIES (separated by colons).
+func libraryFolders(_ option: String?) -> [String] {
+    let list = option ?? environment("TURBODIFFUSION_CUDA_LIBRARIES") ?? ""
+    return list.split(separator: ":").map(String.init)
+}
+
+func environment(_ name: String) -> String? {
+    guard let value = getenv(name) else { return nil }
+    let text = String(cString: value)
+    return text.isEmpty ? nil : text
+}
+
+/// The existing paths that match a shell pattern.
+private func glob(_ pattern: String) -> [String] {
+    var found = glob_t()
+    defer { globfree(&found) }
+    guard Glibc.glob(pattern, 0, nil, &found) == 0 else { return [] }
+    return (0..<Int(found.gl_pathc)).compactMap { found.gl_pathv[$0].map { String(cString: $0) } }
+}

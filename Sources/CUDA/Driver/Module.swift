@@ -1,0 +1,81 @@
+// Machine code on the device, and the kernels in it.
+
+internal import CDrivers
+
+/// A loaded cubin.
+final class Module {
+    let device: Device
+    private let handle: CUmodule
+
+    init(_ device: Device, cubin: [UInt8], name: String) throws(CUDAError) {
+        var handle: CUmodule?
+        let result = cubin.withUnsafeBytes {
+            device.cuda.cuModuleLoadData(&handle, $0.baseAddress!)
+        }
+        guard result == 0 else { throw device.cuda.error(result, "cuModuleLoadData \(name)") }
+        self.device = device
+        self.handle = handle!
+    }
+
+    deinit { _ = device.cuda.cuModuleUnload(handle) }
+
+    /// The kernel of this lowered (mangled) name; `name` is for people.
+    func function(_ lowered: String, name: String) throws(CUDAError) -> Function {
+        var function: CUfunction?
+        let result = device.cuda.cuModuleGetFunction(&function, handle, lowered)
+        guard result == 0 else { throw device.cuda.error(result, "cuModuleGetFunction \(name)") }
+        return Function(module: self, handle: function!, name: name)
+    }
+}
+
+/// A kernel of a loaded module.
+public final class Function {
+    public let name: String
+    let handle: CUfunction
+    private let module: Module
+    /// Dynamic shared memory it is allowed; the driver's default is 48 KiB together with the static.
+    private var sharedLimit = 0
+
+    fileprivate init(module: Module, handle: CUfunction, name: String) {
+        self.module = module
+        self.handle = handle
+        self.name = name
+    }
+
+    private func attribute(_ which: Int32) -> Int {
+        var value: Int32 = 0
+        let device = module.device
+        device.check(
+            device.cuda.cuFuncGetAttribute(&value, which, handle), "cuFuncGetAttribute \(name)")
+        return Int(value)
+    }
+
+    public var registers: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_NUM_REGS.rawValue)) }
+    /// Spilled or indexed registers, bytes a thread.
+    public var localBytes: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES.rawValue)) }
+
+    /// Blocks of this shape that fit on one multiprocessor: the grid of a persistent kernel is this
+    /// times the multiprocessors.
+    public func blocksPerMultiprocessor(threads: Int, sharedBytes: Int) -> Int {
+        allowShared(sharedBytes)
+        var blocks: Int32 = 0
+        let device = module.device
+        device.check(
+            device.cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &blocks, handle, Int32(threads), sharedBytes),
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor \(name)")
+        return Int(blocks)
+    }
+
+    /// Raises the kernel's limit of dynamic shared memory where `byteCount` needs it.
+    func allowShared(_ byteCount: Int) {
+        guard byteCount > sharedLimit else { return }
+        let device = module.device
+        let which = Int32(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.rawValue)
+        let fine = device.check(
+            device.cuda.cuFuncSetAttribute(handle, which, Int32(byteCount)),
+            "cuFuncSetAttribute \(name): \(byteCount) bytes of shared memory, the device has "
+                + "\(device.properties.sharedMemoryPerBlock) a block")
+        if fine { sharedLimit = byteCount }
+    }
+}

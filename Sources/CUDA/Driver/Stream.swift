@@ -1,0 +1,114 @@
+// Streams and events: what runs after what.
+
+internal import CDrivers
+
+/// A queue of the device. Work in one stream runs in order.
+public final class Stream {
+    let device: Device
+    let handle: CUstream
+
+    public init(_ device: Device) throws(CUDAError) {
+        var handle: CUstream?
+        let result = device.cuda.cuStreamCreateWithPriority(
+            &handle, UInt32(CU_STREAM_NON_BLOCKING.rawValue), 0)
+        guard result == 0 else { throw device.cuda.error(result, "cuStreamCreate") }
+        self.device = device
+        self.handle = handle!
+    }
+
+    deinit { _ = device.cuda.cuStreamDestroy(handle) }
+
+    /// Everything queued after this waits for `event`.
+    public func wait(for event: Event) {
+        device.check(device.cuda.cuStreamWaitEvent(handle, event.handle, 0), "cuStreamWaitEvent")
+    }
+
+    /// Blocks the calling thread until the stream is empty.
+    func drain() {
+        device.check(
+            device.cuda.cuStreamSynchronize(handle),
+            "cuStreamSynchronize (last kernel: \(device.lastKernel ?? "none"))")
+    }
+
+    // Copies and fills; byte counts. Pageable host memory works too, but then the copy waits.
+
+    /// Host to device. The source must stay until the stream has passed the copy.
+    public func copy(_ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int) {
+        guard device.failure == nil, byteCount > 0 else { return }
+        device.check(
+            device.cuda.cuMemcpyHtoDAsync(destination.address, source, byteCount, handle),
+            "cuMemcpyHtoDAsync \(byteCount) bytes")
+    }
+
+    /// Device to host: valid after a synchronisation.
+    public func copy(_ source: DevicePointer, to target: UnsafeMutableRawPointer, byteCount: Int) {
+        guard device.failure == nil, byteCount > 0 else { return }
+        device.check(
+            device.cuda.cuMemcpyDtoHAsync(target, source.address, byteCount, handle),
+            "cuMemcpyDtoHAsync \(byteCount) bytes")
+    }
+
+    /// Device to device; the ranges must not overlap.
+    public func copy(_ source: DevicePointer, to destination: DevicePointer, byteCount: Int) {
+        guard device.failure == nil, byteCount > 0 else { return }
+        device.check(
+            device.cuda.cuMemcpyDtoDAsync(
+                destination.address, source.address, byteCount, handle),
+            "cuMemcpyDtoDAsync \(byteCount) bytes")
+    }
+
+    /// Sets every byte.
+    public func fill(_ destination: DevicePointer, with value: UInt8, byteCount: Int) {
+        guard device.failure == nil, byteCount > 0 else { return }
+        device.check(
+            device.cuda.cuMemsetD8Async(destination.address, value, byteCount, handle),
+            "cuMemsetD8Async \(byteCount) bytes")
+    }
+
+    /// Sets every 32-bit word.
+    public func fill(_ destination: DevicePointer, withWord word: UInt32, count: Int) {
+        guard device.failure == nil, count > 0 else { return }
+        device.check(
+            device.cuda.cuMemsetD32Async(destination.address, word, count, handle),
+            "cuMemsetD32Async \(count) words")
+    }
+}
+
+/// A point in a stream.
+public final class Event {
+    let device: Device
+    let handle: CUevent
+
+    /// - Parameter timing: whether times can be taken; without it an event is cheaper.
+    public init(_ device: Device, timing: Bool = false) throws(CUDAError) {
+        var handle: CUevent?
+        let flags = timing ? 0 : UInt32(CU_EVENT_DISABLE_TIMING.rawValue)
+        let result = device.cuda.cuEventCreate(&handle, flags)
+        guard result == 0 else { throw device.cuda.error(result, "cuEventCreate") }
+        self.device = device
+        self.handle = handle!
+    }
+
+    deinit { _ = device.cuda.cuEventDestroy(handle) }
+
+    /// Marks where `stream` is now.
+    public func record(in stream: Stream) {
+        device.check(device.cuda.cuEventRecord(handle, stream.handle), "cuEventRecord")
+    }
+
+    /// Whether the stream has passed the mark.
+    public var isComplete: Bool { device.cuda.cuEventQuery(handle) == 0 }
+
+    /// Blocks the calling thread until the stream has passed the mark.
+    public func synchronize() {
+        device.check(device.cuda.cuEventSynchronize(handle), "cuEventSynchronize")
+    }
+
+    /// Milliseconds from this event to `end`; both recorded, complete and made with timing.
+    public func milliseconds(to end: Event) -> Float {
+        var time: Float = 0
+        device.check(
+            device.cuda.cuEventElapsedTime(&time, handle, end.handle), "cuEventElapsedTime")
+        return time
+    }
+}
