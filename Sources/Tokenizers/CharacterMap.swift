@@ -9,7 +9,7 @@ struct CharacterMap: Sendable {
     private let units: [UInt32]
     private let replacements: [UInt8]
     /// What each ASCII character becomes on its own; nil for itself.
-    private let ascii: [[UInt8]?]
+    private var ascii: [[UInt8]?] = []
 
     /// Nil where `blob` is too short for the trie it announces.
     init?(_ blob: [UInt8]) {
@@ -23,17 +23,9 @@ struct CharacterMap: Sendable {
         units = stride(from: 4, to: 4 + size, by: 4).map(unit(at:))
         replacements = Array(blob[(4 + size)...])
         guard String(validating: replacements, as: UTF8.self) != nil else { return nil }
-        ascii = []
-        let table = (0..<128).map { byte in
+        ascii = (0..<128).map { byte in
             replacement(for: CollectionOfOne(UInt8(byte))).map { Array(replacements[$0]) }
         }
-        self = CharacterMap(units: units, replacements: replacements, ascii: table)
-    }
-
-    private init(units: [UInt32], replacements: [UInt8], ascii: [[UInt8]?]) {
-        self.units = units
-        self.replacements = replacements
-        self.ascii = ascii
     }
 
     /// `text` (UTF-8) in normal form.
