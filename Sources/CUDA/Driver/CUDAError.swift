@@ -63,7 +63,8 @@ public enum CUDAUnavailable: Error, Hashable, Sendable, CustomStringConvertible 
         if library.hasPrefix("libcuda.") {
             return "no CUDA device: it comes with the NVIDIA driver"
         }
-        return "Install it (pip install nvidia-cuda-nvrtc nvidia-cublas, or the CUDA toolkit) or name "
+        return
+            "Install it (pip install nvidia-cuda-nvrtc nvidia-cublas, or the CUDA toolkit) or name "
             + "its folder with --cuda-libraries or TURBODIFFUSION_CUDA_LIBRARIES"
     }
 }

@@ -16,7 +16,7 @@ public final class Context {
     ///   - memoryLimit: the most bytes to take from the device; nil: all there are.
     ///   - kernels: where compiled kernels come from.
     public init(
-        _ device: Device, memoryLimit: Int? = nil, kernels: KernelSource = KernelSource()
+        _ device: Device, memoryLimit: Int? = nil, kernels: KernelSource
     ) throws(CUDAError) {
         self.device = device
         stream = try Stream(device)
@@ -52,7 +52,7 @@ public final class Context {
         var attributes = (CUlaunchAttribute(), CUlaunchAttribute())
         var count: UInt32 = 0
         if shape.cluster.count > 1 {
-            attributes.0.id = Int32(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION.rawValue)
+            attributes.0.id = Int32(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
             attributes.0.x = UInt32(shape.cluster.x)
             attributes.0.y = UInt32(shape.cluster.y)
             attributes.0.z = UInt32(shape.cluster.z)
@@ -60,7 +60,7 @@ public final class Context {
         }
         if shape.overlapsPrevious && properties.architecture >= .hopper {
             var overlap = CUlaunchAttribute()
-            overlap.id = Int32(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION.rawValue)
+            overlap.id = Int32(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
             overlap.x = 1
             if count == 0 { attributes.0 = overlap } else { attributes.1 = overlap }
             count += 1

@@ -96,9 +96,9 @@ public final class Device {
 
     private static func properties(of device: CUdevice, _ driver: Driver) -> DeviceProperties {
         let cuda = driver.functions
-        func attribute<Attribute: RawRepresentable<UInt32>>(_ which: Attribute) -> Int {
+        func attribute(_ which: Int) -> Int {
             var value: Int32 = 0
-            _ = cuda.cuDeviceGetAttribute(&value, Int32(which.rawValue), device)
+            _ = cuda.cuDeviceGetAttribute(&value, Int32(which), device)
             return Int(value)
         }
         var name = [CChar](repeating: 0, count: 256)

@@ -17,7 +17,8 @@ public final class DeviceMemory {
     /// memory management, segments of cuMemAlloc.
     private var base: CUdeviceptr = 0
     private var reserved = 0
-    private var handles: [(handle: CUmemGenericAllocationHandle, start: UInt64, byteCount: Int)] = []
+    private var handles: [(handle: CUmemGenericAllocationHandle, start: UInt64, byteCount: Int)] =
+        []
     private var segments: [CUdeviceptr] = []
 
     /// Bytes taken from the device.
@@ -78,7 +79,7 @@ public final class DeviceMemory {
         var supported: Int32 = 0
         _ = cuda.cuDeviceGetAttribute(
             &supported,
-            Int32(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED.rawValue), device.handle)
+            Int32(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED), device.handle)
         guard supported != 0 else { return }
         // Twice the memory: addresses cost nothing, and graphs may hold some.
         let wanted = (device.properties.totalMemory / Self.growth + 1) * Self.growth * 2

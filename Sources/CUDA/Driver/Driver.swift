@@ -24,7 +24,7 @@ public final class Driver: Sendable {
         functions = table.pointee
         release = Self.kernelModuleRelease()
         let started = functions.cuInit(0)
-        if started == CUresult(CUDA_ERROR_NO_DEVICE.rawValue) { throw .noDevice }
+        if started == CUresult(CUDA_ERROR_NO_DEVICE) { throw .noDevice }
         guard started == 0 else { throw .failed(functions.error(started, "cuInit")) }
         var version: Int32 = 0
         var count: Int32 = 0

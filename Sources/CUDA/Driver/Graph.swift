@@ -39,7 +39,7 @@ extension Context {
         let cuda = device.cuda
         device.check(
             cuda.cuStreamBeginCapture(
-                stream.handle, Int32(CU_STREAM_CAPTURE_MODE_RELAXED.rawValue)),
+                stream.handle, Int32(CU_STREAM_CAPTURE_MODE_RELAXED)),
             "cuStreamBeginCapture")
         memory.beginRecording()
         operations()

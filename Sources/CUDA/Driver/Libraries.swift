@@ -11,11 +11,13 @@ struct SharedLibrary {
 
     /// Opens the first of `names` (newest first) that is found: in the folders the user named, where
     /// the loader looks by itself, then in well-known folders.
-    static func open(_ names: [String], in named: [String]) throws(CUDAUnavailable) -> SharedLibrary {
+    static func open(_ names: [String], in named: [String]) throws(CUDAUnavailable) -> SharedLibrary
+    {
         let wellKnown = wellKnownFolders()
         var reason = "no such file"
         for name in names {
-            for path in named.map({ "\($0)/\(name)" }) + [name] + wellKnown.map({ "\($0)/\(name)" }) {
+            for path in named.map({ "\($0)/\(name)" }) + [name] + wellKnown.map({ "\($0)/\(name)" })
+            {
                 // Without this check the loader's message about the last folder hides a better one.
                 if path != name && access(path, R_OK) != 0 { continue }
                 preloadBuiltins(beside: path)
@@ -54,7 +56,8 @@ struct SharedLibrary {
             }
         }
         patterns += [
-            "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib", "/usr/local/nvidia/lib64",
+            "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib",
+            "/usr/local/nvidia/lib64",
         ]
         return patterns.flatMap(glob)
     }

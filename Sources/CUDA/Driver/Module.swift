@@ -50,9 +50,9 @@ public final class Function {
         return Int(value)
     }
 
-    public var registers: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_NUM_REGS.rawValue)) }
+    public var registers: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_NUM_REGS)) }
     /// Spilled or indexed registers, bytes a thread.
-    public var localBytes: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES.rawValue)) }
+    public var localBytes: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)) }
 
     /// Blocks of this shape that fit on one multiprocessor: the grid of a persistent kernel is this
     /// times the multiprocessors.
@@ -71,7 +71,7 @@ public final class Function {
     func allowShared(_ byteCount: Int) {
         guard byteCount > sharedLimit else { return }
         let device = module.device
-        let which = Int32(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.rawValue)
+        let which = Int32(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
         let fine = device.check(
             device.cuda.cuFuncSetAttribute(handle, which, Int32(byteCount)),
             "cuFuncSetAttribute \(name): \(byteCount) bytes of shared memory, the device has "

@@ -10,7 +10,7 @@ public final class Stream {
     public init(_ device: Device) throws(CUDAError) {
         var handle: CUstream?
         let result = device.cuda.cuStreamCreateWithPriority(
-            &handle, UInt32(CU_STREAM_NON_BLOCKING.rawValue), 0)
+            &handle, UInt32(CU_STREAM_NON_BLOCKING), 0)
         guard result == 0 else { throw device.cuda.error(result, "cuStreamCreate") }
         self.device = device
         self.handle = handle!
@@ -82,7 +82,7 @@ public final class Event {
     /// - Parameter timing: whether times can be taken; without it an event is cheaper.
     public init(_ device: Device, timing: Bool = false) throws(CUDAError) {
         var handle: CUevent?
-        let flags = timing ? 0 : UInt32(CU_EVENT_DISABLE_TIMING.rawValue)
+        let flags = timing ? 0 : UInt32(CU_EVENT_DISABLE_TIMING)
         let result = device.cuda.cuEventCreate(&handle, flags)
         guard result == 0 else { throw device.cuda.error(result, "cuEventCreate") }
         self.device = device

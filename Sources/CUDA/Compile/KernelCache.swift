@@ -1,0 +1,136 @@
+// Compiled kernels on disk: the user's cache, one file a unit, and packs, many units in one file.
+
+internal import Glibc
+
+/// A folder of compiled units, named by the hash of everything that decides their content: an entry
+/// is never wrong, only unused. Writers race safely: a file appears whole, by renaming.
+public struct KernelCache: Hashable, Sendable {
+    public let folder: String
+
+    public init(folder: String) { self.folder = folder }
+
+    /// `$XDG_CACHE_HOME/turbodiffusion/kernels`, or under `~/.cache`; nil where there is no home.
+    public static var user: KernelCache? {
+        let base = environment("XDG_CACHE_HOME") ?? environment("HOME").map { "\($0)/.cache" }
+        return base.map { KernelCache(folder: "\($0)/turbodiffusion/kernels") }
+    }
+
+    func path(of key: String) -> String { "\(folder)/\(key).kernels" }
+
+    func load(_ key: String) -> CompiledUnit? {
+        readFile(path(of: key)).flatMap { CompiledUnit(serialized: $0) }
+    }
+
+    /// Keeps `unit`; does nothing where the folder cannot be written.
+    func store(_ unit: CompiledUnit, as key: String) {
+        makeFolders(folder)
+        _ = writeFile(unit.serialized(), to: path(of: key))
+    }
+
+    /// Entries and their bytes.
+    public var contents: (count: Int, byteCount: Int) {
+        let sizes = fileNames(in: folder).filter { $0.hasSuffix(".kernels") }.map { name in
+            var status = stat()
+            return stat("\(folder)/\(name)", &status) == 0 ? Int(status.st_size) : 0
+        }
+        return (sizes.count, sizes.reduce(0, +))
+    }
+}
+
+/// Units compiled beforehand for some architectures: a file that travels with the binary.
+public struct KernelPack: Sendable {
+    private static let magic = "turbodiffusion kernel pack 1\n"
+    private let entries: [String: ArraySlice<UInt8>]
+
+    var count: Int { entries.count }
+
+    init(contentsOf path: String) throws(KernelError) {
+        guard let bytes = readFile(path) else {
+            throw .unreadablePack(path: path, reason: String(cString: strerror(errno)))
+        }
+        guard let entries = Self.parse(bytes) else {
+            throw .unreadablePack(path: path, reason: "damaged or of another version")
+        }
+        self.entries = entries
+    }
+
+    func load(_ key: String) -> CompiledUnit? {
+        entries[key].flatMap { CompiledUnit(serialized: $0) }
+    }
+
+    static func serialized(_ units: [(key: String, unit: CompiledUnit)]) -> [UInt8] {
+        var bytes = Array(magic.utf8)
+        for (key, unit) in units.sorted(by: { $0.key < $1.key }) {
+            let body = unit.serialized()
+            bytes += Array("\(key) \(body.count)\n".utf8)
+            bytes += body
+        }
+        return bytes
+    }
+
+    static func parse(_ bytes: [UInt8]) -> [String: ArraySlice<UInt8>]? {
+        guard bytes.starts(with: magic.utf8) else { return nil }
+        var entries: [String: ArraySlice<UInt8>] = [:]
+        var position = magic.utf8.count
+        while position < bytes.count {
+            guard let end = bytes[position...].firstIndex(of: UInt8(ascii: "\n")) else {
+                return nil
+            }
+            let words = String(decoding: bytes[position..<end], as: UTF8.self).split(separator: " ")
+            guard words.count == 2, let size = Int(words[1]), size >= 0,
+                size <= bytes.count - end - 1
+            else { return nil }
+            entries[String(words[0])] = bytes[(end + 1)..<(end + 1 + size)]
+            position = end + 1 + size
+        }
+        return entries
+    }
+}
+
+// MARK: - Files
+
+func readFile(_ path: String) -> [UInt8]? {
+    guard let file = fopen(path, "rb") else { return nil }
+    defer { fclose(file) }
+    fseek(file, 0, SEEK_END)
+    let size = ftell(file)
+    guard size >= 0 else { return nil }
+    rewind(file)
+    var read = 0
+    let bytes = [UInt8](unsafeUninitializedCapacity: max(size, 1)) { buffer, count in
+        read = fread(buffer.baseAddress!, 1, size, file)
+        count = read
+    }
+    return read == size ? bytes : nil
+}
+
+/// Writes a whole file under a temporary name and renames it. Whether that worked.
+func writeFile(_ bytes: [UInt8], to path: String) -> Bool {
+    let temporary = "\(path).\(getpid()).\(UInt32.random(in: 0 ... .max))"
+    guard let file = fopen(temporary, "wb") else { return false }
+    let whole = fwrite(bytes, 1, bytes.count, file) == bytes.count
+    if fclose(file) == 0, whole, rename(temporary, path) == 0 { return true }
+    unlink(temporary)
+    return false
+}
+
+private func makeFolders(_ path: String) {
+    var prefix = path.hasPrefix("/") ? "" : "."
+    for part in path.split(separator: "/") {
+        prefix += "/\(part)"
+        mkdir(prefix, 0o755)
+    }
+}
+
+private func fileNames(in folder: String) -> [String] {
+    guard let directory = opendir(folder) else { return [] }
+    defer { closedir(directory) }
+    var names: [String] = []
+    while let entry = readdir(directory) {
+        names.append(
+            withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            })
+    }
+    return names
+}

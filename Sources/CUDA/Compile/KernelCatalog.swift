@@ -1,0 +1,7 @@
+// Every translation unit: what `kernels build`, `kernels check` and a first run compile.
+
+/// The list of units; a test compares it with the files in Kernels/.
+public enum KernelCatalog {
+    public static let units: [KernelUnit] =
+        Elementwise.units
+}

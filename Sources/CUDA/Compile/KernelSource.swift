@@ -1,0 +1,160 @@
+// Where compiled kernels come from: a pack, the user's cache, or the compiler.
+
+internal import Dispatch
+internal import Glibc
+internal import Synchronization
+
+/// Finds or makes machine code. Usable from any thread.
+public final class KernelSource: Sendable {
+    public let cache: KernelCache?
+    private let pack: KernelPack?
+    private let libraries: String?
+    private let compiler = Mutex<Result<Compiler, CUDAUnavailable>?>(nil)
+
+    /// - Parameters:
+    ///   - pack: a file of `turbodiffusion kernels build`; nil: `kernels.pack` beside the binary, if any.
+    ///   - cache: where compiled kernels are kept; nil: nowhere.
+    ///   - libraries: folders to look for NVRTC in first, separated by colons.
+    /// - Throws: ``KernelError/unreadablePack(path:reason:)``.
+    public init(
+        pack: String? = nil, cache: KernelCache? = .user, libraries: String? = nil
+    ) throws(KernelError) {
+        self.cache = cache
+        self.libraries = libraries
+        if let path = pack ?? Self.packBesideBinary() {
+            self.pack = try KernelPack(contentsOf: path)
+        } else {
+            self.pack = nil
+        }
+    }
+
+    private static func packBesideBinary() -> String? {
+        var path = [CChar](repeating: 0, count: 4096)
+        let length = readlink("/proc/self/exe", &path, path.count)
+        guard length > 0 else { return nil }
+        let binary = String(
+            decoding: path.prefix(length).map(UInt8.init(bitPattern:)), as: UTF8.self)
+        let pack = binary[...(binary.lastIndex(of: "/") ?? binary.startIndex)] + "kernels.pack"
+        return access(String(pack), R_OK) == 0 ? String(pack) : nil
+    }
+
+    // MARK: The compiler
+
+    /// NVRTC, opened when it is first needed.
+    /// - Parameter newest: the newest major version of CUDA whose code the driver runs.
+    private func openedCompiler(newest: Int?) throws(KernelError) -> Compiler {
+        let result = compiler.withLock { slot in
+            if let slot { return slot }
+            let made = Result { () throws(CUDAUnavailable) in
+                try Compiler(libraries: libraries, newest: newest)
+            }
+            slot = made
+            return made
+        }
+        switch result {
+        case .success(let compiler): return compiler
+        case .failure(let reason): throw .unavailable(reason)
+        }
+    }
+
+    /// "NVRTC 13.0 (/usr/…/libnvrtc.so.13)"
+    public func describedCompiler(newest: Int? = nil) throws(KernelError) -> String {
+        let compiler = try openedCompiler(newest: newest)
+        return "NVRTC \(compiler.version.major).\(compiler.version.minor) (\(compiler.path))"
+    }
+
+    // MARK: Units
+
+    /// The machine code of `unit`: from the pack, else from the cache, else compiled and cached.
+    func unit(
+        _ unit: KernelUnit, for architecture: Architecture, newest: Int? = nil
+    ) throws(KernelError) -> CompiledUnit {
+        if let found = packed(unit, for: architecture) { return found }
+        let compiler = try openedCompiler(newest: newest)
+        let key = cacheKey(of: unit, for: architecture, compiler)
+        if let found = cache?.load(key) { return found }
+        let compiled = try compiler.compile(unit, for: architecture)
+        cache?.store(compiled, as: key)
+        return compiled
+    }
+
+    /// Code for the architecture itself, or for an earlier one of the same major version, which runs
+    /// there too unless it is architecture-specific.
+    private func packed(_ unit: KernelUnit, for architecture: Architecture) -> CompiledUnit? {
+        guard let pack else { return nil }
+        var minor = architecture.major >= 9 ? architecture.minor : 0
+        var found: CompiledUnit?
+        while minor <= architecture.minor {
+            let candidate = Architecture(major: architecture.major, minor: minor)
+            if unit.family.includes(candidate) {
+                found = pack.load(KernelText.key(of: unit, for: candidate)) ?? found
+            }
+            minor += 1
+        }
+        return found
+    }
+
+    private func cacheKey(
+        of unit: KernelUnit, for architecture: Architecture, _ compiler: Compiler
+    ) -> String {
+        var hash = SHA256()
+        hash.update(framed: KernelText.key(of: unit, for: architecture))
+        hash.update(framed: "NVRTC \(compiler.version.major).\(compiler.version.minor)")
+        return hash.finish()
+    }
+
+    // MARK: All units at once
+
+    /// One unit of a ``build(_:for:progress:)``.
+    public struct Built: Sendable {
+        public let file: String
+        public let architecture: Architecture
+        public let seconds: Double
+        /// Kernels that keep registers in memory, which costs speed: a line about each.
+        public let spills: [String]
+        public let kernelCount: Int
+        let key: String
+        let unit: CompiledUnit
+    }
+
+    /// Compiles, or finds, every unit that runs on the architectures, on all cores.
+    /// - Parameter progress: called from any thread as units become ready.
+    /// - Throws: the first failure in catalogue order.
+    public func build(
+        _ units: [KernelUnit] = KernelCatalog.units, for architectures: [Architecture],
+        newest: Int? = nil, progress: @Sendable (Built) -> Void = { _ in }
+    ) throws(KernelError) -> [Built] {
+        let jobs = architectures.flatMap { architecture in
+            units.filter { $0.family.includes(architecture) }.map { ($0, architecture) }
+        }
+        let results = Mutex<[Result<Built, KernelError>?]>(Array(repeating: nil, count: jobs.count))
+        DispatchQueue.concurrentPerform(iterations: jobs.count) { index in
+            let (unit, architecture) = jobs[index]
+            let started = ContinuousClock.now
+            let result = Result { () throws(KernelError) -> Built in
+                let compiled = try self.unit(unit, for: architecture, newest: newest)
+                return Built(
+                    file: unit.file, architecture: architecture,
+                    seconds: (ContinuousClock.now - started) / .seconds(1),
+                    spills: compiled.spilling.map {
+                        "\($0.name): \($0.registers) registers, \($0.localBytes) bytes of local "
+                            + "memory, \($0.spillBytes) bytes of spills"
+                    },
+                    kernelCount: compiled.kernels.count,
+                    key: KernelText.key(of: unit, for: architecture), unit: compiled)
+            }
+            if case .success(let built) = result { progress(built) }
+            results.withLock { $0[index] = result }
+        }
+        var built: [Built] = []
+        for result in results.withLock({ $0 }) {
+            if let result { built.append(try result.get()) }
+        }
+        return built
+    }
+
+    /// Writes what ``build(_:for:newest:progress:)`` returned as a pack. Whether that worked.
+    public static func write(_ built: [Built], to path: String) -> Bool {
+        writeFile(KernelPack.serialized(built.map { ($0.key, $0.unit) }), to: path)
+    }
+}

@@ -1,0 +1,60 @@
+// The embedded CUDA sources: texts, what they include, and the name that their content gives them.
+
+internal import CUDASources
+
+/// The files of Kernels/ as the binary carries them.
+enum KernelText {
+    static let names: [String] = (0..<cuda_source_count()).map {
+        String(cString: cuda_source_at($0).name)
+    }
+
+    private static let texts: [String: String] = Dictionary(
+        uniqueKeysWithValues: (0..<cuda_source_count()).map {
+            let source = cuda_source_at($0)
+            return (String(cString: source.name), String(cString: source.text))
+        })
+
+    private static let digests: [String: String] = texts.mapValues { text in
+        var hash = SHA256()
+        hash.update(text.utf8)
+        return hash.finish()
+    }
+
+    static subscript(name: String) -> String? { texts[name] }
+
+    /// The headers that `name` includes, directly or through others, by name.
+    static func includes(of name: String) -> [String] {
+        var found: Set<String> = []
+        func visit(_ name: String) {
+            for include in quotedIncludes(in: texts[name] ?? "")
+            where found.insert(include).inserted {
+                visit(include)
+            }
+        }
+        visit(name)
+        return found.sorted()
+    }
+
+    /// Names in `#include "…"` lines.
+    static func quotedIncludes(in text: String) -> [String] {
+        text.split(separator: "\n").compactMap { line in
+            let words = line.drop { $0 == " " }
+            guard words.hasPrefix("#include"), let open = words.firstIndex(of: "\"") else {
+                return nil
+            }
+            return String(words[words.index(after: open)...].prefix { $0 != "\"" })
+        }
+    }
+
+    /// Whatever decides the machine code but the compiler: sources, names, options, architecture.
+    static func key(of unit: KernelUnit, for architecture: Architecture) -> String {
+        var hash = SHA256()
+        for file in [unit.file] + includes(of: unit.file) {
+            hash.update(framed: file)
+            hash.update(framed: digests[file] ?? "")
+        }
+        for text in Compiler.options(for: unit, architecture) { hash.update(framed: text) }
+        for kernel in unit.kernels { hash.update(framed: kernel) }
+        return hash.finish()
+    }
+}

@@ -1,0 +1,5 @@
+// Element-wise operations.
+
+enum Elementwise {
+    static let units: [KernelUnit] = []
+}
