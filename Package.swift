@@ -67,7 +67,10 @@ let package = Package(
             swiftSettings: swift),
         .testTarget(
             name: "DiffusionTests", dependencies: ["Diffusion", "Tensors"], swiftSettings: swift),
-        .testTarget(name: "MediaTests", dependencies: ["Media"], swiftSettings: swift),
+        .testTarget(
+            name: "MediaTests",
+            dependencies: ["Media", .product(name: "Subprocess", package: "swift-subprocess")],
+            swiftSettings: swift),
         .testTarget(
             name: "PipelinesTests",
             dependencies: ["Pipelines", "CPU", "Tensors", "Checkpoints", "Media"],

@@ -90,7 +90,9 @@ extension FFmpeg {
     }
 
     /// Starts a child with `body` and names the one failure of starting that a user can mend.
-    static func launch<Result>(_ body: () async throws -> sending Result) async throws -> sending Result {
+    static func launch<Result>(_ body: () async throws -> sending Result) async throws
+        -> sending Result
+    {
         ignoreBrokenPipes
         do {
             return try await body()

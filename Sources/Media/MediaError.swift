@@ -34,7 +34,7 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
     /// Data appended to a writer is not whole frames.
     case badFrame(found: Int, expected: Int)
     /// A still picture takes one frame, a video takes at least one.
-    case frameCount(path: String, found: Int, expected: String)
+    case frameCount(path: String, found: String, expected: String)
     /// FFmpeg failed for another reason; `lines` are its last words.
     case ffmpegFailed(lines: String)
     /// `append` or `finish` on a writer that was finished, cancelled or failed.

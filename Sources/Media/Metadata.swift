@@ -158,7 +158,8 @@ extension Metadata {
         var escaped = text
         for (plain, entity) in entities { escaped = replacing(escaped, plain, by: entity) }
         let packet = Array((xmpStart + escaped + xmpEnd).utf8)
-        let chunk = Array("XMP ".utf8) + little(packet.count) + packet + (packet.count & 1 == 1 ? [0] : [])
+        let chunk =
+            Array("XMP ".utf8) + little(packet.count) + packet + (packet.count & 1 == 1 ? [0] : [])
         var body = Array(bytes[12...])
         let xmpFlag: UInt8 = 0x04
         if body.starts(with: "VP8X".utf8) {
