@@ -1,0 +1,5 @@
+// Cases of the matrix products.
+
+extension SelfTest {
+    static var matmulCases: [SelfTestCase] { [] }
+}
