@@ -1,0 +1,104 @@
+// The NVIDIA backend: where its operations are, and the memory they share.
+//
+//     Weights            place, require, read           Weights/
+//     Linear layers      linear, linearAdd, quantize    Operations/Linear*, Quantize*
+//                        f32 linear layers              Operations/FullPrecisionLinear.swift
+//     Norms              layerNorm, rmsNorm, …Rope      Operations/Normalization.swift
+//     Element by element gatedAdd, geluGate, combine    Operations/Elementwise.swift
+//     Tokens, latents    embedding, patchify, noise     Operations/Tokens.swift
+//     Attention          dense, relative, SLA, SageSLA  Operations/*Attention.swift, BlockMap.swift
+//     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
+
+public import Tensors
+
+/// One NVIDIA GPU as a machine for models. Stays on the thread that made it.
+public final class CUDABackend: Backend {
+    public struct Options: Sendable {
+        /// Folders to look for NVIDIA's libraries in first, separated by colons.
+        public var libraries: String?
+        /// A pack of compiled kernels; nil: the one beside the binary, if any.
+        public var pack: String?
+        /// Waits for every kernel, so that a failure names the kernel that caused it. Slow.
+        public var waitsForEachKernel = false
+        /// The most device memory to take, in bytes; nil: all there is.
+        public var memoryLimit: Int?
+        /// The most bytes of grouped weights that stay on the device; the others stream from pinned
+        /// host memory. nil: all stay.
+        public var residentWeights: Int?
+
+        public init() {}
+    }
+
+    public let context: Context
+    let uploads: Uploads
+    let streaming: WeightStreaming
+
+    public var name: String { context.properties.name }
+
+    /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
+    /// - Parameter progress: told of every kernel file that becomes ready, from any thread.
+    /// - Throws: ``CUDAUnavailable``, ``KernelError`` or ``CUDAError``.
+    public init(
+        ordinal: Int = 0, _ options: Options = Options(),
+        progress: @Sendable (KernelSource.Built) -> Void = { _ in }
+    ) throws {
+        let driver = try Driver(libraries: options.libraries)
+        let device = try Device(driver, ordinal: ordinal)
+        let kernels = try KernelSource(pack: options.pack, libraries: options.libraries)
+        context = try Context(device, memoryLimit: options.memoryLimit, kernels: kernels)
+        context.waitsForEachKernel = options.waitsForEachKernel
+        uploads = try Uploads(context)
+        streaming = try WeightStreaming(context, residentBytes: options.residentWeights)
+        try context.kernels.prepare(progress: progress)
+    }
+
+    public func synchronize() throws { try context.synchronize() }
+
+    public var memory: MemoryUse {
+        MemoryUse(current: context.memory.current, peak: context.memory.peak)
+    }
+
+    public func resetPeak() { context.memory.resetPeak() }
+
+    // MARK: What operations are made of
+
+    /// A new uninitialised tensor.
+    func tensor(_ shape: Shape, _ dtype: DType, scales: Storage? = nil) -> Tensor {
+        Tensor(
+            shape, dtype, storage: storage(byteCount: shape.count * dtype.byteCount),
+            scales: scales)
+    }
+
+    /// New uninitialised memory: scales, partial results. Freed memory is given out again in stream
+    /// order, so scratch may be dropped as soon as the last launch that uses it is queued.
+    func storage(byteCount: Int) -> DeviceStorage {
+        DeviceStorage(context.buffer(byteCount: byteCount), byteCount: byteCount)
+    }
+
+    /// A small host array on the device.
+    func upload<T: BitwiseCopyable>(_ values: [T]) -> DeviceStorage {
+        let storage = storage(byteCount: values.count * MemoryLayout<T>.stride)
+        // Pageable memory: the copy returns when the values have been taken.
+        values.withUnsafeBytes {
+            context.stream.copy($0.baseAddress!, to: storage.location, byteCount: $0.count)
+        }
+        return storage
+    }
+
+    /// Kernel name of a dtype: the C++ type of the elements.
+    static func typeName(_ dtype: DType) -> String {
+        switch dtype {
+        case .f64: "double"
+        case .f32: "float"
+        case .f16: "f16"
+        case .bf16: "bf16"
+        case .f8e4m3: "e4m3"
+        case .f8e5m2: "e5m2"
+        case .i64: "i64"
+        case .i32: "i32"
+        case .i16: "i16"
+        case .i8: "i8"
+        case .u8, .bool: "u8"
+        }
+    }
+}

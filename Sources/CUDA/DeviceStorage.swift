@@ -1,0 +1,52 @@
+// Tensors in device memory.
+
+public import Tensors
+
+/// Bytes on the GPU. The weights of a streamed group move: ask for the address at each launch and do
+/// not keep it.
+public final class DeviceStorage: Storage {
+    /// nil for streamed weights, which live in host memory and visit the device.
+    private let buffer: DeviceBuffer?
+    /// Where the bytes are now; `.null` while a streamed weight is away.
+    var location: DevicePointer
+
+    /// Bytes that stay where they are. `buffer` may be larger.
+    init(_ buffer: DeviceBuffer, byteCount: Int) {
+        self.buffer = buffer
+        location = buffer.pointer
+        super.init(byteCount: byteCount)
+    }
+
+    /// Streamed bytes, not on the device yet.
+    init(streamed byteCount: Int) {
+        buffer = nil
+        location = .null
+        super.init(byteCount: byteCount)
+    }
+
+    var isStreamed: Bool { buffer == nil }
+}
+
+extension Tensor {
+    /// The address of the first element, for a launch.
+    var pointer: DevicePointer {
+        guard let storage = storage as? DeviceStorage else {
+            preconditionFailure("\(shape) \(dtype) is in host memory: place it on the device first")
+        }
+        precondition(
+            !storage.isStreamed || storage.location != .null,
+            "\(shape) \(dtype) is a streamed weight that is not on the device: require its group")
+        return storage.location + byteOffset
+    }
+
+    /// The address of the scales of 8-bit activations.
+    var scalesPointer: DevicePointer {
+        guard let storage = scales as? DeviceStorage else {
+            preconditionFailure("\(shape) \(dtype) has no scales on the device")
+        }
+        return storage.location
+    }
+
+    /// Whether the rows of this tensor seen as a matrix start at multiples of 16 bytes.
+    var hasAlignedRows: Bool { byteOffset % 16 == 0 && shape.columns * dtype.byteCount % 16 == 0 }
+}

@@ -1,0 +1,89 @@
+// From mapped files to the device: parallel copies into pinned memory, uploads behind them, and
+// conversion on the device.
+
+internal import Dispatch
+internal import Glibc
+import Tensors
+
+/// Fills a ring of pinned buffers with all cores while the copy engine empties it.
+final class Uploads {
+    /// One buffer of the ring. Its event marks the upload that last read it.
+    private struct Slot {
+        let pinned: PinnedBuffer
+        let event: Event
+    }
+
+    private let context: Context
+    private var slots: [Slot] = []
+    private var next = 0
+    private static let slotCount = 4
+    static let chunk = 16 << 20
+    /// More threads than this do not read memory faster.
+    private let threads = min(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 12)
+
+    init(_ context: Context) throws(CUDAError) {
+        self.context = context
+    }
+
+    /// Queues the copy of host bytes to the device. They have been read when this returns.
+    func copy(_ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int) {
+        if byteCount <= 64 << 10 {
+            return context.stream.copy(source, to: destination, byteCount: byteCount)
+        }
+        var start = 0
+        while start < byteCount {
+            let size = min(Self.chunk, byteCount - start)
+            guard let slot = freeSlot() else { return }
+            fill(slot.pinned, from: source + start, byteCount: size)
+            context.stream.copy(
+                UnsafeRawPointer(slot.pinned.bytes.baseAddress!), to: destination + start,
+                byteCount: size)
+            slot.event.record(in: context.stream)
+            start += size
+        }
+    }
+
+    /// The next buffer of the ring, when the device has read it; nil after a failure.
+    private func freeSlot() -> Slot? {
+        guard context.device.failure == nil else { return nil }
+        if slots.count < Self.slotCount {
+            do {
+                let slot = Slot(
+                    pinned: try PinnedBuffer(context.device, byteCount: Self.chunk),
+                    event: try Event(context.device))
+                slots.append(slot)
+                return slot
+            } catch {
+                context.device.fail(error)
+                return nil
+            }
+        }
+        defer { next = (next + 1) % slots.count }
+        slots[next].event.synchronize()
+        return slots[next]
+    }
+
+    private func fill(_ target: PinnedBuffer, from source: UnsafeRawPointer, byteCount: Int) {
+        let share = 1 << 20
+        let parts = (byteCount + share - 1) / share
+        let destination = UInt(bitPattern: target.bytes.baseAddress!)
+        let origin = UInt(bitPattern: source)
+        let workers = min(threads, parts)
+        DispatchQueue.concurrentPerform(iterations: workers) { worker in
+            for part in stride(from: worker, to: parts, by: workers) {
+                let start = part * share
+                memcpy(
+                    UnsafeMutableRawPointer(bitPattern: destination + UInt(start))!,
+                    UnsafeRawPointer(bitPattern: origin + UInt(start))!,
+                    min(share, byteCount - start))
+            }
+        }
+    }
+
+    /// Gives the pinned buffers back; the next upload makes new ones.
+    func release() {
+        for slot in slots { slot.event.synchronize() }
+        slots = []
+        next = 0
+    }
+}
