@@ -1,5 +1,11 @@
 /// The border between models and machines: every operation that a model may ask of a device.
 
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
 /// Element-wise function applied after a linear layer.
 public enum Activation: Sendable, Hashable {
     case none
@@ -146,10 +152,16 @@ public protocol Backend: AnyObject {
     /// Quantises a dense host weight while placing it.
     func place(_ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?)
         -> LinearWeight
+    /// Brings the kernel of a convolution to this device in the layout its kernels want.
+    /// kernel: [out, in, kernelTime, kernelHeight, kernelWidth], as checkpoints store it; bias: [out] or nil
+    func place(convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?)
+        -> ConvolutionWeight
     /// Before the operations that use the weights of `group`; `next` is wanted soon after.
     func require(_ group: WeightGroup, next: WeightGroup?)
     /// A copy in host memory, same dtype. Waits for the device.
     func read(_ x: Tensor) -> Tensor
+    /// Whether two tensors of equal shape and dtype hold the same bits. Waits for the device.
+    func equalBits(_ a: Tensor, _ b: Tensor) -> Bool
     /// Waits for all work and throws the first error that the device reported since the last call.
     func synchronize() throws
     /// Bytes of device memory held now and at most since the last `resetPeak()`.
@@ -238,6 +250,9 @@ public protocol Backend: AnyObject {
 
     /// Rows of a table. table: [vocabulary, dim], ids: [n] → [n, dim]
     func embedding(_ ids: [Int32], table: Tensor) -> Tensor
+    /// Rows of a table that stays in host memory: a vocabulary is large, a prompt is short.
+    /// table: [vocabulary, dim] on the host, ids: [n] → [n, dim] in `dtype`
+    func embedding(_ ids: [Int32], hostTable table: Tensor, as dtype: DType) -> Tensor
 
     /// Latents to tokens, features in the order (channel, kt, kh, kw).
     /// parts: tensors [C_i, T, H, W] whose channels are concatenated → [T*(H/2)*(W/2), sum C_i * 4] in `dtype`
@@ -316,6 +331,26 @@ extension Backend {
     { nil }
 
     public func require(_ group: WeightGroup, next: WeightGroup?) {}
+
+    public func place(
+        convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
+    ) -> ConvolutionWeight {
+        ConvolutionWeight(
+            place(kernel.kernelChannelsLast(), as: dtype, in: group),
+            bias: bias.map { place($0, as: .f32, in: group) })
+    }
+
+    public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool {
+        precondition(
+            a.shape == b.shape && a.dtype == b.dtype,
+            "equalBits: \(a.shape) \(a.dtype) and \(b.shape) \(b.dtype)")
+        let (a, b) = (read(a), read(b))
+        return memcmp(a.hostAddress, b.hostAddress, a.byteCount) == 0
+    }
+
+    public func embedding(_ ids: [Int32], hostTable table: Tensor, as dtype: DType) -> Tensor {
+        place(table.gatheredRows(ids), as: dtype, in: nil)
+    }
 }
 
 // MARK: - Shorthands with the usual arguments
