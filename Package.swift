@@ -54,6 +54,7 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),
+        .testTarget(name: "ArchitectureTests", swiftSettings: swift),
         .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: swift),
         .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: swift),
         .testTarget(
@@ -66,7 +67,8 @@ let package = Package(
             name: "ModelsTests", dependencies: ["Models", "Checkpoints", "CPU", "Tensors"],
             swiftSettings: swift),
         .testTarget(
-            name: "DiffusionTests", dependencies: ["Diffusion", "Tensors"], swiftSettings: swift),
+            name: "DiffusionTests", dependencies: ["Diffusion", "CPU", "Tensors"],
+            swiftSettings: swift),
         .testTarget(
             name: "MediaTests",
             dependencies: ["Media", .product(name: "Subprocess", package: "swift-subprocess")],
