@@ -12,6 +12,15 @@ public protocol Checkpoint: AnyObject {
     func info(_ name: String) -> TensorInfo?
     /// The tensor as stored (mapped; contiguous); nil for an unknown name.
     func tensor(_ name: String) throws(CheckpointError) -> Tensor?
+    /// Free text that the file holds about itself (safetensors' `__metadata__`).
+    var metadata: [String: String] { get }
+    /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them again.
+    func forget(_ name: String)
+}
+
+extension Checkpoint {
+    public var metadata: [String: String] { [:] }
+    public func forget(_ name: String) {}
 }
 
 /// What a checkpoint says of a tensor before its bytes are read.
@@ -91,8 +100,9 @@ public struct Weights {
     /// Names of tensors that nobody has asked for, in file order.
     public var unread: [String] { context.checkpoint.names.filter { !context.read.contains($0) } }
 
-    /// A tensor in host memory as stored. `shape` must have the stored count and, ignoring extents of one,
-    /// the stored extents: `[1, 6, dim]` may be asked for as `[6, dim]`.
+    /// A tensor in host memory as stored. `shape` must have the stored extents, ignoring those of one
+    /// (`[1, 6, dim]` may be asked for as `[6, dim]`) or with the stored ones after the first folded
+    /// into one: the patch embedding `[dim, in, 1, 2, 2]` as `[dim, in * 4]`.
     public func host(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor {
         let name = full(name)
         guard let tensor = try context.checkpoint.tensor(name) else {
@@ -101,7 +111,13 @@ public struct Weights {
         }
         context.read.insert(name)
         let significant = { (dimensions: [Int]) in dimensions.filter { $0 != 1 } }
-        guard significant(tensor.shape.dimensions) == significant(shape.dimensions) else {
+        let isFolded =
+            shape.rank == 2 && tensor.shape.rank > 2 && tensor.shape[0] == shape[0]
+            && tensor.shape.tail.count == shape[1]
+        guard
+            isFolded
+                || significant(tensor.shape.dimensions) == significant(shape.dimensions)
+        else {
             throw .shape(
                 name, in: context.checkpoint.path, expected: shape.dimensions,
                 found: tensor.shape.dimensions)
@@ -155,6 +171,19 @@ public struct Weights {
         group?.append(weight.matrix)
         let bias = contains("bias") ? try tensor("bias", [outputs], as: .f32) : nil
         return (weight, bias)
+    }
+
+    /// The file that this cursor walks through, for messages.
+    public var file: String { context.checkpoint.path }
+
+    /// The error that says that `name` is not here.
+    public func missing(_ name: String) -> CheckpointError {
+        .missing(full(name), in: file, nearest: nearest(to: full(name)))
+    }
+
+    /// The error that says that `name` has not the shape that the model needs.
+    public func misshapen(_ name: String, expected: [Int], found: [Int]) -> CheckpointError {
+        .shape(full(name), in: file, expected: expected, found: found)
     }
 
     private func full(_ name: String) -> String { path.isEmpty ? name : path + "." + name }

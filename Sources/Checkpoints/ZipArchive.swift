@@ -1,0 +1,202 @@
+/// Zip archives whose members are stored, as torch.save writes them (with zip64 where needed).
+///
+/// https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+
+/// The members of an archive and the places of their bytes.
+struct ZipArchive {
+    struct Member {
+        let range: Range<Int>
+        let crc: UInt32
+    }
+
+    static let maximumMembers = 1 << 18
+    private(set) var members: [String: Member] = [:]
+    let file: MappedFile
+
+    init(_ file: MappedFile) throws(CheckpointError) {
+        self.file = file
+        let directory = try Self.directory(file)
+        var reader = ByteReader(file.bytes, at: directory.offset)
+        for _ in 0..<directory.count { try readMember(&reader, end: directory.end) }
+        guard reader.position == directory.end else {
+            throw file.fail("the zip directory has another size than it says")
+        }
+    }
+
+    private struct Directory {
+        var count, offset, end: Int
+    }
+
+    /// Finds the end record, which lies before a comment of at most 64 KiB.
+    private static func directory(_ file: MappedFile) throws(CheckpointError) -> Directory {
+        let bytes = file.bytes
+        let absent = file.fail("the zip archive has no directory: the file is cut short")
+        guard bytes.count >= 22 else { throw absent }
+        let end = stride(from: bytes.count - 22, through: max(0, bytes.count - 65557), by: -1)
+            .first { at in
+                bytes.loadUnaligned(fromByteOffset: at, as: UInt32.self) == 0x0605_4B50
+                    && Int(bytes.loadUnaligned(fromByteOffset: at + 20, as: UInt16.self))
+                        == bytes.count - at - 22
+            }
+        guard let end else { throw absent }
+        var reader = ByteReader(bytes, at: end + 4)
+        guard reader.integer(UInt16.self) == 0, reader.integer(UInt16.self) == 0 else {
+            // All ones where a zip64 record follows is allowed, several disks are not.
+            throw file.fail("a zip archive in several parts")
+        }
+        guard let here = reader.count(UInt16.self), let all = reader.count(UInt16.self),
+            let size = reader.count(UInt32.self), let offset = reader.count(UInt32.self)
+        else { throw absent }
+        guard here == all else { throw file.fail("a zip archive in several parts") }
+        // A 64-bit record says the same, or more where the 32-bit fields are all ones.
+        let (count, range) = try zip64(file, end) ?? (all, (offset, size, end))
+        guard range.offset <= range.limit, range.size <= range.limit - range.offset else {
+            throw file.fail("the zip directory lies outside the file")
+        }
+        // A member takes at least 46 bytes there, so a false count cannot make us reserve.
+        guard count <= range.size / 46, count <= maximumMembers else {
+            throw file.fail("the zip directory claims \(count) members in \(range.size) bytes")
+        }
+        return Directory(count: count, offset: range.offset, end: range.offset + range.size)
+    }
+
+    /// The 64-bit end record, by its locator before the other; nil where there is none.
+    private static func zip64(
+        _ file: MappedFile, _ end: Int
+    ) throws(CheckpointError) -> (count: Int, (offset: Int, size: Int, limit: Int))? {
+        guard end >= 20 else { return nil }
+        var locator = ByteReader(file.bytes, at: end - 20)
+        guard locator.integer(UInt32.self) == 0x0706_4B50 else { return nil }
+        let broken = file.fail("the zip64 directory lies outside the file")
+        _ = locator.take(4)
+        guard let at = locator.count(UInt64.self), at <= end - 20 - 56 else { throw broken }
+        var record = ByteReader(file.bytes, at: at)
+        guard record.integer(UInt32.self) == 0x0606_4B50, record.take(20) != nil,
+            record.integer(UInt64.self) != nil, let count = record.count(UInt64.self),
+            let size = record.count(UInt64.self), let offset = record.count(UInt64.self)
+        else { throw broken }
+        return (count, (offset, size, at))
+    }
+
+    private mutating func readMember(
+        _ reader: inout ByteReader, end: Int
+    ) throws(CheckpointError) {
+        let broken = file.fail("the zip directory is damaged")
+        guard end - reader.position >= 46, reader.integer(UInt32.self) == 0x0201_4B50,
+            reader.take(4) != nil, let flags = reader.integer(UInt16.self),
+            let method = reader.integer(UInt16.self), reader.take(4) != nil,
+            let crc = reader.integer(UInt32.self), var packed = reader.count(UInt32.self),
+            var size = reader.count(UInt32.self), let nameLength = reader.count(UInt16.self),
+            let extraLength = reader.count(UInt16.self),
+            let commentLength = reader.count(UInt16.self), reader.take(8) != nil,
+            var offset = reader.count(UInt32.self), let nameRange = reader.take(nameLength),
+            let extra = reader.take(extraLength), reader.take(commentLength) != nil,
+            reader.position <= end, let name = reader.text(nameRange)
+        else { throw broken }
+        guard flags & 1 == 0 else { throw file.fail("'\(name)' is encrypted") }
+        guard method == 0 else {
+            throw file.fail("'\(name)' is compressed; PyTorch stores its members as they are")
+        }
+        // The 64-bit fields stand in for those that are all ones, in this order.
+        var fields = ByteReader(reader.slice(extra))
+        while fields.remaining >= 4 {
+            guard let id = fields.integer(UInt16.self), let length = fields.count(UInt16.self),
+                let body = fields.take(length)
+            else { throw broken }
+            guard id == 1 else { continue }
+            var wide = ByteReader(fields.slice(body))
+            func widen(_ value: inout Int) throws(CheckpointError) {
+                guard value == 0xFFFF_FFFF else { return }
+                guard let large = wide.count(UInt64.self) else { throw broken }
+                value = large
+            }
+            try widen(&size)
+            try widen(&packed)
+            try widen(&offset)
+        }
+        guard size == packed else { throw file.fail("'\(name)' has two different sizes") }
+        let range = try payload(name, offset, size, before: end)
+        guard members.updateValue(Member(range: range, crc: crc), forKey: name) == nil else {
+            throw file.fail("two members of the archive are called '\(name)'")
+        }
+    }
+
+    /// The bytes of a member, behind its local header.
+    private func payload(
+        _ name: String, _ offset: Int, _ size: Int, before end: Int
+    ) throws(CheckpointError) -> Range<Int> {
+        guard offset <= file.bytes.count else {
+            throw file.fail("'\(name)' lies outside the file")
+        }
+        var header = ByteReader(file.bytes, at: offset)
+        guard header.integer(UInt32.self) == 0x0403_4B50, header.take(22) != nil,
+            let nameLength = header.count(UInt16.self),
+            let extraLength = header.count(UInt16.self), let local = header.take(nameLength),
+            header.take(extraLength) != nil, let range = header.take(size),
+            range.upperBound <= end
+        else { throw file.fail("'\(name)' lies outside the file or has no header") }
+        guard header.slice(local).elementsEqual(name.utf8) else {
+            throw file.fail("'\(name)' has another name at its own place")
+        }
+        return range
+    }
+
+    /// Whether the bytes of a member have the checksum that the directory gives.
+    func isIntact(_ member: Member) -> Bool {
+        CRC32.checksum(UnsafeRawBufferPointer(rebasing: file.bytes[member.range])) == member.crc
+    }
+}
+
+/// The checksum of zip archives: polynomial 0xEDB88320 (reflected), eight bytes a step.
+struct CRC32 {
+    private static let tables: [[UInt32]] = {
+        var tables = [[UInt32]](repeating: [UInt32](repeating: 0, count: 256), count: 8)
+        for index in 0..<256 {
+            var value = UInt32(index)
+            for _ in 0..<8 { value = value & 1 == 1 ? value >> 1 ^ 0xEDB8_8320 : value >> 1 }
+            tables[0][index] = value
+        }
+        for index in 0..<256 {
+            for level in 1..<8 {
+                let previous = tables[level - 1][index]
+                tables[level][index] = previous >> 8 ^ tables[0][Int(previous & 0xFF)]
+            }
+        }
+        return tables
+    }()
+    private static let flat: [UInt32] = tables.flatMap { $0 }
+
+    private var state: UInt32 = ~0
+    var value: UInt32 { ~state }
+
+    mutating func update(_ bytes: UnsafeRawBufferPointer) {
+        Self.flat.withUnsafeBufferPointer { table in
+            var position = 0
+            var crc = state
+            while position + 8 <= bytes.count {
+                let word =
+                    bytes.loadUnaligned(fromByteOffset: position, as: UInt64.self)
+                    ^ UInt64(crc)
+                crc =
+                    table[7 << 8 | Int(word & 0xFF)] ^ table[6 << 8 | Int(word >> 8 & 0xFF)]
+                    ^ table[5 << 8 | Int(word >> 16 & 0xFF)]
+                    ^ table[4 << 8 | Int(word >> 24 & 0xFF)]
+                    ^ table[3 << 8 | Int(word >> 32 & 0xFF)]
+                    ^ table[2 << 8 | Int(word >> 40 & 0xFF)]
+                    ^ table[1 << 8 | Int(word >> 48 & 0xFF)] ^ table[Int(word >> 56)]
+                position += 8
+            }
+            while position < bytes.count {
+                crc = crc >> 8 ^ table[Int((crc ^ UInt32(bytes[position])) & 0xFF)]
+                position += 1
+            }
+            state = crc
+        }
+    }
+
+    static func checksum(_ bytes: UnsafeRawBufferPointer) -> UInt32 {
+        var crc = CRC32()
+        crc.update(bytes)
+        return crc.value
+    }
+}
