@@ -30,6 +30,24 @@ public struct PhiloxNoise: Sendable, Hashable {
         public let firstRound: UInt64
         /// 256 * blocks
         public let threads: Int
+
+        /// Writes the numbers that `range` of the threads draw to their places in `values`, the whole draw.
+        public func fill(_ values: UnsafeMutableBufferPointer<Float>, threads range: Range<Int>) {
+            for thread in range where thread < values.count {
+                var start = thread
+                var round = firstRound
+                while start < values.count {
+                    let four = PhiloxNoise.normals(
+                        seed: seed, round: round, thread: UInt64(thread))
+                    for j in 0..<4 {
+                        let index = start + j * threads
+                        if index < values.count { values[index] = four[j] }
+                    }
+                    start += 4 * threads
+                    round += 1
+                }
+            }
+        }
     }
 
     /// Reserves the next `count` numbers.
@@ -43,24 +61,9 @@ public struct PhiloxNoise: Sendable, Hashable {
 
     /// The next `shape` of standard normal numbers, as an f32 host tensor.
     public mutating func normal(_ shape: Shape) -> Tensor {
-        let count = shape.count
-        let draw = draw(count)
+        let draw = draw(shape.count)
         let out = Tensor.host(shape, .f32)
-        out.withMutable(Float.self) { values in
-            for thread in 0..<min(draw.threads, count) {
-                var start = thread
-                var round = draw.firstRound
-                while start < count {
-                    let four = Self.normals(seed: seed, round: round, thread: UInt64(thread))
-                    for j in 0..<4 {
-                        let index = start + j * draw.threads
-                        if index < count { values[index] = four[j] }
-                    }
-                    start += 4 * draw.threads
-                    round += 1
-                }
-            }
-        }
+        out.withMutable(Float.self) { draw.fill($0, threads: 0..<draw.threads) }
         return out
     }
 

@@ -1,0 +1,146 @@
+/// Causal convolution of channels-last frames.
+
+import Tensors
+
+/// What a convolution reads and makes, in elements; shared by the definition and faster versions.
+struct ConvolutionGeometry {
+    /// Input frames: zeros, then history, then x. Height and width are those of x.
+    let leadingZeros, historyFrames, frames, height, width, inputs: Int
+    let kernel: (time: Int, height: Int, width: Int)
+    let timeStride, spatialStride: Int
+    /// Rows above and columns left of the input that count as zeros.
+    let padding: (top: Int, left: Int)
+    let upsample: Bool
+    /// [T', H', W', out]
+    let output: Shape
+
+    init(
+        _ x: Shape, history: Shape?, leadingZeros: Int, _ weight: ConvolutionWeight,
+        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool
+    ) {
+        precondition(
+            x.rank == 4 && x[3] == weight.inputs,
+            "convolution: x \(x) for a kernel \(weight.tensor.shape)")
+        precondition(
+            history.map { $0.rank == 4 && $0.tail == x.tail } ?? true,
+            "convolution: history \(history ?? x) for x \(x)")
+        self.leadingZeros = leadingZeros
+        historyFrames = history?[0] ?? 0
+        (frames, height, width, inputs) = (x[0], x[1], x[2], x[3])
+        kernel = (weight.time, weight.height, weight.width)
+        self.timeStride = timeStride
+        self.spatialStride = spatialStride
+        self.upsample = upsample
+        let scale = upsample ? 2 : 1
+        let (top, left, extraHeight, extraWidth): (Int, Int, Int, Int)
+        switch padding {
+        case .same:
+            (top, left) = ((weight.height - 1) / 2, (weight.width - 1) / 2)
+            (extraHeight, extraWidth) = (2 * top, 2 * left)
+        case .bottomRight: (top, left, extraHeight, extraWidth) = (0, 0, 1, 1)
+        }
+        self.padding = (top, left)
+        let depth = leadingZeros + historyFrames + frames - weight.time
+        precondition(
+            depth >= 0,
+            "convolution: \(depth + weight.time) frames for a kernel of \(weight.time)")
+        output = [
+            depth / timeStride + 1,
+            (height * scale + extraHeight - weight.height) / spatialStride + 1,
+            (width * scale + extraWidth - weight.width) / spatialStride + 1, weight.outputs,
+        ]
+    }
+}
+
+extension Definitions {
+    /// See `Backend.convolution`. The result is rounded before the residual is added.
+    func convolution(
+        _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
+        residual: Tensor?
+    ) -> Tensor {
+        let shape = geometry.output
+        let taps = geometry.kernel.time * geometry.kernel.height * geometry.kernel.width
+        let depth = taps * geometry.inputs
+        let columns = Panels.columns(weight.outputs)
+        let packed = memory.storage(byteCount: columns * depth * 4)
+        let panels = packed.hostPointer!.assumingMemoryBound(to: Float.self)
+        let kernel = Rows(weight.tensor, columns: depth)
+        threads.parallel(weight.outputs, grain: 16) { range in
+            Panels.pack(
+                kernel, first: range.lowerBound, count: range.count, depth,
+                into: panels + range.lowerBound * depth)
+        }
+        let bias = weight.bias.map { vector($0) }
+        let result = memory.tensor(shape, x.dtype)
+        let out = Rows(result)
+        let added = residual.map { Rows($0) }
+        let frames = (Rows(x), history.map { Rows($0) })
+        let (lines, width, outputs) = (shape[0] * shape[1], shape[2], shape[3])
+        let block = 32
+        let blocks = (width + block - 1) / block
+        threads.parallel(lines * blocks) { range in
+            scratch(block * (depth + columns) + outputs) { memory in
+                let patches = memory
+                let sums = memory + block * depth
+                let line = sums + block * columns
+                for index in range {
+                    let row = index / blocks
+                    let first = index % blocks * block
+                    let count = min(block, width - first)
+                    for pixel in 0..<count {
+                        gather(
+                            frames.0, frames.1, geometry, frame: row / shape[1],
+                            line: row % shape[1], column: first + pixel,
+                            into: patches + pixel * depth)
+                    }
+                    Panels.multiply(
+                        m: count, k: depth, columns: columns, a: patches, aStride: depth,
+                        panels: panels, c: sums, cStride: columns)
+                    for pixel in 0..<count {
+                        let target = row * width + first + pixel
+                        let y = sums + pixel * columns
+                        if let bias { Vector.add(y, bias, outputs) }
+                        if let added {
+                            round(y, outputs, to: x.dtype)
+                            added.load(target, outputs, into: line)
+                            Vector.add(y, line, outputs)
+                        }
+                        out.store(target, outputs, y)
+                    }
+                }
+            }
+        }
+        return withExtendedLifetime(packed) { result }
+    }
+
+    /// The inputs of one output pixel, zeros outside. patch: [kernelTime, kernelHeight, kernelWidth, in]
+    private func gather(
+        _ x: Rows, _ history: Rows?, _ geometry: ConvolutionGeometry, frame: Int, line: Int,
+        column: Int, into patch: UnsafeMutablePointer<Float>
+    ) {
+        let n = geometry.inputs
+        let scale = geometry.upsample ? 2 : 1
+        let (height, width) = (geometry.height, geometry.width)
+        var target = patch
+        for kt in 0..<geometry.kernel.time {
+            let time = frame * geometry.timeStride + kt - geometry.leadingZeros
+            let isHistory = time < geometry.historyFrames
+            let source = isHistory ? history : x
+            let inner = isHistory ? time : time - geometry.historyFrames
+            for kh in 0..<geometry.kernel.height {
+                let h = line * geometry.spatialStride + kh - geometry.padding.top
+                for kw in 0..<geometry.kernel.width {
+                    let w = column * geometry.spatialStride + kw - geometry.padding.left
+                    if let source, time >= 0, h >= 0, h < height * scale, w >= 0, w < width * scale
+                    {
+                        source.load(
+                            (inner * height + h / scale) * width + w / scale, n, into: target)
+                    } else {
+                        target.update(repeating: 0, count: n)
+                    }
+                    target += n
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+/// The definition of every operation, in plain Swift: the oracle, and what runs where nothing faster exists.
+
+import Tensors
+
+/// What the definitions work with. The operations are in extensions, one family a file.
+struct Definitions {
+    let memory: MemoryPool
+    let threads: Threads
+
+    /// Iterations in a chunk of a loop over rows: some 16 thousand elements, whatever the number of threads.
+    func grain(_ columns: Int) -> Int { max(1, 16_384 / max(1, columns)) }
+
+    /// A new tensor whose rows are made one by one in f32. `body` gets the row's index and where to write it.
+    func mapRows(
+        _ shape: Shape, _ dtype: DType,
+        _ body: (_ row: Int, _ out: UnsafeMutablePointer<Float>) -> Void
+    ) -> Tensor {
+        let result = memory.tensor(shape, dtype)
+        let rows = Rows(result)
+        threads.parallel(rows.count, grain: grain(rows.columns)) { range in
+            scratch(rows.columns) { line in
+                for row in range {
+                    body(row, line)
+                    rows.store(row, rows.columns, line)
+                }
+            }
+        }
+        return result
+    }
+
+    /// The elements of a vector as f32, rounded to `dtype`.
+    func vector(_ x: Tensor, roundedTo dtype: DType = .f32) -> [Float] {
+        [Float](unsafeUninitializedCapacity: x.shape.count) { out, count in
+            count = x.shape.count
+            Rows(x, columns: count).load(0, count, into: out.baseAddress!)
+            round(out.baseAddress!, count, to: dtype)
+        }
+    }
+
+    /// The same values as another floating-point type.
+    func converted(_ x: Tensor, to dtype: DType) -> Tensor {
+        if x.dtype == dtype { return x }
+        let columns = max(1, min(x.shape.count, 4096))
+        let result = memory.tensor(x.shape, dtype)
+        let (from, to) = (Line(x), Line(result))
+        threads.parallel(x.shape.count, grain: columns * 16) { range in
+            scratch(columns) { line in
+                for start in stride(from: range.lowerBound, to: range.upperBound, by: columns) {
+                    let n = min(columns, range.upperBound - start)
+                    from.rows.load(0, from: start, n, into: line)
+                    to.rows.store(0, from: start, n, line)
+                }
+            }
+        }
+        return result
+    }
+
+    /// A tensor as one long row.
+    struct Line {
+        let rows: Rows
+        init(_ x: Tensor) { rows = Rows(x, columns: x.shape.count) }
+    }
+}

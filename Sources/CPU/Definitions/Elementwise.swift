@@ -1,0 +1,123 @@
+/// Operations that go element by element.
+
+import Tensors
+
+extension Definitions {
+    /// x + y * gate; see `Backend.gatedAdd`. Gate and product are rounded to the dtype of x.
+    func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
+        let (xs, ys) = (Rows(x), Rows(y))
+        let n = xs.columns
+        let gate = gate.map { vector($0, roundedTo: x.dtype) }
+        return mapRows(x.shape, x.dtype) { row, out in
+            ys.load(row, n, into: out)
+            round(out, n, to: x.dtype)
+            if let gate {
+                Vector.multiply(out, gate, n)
+                round(out, n, to: x.dtype)
+            }
+            if x.dtype == .f32 {
+                Vector.add(out, xs.floats(row), n)
+            } else {
+                scratch(n) { line in
+                    xs.load(row, n, into: line)
+                    Vector.add(out, line, n)
+                }
+            }
+        }
+    }
+
+    /// gelu_tanh(gate) * up; see `Backend.geluGate`. The activation is rounded to the dtype of gate.
+    func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
+        let (gates, ups) = (Rows(gate), Rows(up))
+        let n = gates.columns
+        let result = mapRows(gate.shape, gate.dtype) { row, out in
+            gates.load(row, n, into: out)
+            Vector.apply(.geluTanh, out, n)
+            round(out, n, to: gate.dtype)
+            scratch(n) { line in
+                ups.load(row, n, into: line)
+                Vector.multiply(out, line, n)
+            }
+        }
+        return quantize(result, to: format)
+    }
+
+    /// One rCM step in f64; see `Backend.rcmStep`.
+    func rcmStep(_ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double) -> Tensor {
+        let result = memory.tensor(x.shape, .f64)
+        result.withMutable(Double.self) { out in
+            x.withElements(Double.self) { x in
+                velocity.withElements(Float.self) { v in
+                    guard let noise else {
+                        for i in out.indices { out[i] = x[i] - (t - next) * Double(v[i]) }
+                        return
+                    }
+                    noise.withElements(Float.self) { noise in
+                        for i in out.indices {
+                            let clean = x[i] - t * Double(v[i])
+                            out[i] = (1 - next) * clean + next * Double(noise[i])
+                        }
+                    }
+                }
+            }
+        }
+        return result
+    }
+
+    /// sum_i coefficients[i] * terms[i] in f64; see `Backend.combine`.
+    func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
+        let count = terms[0].shape.count
+        let sums = memory.tensor(terms[0].shape, .f64)
+        sums.withMutable(Double.self) { sums in
+            for (index, (term, coefficient)) in zip(terms, coefficients).enumerated() {
+                func add(_ value: (Int) -> Double) {
+                    for i in 0..<count {
+                        sums[i] = (index == 0 ? 0 : sums[i]) + coefficient * value(i)
+                    }
+                }
+                if term.dtype == .f64 {
+                    term.withElements(Double.self) { x in add { x[$0] } }
+                } else {
+                    term.withElements(Float.self) { x in add { Double(x[$0]) } }
+                }
+            }
+        }
+        return converted(sums, to: dtype)
+    }
+
+    /// See `Backend.channelNorm`; one rounding, at the end.
+    func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
+        let rows = Rows(x)
+        let n = rows.columns
+        let root = Float(n).squareRoot()
+        let gamma = vector(gamma).map { $0 * root }
+        return mapRows(x.shape, x.dtype) { row, out in
+            rows.load(row, n, into: out)
+            let norm = max(Vector.sumOfSquares(out, n).squareRoot(), 1e-12)
+            let inverse = 1 / norm
+            Vector.map(out, gamma, n) { $0 * inverse * $1 }
+            if silu { Vector.apply(.silu, out, n) }
+        }
+    }
+
+    /// floor(clamp((x + 1) / 2, 0, 1) * 255 + 0.5); see `Backend.rgb8`.
+    func rgb8(_ x: Tensor) -> Tensor {
+        let count = x.shape.count
+        let result = memory.tensor(x.shape, .u8)
+        let bytes = result.hostAddress.assumingMemoryBound(to: UInt8.self)
+        let line = Line(x)
+        threads.parallel(count, grain: 16_384) { range in
+            scratch(range.count) { values in
+                line.rows.load(0, from: range.lowerBound, range.count, into: values)
+                let out = bytes + range.lowerBound
+                for i in 0..<range.count {
+                    let unit = (values[i] + 1) / 2
+                    // Written so that NaN becomes black rather than a trap.
+                    let clamped = unit > 0 ? min(unit, 1) : 0
+                    out[i] = UInt8(clamped * 255 + 0.5)
+                }
+            }
+        }
+        return result
+    }
+}

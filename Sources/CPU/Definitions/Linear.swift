@@ -1,0 +1,243 @@
+/// Linear layers and the 8-bit formats of their operands.
+
+import Tensors
+
+extension Definitions {
+    /// Rows and columns of the result that one chunk of work makes. Both divide a 128x128 scale block.
+    private static let tile = (rows: 128, columns: 64)
+
+    /// act(x W^T + bias); see `Backend.linear`. The result of the product is rounded to the output dtype before
+    /// the activation, as separate operators do.
+    func linear(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor {
+        let plain = x.dtype != .i8 && x.dtype != .f8e4m3
+        let outputType = dtype ?? (plain ? x.dtype : .bf16)
+        let x = plain ? quantize(x, to: weight.inputFormat) : x
+        let result = memory.tensor(x.shape.replacingLast(weight.outputs), outputType)
+        let (outputs, inputs) = (weight.outputs, weight.inputs)
+        let (input, matrix, output) = (Rows(x), Rows(weight.matrix), Rows(result))
+        let bias = bias.map { vector($0) }
+        let scaling = Scaling(x, weight)
+        let rowTiles = (input.count + Self.tile.rows - 1) / Self.tile.rows
+        let columnTiles = (outputs + Self.tile.columns - 1) / Self.tile.columns
+        threads.parallel(rowTiles * columnTiles) { range in
+            for index in range {
+                let row = index % rowTiles * Self.tile.rows
+                let column = index / rowTiles * Self.tile.columns
+                let rows = row..<min(row + Self.tile.rows, input.count)
+                let columns = column..<min(column + Self.tile.columns, outputs)
+                scratch(Self.tile.rows * Self.tile.columns) { sums in
+                    product(input, matrix, inputs, rows, columns, scaling, into: sums)
+                    for (index, row) in rows.enumerated() {
+                        let line = sums + index * Self.tile.columns
+                        scaling.finish(
+                            line, row, columns, bias: bias, activation: activation, outputType)
+                        output.store(row, from: columns.lowerBound, columns.count, line)
+                    }
+                }
+            }
+        }
+        return quantize(result, to: format)
+    }
+
+    /// The sums of products of one tile. sums: [rows.count][tile.columns]
+    private func product(
+        _ x: Rows, _ weight: Rows, _ inputs: Int, _ rows: Range<Int>, _ columns: Range<Int>,
+        _ scaling: Scaling, into sums: UnsafeMutablePointer<Float>
+    ) {
+        let width = Self.tile.columns
+        // The int8 products of one block of 128 are exact in f32: at most 128 * 128 * 128 = 2^21.
+        let chunk = scaling.isBlocked ? 128 : MatrixProduct.chunk
+        sums.update(repeating: 0, count: rows.count * width)
+        scratch(chunk * (rows.count + width) + rows.count * width) { memory in
+            let a = memory
+            let panels = a + chunk * rows.count
+            let block = panels + chunk * width
+            for start in stride(from: 0, to: inputs, by: chunk) {
+                let n = min(chunk, inputs - start)
+                for (index, row) in rows.enumerated() {
+                    x.load(row, from: start, n, into: a + index * n)
+                }
+                Panels.pack(
+                    weight, first: columns.lowerBound, count: columns.count, from: start, n,
+                    into: panels)
+                Panels.multiply(
+                    m: rows.count, k: n, columns: Panels.columns(columns.count), a: a, aStride: n,
+                    panels: panels, c: scaling.isBlocked ? block : sums, cStride: width,
+                    accumulate: !scaling.isBlocked)
+                if scaling.isBlocked {
+                    let scale = Lanes(
+                        repeating: scaling.block(rows.lowerBound, columns.lowerBound, start))
+                    Vector.map(sums, block, rows.count * width) { $0.addingProduct($1, scale) }
+                }
+            }
+        }
+    }
+
+    /// x as 8-bit activations of `format`; see `Backend.quantize`.
+    func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
+        switch format {
+        case .plain: x
+        case .int8Blocks: int8Blocks(x)
+        case .fp8Rows: fp8Rows(x)
+        }
+    }
+
+    /// q = rne(x * (128 / amax)) saturated to -128...127, scale = amax / 128, for each block of 128x128.
+    private func int8Blocks(_ x: Tensor) -> Tensor {
+        let rows = Rows(x)
+        let blockRows = (rows.count + 127) / 128
+        let blockColumns = (rows.columns + 127) / 128
+        let scales = memory.storage(byteCount: blockRows * blockColumns * 4)
+        let result = memory.tensor(x.shape, .i8, scales: scales)
+        let scale = scales.hostPointer!.assumingMemoryBound(to: Float.self)
+        let codes = result.hostAddress.assumingMemoryBound(to: Int8.self)
+        threads.parallel(blockRows * blockColumns) { range in
+            scratch(128 * 128) { block in
+                for index in range {
+                    let start = index % blockColumns * 128
+                    let n = min(128, rows.columns - start)
+                    let first = index / blockColumns * 128
+                    let m = min(128, rows.count - first)
+                    for row in 0..<m {
+                        rows.load(first + row, from: start, n, into: block + row * n)
+                    }
+                    let amax = max(Vector.maximumMagnitude(block, m * n), 1e-8)
+                    scale[index] = amax / 128
+                    let inverse = 128 / amax
+                    for row in 0..<m {
+                        Int8Code.write(
+                            block + row * n, n, inverse,
+                            to: codes + (first + row) * rows.columns + start)
+                    }
+                }
+            }
+        }
+        return result
+    }
+
+    /// q = e4m3(x * (448 / amax)), scale = amax / 448, for each row; amax at least 1e-12.
+    private func fp8Rows(_ x: Tensor) -> Tensor {
+        let rows = Rows(x)
+        let scales = memory.storage(byteCount: rows.count * 4)
+        let result = memory.tensor(x.shape, .f8e4m3, scales: scales)
+        let scale = scales.hostPointer!.assumingMemoryBound(to: Float.self)
+        let codes = Rows(result)
+        threads.parallel(rows.count, grain: grain(rows.columns)) { range in
+            scratch(rows.columns) { line in
+                for row in range {
+                    rows.load(row, rows.columns, into: line)
+                    let amax = max(Vector.maximumMagnitude(line, rows.columns), 1e-12)
+                    scale[row] = amax / 448
+                    Vector.scale(line, rows.columns, by: 448 / amax)
+                    codes.store(row, rows.columns, line)
+                }
+            }
+        }
+        return result
+    }
+
+    /// The weight quantised to `format`. weight: [out, in]
+    func quantizedWeight(_ weight: Tensor, to format: ActivationFormat) -> LinearWeight {
+        if format == .plain { return .dense(weight) }
+        let quantized = quantize(weight, to: format)
+        let codes = Tensor(weight.shape, quantized.dtype, storage: quantized.storage)
+        let (outputs, inputs) = (weight.shape[0], weight.shape[1])
+        let shape: Shape =
+            format == .fp8Rows ? [outputs] : [(outputs + 127) / 128, (inputs + 127) / 128]
+        let scale = Tensor(shape, .f32, storage: quantized.scales!)
+        return format == .fp8Rows
+            ? .fp8Rows(weight: codes, scale: scale) : .int8Blocks(weight: codes, scale: scale)
+    }
+}
+
+/// int8 codes of f32 values.
+enum Int8Code {
+    /// codes <- saturate(rne(x * factor))
+    static func write(
+        _ x: UnsafePointer<Float>, _ n: Int, _ factor: Float, to codes: UnsafeMutablePointer<Int8>
+    ) {
+        // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low byte.
+        for i in 0..<n {
+            let value = min(max(x[i] * factor, -128), 127)
+            codes[i] = Int8(truncatingIfNeeded: (value + 12_582_912).bitPattern)
+        }
+    }
+}
+
+/// How sums of products become results: by the scales of the operands.
+private struct Scaling {
+    private enum Kind {
+        case dense
+        case blocks(x: UnsafePointer<Float>, weight: UnsafePointer<Float>, columns: Int)
+        case rows(x: UnsafePointer<Float>, weight: UnsafePointer<Float>)
+    }
+    private let kind: Kind
+    /// Keep the scales alive.
+    private let storages: [Storage]
+
+    init(_ x: Tensor, _ weight: LinearWeight) {
+        func scales(_ weightScale: Tensor) -> (UnsafePointer<Float>, UnsafePointer<Float>) {
+            guard let storage = x.scales, let base = storage.hostPointer else {
+                preconditionFailure("linear: quantised x \(x.shape) \(x.dtype) without scales")
+            }
+            return (
+                UnsafePointer(base.assumingMemoryBound(to: Float.self)),
+                UnsafePointer(weightScale.hostAddress.assumingMemoryBound(to: Float.self))
+            )
+        }
+        switch weight {
+        case .dense:
+            kind = .dense
+            storages = []
+        case .int8Blocks(_, let scale):
+            let (x, weight) = scales(scale)
+            kind = .blocks(x: x, weight: weight, columns: scale.shape[1])
+            storages = [scale.storage]
+        case .fp8Rows(_, let scale):
+            let (x, weight) = scales(scale)
+            kind = .rows(x: x, weight: weight)
+            storages = [scale.storage]
+        }
+    }
+
+    var isBlocked: Bool { if case .blocks = kind { true } else { false } }
+
+    /// xs * ws of the block at a row of x, a row of the weight and a place in k.
+    func block(_ row: Int, _ output: Int, _ k: Int) -> Float {
+        guard case .blocks(let x, let weight, let columns) = kind else { return 1 }
+        return x[row / 128 * columns + k / 128] * weight[output / 128 * columns + k / 128]
+    }
+
+    /// Scales, bias, rounding and activation of part of a row.
+    func finish(
+        _ line: UnsafeMutablePointer<Float>, _ row: Int, _ columns: Range<Int>, bias: [Float]?,
+        activation: Activation, _ dtype: DType
+    ) {
+        let n = columns.count
+        switch kind {
+        case .dense: break
+        case .rows(let x, let weight):
+            for i in 0..<n { line[i] *= x[row] * weight[columns.lowerBound + i] }
+        case .blocks:
+            // The original rounds the product, then adds the bias in the output dtype.
+            round(line, n, to: dtype)
+        }
+        if let bias {
+            bias.withUnsafeBufferPointer {
+                let bias = $0.baseAddress! + columns.lowerBound
+                if isBlocked && dtype == .bf16 {
+                    for i in 0..<n { line[i] += bias[i].roundedToBFloat16 }
+                } else {
+                    Vector.add(line, bias, n)
+                }
+            }
+        }
+        if activation != .none {
+            round(line, n, to: dtype)
+            Vector.apply(activation, line, n)
+        }
+    }
+}

@@ -1,0 +1,162 @@
+/// Between latents, tokens and frames: operations that move numbers.
+
+import Tensors
+
+extension Definitions {
+    /// Rows of a table; see `Backend.embedding`.
+    func embedding(_ ids: [Int32], table: Tensor) -> Tensor {
+        let bytes = table.shape[1] * table.dtype.byteCount
+        let result = memory.tensor([ids.count, table.shape[1]], table.dtype)
+        for (index, id) in ids.enumerated() {
+            precondition(
+                id >= 0 && Int(id) < table.shape[0], "embedding: id \(id) of \(table.shape)")
+            (result.hostAddress + index * bytes).copyMemory(
+                from: table.hostAddress + Int(id) * bytes, byteCount: bytes)
+        }
+        return result
+    }
+
+    /// Latents to tokens; see `Backend.patchify`.
+    func patchify(_ parts: [Tensor], dtype: DType) -> Tensor {
+        let (t, h, w) = (parts[0].shape[1], parts[0].shape[2], parts[0].shape[3])
+        let channels = parts.reduce(0) { $0 + $1.shape[0] }
+        let lines = parts.map { Rows($0, columns: w) }
+        // The place of every channel: its part and its first row there.
+        var places: [(part: Int, row: Int)] = []
+        for (index, part) in parts.enumerated() {
+            for channel in 0..<part.shape[0] { places.append((index, channel * t * h)) }
+        }
+        let result = memory.tensor([t * (h / 2) * (w / 2), channels * 4], dtype)
+        let out = Rows(result)
+        threads.parallel(t * (h / 2)) { range in
+            scratch(w / 2 * channels * 4 + w) { memory in
+                let line = memory + w / 2 * channels * 4
+                for index in range {
+                    let top = index / (h / 2) * h + index % (h / 2) * 2
+                    for (channel, place) in places.enumerated() {
+                        for kh in 0..<2 {
+                            lines[place.part].load(place.row + top + kh, w, into: line)
+                            for column in 0..<w {
+                                let feature = channel * 4 + kh * 2 + column % 2
+                                memory[column / 2 * channels * 4 + feature] = line[column]
+                            }
+                        }
+                    }
+                    for column in 0..<w / 2 {
+                        out.store(
+                            index * (w / 2) + column, channels * 4, memory + column * channels * 4)
+                    }
+                }
+            }
+        }
+        return result
+    }
+
+    /// Head rows to latents; see `Backend.unpatchify`.
+    func unpatchify(_ x: Tensor, size: (t: Int, h: Int, w: Int)) -> Tensor {
+        let (t, h, w) = size
+        let channels = x.shape[1] / 4
+        let rows = Rows(x)
+        let result = memory.tensor([channels, t, h, w], .f32)
+        let out = Rows(result)
+        threads.parallel(t * (h / 2)) { range in
+            scratch(channels * 4) { line in
+                for index in range {
+                    let top = index / (h / 2) * h + index % (h / 2) * 2
+                    for column in 0..<w / 2 {
+                        rows.load(index * (w / 2) + column, channels * 4, into: line)
+                        for channel in 0..<channels {
+                            for k in 0..<4 {
+                                out.floats(channel * t * h + top + k / 2)[2 * column + k % 2] =
+                                    line[k * channels + channel]
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        return result
+    }
+
+    /// [C, T, H, W] → x * scale + shift as [T, H, W, C]; see `Backend.channelsLast`.
+    func channelsLast(_ x: Tensor, scale: [Float], shift: [Float], dtype: DType) -> Tensor {
+        let (channels, t, h, w) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
+        let lines = Rows(x)
+        let result = memory.tensor([t, h, w, channels], dtype)
+        let out = Rows(result, columns: w * channels)
+        threads.parallel(t * h) { range in
+            scratch(w * channels + w) { memory in
+                let line = memory + w * channels
+                for row in range {
+                    for channel in 0..<channels {
+                        lines.load(channel * t * h + row, w, into: line)
+                        for column in 0..<w {
+                            memory[column * channels + channel] =
+                                line[column] * scale[channel] + shift[channel]
+                        }
+                    }
+                    out.store(row, w * channels, memory)
+                }
+            }
+        }
+        return result
+    }
+
+    /// [T, H, W, C] → x * scale + shift as f32 [C, T, H, W]; see `Backend.channelsFirst`.
+    func channelsFirst(_ x: Tensor, scale: [Float], shift: [Float]) -> Tensor {
+        let (t, h, w, channels) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
+        let lines = Rows(x, columns: w * channels)
+        let result = memory.tensor([channels, t, h, w], .f32)
+        let out = Rows(result)
+        threads.parallel(t * h) { range in
+            scratch(w * channels) { line in
+                for row in range {
+                    lines.load(row, w * channels, into: line)
+                    for channel in 0..<channels {
+                        let target = out.floats(channel * t * h + row)
+                        for column in 0..<w {
+                            target[column] =
+                                line[column * channels + channel] * scale[channel] + shift[channel]
+                        }
+                    }
+                }
+            }
+        }
+        return result
+    }
+
+    /// [T, H, W, 2C] → [2T, H, W, C]; see `Backend.interleaveTime`.
+    func interleaveTime(_ x: Tensor) -> Tensor {
+        let (t, h, w, channels) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3] / 2)
+        let result = memory.tensor([2 * t, h, w, channels], x.dtype)
+        let bytes = channels * x.dtype.byteCount
+        let (from, to) = (x.hostAddress, result.hostAddress)
+        threads.parallel(t * h) { range in
+            for row in range {
+                let (frame, line) = (row / h, row % h)
+                for parity in 0..<2 {
+                    let target = to + ((2 * frame + parity) * h + line) * w * bytes
+                    let source = from + (row * w * 2 + parity) * bytes
+                    for column in 0..<w {
+                        (target + column * bytes).copyMemory(
+                            from: source + 2 * column * bytes, byteCount: bytes)
+                    }
+                }
+            }
+        }
+        return result
+    }
+
+    /// Copies along the outermost axis; see `Backend.concatenate`.
+    func concatenate(_ parts: [Tensor]) -> Tensor {
+        let outermost = parts.reduce(0) { $0 + $1.shape[0] }
+        let result = memory.tensor(
+            Shape([outermost] + parts[0].shape.tail.dimensions), parts[0].dtype)
+        var target = result.hostAddress
+        for part in parts {
+            target.copyMemory(from: part.hostAddress, byteCount: part.byteCount)
+            target += part.byteCount
+        }
+        return result
+    }
+}

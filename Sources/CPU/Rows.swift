@@ -1,0 +1,103 @@
+/// Tensors as rows of `Float`: the one place where the operations meet the element types.
+
+import Tensors
+
+/// A host tensor seen as a matrix whose rows are read and written as `Float`, rounding to nearest even.
+struct Rows {
+    let dtype: DType
+    let count: Int
+    let columns: Int
+    private let base: UnsafeMutableRawPointer
+    /// Keeps the memory alive as long as these rows.
+    private let storage: Storage
+
+    /// x: [..., columns] → count x columns
+    init(_ x: Tensor) { self.init(x, columns: x.shape.columns) }
+
+    init(_ x: Tensor, columns: Int) {
+        dtype = x.dtype
+        self.columns = columns
+        count = columns == 0 ? 0 : x.shape.count / columns
+        base = x.hostAddress
+        storage = x.storage
+    }
+
+    /// The first element of an f32 row.
+    func floats(_ row: Int) -> UnsafeMutablePointer<Float> {
+        precondition(dtype == .f32, "Rows: \(dtype) rows are not f32")
+        return base.assumingMemoryBound(to: Float.self) + row * columns
+    }
+
+    /// Reads elements `start..<start + n` of a row.
+    func load(_ row: Int, from start: Int = 0, _ n: Int, into out: UnsafeMutablePointer<Float>) {
+        let offset = row * columns + start
+        switch dtype {
+        case .f32:
+            out.update(from: base.assumingMemoryBound(to: Float.self) + offset, count: n)
+        case .bf16:
+            let x = base.assumingMemoryBound(to: UInt16.self) + offset
+            for i in 0..<n { out[i] = Float(bitPattern: UInt32(x[i]) << 16) }
+        case .f16:
+            let x = base.assumingMemoryBound(to: Float16.self) + offset
+            for i in 0..<n { out[i] = Float(x[i]) }
+        case .i8:
+            let x = base.assumingMemoryBound(to: Int8.self) + offset
+            for i in 0..<n { out[i] = Float(x[i]) }
+        case .f8e4m3:
+            let x = base.assumingMemoryBound(to: UInt8.self) + offset
+            Float8Values.e4m3.withUnsafeBufferPointer { values in
+                for i in 0..<n { out[i] = values[Int(x[i])] }
+            }
+        case .f64:
+            let x = base.assumingMemoryBound(to: Double.self) + offset
+            for i in 0..<n { out[i] = Float(x[i]) }
+        default:
+            preconditionFailure("Rows: \(dtype) elements cannot be read as f32")
+        }
+    }
+
+    /// Writes elements `start..<start + n` of a row.
+    func store(_ row: Int, from start: Int = 0, _ n: Int, _ values: UnsafePointer<Float>) {
+        let offset = row * columns + start
+        switch dtype {
+        case .f32:
+            (base.assumingMemoryBound(to: Float.self) + offset).update(from: values, count: n)
+        case .bf16:
+            let x = base.assumingMemoryBound(to: BFloat16.self) + offset
+            for i in 0..<n { x[i] = BFloat16(values[i]) }
+        case .f16:
+            let x = base.assumingMemoryBound(to: Float16.self) + offset
+            for i in 0..<n { x[i] = Float16(values[i]) }
+        case .f8e4m3:
+            let x = base.assumingMemoryBound(to: UInt8.self) + offset
+            for i in 0..<n { x[i] = Float8E4M3.encode(values[i]) }
+        case .f64:
+            let x = base.assumingMemoryBound(to: Double.self) + offset
+            for i in 0..<n { x[i] = Double(values[i]) }
+        default:
+            preconditionFailure("Rows: \(dtype) elements cannot be written from f32")
+        }
+    }
+}
+
+/// Values of the 8-bit codes.
+enum Float8Values {
+    static let e4m3: [Float] = (0...255).map { Float8E4M3.decode(UInt8($0)) }
+}
+
+/// Rounds in place to the values that `dtype` can hold; nothing for f32.
+func round(_ x: UnsafeMutablePointer<Float>, _ n: Int, to dtype: DType) {
+    switch dtype {
+    case .f32: break
+    case .bf16: for i in 0..<n { x[i] = x[i].roundedToBFloat16 }
+    case .f16: for i in 0..<n { x[i] = Float(Float16(x[i])) }
+    default: preconditionFailure("round: activations are f32, f16 or bf16, not \(dtype)")
+    }
+}
+
+/// Memory for one chunk of a loop, uninitialised. It must not leave `body`.
+func scratch<R>(_ count: Int, _ body: (UnsafeMutablePointer<Float>) -> R) -> R {
+    withUnsafeTemporaryAllocation(
+        byteCount: max(1, count) * MemoryLayout<Float>.stride, alignment: 64
+    ) { body($0.baseAddress!.assumingMemoryBound(to: Float.self)) }
+}

@@ -1,0 +1,141 @@
+/// A pool of threads for loops whose iterations are independent.
+
+import Glibc
+import Synchronization
+
+/// Runs ranges of a loop on several threads.
+///
+/// A loop is cut into chunks of `grain` iterations, whatever the number of threads, and no chunk sees
+/// another's results: what is computed does not depend on how many threads there are.
+final class Threads: @unchecked Sendable {
+    /// Threads that take part, the caller's included.
+    let count: Int
+    private let shared: Shared
+    private var workers: [pthread_t] = []
+
+    /// Processors that are online.
+    static var available: Int { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))) }
+
+    init(count: Int = Threads.available) {
+        self.count = max(1, count)
+        shared = Shared()
+        // Workers must not take the signals that the program handles on its main thread.
+        var all = sigset_t()
+        var before = sigset_t()
+        sigfillset(&all)
+        pthread_sigmask(SIG_SETMASK, &all, &before)
+        for _ in 1..<max(2, self.count) where self.count > 1 {
+            var thread = pthread_t()
+            let argument = Unmanaged.passRetained(shared).toOpaque()
+            let code = pthread_create(
+                &thread, nil,
+                { argument in
+                    Unmanaged<Shared>.fromOpaque(argument!).takeRetainedValue().work()
+                    return nil
+                }, argument)
+            precondition(code == 0, "Threads: pthread_create failed with \(code)")
+            workers.append(thread)
+        }
+        pthread_sigmask(SIG_SETMASK, &before, nil)
+    }
+
+    deinit {
+        shared.stop()
+        for worker in workers { pthread_join(worker, nil) }
+    }
+
+    /// Calls `body` once for each chunk of `grain` indices of `0..<count` and returns when all are done.
+    /// A loop inside a loop runs on the thread that reaches it.
+    func parallel(_ count: Int, grain: Int = 1, _ body: (Range<Int>) -> Void) {
+        let chunks = (count + grain - 1) / grain
+        func chunk(_ index: Int) { body(index * grain..<min(count, (index + 1) * grain)) }
+        if workers.isEmpty || chunks <= 1 || shared.isRunning {
+            for index in 0..<chunks { chunk(index) }
+        } else {
+            withoutActuallyEscaping(chunk) { shared.run($0, chunks: chunks) }
+        }
+    }
+}
+
+/// What the threads of a pool share. Everything but `next` is guarded by `mutex`.
+private final class Shared: @unchecked Sendable {
+    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+    private let wake = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private let done = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private let next = Atomic(0)
+    private var body: ((Int) -> Void)?
+    private var chunks = 0
+    private var generation = 0
+    private var busy = 0
+    private var stopped = false
+    /// True from the start to the end of a loop; a worker can only look while one runs.
+    private(set) var isRunning = false
+
+    init() {
+        pthread_mutex_init(mutex, nil)
+        pthread_cond_init(wake, nil)
+        pthread_cond_init(done, nil)
+    }
+
+    deinit {
+        pthread_mutex_destroy(mutex)
+        pthread_cond_destroy(wake)
+        pthread_cond_destroy(done)
+        mutex.deallocate()
+        wake.deallocate()
+        done.deallocate()
+    }
+
+    func run(_ body: @escaping (Int) -> Void, chunks: Int) {
+        pthread_mutex_lock(mutex)
+        self.body = body
+        self.chunks = chunks
+        next.store(0, ordering: .relaxed)
+        generation += 1
+        isRunning = true
+        pthread_cond_broadcast(wake)
+        pthread_mutex_unlock(mutex)
+        takeChunks(body, chunks)
+        pthread_mutex_lock(mutex)
+        // Every chunk is taken: who has not joined by now need not, who has must finish.
+        self.body = nil
+        while busy > 0 { pthread_cond_wait(done, mutex) }
+        isRunning = false
+        pthread_mutex_unlock(mutex)
+    }
+
+    func work() {
+        var seen = 0
+        pthread_mutex_lock(mutex)
+        while true {
+            while generation == seen && !stopped { pthread_cond_wait(wake, mutex) }
+            if stopped { break }
+            seen = generation
+            if let body {
+                let chunks = chunks
+                busy += 1
+                pthread_mutex_unlock(mutex)
+                takeChunks(body, chunks)
+                pthread_mutex_lock(mutex)
+                busy -= 1
+                if busy == 0 { pthread_cond_signal(done) }
+            }
+        }
+        pthread_mutex_unlock(mutex)
+    }
+
+    func stop() {
+        pthread_mutex_lock(mutex)
+        stopped = true
+        pthread_cond_broadcast(wake)
+        pthread_mutex_unlock(mutex)
+    }
+
+    private func takeChunks(_ body: (Int) -> Void, _ chunks: Int) {
+        while true {
+            let index = next.wrappingAdd(1, ordering: .relaxed).oldValue
+            if index >= chunks { return }
+            body(index)
+        }
+    }
+}
