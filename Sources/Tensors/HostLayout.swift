@@ -1,6 +1,13 @@
-/// Rearranging tensors in host memory while a model is loaded.
+/// Making and rearranging tensors in host memory.
 
 extension Tensor {
+    /// A new host tensor of zeros.
+    public static func zeros(_ shape: Shape, _ dtype: DType) -> Tensor {
+        let out = Tensor.host(shape, dtype)
+        out.hostAddress.initializeMemory(as: UInt8.self, repeating: 0, count: out.byteCount)
+        return out
+    }
+
     /// The kernel of a convolution with its input channels innermost.
     /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight, kernelWidth, in]
     public func kernelChannelsLast() -> Tensor {

@@ -71,3 +71,14 @@ public final class WeightGroup {
     public func append(_ tensor: Tensor) { tensors.append(tensor) }
     public var byteCount: Int { tensors.reduce(0) { $0 + $1.byteCount } }
 }
+
+extension LinearWeight {
+    /// Bytes of the matrix and its scales.
+    public var byteCount: Int {
+        switch self {
+        case .dense(let weight): weight.byteCount
+        case .int8Blocks(let weight, let scale), .fp8Rows(let weight, let scale):
+            weight.byteCount + scale.byteCount
+        }
+    }
+}

@@ -1,0 +1,241 @@
+/// A machine that computes nothing: it checks shapes, counts work and measures memory. The plan of a run is
+/// made by running the models' own code on it.
+
+/// Tensors here have a size and no memory. Kernels are described by what they must do at least: every input read
+/// once, every output written once.
+public final class NullBackend: Backend {
+    /// One operation as it is carried out.
+    public struct Operation {
+        public let name: String
+        /// Activations; weights are in `weightBytes`.
+        public let inputs: [Tensor]
+        public let outputs: [Tensor]
+        public let weightBytes: Int
+        public let cost: Cost
+    }
+
+    /// Work of one or more operations.
+    public struct Cost: Sendable, Hashable {
+        public var launches = 0
+        /// Multiplications and additions of matrix products, attention and convolutions.
+        public var flops = 0
+        /// Bytes read and written, each once.
+        public var bytes = 0
+
+        public init() {}
+
+        public static func += (a: inout Cost, b: Cost) {
+            a.launches += b.launches
+            a.flops += b.flops
+            a.bytes += b.bytes
+        }
+    }
+
+    public let name = "no device"
+    /// Work since the last `resetCounts()`, by the name of the operation.
+    public private(set) var counts: [String: Cost] = [:]
+    /// Bytes of each group of weights, in the order of loading.
+    public private(set) var groups: [(name: String, byteCount: Int)] = []
+    let ledger: Ledger
+    private let workspace: ((Operation) -> Int)?
+
+    /// - Parameters:
+    ///   - granularity: allocations are rounded up to multiples of this many bytes.
+    ///   - workspace: scratch memory that a device needs while it carries out an operation.
+    public init(granularity: Int = 512, workspace: ((Operation) -> Int)? = nil) {
+        ledger = Ledger(granularity: granularity)
+        self.workspace = workspace
+    }
+
+    // MARK: Reports
+
+    /// All work since the last `resetCounts()`.
+    public var total: Cost { counts.values.reduce(into: Cost()) { $0 += $1 } }
+
+    public func resetCounts() { counts = [:] }
+
+    /// The work of `body` alone, added to the counts as well.
+    public func measuring<Result>(_ body: () throws -> Result) rethrows -> (Result, Cost) {
+        let before = counts
+        counts = [:]
+        let result = try body()
+        let cost = total
+        for (name, earlier) in before { counts[name, default: Cost()] += earlier }
+        return (result, cost)
+    }
+
+    public var memory: MemoryUse {
+        MemoryUse(current: ledger.placed + ledger.computed, peak: ledger.peak)
+    }
+    /// Bytes brought from the host: weights, tables, constants.
+    public var placedBytes: Int { ledger.placed }
+    /// Bytes of results of operations: now, and at most since the last `resetPeak()`, scratch memory included.
+    public var activations: MemoryUse {
+        MemoryUse(current: ledger.computed, peak: ledger.computedPeak)
+    }
+
+    public func resetPeak() { ledger.resetPeak() }
+    public func synchronize() throws {}
+
+    // MARK: Storage
+
+    /// Bytes in use, and the most there were.
+    final class Ledger {
+        let granularity: Int
+        private(set) var placed = 0
+        private(set) var computed = 0
+        private(set) var peak = 0
+        private(set) var computedPeak = 0
+
+        init(granularity: Int) {
+            precondition(granularity > 0, "NullBackend: granularity \(granularity)")
+            self.granularity = granularity
+        }
+
+        func rounded(_ byteCount: Int) -> Int {
+            (byteCount + granularity - 1) / granularity * granularity
+        }
+        func hold(_ bytes: Int, isPlaced: Bool) {
+            if isPlaced { placed += bytes } else { computed += bytes }
+            reach(extra: 0)
+        }
+        func release(_ bytes: Int, isPlaced: Bool) {
+            if isPlaced { placed -= bytes } else { computed -= bytes }
+        }
+        /// `extra` bytes are in use for a moment.
+        func reach(extra: Int) {
+            peak = max(peak, placed + computed + extra)
+            computedPeak = max(computedPeak, computed + extra)
+        }
+        func resetPeak() { (peak, computedPeak) = (placed + computed, computed) }
+    }
+
+    /// A size whose lifetime is noted.
+    private final class SizeOnly: Storage {
+        let ledger: Ledger
+        let isPlaced: Bool
+        let rounded: Int
+
+        init(byteCount: Int, isPlaced: Bool, _ ledger: Ledger) {
+            self.ledger = ledger
+            self.isPlaced = isPlaced
+            rounded = ledger.rounded(byteCount)
+            super.init(byteCount: byteCount)
+            ledger.hold(rounded, isPlaced: isPlaced)
+        }
+
+        deinit { ledger.release(rounded, isPlaced: isPlaced) }
+    }
+
+    private func storage(_ byteCount: Int, isPlaced: Bool) -> Storage {
+        SizeOnly(byteCount: byteCount, isPlaced: isPlaced, ledger)
+    }
+
+    /// A result of an operation, quantised where `format` says so.
+    func result(_ shape: Shape, _ dtype: DType, _ format: ActivationFormat = .plain) -> Tensor {
+        let element: DType =
+            switch format {
+            case .plain: dtype
+            case .int8Blocks: .i8
+            case .fp8Rows: .f8e4m3
+            }
+        return Tensor(
+            shape, element, storage: storage(shape.count * element.byteCount, isPlaced: false),
+            scales: scaleBytes(shape, format).map { storage($0, isPlaced: false) })
+    }
+
+    private func scaleBytes(_ shape: Shape, _ format: ActivationFormat) -> Int? {
+        switch format {
+        case .plain: nil
+        case .int8Blocks: 4 * ((shape.rows + 127) / 128) * ((shape.columns + 127) / 128)
+        case .fp8Rows: 4 * shape.rows
+        }
+    }
+
+    // MARK: Placing
+
+    public func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
+        let bytes = host.shape.count * dtype.byteCount
+        note(bytes, in: group)
+        return Tensor(host.shape, dtype, storage: storage(bytes, isPlaced: true))
+    }
+
+    public func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?)
+        -> LinearWeight
+    {
+        switch weight {
+        case .dense(let matrix): .dense(place(matrix, as: dtype, in: group))
+        case .int8Blocks(let matrix, let scale):
+            .int8Blocks(
+                weight: place(matrix, as: .i8, in: group), scale: place(scale, as: .f32, in: group))
+        case .fp8Rows(let matrix, let scale):
+            .fp8Rows(
+                weight: place(matrix, as: .f8e4m3, in: group),
+                scale: place(scale, as: .f32, in: group))
+        }
+    }
+
+    public func place(
+        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+    ) -> LinearWeight {
+        let (outputs, inputs) = (weight.shape[0], weight.shape[1])
+        func scale(_ shape: Shape) -> Tensor {
+            note(shape.count * 4, in: group)
+            return Tensor(shape, .f32, storage: storage(shape.count * 4, isPlaced: true))
+        }
+        return switch format {
+        case .plain: .dense(place(weight, as: weight.dtype, in: group))
+        case .int8Blocks:
+            .int8Blocks(
+                weight: place(weight, as: .i8, in: group),
+                scale: scale([(outputs + 127) / 128, (inputs + 127) / 128]))
+        case .fp8Rows:
+            .fp8Rows(weight: place(weight, as: .f8e4m3, in: group), scale: scale([outputs]))
+        }
+    }
+
+    public func place(
+        convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
+    ) -> ConvolutionWeight {
+        let k = kernel.shape
+        precondition(k.rank == 5, "place convolution: [out, in, kT, kH, kW] expected, \(k)")
+        return ConvolutionWeight(
+            place(kernel, as: dtype, in: group).reshaped([k[0], k[2], k[3], k[4], k[1]]),
+            bias: bias.map { place($0, as: .f32, in: group) })
+    }
+
+    private func note(_ bytes: Int, in group: WeightGroup?) {
+        guard let group else { return }
+        if groups.last?.name != group.name { groups.append((group.name, 0)) }
+        groups[groups.count - 1].byteCount += ledger.rounded(bytes)
+    }
+
+    /// Zeros.
+    public func read(_ x: Tensor) -> Tensor { .zeros(x.shape, x.dtype) }
+
+    /// Nothing is known of the values, so nothing repeats.
+    public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool { false }
+
+    // MARK: Noting operations
+
+    /// Notes an operation and passes its result on.
+    func note(
+        _ name: String, _ inputs: [Tensor], _ outputs: [Tensor], weightBytes: Int = 0,
+        flops: Int = 0
+    ) {
+        var cost = Cost()
+        cost.launches = 1
+        cost.flops = flops
+        cost.bytes = weightBytes
+        for tensor in inputs { cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0) }
+        for tensor in outputs { cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0) }
+        counts[name, default: Cost()] += cost
+        if let workspace {
+            ledger.reach(
+                extra: workspace(
+                    Operation(
+                        name: name, inputs: inputs, outputs: outputs, weightBytes: weightBytes,
+                        cost: cost)))
+        }
+    }
+}
