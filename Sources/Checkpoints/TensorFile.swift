@@ -35,7 +35,7 @@ struct StoredTensor: Sendable {
 /// Tensors by name; their elements are read from the mapping when asked for.
 final class TensorFile: Checkpoint, Sendable {
     let path: String
-    let format: CheckpointFormat
+    let format: CheckpointFormat?
     let metadata: [String: String]
     let names: [String]
     private let tensors: [String: StoredTensor]

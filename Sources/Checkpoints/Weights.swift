@@ -14,12 +14,15 @@ public protocol Checkpoint: AnyObject {
     func tensor(_ name: String) throws(CheckpointError) -> Tensor?
     /// Free text that the file holds about itself (safetensors' `__metadata__`).
     var metadata: [String: String] { get }
+    /// How the file is written; nil for tensors that come from elsewhere.
+    var format: CheckpointFormat? { get }
     /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them again.
     func forget(_ name: String)
 }
 
 extension Checkpoint {
     public var metadata: [String: String] { [:] }
+    public var format: CheckpointFormat? { nil }
     public func forget(_ name: String) {}
 }
 
@@ -110,14 +113,7 @@ public struct Weights {
                 name, in: context.checkpoint.path, nearest: nearest(to: name))
         }
         context.read.insert(name)
-        let significant = { (dimensions: [Int]) in dimensions.filter { $0 != 1 } }
-        let isFolded =
-            shape.rank == 2 && tensor.shape.rank > 2 && tensor.shape[0] == shape[0]
-            && tensor.shape.tail.count == shape[1]
-        guard
-            isFolded
-                || significant(tensor.shape.dimensions) == significant(shape.dimensions)
-        else {
+        guard shapesAgree(stored: tensor.shape.dimensions, wanted: shape.dimensions) else {
             throw .shape(
                 name, in: context.checkpoint.path, expected: shape.dimensions,
                 found: tensor.shape.dimensions)

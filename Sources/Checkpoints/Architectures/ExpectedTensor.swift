@@ -1,0 +1,93 @@
+/// What an architecture says about the tensors of its checkpoints.
+
+import Tensors
+
+/// A tensor that a model of known sizes needs.
+public struct ExpectedTensor: Sendable, Hashable {
+    /// What is stored under the name.
+    public enum Content: Sendable, Hashable {
+        /// Floating point of any width.
+        case numbers
+        /// The matrix of a linear layer that quantisation may replace: floating point here.
+        case quantizableMatrix
+        case int8Codes
+        case fp8Codes
+        case scales
+    }
+
+    public let name: String
+    public let shape: [Int]
+    public let content: Content
+
+    init(_ name: String, _ shape: [Int], _ content: Content = .numbers) {
+        self.name = name
+        self.shape = shape
+        self.content = content
+    }
+
+    /// Whether a stored tensor may stand here.
+    public func accepts(_ info: TensorInfo) -> Bool {
+        guard shapesAgree(stored: info.shape, wanted: shape) else { return false }
+        return switch content {
+        case .numbers, .quantizableMatrix, .scales: info.dtype.isFloatingPoint
+        case .int8Codes: info.dtype == .i8
+        case .fp8Codes: info.dtype == .f8e4m3
+        }
+    }
+}
+
+/// Whether a stored shape may be read as the wanted one: equal but for extents of one, or with the
+/// axes after the first folded into one (a convolution that a linear layer replaces).
+func shapesAgree(stored: [Int], wanted: [Int]) -> Bool {
+    if stored.filter({ $0 != 1 }) == wanted.filter({ $0 != 1 }) { return true }
+    return wanted.count == 2 && stored.count > 2 && stored[0] == wanted[0]
+        && stored.dropFirst().reduce(1, *) == wanted[1]
+}
+
+/// How the linear layers of a checkpoint are stored.
+public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
+    case plain
+    /// `int8_weight` and `scale`, the original's `-quant` checkpoints: 128x128 blocks.
+    case int8
+    /// `fp8_weight` (e4m3) and `scale`, one for each row.
+    case fp8
+
+    /// The tensors of a linear layer `[outputs, inputs]` in this form, without its bias.
+    func tensors(_ name: String, _ outputs: Int, _ inputs: Int) -> [ExpectedTensor] {
+        switch self {
+        case .plain: [ExpectedTensor(name + ".weight", [outputs, inputs], .quantizableMatrix)]
+        case .int8:
+            [
+                ExpectedTensor(name + ".int8_weight", [outputs, inputs], .int8Codes),
+                ExpectedTensor(
+                    name + ".scale", [(outputs + 127) / 128, (inputs + 127) / 128], .scales),
+            ]
+        case .fp8:
+            [
+                ExpectedTensor(name + ".fp8_weight", [outputs, inputs], .fp8Codes),
+                ExpectedTensor(name + ".scale", [outputs], .scales),
+            ]
+        }
+    }
+
+    /// The form in which the layer `name` is stored; nil where it is not there.
+    static func stored(_ name: String, in checkpoint: any Checkpoint) -> LinearStorage? {
+        if checkpoint.info(name + ".int8_weight") != nil { return .int8 }
+        if checkpoint.info(name + ".fp8_weight") != nil { return .fp8 }
+        return checkpoint.info(name + ".weight") != nil ? .plain : nil
+    }
+}
+
+/// Number of entries `prefix` 0, `prefix` 1, … in the names.
+func countEntries(_ prefix: String, in checkpoint: any Checkpoint) -> Int {
+    var highest = -1
+    for name in checkpoint.names where name.hasPrefix(prefix) {
+        let digits = name.dropFirst(prefix.count).prefix { $0 != "." }
+        // A name may claim any number; only plausible ones count.
+        if let index = Int(digits), index < 1000 { highest = max(highest, index) }
+    }
+    return highest + 1
+}
+
+/// Whether a number read from a file may be an extent of a model: sums and products of a few stay small.
+func isPlausible(_ extents: Int...) -> Bool { extents.allSatisfy { (1...1 << 20).contains($0) } }

@@ -1,0 +1,77 @@
+/// The umT5 text encoder: its sizes and its tensors.
+///
+/// Names and shapes as in
+/// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/utils/umt5.py
+
+/// Sizes of an umT5 encoder, as its tensors tell them.
+public struct UMT5Architecture: Sendable, Hashable {
+    public var vocabulary: Int
+    /// Width of the model, of all heads together, and of the feed-forward layer.
+    public var dim, attentionDim, feedForward: Int
+    public var heads: Int
+    public var layers: Int
+    /// Rows of the table of relative positions.
+    public var buckets: Int
+
+    public init(
+        vocabulary: Int, dim: Int, attentionDim: Int, feedForward: Int, heads: Int, layers: Int,
+        buckets: Int = 32
+    ) {
+        self.vocabulary = vocabulary
+        self.dim = dim
+        self.attentionDim = attentionDim
+        self.feedForward = feedForward
+        self.heads = heads
+        self.layers = layers
+        self.buckets = buckets
+    }
+
+    public static let xxl = Self(
+        vocabulary: 256384, dim: 4096, attentionDim: 4096, feedForward: 10240, heads: 64,
+        layers: 24)
+    public static let nano = Self(
+        vocabulary: 2048, dim: 256, attentionDim: 256, feedForward: 640, heads: 4, layers: 4)
+
+    /// The published model of these sizes, or "umT5 encoder".
+    public var title: String {
+        self == .xxl ? "umT5-xxl encoder" : self == .nano ? "nano umT5 encoder" : "umT5 encoder"
+    }
+
+    init?(detecting checkpoint: any Checkpoint) {
+        func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
+        guard let embedding = shape("token_embedding.weight"), embedding.count == 2 else {
+            return nil
+        }
+        let positions = shape("blocks.0.pos_embedding.embedding.weight") ?? []
+        self.init(
+            vocabulary: embedding[0], dim: embedding[1],
+            attentionDim: shape("blocks.0.attn.q.weight")?.first ?? embedding[1],
+            feedForward: shape("blocks.0.ffn.fc1.weight")?.first ?? 4 * embedding[1],
+            heads: positions.count == 2 ? positions[1] : max(embedding[1] / 64, 1),
+            layers: countEntries("blocks.", in: checkpoint),
+            buckets: positions.first ?? 32)
+        guard isPlausible(vocabulary, dim, attentionDim, feedForward, heads, buckets) else {
+            return nil
+        }
+    }
+
+    /// The tensors of this model, in the order of the original's state dictionary.
+    public func tensors() -> [ExpectedTensor] {
+        var list = [ExpectedTensor("token_embedding.weight", [vocabulary, dim])]
+        for block in 0..<layers {
+            func add(_ name: String, _ shape: [Int]) {
+                list.append(ExpectedTensor("blocks.\(block).\(name)", shape))
+            }
+            add("norm1.weight", [dim])
+            for name in ["q", "k", "v"] { add("attn.\(name).weight", [attentionDim, dim]) }
+            add("attn.o.weight", [dim, attentionDim])
+            add("norm2.weight", [dim])
+            add("ffn.gate.0.weight", [feedForward, dim])
+            add("ffn.fc1.weight", [feedForward, dim])
+            add("ffn.fc2.weight", [dim, feedForward])
+            add("pos_embedding.embedding.weight", [buckets, heads])
+        }
+        list.append(ExpectedTensor("norm.weight", [dim]))
+        return list
+    }
+}

@@ -1,0 +1,162 @@
+/// The diffusion transformer of Wan2.1 and Wan2.2: its sizes and its tensors.
+///
+/// Names and shapes as in
+/// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/networks/wan2pt1.py
+
+/// Sizes of a Wan transformer, as its tensors tell them.
+public struct WanTransformerArchitecture: Sendable, Hashable {
+    /// Width of the model.
+    public var dim: Int
+    public var layers: Int
+    public var feedForward: Int
+    public var heads: Int
+    /// Channels of the latents going in (with conditioning) and coming out.
+    public var inputChannels, outputChannels: Int
+    /// Width of the text encoder's rows.
+    public var textDim: Int
+    /// Width of the sinusoid of the time.
+    public var frequencyDim: Int
+    /// The linear branch of sparse-linear attention (`proj_l`) is there.
+    public var hasSparseLinearAttention: Bool
+    /// The form of most of the linear layers in the blocks.
+    public var linears: LinearStorage
+    /// Wan2.1's image-to-video models have a second cross attention to CLIP features. Its tensors are
+    /// not among `tensors`: this program does not run them.
+    public var hasImageBranch = false
+
+    public var headDim: Int { dim / heads }
+
+    public init(
+        dim: Int, layers: Int, feedForward: Int, heads: Int, inputChannels: Int = 16,
+        outputChannels: Int = 16, textDim: Int = 4096, frequencyDim: Int = 256,
+        hasSparseLinearAttention: Bool = false, linears: LinearStorage = .plain
+    ) {
+        self.dim = dim
+        self.layers = layers
+        self.feedForward = feedForward
+        self.heads = heads
+        self.inputChannels = inputChannels
+        self.outputChannels = outputChannels
+        self.textDim = textDim
+        self.frequencyDim = frequencyDim
+        self.hasSparseLinearAttention = hasSparseLinearAttention
+        self.linears = linears
+    }
+
+    public static let wan21T2V1B = Self(dim: 1536, layers: 30, feedForward: 8960, heads: 12)
+    public static let wan21T2V14B = Self(dim: 5120, layers: 40, feedForward: 13824, heads: 40)
+    public static let wan22I2VA14B = Self(
+        dim: 5120, layers: 40, feedForward: 13824, heads: 40, inputChannels: 36)
+    public static let nano = Self(dim: 256, layers: 10, feedForward: 1024, heads: 2, textDim: 256)
+
+    private static let known: [(String, Self)] = [
+        ("Wan2.1 T2V 1.3B", wan21T2V1B), ("Wan2.1 T2V 14B", wan21T2V14B),
+        ("Wan2.2 I2V A14B", wan22I2VA14B), ("nano", nano),
+    ]
+
+    /// The published model of these sizes, or "Wan transformer".
+    public var title: String {
+        if hasImageBranch { return "Wan2.1 I2V (with a CLIP branch)" }
+        var plain = self
+        plain.hasSparseLinearAttention = false
+        plain.linears = .plain
+        plain.heads = dim / min(dim, 128)
+        return Self.known.first { $0.1 == plain }?.0 ?? "Wan transformer"
+    }
+
+    /// - Parameter heads: needed where the checkpoint does not tell the head width (only `proj_l` does)
+    ///   and it is not 128.
+    init?(detecting checkpoint: any Checkpoint, heads: Int? = nil) {
+        func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
+        let layers = countEntries("blocks.", in: checkpoint)
+        guard layers > 0, checkpoint.names.contains(where: { $0.hasPrefix("blocks.0.self_attn.") })
+        else { return nil }
+        let matrix = { (name: String) in
+            ["weight", "int8_weight", "fp8_weight"].lazy.compactMap { shape(name + "." + $0) }
+                .first { $0.count == 2 }
+        }
+        let patch = shape("patch_embedding.weight") ?? []
+        guard
+            let dim = shape("blocks.0.modulation")?.last ?? patch.first
+                ?? matrix("blocks.0.self_attn.q")?[1], isPlausible(dim)
+        else { return nil }
+        let projection = shape("blocks.0." + Self.sparseLinear + ".weight")
+        let headDim = projection?.first ?? (dim % 128 == 0 ? 128 : dim)
+        let patchColumns = patch.dropFirst().reduce(1, *)
+        self.init(
+            dim: dim, layers: layers, feedForward: matrix("blocks.0.ffn.0")?[0] ?? 4 * dim,
+            heads: heads ?? (headDim > 0 ? max(dim / headDim, 1) : 1),
+            inputChannels: patch.isEmpty ? 16 : patchColumns / 4,
+            outputChannels: shape("head.head.weight").map { ($0.first ?? 64) / 4 } ?? 16,
+            textDim: shape("text_embedding.0.weight")?.last ?? 4096,
+            frequencyDim: shape("time_embedding.0.weight")?.last ?? 256,
+            hasSparseLinearAttention: projection != nil,
+            linears: Self.commonStorage(checkpoint))
+        hasImageBranch = shape("img_emb.proj.1.weight") != nil
+        guard
+            isPlausible(
+                feedForward, self.heads, inputChannels, outputChannels, textDim, frequencyDim)
+        else { return nil }
+    }
+
+    private static func commonStorage(_ checkpoint: any Checkpoint) -> LinearStorage {
+        var counts: [LinearStorage: Int] = [:]
+        for layer in linears {
+            guard let form = LinearStorage.stored("blocks.0.\(layer)", in: checkpoint) else {
+                continue
+            }
+            counts[form, default: 0] += 1
+        }
+        return counts.max { ($0.value, $1.key.rawValue) < ($1.value, $0.key.rawValue) }?.key
+            ?? .plain
+    }
+
+    /// Linear layers of a block, those that quantisation replaces.
+    static let linears =
+        ["self_attn", "cross_attn"].flatMap { part in ["q", "k", "v", "o"].map { "\(part).\($0)" } }
+        + ["ffn.0", "ffn.2"]
+
+    /// The linear branch of sparse-linear attention, in a block.
+    static let sparseLinear = "self_attn.attn_op.local_attn.proj_l"
+
+    /// The tensors of this model, in the order of the original's state dictionary.
+    /// - Parameter checkpoint: each linear layer is expected in the form that it has there.
+    public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
+        var list: [ExpectedTensor] = []
+        func dense(_ name: String, _ outputs: Int, _ inputs: Int) {
+            list.append(ExpectedTensor(name + ".weight", [outputs, inputs]))
+            list.append(ExpectedTensor(name + ".bias", [outputs]))
+        }
+        dense("patch_embedding", dim, inputChannels * 4)
+        dense("text_embedding.0", dim, textDim)
+        dense("text_embedding.2", dim, dim)
+        dense("time_embedding.0", dim, frequencyDim)
+        dense("time_embedding.2", dim, dim)
+        dense("time_projection.1", 6 * dim, dim)
+        for block in 0..<layers {
+            let block = "blocks.\(block)."
+            func linear(_ name: String, _ outputs: Int, _ inputs: Int) {
+                let form =
+                    checkpoint.flatMap { LinearStorage.stored(block + name, in: $0) } ?? linears
+                list += form.tensors(block + name, outputs, inputs)
+                list.append(ExpectedTensor(block + name + ".bias", [outputs]))
+            }
+            func vector(_ name: String) { list.append(ExpectedTensor(block + name, [dim])) }
+            list.append(ExpectedTensor(block + "modulation", [1, 6, dim]))
+            for part in ["self_attn", "cross_attn"] {
+                for name in ["q", "k", "v", "o"] { linear("\(part).\(name)", dim, dim) }
+                vector("\(part).norm_q.weight")
+                vector("\(part).norm_k.weight")
+                guard part == "self_attn" else { continue }
+                if hasSparseLinearAttention { dense(block + Self.sparseLinear, headDim, headDim) }
+                vector("norm3.weight")
+                vector("norm3.bias")
+            }
+            linear("ffn.0", feedForward, dim)
+            linear("ffn.2", dim, feedForward)
+        }
+        list.append(ExpectedTensor("head.modulation", [1, 2, dim]))
+        dense("head.head", outputChannels * 4, dim)
+        return list
+    }
+}

@@ -1,0 +1,128 @@
+/// The causal video autoencoder of Wan2.1: its sizes and its tensors.
+///
+/// Names and shapes as in
+/// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/tokenizers/wan2pt1.py
+
+/// Sizes of a Wan VAE, as its tensors tell them.
+public struct WanVAEArchitecture: Sendable, Hashable {
+    /// Channels at full resolution.
+    public var dim: Int
+    public var latentChannels: Int
+    /// A file for decoding only has no encoder.
+    public var hasEncoder, hasDecoder: Bool
+
+    /// Channels at each of the four resolutions, in units of `dim`.
+    static let multiples = [1, 2, 4, 4]
+    static let residualBlocks = 2
+    /// Which of the three steps between resolutions halve the time, from full resolution on.
+    static let halvesTime = [false, true, true]
+
+    public init(
+        dim: Int = 96, latentChannels: Int = 16, hasEncoder: Bool = true, hasDecoder: Bool = true
+    ) {
+        self.dim = dim
+        self.latentChannels = latentChannels
+        self.hasEncoder = hasEncoder
+        self.hasDecoder = hasDecoder
+    }
+
+    /// The published model of these sizes, or "Wan VAE".
+    public var title: String {
+        let name = dim == 96 ? "Wan2.1 VAE" : dim == 24 ? "nano Wan VAE" : "Wan VAE"
+        let whole = hasEncoder && hasDecoder
+        return whole ? name : name + (hasEncoder ? ", encoder only" : ", decoder only")
+    }
+
+    init?(detecting checkpoint: any Checkpoint) {
+        func shape(_ name: String) -> [Int]? {
+            checkpoint.info(name).flatMap { $0.shape.count > 1 ? $0.shape : nil }
+        }
+        let encoder = shape("encoder.conv1.weight")
+        let decoder = shape("decoder.head.2.weight")
+        guard let dim = encoder?[0] ?? decoder?[1], isPlausible(dim) else { return nil }
+        let latent = shape("conv2.weight")?[0] ?? shape("decoder.conv1.weight")?[1]
+        self.init(
+            dim: dim, latentChannels: latent ?? 16, hasEncoder: encoder != nil,
+            hasDecoder: decoder != nil)
+        guard isPlausible(latentChannels) else { return nil }
+    }
+
+    /// The tensors of this model, in the order of the original's state dictionary.
+    public func tensors() -> [ExpectedTensor] {
+        var list: [ExpectedTensor] = []
+        func convolution(_ name: String, _ inputs: Int, _ outputs: Int, _ kernel: [Int]) {
+            list.append(ExpectedTensor(name + ".weight", [outputs, inputs] + kernel))
+            list.append(ExpectedTensor(name + ".bias", [outputs]))
+        }
+        func norm(_ name: String, _ channels: Int, axes: Int = 3) {
+            let ones = [Int](repeating: 1, count: axes)
+            list.append(ExpectedTensor(name + ".gamma", [channels] + ones))
+        }
+        func residual(_ name: String, _ inputs: Int, _ outputs: Int) {
+            norm(name + ".residual.0", inputs)
+            convolution(name + ".residual.2", inputs, outputs, [3, 3, 3])
+            norm(name + ".residual.3", outputs)
+            convolution(name + ".residual.6", outputs, outputs, [3, 3, 3])
+            if inputs != outputs { convolution(name + ".shortcut", inputs, outputs, [1, 1, 1]) }
+        }
+        func middle(_ name: String, _ channels: Int) {
+            residual(name + ".0", channels, channels)
+            norm(name + ".1.norm", channels, axes: 2)
+            convolution(name + ".1.to_qkv", channels, 3 * channels, [1, 1])
+            convolution(name + ".1.proj", channels, channels, [1, 1])
+            residual(name + ".2", channels, channels)
+        }
+        let widths = Self.multiples.map { $0 * dim }
+        let deepest = widths[widths.count - 1]
+
+        if hasEncoder {
+            convolution("encoder.conv1", 3, dim, [3, 3, 3])
+            var index = 0
+            var channels = dim
+            for (level, width) in widths.enumerated() {
+                for _ in 0..<Self.residualBlocks {
+                    residual("encoder.downsamples.\(index)", channels, width)
+                    channels = width
+                    index += 1
+                }
+                guard level < Self.halvesTime.count else { break }
+                let name = "encoder.downsamples.\(index)"
+                convolution(name + ".resample.1", width, width, [3, 3])
+                if Self.halvesTime[level] {
+                    convolution(name + ".time_conv", width, width, [3, 1, 1])
+                }
+                index += 1
+            }
+            middle("encoder.middle", deepest)
+            norm("encoder.head.0", deepest)
+            convolution("encoder.head.2", deepest, 2 * latentChannels, [3, 3, 3])
+            convolution("conv1", 2 * latentChannels, 2 * latentChannels, [1, 1, 1])
+        }
+        if hasDecoder {
+            convolution("conv2", latentChannels, latentChannels, [1, 1, 1])
+            convolution("decoder.conv1", latentChannels, deepest, [3, 3, 3])
+            middle("decoder.middle", deepest)
+            var index = 0
+            var channels = deepest
+            for (level, width) in widths.reversed().enumerated() {
+                for _ in 0...Self.residualBlocks {
+                    residual("decoder.upsamples.\(index)", channels, width)
+                    channels = width
+                    index += 1
+                }
+                guard level < Self.halvesTime.count else { break }
+                let name = "decoder.upsamples.\(index)"
+                // Going up, the spatial convolution halves the channels.
+                convolution(name + ".resample.1", width, width / 2, [3, 3])
+                if Self.halvesTime.reversed()[level] {
+                    convolution(name + ".time_conv", width, 2 * width, [3, 1, 1])
+                }
+                channels = width / 2
+                index += 1
+            }
+            norm("decoder.head.0", dim)
+            convolution("decoder.head.2", dim, 3, [3, 3, 3])
+        }
+        return list
+    }
+}

@@ -1,0 +1,164 @@
+/// Which model a checkpoint holds, and what of it is missing or too much.
+
+public import Tensors
+
+/// A model recognised by the names and shapes of its tensors.
+public enum DetectedModel: Sendable, Hashable {
+    case wanTransformer(WanTransformerArchitecture)
+    case umT5(UMT5Architecture)
+    case wanVAE(WanVAEArchitecture)
+
+    /// nil where no part of any known model is there.
+    /// - Parameter heads: of a transformer whose head width is not 128 and whose file does not tell it.
+    public init?(_ checkpoint: any Checkpoint, heads: Int? = nil) {
+        if let model = WanTransformerArchitecture(detecting: checkpoint, heads: heads) {
+            self = .wanTransformer(model)
+        } else if let model = UMT5Architecture(detecting: checkpoint) {
+            self = .umT5(model)
+        } else if let model = WanVAEArchitecture(detecting: checkpoint) {
+            self = .wanVAE(model)
+        } else {
+            return nil
+        }
+    }
+
+    public enum Kind: String, Sendable, CaseIterable {
+        case wanTransformer = "Wan transformer"
+        case umT5 = "umT5 encoder"
+        case wanVAE = "Wan VAE"
+    }
+
+    public var kind: Kind {
+        switch self {
+        case .wanTransformer: .wanTransformer
+        case .umT5: .umT5
+        case .wanVAE: .wanVAE
+        }
+    }
+
+    /// The name of the published model of these sizes, or of the kind.
+    public var title: String {
+        switch self {
+        case .wanTransformer(let model): model.title
+        case .umT5(let model): model.title
+        case .wanVAE(let model): model.title
+        }
+    }
+
+    /// The tensors that this model needs; linear layers in the form that they have in `checkpoint`.
+    public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
+        switch self {
+        case .wanTransformer(let model): model.tensors(storedAs: checkpoint)
+        case .umT5(let model): model.tensors()
+        case .wanVAE(let model): model.tensors()
+        }
+    }
+
+    /// Sizes by name, for people and for JSON.
+    public var properties: [(name: String, value: String)] {
+        switch self {
+        case .wanTransformer(let model):
+            [
+                ("dim", "\(model.dim)"), ("layers", "\(model.layers)"),
+                ("heads", "\(model.heads)"), ("head_dim", "\(model.headDim)"),
+                ("ffn_dim", "\(model.feedForward)"), ("in_dim", "\(model.inputChannels)"),
+                ("out_dim", "\(model.outputChannels)"), ("text_dim", "\(model.textDim)"),
+                ("freq_dim", "\(model.frequencyDim)"),
+                ("attention", model.hasSparseLinearAttention ? "sla" : "plain"),
+                ("linears", model.linears.rawValue),
+            ]
+        case .umT5(let model):
+            [
+                ("vocab_size", "\(model.vocabulary)"), ("dim", "\(model.dim)"),
+                ("dim_attn", "\(model.attentionDim)"), ("ffn_dim", "\(model.feedForward)"),
+                ("heads", "\(model.heads)"), ("layers", "\(model.layers)"),
+                ("buckets", "\(model.buckets)"),
+            ]
+        case .wanVAE(let model):
+            [
+                ("dim", "\(model.dim)"), ("z_dim", "\(model.latentChannels)"),
+                ("encoder", model.hasEncoder ? "yes" : "no"),
+                ("decoder", model.hasDecoder ? "yes" : "no"),
+            ]
+        }
+    }
+}
+
+/// Everything about a checkpoint that its header tells.
+public struct CheckpointSummary: Sendable {
+    public struct Mismatch: Sendable, Hashable {
+        public let name: String
+        public let expected, found: [Int]
+        public let dtype: String
+    }
+
+    public let path: String
+    public let format: CheckpointFormat?
+    public let tensors: [TensorInfo]
+    public let metadata: [String: String]
+    public let model: DetectedModel?
+    /// Tensors that the model needs and the file has not, in the model's order.
+    public let missing: [ExpectedTensor]
+    /// Tensors that the model has no use for, in the file's order.
+    public let surplus: [String]
+    /// Tensors of another shape, or of a type that cannot stand for the wanted one.
+    public let mismatched: [Mismatch]
+
+    public var parameters: Int { tensors.reduce(0) { $0 + $1.shape.reduce(1, *) } }
+    public var byteCount: Int { tensors.reduce(0) { $0 + $1.byteCount } }
+
+    /// Tensors and bytes by element type, the most bytes first.
+    public var types: [(dtype: DType, tensors: Int, byteCount: Int)] {
+        Dictionary(grouping: tensors, by: \.dtype)
+            .map { ($0.key, $0.value.count, $0.value.reduce(0) { $0 + $1.byteCount }) }
+            .sorted { ($0.2, $0.0.rawValue) > ($1.2, $1.0.rawValue) }
+    }
+
+    public init(_ checkpoint: any Checkpoint, heads: Int? = nil) {
+        path = checkpoint.path
+        format = checkpoint.format
+        metadata = checkpoint.metadata
+        tensors = checkpoint.names.compactMap { checkpoint.info($0) }
+        model = DetectedModel(checkpoint, heads: heads)
+        let expected = model?.tensors(storedAs: checkpoint) ?? []
+        missing = expected.filter { checkpoint.info($0.name) == nil }
+        mismatched = expected.compactMap { tensor in
+            guard let info = checkpoint.info(tensor.name), !tensor.accepts(info) else {
+                return nil
+            }
+            return Mismatch(
+                name: tensor.name, expected: tensor.shape, found: info.shape,
+                dtype: "\(info.dtype)")
+        }
+        let known = Set(expected.map(\.name))
+        surplus = model == nil ? [] : checkpoint.names.filter { !known.contains($0) }
+    }
+
+    /// The file holds all that its model needs, in the right shapes.
+    public var isComplete: Bool { model != nil && missing.isEmpty && mismatched.isEmpty }
+
+    /// Refuses a checkpoint of another kind, naming the first differences.
+    public func require(_ kind: DetectedModel.Kind) throws(CheckpointError) {
+        guard model?.kind != kind else { return }
+        let markers =
+            switch kind {
+            case .wanTransformer: ["patch_embedding.weight", "blocks.0.self_attn.q.weight"]
+            case .umT5: ["token_embedding.weight", "blocks.0.attn.q.weight"]
+            case .wanVAE: ["encoder.conv1.weight", "decoder.conv1.weight"]
+            }
+        let names = Set(tensors.map(\.name))
+        let absent = markers.filter { !names.contains($0) }.map { "it has no '\($0)'" }
+        let first = tensors.first.map { ["it begins with '\($0.name)' \($0.shape)"] } ?? []
+        throw .wrongModel(
+            path: path, expected: "a \(kind.rawValue)".replacingArticle,
+            found: model.map { "a \($0.title)".replacingArticle } ?? "no model that is known here",
+            differences: absent + first)
+    }
+}
+
+extension String {
+    /// "a umT5 encoder" → "an umT5 encoder"
+    fileprivate var replacingArticle: String {
+        hasPrefix("a u") ? "an" + dropFirst() : self
+    }
+}

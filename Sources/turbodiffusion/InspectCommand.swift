@@ -1,0 +1,303 @@
+/// `turbodiffusion inspect`: what a checkpoint holds, read from its header.
+
+import ArgumentParser
+import Checkpoints
+import Tensors
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+struct InspectCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "inspect",
+        abstract: "Show what checkpoints hold: model, tensors, what is missing, how two differ.",
+        discussion: """
+            Reads safetensors (single files, or an index or folder of shards) and PyTorch files.
+            Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint lacks \
+            tensors of its model, or where two compared ones differ.
+            """)
+
+    @Argument(help: "Checkpoints to show.", completion: .file())
+    var files: [String]
+
+    @Flag(help: "Compare two checkpoints instead of showing them.")
+    var diff = false
+
+    @Flag(help: "With --diff: compare names, shapes and types only.")
+    var headerOnly = false
+
+    @Flag(help: "List every tensor, one a line.")
+    var all = false
+
+    @Flag(help: "Print JSON, one object a line.")
+    var json = false
+
+    @Option(help: "Attention heads of a transformer whose head width is not 128.")
+    var numHeads: Int?
+
+    func validate() throws {
+        if diff, files.count != 2 {
+            throw ValidationError("--diff compares exactly two checkpoints; \(files.count) given.")
+        }
+    }
+
+    func run() async throws {
+        if diff { return try compare() }
+        var isWhole = true
+        for (index, file) in files.enumerated() {
+            let summary = CheckpointSummary(try openCheckpoint(file), heads: numHeads)
+            if json {
+                Output.json(SummaryReport(summary))
+            } else {
+                if index > 0 { Output.line("") }
+                show(summary)
+            }
+            isWhole = isWhole && (summary.model == nil || summary.isComplete)
+        }
+        if !isWhole { throw ExitCode.failure }
+    }
+
+    // MARK: Showing
+
+    private func show(_ summary: CheckpointSummary) {
+        let format = summary.format.map { "\($0.rawValue), " } ?? ""
+        Output.line("\(summary.path): \(format)\(Output.bytes(summary.byteCount)) of tensors")
+        if let model = summary.model {
+            let sizes = model.properties.map { "\($0.name) \($0.value)" }
+            let kind = model.title == model.kind.rawValue ? "" : " (\(model.kind.rawValue))"
+            Output.line("model      \(model.title)\(kind): \(sizes.joined(separator: ", "))")
+        } else {
+            Output.line("model      none that is known here")
+        }
+        let types = summary.types.map { type in
+            "\(type.tensors) \(type.dtype) (\(Output.bytes(type.byteCount)))"
+        }
+        Output.line(
+            "tensors    \(summary.tensors.count) with \(grouped(summary.parameters)) elements: "
+                + types.joined(separator: ", "))
+        for (key, value) in summary.metadata.sorted(by: { $0.key < $1.key }) {
+            Output.line("metadata   \(key): \(shortened(value.debugDescription, to: 120))")
+        }
+        list("missing", summary.missing.map { "\($0.name) \($0.shape)" })
+        list(
+            "mismatched",
+            summary.mismatched.map {
+                "\($0.name): \($0.found) \($0.dtype), expected \($0.expected)"
+            })
+        list("surplus", summary.surplus)
+        if summary.isComplete { Output.line("complete   every tensor of the model is there") }
+        Output.line("")
+        Output.line(Output.table(rows(summary.tensors)))
+    }
+
+    private func list(_ title: String, _ lines: [String]) {
+        let limit = all ? lines.count : 10
+        for (index, line) in lines.prefix(limit).enumerated() {
+            let head = index == 0 ? title : ""
+            Output.line(head.padding(to: 11) + line)
+        }
+        if lines.count > limit {
+            Output.line("".padding(to: 11) + "… and \(lines.count - limit) more")
+        }
+    }
+
+    /// Name, shape and type; tensors that are alike in every block share a line.
+    private func rows(_ tensors: [TensorInfo]) -> [[String]] {
+        struct Line: Hashable {
+            var start, end: String
+            var shape: [Int]
+            var dtype: DType
+        }
+        var order: [Line] = []
+        var blocks: [Line: [Int]] = [:]
+        for tensor in tensors {
+            var line = Line(start: tensor.name, end: "", shape: tensor.shape, dtype: tensor.dtype)
+            var block = 0
+            let parts = tensor.name.split(separator: ".", omittingEmptySubsequences: false)
+            if !all, let index = parts.dropLast().firstIndex(where: { Int($0) != nil }),
+                index > 0, ["blocks", "block", "layers"].contains(parts[index - 1])
+            {
+                line.start = parts[..<index].joined(separator: ".") + "."
+                line.end = "." + parts[(index + 1)...].joined(separator: ".")
+                block = Int(parts[index]) ?? 0
+            }
+            if blocks[line] == nil { order.append(line) }
+            blocks[line, default: []].append(block)
+        }
+        let width = max(terminalWidth() - 36, 24)
+        return order.map { line in
+            let name = line.end.isEmpty ? line.start : line.start + ranges(blocks[line]!) + line.end
+            return [shortened(name, to: width), "\(line.shape)", "\(line.dtype)"]
+        }
+    }
+
+    /// 0, 1, 2, 5 → "{0-2,5}"
+    private func ranges(_ numbers: [Int]) -> String {
+        var parts: [ClosedRange<Int>] = []
+        for number in numbers.sorted() {
+            if let last = parts.last, number <= last.upperBound + 1 {
+                parts[parts.count - 1] = last.lowerBound...max(last.upperBound, number)
+            } else {
+                parts.append(number...number)
+            }
+        }
+        let texts = parts.map { part in
+            part.count == 1 ? "\(part.lowerBound)" : "\(part.lowerBound)-\(part.upperBound)"
+        }
+        return texts.count == 1 && parts[0].count == 1
+            ? texts[0] : "{" + texts.joined(separator: ",") + "}"
+    }
+
+    // MARK: Comparing
+
+    private func compare() throws {
+        let first = try openCheckpoint(files[0])
+        let second = try openCheckpoint(files[1])
+        let progress = FileProgress("comparing", quiet: json)
+        let difference = try CheckpointDifference(
+            first, second, values: !headerOnly, progress: progress.show)
+        progress.end()
+        if json {
+            Output.json(DifferenceReport(difference))
+        } else {
+            list("only in 1", difference.onlyInFirst.map { "\($0.name) \($0.shape) \($0.dtype)" })
+            list("only in 2", difference.onlyInSecond.map { "\($0.name) \($0.shape) \($0.dtype)" })
+            list("different", difference.changes.map(describe))
+            let what = headerOnly ? "equal in shape and type" : "equal"
+            Output.line("\(difference.equal) tensors are \(what)")
+        }
+        if !difference.isEmpty { throw ExitCode.failure }
+    }
+
+    private func describe(_ change: CheckpointDifference.Change) -> String {
+        let (a, b) = (change.first, change.second)
+        var text = change.name + ":"
+        if a.shape != b.shape { text += " \(a.shape) and \(b.shape)" }
+        if a.dtype != b.dtype { text += " \(a.dtype) and \(b.dtype)" }
+        if let largest = change.largest, let relative = change.relative {
+            text += " values differ by at most \(Float(largest)), relative \(Float(relative))"
+        }
+        return text
+    }
+
+    // MARK: Text
+
+    /// Long text cut in its middle.
+    private func shortened(_ text: String, to width: Int) -> String {
+        guard text.count > width else { return text }
+        return text.prefix(width / 2) + "…" + text.suffix(width - width / 2 - 1)
+    }
+
+    /// 14288491584 → 14 288 491 584
+    private func grouped(_ number: Int) -> String {
+        var digits = Array(String(number))
+        var index = digits.count - 3
+        while index > 0 {
+            digits.insert(" ", at: index)
+            index -= 3
+        }
+        return String(digits)
+    }
+
+    /// Columns of the terminal that stdout is; very many where it is none.
+    private func terminalWidth() -> Int {
+        var size = winsize()
+        guard !all, isatty(STDOUT_FILENO) == 1,
+            ioctl(STDOUT_FILENO, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0
+        else { return 1000 }
+        return Int(size.ws_col)
+    }
+}
+
+extension String {
+    fileprivate func padding(to width: Int) -> String {
+        self + String(repeating: " ", count: max(0, width - count))
+    }
+}
+
+// MARK: - JSON
+
+private struct TensorReport: Encodable {
+    var name: String
+    var shape: [Int]
+    var dtype: String?
+}
+
+extension TensorReport {
+    init(_ info: TensorInfo) {
+        self.init(name: info.name, shape: info.shape, dtype: "\(info.dtype)")
+    }
+}
+
+private struct SummaryReport: Encodable {
+    struct Model: Encodable {
+        var kind, title: String
+        var sizes: [String: String]
+    }
+    struct Mismatch: Encodable {
+        var name: String
+        var expected, found: [Int]
+        var dtype: String
+    }
+    var path: String
+    var format: String?
+    var model: Model?
+    var complete: Bool
+    var parameters, bytes: Int
+    var types: [String: Int]
+    var metadata: [String: String]
+    var tensors: [TensorReport]
+    var missing: [TensorReport]
+    var mismatched: [Mismatch]
+    var surplus: [String]
+
+    init(_ summary: CheckpointSummary) {
+        path = summary.path
+        format = summary.format?.rawValue
+        model = summary.model.map { model in
+            Model(
+                kind: model.kind.rawValue, title: model.title,
+                sizes: Dictionary(
+                    uniqueKeysWithValues: model.properties.map { ($0.name, $0.value) }))
+        }
+        complete = summary.isComplete
+        parameters = summary.parameters
+        bytes = summary.byteCount
+        types = Dictionary(
+            uniqueKeysWithValues: summary.types.map { ("\($0.dtype)", $0.byteCount) })
+        metadata = summary.metadata
+        tensors = summary.tensors.map { TensorReport($0) }
+        missing = summary.missing.map { TensorReport(name: $0.name, shape: $0.shape) }
+        mismatched = summary.mismatched.map {
+            Mismatch(name: $0.name, expected: $0.expected, found: $0.found, dtype: $0.dtype)
+        }
+        surplus = summary.surplus
+    }
+}
+
+private struct DifferenceReport: Encodable {
+    struct Change: Encodable {
+        var name: String
+        var first, second: TensorReport
+        var largest, relative: Double?
+    }
+    var equal: Int
+    var onlyInFirst, onlyInSecond: [TensorReport]
+    var changes: [Change]
+
+    init(_ difference: CheckpointDifference) {
+        equal = difference.equal
+        onlyInFirst = difference.onlyInFirst.map { TensorReport($0) }
+        onlyInSecond = difference.onlyInSecond.map { TensorReport($0) }
+        changes = difference.changes.map {
+            // JSON has no infinities.
+            Change(
+                name: $0.name, first: TensorReport($0.first), second: TensorReport($0.second),
+                largest: $0.largest.flatMap { $0.isFinite ? $0 : nil },
+                relative: $0.relative.flatMap { $0.isFinite ? $0 : nil })
+        }
+    }
+}
