@@ -1,0 +1,51 @@
+/// A linear layer as models hold it.
+
+public import Checkpoints
+public import Tensors
+
+/// act(x W^T + bias), in the dtype that was chosen when it was loaded.
+public struct Linear {
+    /// [out, in]
+    public let weight: LinearWeight
+    /// f32 [out]
+    public let bias: Tensor?
+    /// The dtype of the result.
+    public let dtype: DType
+
+    /// - Parameters:
+    ///   - quantizable: a dense weight takes the cursor's `linearFormat`.
+    ///   - dtype: of the weight and the result; nil for the dtype of activations.
+    public init(
+        _ weights: Weights, from inputs: Int, to outputs: Int, quantizable: Bool = false,
+        as dtype: DType? = nil
+    ) throws(CheckpointError) {
+        (weight, bias) = try weights.linear(
+            from: inputs, to: outputs, quantizable: quantizable, as: dtype)
+        self.dtype = dtype ?? weights.activations
+    }
+
+    public init(weight: LinearWeight, bias: Tensor?, dtype: DType) {
+        self.weight = weight
+        self.bias = bias
+        self.dtype = dtype
+    }
+
+    /// What the operation before this layer should write.
+    public var inputFormat: ActivationFormat { weight.inputFormat }
+
+    /// x: [..., in] → [..., out]
+    public func callAsFunction(
+        _ x: Tensor, activation: Activation = .none, format: ActivationFormat = .plain,
+        on device: any Backend
+    ) -> Tensor {
+        device.linear(
+            x, weight, bias: bias, activation: activation, format: format, dtype: dtype)
+    }
+
+    /// residual + gate * (x W^T + bias). x: [tokens, in], residual: [tokens, out], gate: f32 [out]
+    public func add(
+        _ x: Tensor, to residual: Tensor, gate: Tensor? = nil, on device: any Backend
+    ) -> Tensor {
+        device.linearAdd(x, weight, bias: bias, to: residual, gate: gate)
+    }
+}

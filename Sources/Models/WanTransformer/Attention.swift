@@ -1,0 +1,154 @@
+/// The two attentions of a Wan transformer block. Port of Wan2.1 wan/modules/model.py
+/// (WanSelfAttention, WanT2VCrossAttention) and of TurboDiffusion's SLA/core.py.
+
+import Checkpoints
+import Tensors
+
+/// Every token looks at the others: all of them, or a share of their blocks and a linear branch.
+struct SelfAttention {
+    let q, k, v, o: Linear
+    /// RMS norms over all heads together. f32 [dim]
+    let normQ, normK: Tensor
+    let kind: Kind
+    let heads: Int
+    let epsilon: Float
+    let norms: NormKind
+
+    enum Kind {
+        case dense
+        /// The linear branch of SLA goes through `projection`, [headDim, headDim].
+        case sparse(SparseAttention, projection: Linear)
+    }
+
+    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+        throws(CheckpointError)
+    {
+        let dim = config.dim
+        q = try Linear(weights["q"], from: dim, to: dim, quantizable: true)
+        k = try Linear(weights["k"], from: dim, to: dim, quantizable: true)
+        v = try Linear(weights["v"], from: dim, to: dim, quantizable: true)
+        o = try Linear(weights["o"], from: dim, to: dim, quantizable: true)
+        normQ = try weights["norm_q"].tensor("weight", [dim], as: .f32)
+        normK = try weights["norm_k"].tensor("weight", [dim], as: .f32)
+        switch options.attention {
+        case .original: kind = .dense
+        case .sparse(let spec):
+            kind = .sparse(
+                spec,
+                projection: try Linear(
+                    weights["attn_op"]["local_attn"]["proj_l"], from: config.headDim,
+                    to: config.headDim))
+        }
+        heads = config.heads
+        epsilon = config.epsilon
+        norms = options.norms
+    }
+
+    /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim], before the projection `o`
+    func callAsFunction(
+        _ y: consuming Tensor, rope: RotaryTable, on device: any Backend
+    ) -> Tensor {
+        let (q, k) = queryKey(y, rope: rope, on: device)
+        let v = v(consume y, on: device).reshaped(q.shape)
+        return attend(q, k, v, on: device).reshaped([q.shape[0], heads * q.shape[2]])
+    }
+
+    /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
+    func queryKey(_ y: Tensor, rope: RotaryTable, on device: any Backend) -> (
+        q: Tensor, k: Tensor
+    ) {
+        let q = device.rmsNormRope(
+            q(y, on: device), weight: normQ, epsilon: epsilon, kind: norms, rope: rope,
+            heads: heads)
+        let k = device.rmsNormRope(
+            k(y, on: device), weight: normK, epsilon: epsilon, kind: norms, rope: rope,
+            heads: heads)
+        return (q, k)
+    }
+
+    /// q, k, v: [tokens, heads, headDim] → same
+    private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, on device: any Backend) -> Tensor {
+        switch kind {
+        case .dense:
+            device.attention(q, k, v, scale: 1 / Float(q.shape[2]).squareRoot())
+        case .sparse(let spec, let projection):
+            device.sparseLinearAttention(
+                q, k, v, projection: projection.weight, bias: projection.bias, spec)
+        }
+    }
+}
+
+/// Every token looks at the text.
+struct CrossAttention {
+    let q, o: Linear
+    /// f32 [dim]
+    let normQ: Tensor
+    let heads: Int
+    let epsilon: Float
+    let norms: NormKind
+
+    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+        throws(CheckpointError)
+    {
+        q = try Linear(weights["q"], from: config.dim, to: config.dim, quantizable: true)
+        o = try Linear(weights["o"], from: config.dim, to: config.dim, quantizable: true)
+        normQ = try weights["norm_q"].tensor("weight", [config.dim], as: .f32)
+        heads = config.heads
+        epsilon = config.epsilon
+        norms = options.norms
+    }
+
+    /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim], before the projection `o`
+    func callAsFunction(_ y: Tensor, _ text: TextKeys, on device: any Backend) -> Tensor {
+        let q = device.rmsNorm(
+            q(y, on: device), weight: normQ, epsilon: epsilon, kind: norms, format: .plain)
+        let (tokens, dim) = (q.shape[0], q.shape[1])
+        return device.attention(
+            q.reshaped([tokens, heads, dim / heads]), text.key, text.value,
+            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCount: text.lastKeyCount
+        ).reshaped([tokens, dim])
+    }
+}
+
+/// What one block's cross attention sees of a prompt. key, value: [rows, heads, headDim]
+struct TextKeys {
+    let key, value: Tensor
+    /// The last row stands for this many equal ones: the padding of the text.
+    let lastKeyCount: Int
+}
+
+/// Makes the keys and values of one block's cross attention: used once for each prompt, not in every step,
+/// and so a group of weights of its own.
+struct TextProjection {
+    let k, v: Linear
+    /// f32 [dim]
+    let normK: Tensor
+    let group: WeightGroup
+    let heads: Int
+    let epsilon: Float
+    let norms: NormKind
+
+    /// weights: grouped
+    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+        throws(CheckpointError)
+    {
+        k = try Linear(weights["k"], from: config.dim, to: config.dim, quantizable: true)
+        v = try Linear(weights["v"], from: config.dim, to: config.dim, quantizable: true)
+        normK = try weights["norm_k"].tensor("weight", [config.dim], as: .f32)
+        group = weights.group!
+        heads = config.heads
+        epsilon = config.epsilon
+        norms = options.norms
+    }
+
+    /// text: [rows, dim], after the text embedding
+    func callAsFunction(_ text: Tensor, lastKeyCount: Int, on device: any Backend) -> TextKeys {
+        let (rows, dim) = (text.shape[0], text.shape[1])
+        let split: Shape = [rows, heads, dim / heads]
+        let key = device.rmsNorm(
+            k(text, on: device), weight: normK, epsilon: epsilon, kind: norms, format: .plain)
+        return TextKeys(
+            key: key.reshaped(split), value: v(text, on: device).reshaped(split),
+            lastKeyCount: lastKeyCount)
+    }
+}

@@ -1,0 +1,69 @@
+/// One block of the Wan transformer. Port of Wan2.1 wan/modules/model.py (WanAttentionBlock).
+
+import Checkpoints
+import Tensors
+
+/// Self-attention and feed-forward, each after a norm that the timestep modulates, and cross attention between.
+struct Block {
+    let attention: SelfAttention
+    let crossAttention: CrossAttention
+    /// The norm before cross attention is the only one with weights. f32 [dim]
+    let norm3: (weight: Tensor, bias: Tensor)
+    let up, down: Linear
+    let group: WeightGroup
+    let epsilon: Float
+    let norms: NormKind
+
+    /// weights: grouped
+    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+        throws(CheckpointError)
+    {
+        let (dim, ffn) = (config.dim, weights["ffn"])
+        attention = try SelfAttention(weights["self_attn"], config, options)
+        crossAttention = try CrossAttention(weights["cross_attn"], config, options)
+        norm3 = (
+            try weights["norm3"].tensor("weight", [dim], as: .f32),
+            try weights["norm3"].tensor("bias", [dim], as: .f32)
+        )
+        up = try Linear(ffn[0], from: dim, to: config.ffnDim, quantizable: true)
+        down = try Linear(ffn[2], from: config.ffnDim, to: dim, quantizable: true)
+        group = weights.group!
+        epsilon = config.epsilon
+        norms = options.norms
+    }
+
+    /// x: [tokens, dim], the residual stream; m: f32 [6, dim], the rows shift, scale, gate of the
+    /// attention and of the feed-forward
+    func callAsFunction(
+        _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ rope: RotaryTable,
+        on device: any Backend
+    ) {
+        x = attention.o.add(
+            attention(
+                normed(x, m[0], m[1], for: attention.q, on: device), rope: rope, on: device),
+            to: x, gate: m[2], on: device)
+        x = crossAttention.o.add(
+            crossAttention(textNormed(x, on: device), text, on: device), to: x, on: device)
+        x = down.add(
+            up(
+                normed(x, m[3], m[4], for: up, on: device), activation: .geluTanh,
+                format: down.inputFormat, on: device),
+            to: x, gate: m[5], on: device)
+    }
+
+    /// LN(x) * (1 + scale) + shift, as `next` wants its input. x: [tokens, dim] → same
+    func normed(
+        _ x: Tensor, _ shift: Tensor, _ scale: Tensor, for next: Linear, on device: any Backend
+    ) -> Tensor {
+        device.modulatedLayerNorm(
+            x, shift: shift, scale: scale, epsilon: epsilon, kind: norms,
+            format: next.inputFormat, dtype: nil)
+    }
+
+    /// LN(x) * weight + bias, as the queries of cross attention want it. x: [tokens, dim] → same
+    private func textNormed(_ x: Tensor, on device: any Backend) -> Tensor {
+        device.layerNorm(
+            x, weight: norm3.weight, bias: norm3.bias, epsilon: epsilon, kind: norms,
+            format: crossAttention.q.inputFormat)
+    }
+}

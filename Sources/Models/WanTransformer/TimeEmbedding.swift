@@ -1,0 +1,81 @@
+/// From a timestep to the numbers that modulate every block, in f32 throughout.
+
+import Checkpoints
+public import Tensors
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+/// Shift, scale and gate vectors for one timestep.
+public struct Modulation {
+    /// For each block: shift, scale, gate of the attention, then of the feed-forward.
+    /// f32 [layers, 6, dim]
+    public let blocks: Tensor
+    /// Shift and scale before the head. f32 [2, dim]
+    public let head: Tensor
+}
+
+package struct TimeEmbedding {
+    let first, second, projection: Linear
+    let frequencyDim: Int
+    /// What each block adds to the projection. f32 [layers, 6, dim], [2, dim]
+    let blockOffsets, headOffsets: Tensor
+    /// Ones in the shapes of the offsets.
+    let blockOnes, headOnes: Tensor
+
+    /// weights: the root of the checkpoint
+    init(_ weights: Weights, _ config: WanTransformerConfig) throws(CheckpointError) {
+        let dim = config.dim
+        first = try Linear(
+            weights["time_embedding"][0], from: config.frequencyDim, to: dim, as: .f32)
+        second = try Linear(weights["time_embedding"][2], from: dim, to: dim, as: .f32)
+        projection = try Linear(weights["time_projection"][1], from: dim, to: 6 * dim, as: .f32)
+        frequencyDim = config.frequencyDim
+
+        var offsets: [Tensor] = []
+        for layer in 0..<config.layers {
+            offsets.append(
+                try weights["blocks"][layer].tensor("modulation", [1, 6, dim], as: .f32))
+        }
+        let device = weights.device
+        func ones(_ shape: Shape) -> Tensor {
+            device.place(Tensor([Float](repeating: 1, count: shape.count), shape), as: .f32)
+        }
+        blockOffsets = device.concatenate(offsets)
+        headOffsets = try weights["head"].tensor("modulation", [2, dim], as: .f32)
+        blockOnes = ones(blockOffsets.shape)
+        headOnes = ones(headOffsets.shape)
+    }
+
+    /// e, which modulates the head: [1, dim]; e0, which modulates the blocks: [1, 6 * dim]
+    func embedding(_ timestep: Double, on device: any Backend) -> (e: Tensor, e0: Tensor) {
+        let sinusoid = device.place(Self.sinusoid(timestep, frequencyDim), as: .f32)
+        let hidden = first(sinusoid, activation: .silu, on: device)
+        // Both e and SiLU(e) are needed: a second small product is cheaper than one more operation.
+        let e = second(hidden, on: device)
+        let e0 = projection(second(hidden, activation: .silu, on: device), on: device)
+        return (e, e0)
+    }
+
+    /// offset + e, the same e for every row: written as offset + 1 * e.
+    func callAsFunction(_ timestep: Double, on device: any Backend) -> Modulation {
+        let (e, e0) = embedding(timestep, on: device)
+        let (layers, dim) = (blockOffsets.shape[0], blockOffsets.shape[2])
+        let rows: Shape = [layers, 6 * dim]
+        return Modulation(
+            blocks: device.gatedAdd(
+                blockOffsets.reshaped(rows), blockOnes.reshaped(rows), gate: e0.reshaped([6 * dim])
+            ).reshaped(blockOffsets.shape),
+            head: device.gatedAdd(headOffsets, headOnes, gate: e.reshaped([dim])))
+    }
+
+    /// [cos(t w_0), ..., sin(t w_0), ...], w_i = 10000^(-i / half), computed in f64. → f32 [1, width]
+    package static func sinusoid(_ timestep: Double, _ width: Int) -> Tensor {
+        let half = width / 2
+        let angles = (0..<half).map { timestep * pow(10_000, -Double($0) / Double(half)) }
+        return Tensor(angles.map { Float(cos($0)) } + angles.map { Float(sin($0)) }, [1, width])
+    }
+}

@@ -1,0 +1,152 @@
+/// The Wan 2.1 / 2.2 video transformer: noisy latents, a timestep and a text to a velocity.
+/// Port of Wan2.1 wan/modules/model.py (WanModel); image-to-video of Wan 2.2 is the same net with more input channels.
+
+public import Checkpoints
+public import Tensors
+
+public struct WanTransformer {
+    public let config: WanTransformerConfig
+    let patchEmbedding: Linear
+    let textEmbedding: (first: Linear, second: Linear)
+    let timeEmbedding: TimeEmbedding
+    let textProjections: [TextProjection]
+    let blocks: [Block]
+    let head: Linear
+    let activations: DType
+
+    public init(_ weights: Weights, _ options: WanTransformerOptions) throws(CheckpointError) {
+        let config = try WanTransformerConfig(detectedFrom: weights, heads: options.heads)
+        let dim = config.dim
+        self.config = config
+        activations = weights.activations
+        patchEmbedding = try Linear(
+            weights["patch_embedding"], from: config.inputChannels * WanTransformerConfig.patch,
+            to: dim)
+        textEmbedding = (
+            try Linear(weights["text_embedding"][0], from: config.textDim, to: dim),
+            try Linear(weights["text_embedding"][2], from: dim, to: dim)
+        )
+        timeEmbedding = try TimeEmbedding(weights, config)
+        var textProjections: [TextProjection] = []
+        var blocks: [Block] = []
+        for layer in 0..<config.layers {
+            let block = weights["blocks"][layer]
+            textProjections.append(
+                try TextProjection(block["cross_attn"].grouped(), config, options))
+            blocks.append(try Block(block.grouped(), config, options))
+        }
+        self.textProjections = textProjections
+        self.blocks = blocks
+        head = try Linear(
+            weights["head"]["head"], from: dim,
+            to: config.outputChannels * WanTransformerConfig.patch, as: .f32)
+    }
+
+    /// Weights that are used together, in the order of their use: once for each prompt, and in every step.
+    public var groups: (text: [WeightGroup], blocks: [WeightGroup]) {
+        (textProjections.map(\.group), blocks.map(\.group))
+    }
+}
+
+// MARK: - Once for each prompt and size
+
+extension WanTransformer {
+    /// What does not change from step to step.
+    public struct Context {
+        let text: [TextKeys]
+        let rope: RotaryTable
+    }
+
+    /// Projects a prompt for every block, and lays out the positions of `size`, the latent (T, H, W).
+    /// text.rows: [textLength, textDim] in the dtype of activations
+    ///
+    /// Cross attention has no mask: all rows of the text attend, and those past the prompt are zero here and equal
+    /// after any row-wise layer. They are projected once and counted `textLength - count` times.
+    public func prepare(
+        _ text: TextEmbedding, size: (t: Int, h: Int, w: Int), on device: any Backend
+    ) -> Context {
+        let distinct = min(text.count + 1, text.rows.shape[0])
+        let lastKeyCount = text.rows.shape[0] - distinct + 1
+        let embedded = embed(text.rows.slice(0..<distinct), on: device)
+        let keys = textProjections.enumerated().map { index, projection in
+            let next = index + 1 < textProjections.count ? textProjections[index + 1].group : nil
+            device.require(projection.group, next: next)
+            return projection(embedded, lastKeyCount: lastKeyCount, on: device)
+        }
+        return Context(
+            text: keys,
+            rope: RotaryEmbedding.table(
+                (size.t, size.h / 2, size.w / 2), headDim: config.headDim, on: device))
+    }
+
+    /// text: [rows, textDim] → [rows, dim]
+    public func embed(_ text: Tensor, on device: any Backend) -> Tensor {
+        textEmbedding.second(
+            textEmbedding.first(text, activation: .geluTanh, on: device), on: device)
+    }
+
+    /// The modulation of all blocks at a timestep in 0...1000; the sampler has rounded it as the model was trained.
+    public func modulation(at timestep: Double, on device: any Backend) -> Modulation {
+        timeEmbedding(timestep, on: device)
+    }
+}
+
+// MARK: - Every step
+
+extension WanTransformer {
+    /// The velocity at a timestep in 0...1000.
+    public func callAsFunction(
+        _ parts: [Tensor], timestep: Double, _ context: Context, on device: any Backend
+    ) -> Tensor {
+        self(parts, modulation(at: timestep, on: device), context, on: device)
+    }
+
+    /// parts: latents [C_i, T, H, W] whose channels together are the input: [noise], or [noise, mask, image]
+    /// → velocity, f32 [outputChannels, T, H, W]
+    public func callAsFunction(
+        _ parts: [Tensor], _ modulation: Modulation, _ context: Context, on device: any Backend
+    ) -> Tensor {
+        let shape = parts[0].shape
+        var x = embed(parts, on: device)
+        for index in blocks.indices { step(&x, block: index, modulation, context, on: device) }
+        return device.unpatchify(
+            project(x, modulation, on: device), size: (shape[1], shape[2], shape[3]))
+    }
+
+    /// parts: [C_i, T, H, W] → tokens [T * H/2 * W/2, dim]
+    public func embed(_ parts: [Tensor], on device: any Backend) -> Tensor {
+        patchEmbedding(device.patchify(parts, dtype: activations), on: device)
+    }
+
+    /// x: [tokens, dim], the residual stream through one block
+    public func step(
+        _ x: inout Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
+        on device: any Backend
+    ) {
+        device.require(
+            blocks[index].group, next: blocks[(index + 1) % blocks.count].group)
+        blocks[index](
+            &x, modulation.blocks[index], context.text[index], context.rope, on: device)
+    }
+
+    /// The head, in f32. x: [tokens, dim] → f32 [tokens, 4 * outputChannels]
+    public func project(_ x: Tensor, _ modulation: Modulation, on device: any Backend) -> Tensor {
+        head(
+            device.modulatedLayerNorm(
+                x, shift: modulation.head[0], scale: modulation.head[1], epsilon: config.epsilon,
+                kind: .exact, format: .plain, dtype: .f32), on: device)
+    }
+
+    /// The queries and keys of one block's self-attention, for looking at its block map.
+    /// x: [tokens, dim], the residual stream before that block → [tokens, heads, headDim]
+    public func queryKey(
+        _ x: Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
+        on device: any Backend
+    ) -> (q: Tensor, k: Tensor) {
+        let (block, m) = (blocks[index], modulation.blocks[index])
+        device.require(block.group, next: nil)
+        return block.attention.queryKey(
+            block.normed(x, m[0], m[1], for: block.attention.q, on: device), rope: context.rope,
+            on: device)
+    }
+}

@@ -1,0 +1,219 @@
+/// The layers of the Wan autoencoder. Port of Wan2.1 wan/modules/vae.py.
+
+import Checkpoints
+import Tensors
+
+/// A convolution that looks back in time only: zeros before the first frame, none after the last.
+struct CausalConvolution {
+    let weight: ConvolutionWeight
+    let slot: Int
+
+    init(
+        _ weights: Weights, from inputs: Int, to outputs: Int,
+        kernel: (t: Int, h: Int, w: Int) = (3, 3, 3), _ slots: inout Slots
+    ) throws(CheckpointError) {
+        weight = try weights.convolution(from: inputs, to: outputs, kernel: kernel)
+        slot = slots.next()
+    }
+
+    /// x: [T, H, W, in]; residual: [T, H, W, out] or nil → [T, H, W, out]
+    func callAsFunction(
+        _ x: Tensor, _ history: FeatureHistory, residual: Tensor? = nil, on device: any Backend
+    ) -> Tensor {
+        let past = history[slot]
+        let reach = weight.time - 1
+        let y = device.convolution(
+            x, history: past, leadingZeros: reach - (past?.shape[0] ?? 0), weight, timeStride: 1,
+            spatialStride: 1, padding: .same, upsample: false, residual: residual)
+        history.remember(x, last: reach, in: slot)
+        return y
+    }
+}
+
+extension CausalConvolution: CausalLayer {
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        self(x, history, residual: nil, on: device)
+    }
+}
+
+/// x / ||x|| * sqrt(C) * gamma over the channels, then SiLU. gamma: f32 [C]
+struct ChannelNorm {
+    let gamma: Tensor
+
+    init(_ weights: Weights, _ channels: Int) throws(CheckpointError) {
+        gamma = try weights.tensor("gamma", [channels], as: .f32)
+    }
+
+    /// x: [..., C] → same
+    func callAsFunction(_ x: Tensor, silu: Bool = true, on device: any Backend) -> Tensor {
+        device.channelNorm(x, gamma: gamma, silu: silu)
+    }
+}
+
+/// shortcut(x) + conv(silu(norm(conv(silu(norm x)))))
+struct ResidualBlock: CausalLayer {
+    let norm1, norm2: ChannelNorm
+    let conv1, conv2: CausalConvolution
+    /// Where the number of channels changes.
+    let shortcut: Linear?
+
+    init(_ weights: Weights, from inputs: Int, to outputs: Int, _ slots: inout Slots)
+        throws(CheckpointError)
+    {
+        let residual = weights["residual"]
+        norm1 = try ChannelNorm(residual[0], inputs)
+        conv1 = try CausalConvolution(residual[2], from: inputs, to: outputs, &slots)
+        norm2 = try ChannelNorm(residual[3], outputs)
+        conv2 = try CausalConvolution(residual[6], from: outputs, to: outputs, &slots)
+        shortcut =
+            inputs == outputs
+            ? nil : try Linear(pointwise: weights["shortcut"], from: inputs, to: outputs)
+    }
+
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        conv2(
+            norm2(conv1(norm1(x, on: device), history, on: device), on: device), history,
+            residual: shortcut?(x, on: device) ?? x, on: device)
+    }
+}
+
+/// x + proj(attention(norm x)): one head over the pixels of a frame.
+struct AttentionBlock: CausalLayer {
+    let norm: ChannelNorm
+    let q, k, v, proj: Linear
+
+    init(_ weights: Weights, _ channels: Int) throws(CheckpointError) {
+        norm = try ChannelNorm(weights["norm"], channels)
+        let qkv = weights["to_qkv"]
+        func rows(_ part: Int) throws(CheckpointError) -> Linear {
+            try Linear(
+                pointwise: qkv, from: channels, to: channels,
+                rows: part * channels..<(part + 1) * channels, of: 3 * channels)
+        }
+        (q, k, v) = (try rows(0), try rows(1), try rows(2))
+        proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
+    }
+
+    /// x: [1, H, W, C]: a chunk has one frame at this resolution
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        precondition(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
+        let (pixels, channels) = (x.shape.rows, x.shape[3])
+        let rows = x.reshaped([pixels, channels])
+        let oneHead: Shape = [pixels, 1, channels]
+        let y = norm(rows, silu: false, on: device)
+        let attended = device.attention(
+            q(y, on: device).reshaped(oneHead), k(y, on: device).reshaped(oneHead),
+            v(y, on: device).reshaped(oneHead), scale: 1 / Float(channels).squareRoot())
+        return proj.add(attended.reshaped([pixels, channels]), to: rows, on: device)
+            .reshaped(x.shape)
+    }
+}
+
+/// Half the height and width, and half the frames where there is a `timeConv`.
+struct Downsample: CausalLayer {
+    let conv: ConvolutionWeight
+    let timeConv: (weight: ConvolutionWeight, slot: Int)?
+
+    init(_ weights: Weights, _ channels: Int, halvesTime: Bool, _ slots: inout Slots)
+        throws(CheckpointError)
+    {
+        conv = try weights["resample"][1].convolution(
+            from: channels, to: channels, kernel: (1, 3, 3))
+        timeConv =
+            halvesTime
+            ? (
+                try weights["time_conv"].convolution(
+                    from: channels, to: channels, kernel: (3, 1, 1)), slots.next()
+            ) : nil
+    }
+
+    /// x: [T, H, W, C] → [1, H/2, W/2, C] for the first frame, then [T/2, H/2, W/2, C]
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        let y = device.convolution(
+            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
+            padding: .bottomRight, upsample: false, residual: nil)
+        guard let timeConv else { return y }
+        let past = history[timeConv.slot]
+        history.remember(y, last: 1, in: timeConv.slot)
+        // The first frame stands alone in time.
+        guard let past else { return y }
+        return device.convolution(
+            y, history: past, leadingZeros: 0, timeConv.weight, timeStride: 2, spatialStride: 1,
+            padding: .same, upsample: false, residual: nil)
+    }
+}
+
+/// Twice the height and width with half the channels, and twice the frames where there is a `timeConv`.
+struct Upsample: CausalLayer {
+    let timeConv: CausalConvolution?
+    let conv: ConvolutionWeight
+
+    init(_ weights: Weights, _ channels: Int, doublesTime: Bool, _ slots: inout Slots)
+        throws(CheckpointError)
+    {
+        timeConv =
+            doublesTime
+            ? try CausalConvolution(
+                weights["time_conv"], from: channels, to: 2 * channels, kernel: (3, 1, 1), &slots)
+            : nil
+        conv = try weights["resample"][1].convolution(
+            from: channels, to: channels / 2, kernel: (1, 3, 3))
+    }
+
+    /// x: [T, H, W, C] → [T, 2H, 2W, C/2] for the first frame, then [2T, 2H, 2W, C/2]
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        // The first frame stands alone in time, and the frames after it do not see it.
+        guard let timeConv, !history.isFirstChunk else { return enlarge(x, on: device) }
+        return enlarge(device.interleaveTime(timeConv(x, history, on: device)), on: device)
+    }
+
+    private func enlarge(_ x: Tensor, on device: any Backend) -> Tensor {
+        device.convolution(
+            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
+            padding: .same, upsample: true, residual: nil)
+    }
+}
+
+/// norm, SiLU and the convolution to the channels of the result.
+struct Head: CausalLayer {
+    let norm: ChannelNorm
+    let conv: CausalConvolution
+
+    init(_ weights: Weights, from inputs: Int, to outputs: Int, _ slots: inout Slots)
+        throws(CheckpointError)
+    {
+        norm = try ChannelNorm(weights[0], inputs)
+        conv = try CausalConvolution(weights[2], from: inputs, to: outputs, &slots)
+    }
+
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        conv(norm(x, on: device), history, on: device)
+    }
+}
+
+extension Weights {
+    /// The convolution here. A kernel without an axis of time is stored without it.
+    func convolution(from inputs: Int, to outputs: Int, kernel: (t: Int, h: Int, w: Int))
+        throws(CheckpointError) -> ConvolutionWeight
+    {
+        device.place(
+            convolution: try host("weight", [outputs, inputs, kernel.t, kernel.h, kernel.w]),
+            bias: try host("bias", [outputs]), as: activations, in: group)
+    }
+}
+
+extension Linear {
+    /// A 1x1 convolution: a linear layer over the channels. Takes `rows` out of `count` of its outputs.
+    init(
+        pointwise weights: Weights, from inputs: Int, to outputs: Int, rows: Range<Int>? = nil,
+        of count: Int? = nil
+    ) throws(CheckpointError) {
+        let rows = rows ?? 0..<outputs
+        let matrix = try weights.host("weight", [count ?? outputs, inputs]).slice(rows)
+        let bias = try weights.host("bias", [count ?? outputs]).slice(rows)
+        let device = weights.device
+        self.init(
+            weight: device.place(.dense(matrix), as: weights.activations, in: weights.group),
+            bias: device.place(bias, as: .f32, in: weights.group), dtype: weights.activations)
+    }
+}

@@ -1,0 +1,115 @@
+/// Running causal layers through a video chunk by chunk.
+
+import Tensors
+
+/// A layer that turns frames into frames and may remember some for the next chunk.
+protocol CausalLayer {
+    /// x: [T, H, W, C] → [T', H', W', C']
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor
+}
+
+/// The frames that the layers of one stage remember between chunks.
+final class FeatureHistory {
+    /// One entry for each layer that remembers; nil before its first chunk.
+    private var entries: [Tensor?]
+    private let device: any Backend
+    private(set) var isFirstChunk = true
+    /// Whether the last chunk left every entry as it was, bit for bit. Only known where it was asked for.
+    private(set) var isSteady = false
+    private var comparing = false
+
+    init(entries: Int, on device: any Backend) {
+        self.entries = Array(repeating: nil, count: entries)
+        self.device = device
+    }
+
+    /// What the layer that owns `slot` remembers. [n, H, W, C]
+    subscript(slot: Int) -> Tensor? { entries[slot] }
+
+    /// Remembers the last `count` frames of (what was remembered, x). x: [T, H, W, C]
+    func remember(_ x: Tensor, last count: Int, in slot: Int) {
+        let frames = x.shape[0]
+        var recent = x.slice(max(0, frames - count)..<frames)
+        if frames < count, let earlier = entries[slot] {
+            let kept = min(count - frames, earlier.shape[0])
+            recent = device.concatenate([
+                earlier.slice(earlier.shape[0] - kept..<earlier.shape[0]), x,
+            ])
+        } else if frames > count {
+            // A copy: the slice would keep the whole chunk in memory.
+            recent = device.concatenate([recent])
+        }
+        if comparing && isSteady { isSteady = isUnchanged(recent, in: slot) }
+        entries[slot] = recent
+    }
+
+    /// Runs the layers on one chunk. `comparing` finds out whether the entries stay the same.
+    func process(_ x: consuming Tensor, _ layers: [any CausalLayer], comparing: Bool) -> Tensor {
+        self.comparing = comparing
+        isSteady = comparing
+        for layer in layers { x = layer(x, self, on: device) }
+        isFirstChunk = false
+        return x
+    }
+
+    private func isUnchanged(_ recent: Tensor, in slot: Int) -> Bool {
+        guard let entry = entries[slot], entry.shape == recent.shape else { return false }
+        return device.equalBits(entry, recent)
+    }
+}
+
+/// Layers that follow one another, and how many of them remember frames.
+struct Stage {
+    let layers: [any CausalLayer]
+    let slots: Int
+}
+
+/// Hands out places in a stage's history while its layers are made.
+struct Slots {
+    private(set) var count = 0
+    mutating func next() -> Int {
+        defer { count += 1 }
+        return count
+    }
+}
+
+/// One video on its way through stages.
+///
+/// When a chunk repeats the one before bit for bit, and has left a stage's history as it was, then the stage has
+/// returned to the state it started from: the same chunk again must give the same result again. It is then not computed.
+final class CausalStream {
+    private struct Running {
+        let stage: Stage
+        let history: FeatureHistory
+        /// The result for the chunk before, kept while results may repeat.
+        var last: Tensor?
+        var runs = 0
+    }
+    private var stages: [Running]
+    /// How often each stage was computed.
+    var runsComputed: [Int] { stages.map(\.runs) }
+
+    init(_ stages: [Stage], on device: any Backend) {
+        self.stages = stages.map {
+            Running(stage: $0, history: FeatureHistory(entries: $0.slots, on: device))
+        }
+    }
+
+    /// The next chunk. x: [T, H, W, C]; `isRepeated`: it equals the chunk before, bit for bit.
+    func callAsFunction(_ x: consuming Tensor, isRepeated: Bool = false) -> Tensor {
+        var isRepeated = isRepeated
+        for index in stages.indices {
+            let history = stages[index].history
+            if isRepeated, history.isSteady, let last = stages[index].last {
+                x = last
+                continue
+            }
+            stages[index].last = nil
+            stages[index].runs += 1
+            x = history.process(x, stages[index].stage.layers, comparing: isRepeated)
+            if isRepeated { stages[index].last = x }
+            isRepeated = false
+        }
+        return x
+    }
+}

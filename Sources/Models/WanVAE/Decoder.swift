@@ -1,0 +1,95 @@
+/// Latents to frames. Port of Wan2.1 wan/modules/vae.py (Decoder3d, WanVAE_.decode).
+
+public import Checkpoints
+public import Tensors
+
+extension WanVAE {
+    /// The decoder's half of the autoencoder.
+    public struct Decoder {
+        public let config: Config
+        let statistics: LatentStatistics
+        let conv2: Linear
+        let stage: Stage
+        let activations: DType
+
+        /// weights: the root of the checkpoint
+        public init(_ weights: Weights, statistics: LatentStatistics = .wan)
+            throws(CheckpointError)
+        {
+            let config = try Config(detectedFromDecoder: weights)
+            precondition(
+                statistics.mean.count == config.latentChannels,
+                "WanVAE: statistics of \(statistics.mean.count) for \(config.latentChannels) channels"
+            )
+            self.config = config
+            self.statistics = statistics
+            activations = weights.activations
+            conv2 = try Linear(
+                pointwise: weights["conv2"], from: config.latentChannels,
+                to: config.latentChannels)
+
+            let weights = weights["decoder"]
+            var slots = Slots()
+            var width = config.widths.last!
+            var layers: [any CausalLayer] = [
+                try CausalConvolution(
+                    weights["conv1"], from: config.latentChannels, to: width, &slots),
+                try ResidualBlock(weights["middle"][0], from: width, to: width, &slots),
+                try AttentionBlock(weights["middle"][1], width),
+                try ResidualBlock(weights["middle"][2], from: width, to: width, &slots),
+            ]
+            var index = 0
+            for level in config.widths.indices.reversed() {
+                for _ in 0...Config.residualBlocks {
+                    layers.append(
+                        try ResidualBlock(
+                            weights["upsamples"][index], from: width, to: config.widths[level],
+                            &slots))
+                    width = config.widths[level]
+                    index += 1
+                }
+                if level > 0 {
+                    layers.append(
+                        try Upsample(
+                            weights["upsamples"][index], width,
+                            doublesTime: Config.halvesTime[level - 1], &slots))
+                    width /= 2
+                    index += 1
+                }
+            }
+            layers.append(try Head(weights["head"], from: width, to: 3, &slots))
+            stage = Stage(layers: layers, slots: slots.count)
+        }
+
+        /// The frames of `latents`, chunk by chunk in order. latents: normalised, [C, T, H, W]
+        public func callAsFunction(_ latents: Tensor, on device: any Backend) -> Decoding {
+            let (mean, inverse) = statistics.rounded(to: activations)
+            let latents = device.channelsLast(
+                latents, scale: inverse.map { 1 / $0 }, shift: mean, dtype: activations)
+            return Decoding(
+                latents: conv2(latents, on: device), stream: CausalStream([stage], on: device))
+        }
+    }
+
+    /// A video that is being decoded, one latent frame at a time.
+    public struct Decoding: Sequence, IteratorProtocol {
+        /// [T, H, W, C]
+        let latents: Tensor
+        let stream: CausalStream
+        /// Latent frames decoded so far.
+        public private(set) var decoded = 0
+
+        init(latents: Tensor, stream: CausalStream) {
+            self.latents = latents
+            self.stream = stream
+        }
+
+        /// The next frames, about -1...1 and not clamped: one, then four for each latent frame.
+        /// → [n, 8H, 8W, 3], nil after the last
+        public mutating func next() -> Tensor? {
+            guard decoded < latents.shape[0] else { return nil }
+            defer { decoded += 1 }
+            return stream(latents.slice(decoded..<decoded + 1))
+        }
+    }
+}

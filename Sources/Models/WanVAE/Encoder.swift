@@ -1,0 +1,145 @@
+/// Frames to latents. Port of Wan2.1 wan/modules/vae.py (Encoder3d, WanVAE_.encode).
+
+public import Checkpoints
+public import Tensors
+
+extension WanVAE {
+    /// The encoder's half of the autoencoder.
+    public struct Encoder {
+        public let config: Config
+        let statistics: LatentStatistics
+        /// Cut where the number of frames halves, so that each part can come to rest by itself.
+        let stages: [Stage]
+        let activations: DType
+
+        /// weights: the root of the checkpoint
+        public init(_ weights: Weights, statistics: LatentStatistics = .wan)
+            throws(CheckpointError)
+        {
+            let config = try Config(detectedFromEncoder: weights)
+            precondition(
+                statistics.mean.count == config.latentChannels,
+                "WanVAE: statistics of \(statistics.mean.count) for \(config.latentChannels) channels"
+            )
+            self.config = config
+            self.statistics = statistics
+            activations = weights.activations
+
+            let root = weights
+            let weights = weights["encoder"]
+            var stages: [Stage] = []
+            var slots = Slots()
+            var width = config.dim
+            var layers: [any CausalLayer] = [
+                try CausalConvolution(weights["conv1"], from: 3, to: width, &slots)
+            ]
+            var index = 0
+            for level in config.widths.indices {
+                for _ in 0..<Config.residualBlocks {
+                    layers.append(
+                        try ResidualBlock(
+                            weights["downsamples"][index], from: width, to: config.widths[level],
+                            &slots))
+                    width = config.widths[level]
+                    index += 1
+                }
+                guard level + 1 < config.widths.count else { break }
+                let halvesTime = Config.halvesTime[level]
+                layers.append(
+                    try Downsample(
+                        weights["downsamples"][index], width, halvesTime: halvesTime, &slots))
+                index += 1
+                if halvesTime {
+                    stages.append(Stage(layers: layers, slots: slots.count))
+                    layers = []
+                    slots = Slots()
+                }
+            }
+            layers += [
+                try ResidualBlock(weights["middle"][0], from: width, to: width, &slots),
+                try AttentionBlock(weights["middle"][1], width),
+                try ResidualBlock(weights["middle"][2], from: width, to: width, &slots),
+                try Head(weights["head"], from: width, to: 2 * config.latentChannels, &slots),
+                try MeanProjection(root["conv1"], config.latentChannels),
+            ]
+            stages.append(Stage(layers: layers, slots: slots.count))
+            self.stages = stages
+        }
+
+        /// The normalised latents of a video of 4n + 1 frames.
+        /// video: [T, H, W, 3] in -1...1, in the dtype of activations → f32 [C, n + 1, H/8, W/8]
+        public func callAsFunction(_ video: Tensor, on device: any Backend) -> Tensor {
+            let count = video.shape[0]
+            precondition(count % temporalFactor == 1, "WanVAE: \(count) frames are not 4n + 1")
+            let stream = CausalStream(stages, on: device)
+            var means = [stream(video.slice(0..<1))]
+            for start in stride(from: 1, to: count, by: temporalFactor) {
+                means.append(stream(video.slice(start..<start + temporalFactor)))
+            }
+            return normalized(means, on: device)
+        }
+
+        /// The normalised latents of a picture followed by mid-grey frames (zeros): the condition of image-to-video.
+        ///
+        /// Equal to encoding all `frameCount` frames; see `CausalStream` for what need not be computed.
+        /// picture: [H, W, 3] in -1...1, in the dtype of activations → f32 [C, n + 1, H/8, W/8]
+        /// - Parameter afterChunk: told how far the work is after each latent frame.
+        public func encodeImage(
+            _ picture: Tensor, frameCount: Int, on device: any Backend,
+            afterChunk: (EncodingProgress) -> Void = { _ in }
+        ) -> Tensor {
+            precondition(
+                frameCount % temporalFactor == 1, "WanVAE: \(frameCount) frames are not 4n + 1")
+            let (height, width) = (picture.shape[0], picture.shape[1])
+            let stream = CausalStream(stages, on: device)
+            var means = [stream(picture.reshaped([1, height, width, 3]))]
+            let count = 1 + (frameCount - 1) / temporalFactor
+            func report() {
+                afterChunk(
+                    EncodingProgress(
+                        done: means.count, count: count, stageRuns: stream.runsComputed))
+            }
+            report()
+            let grey = device.place(
+                .zeros([temporalFactor, height, width, 3], activations), as: activations)
+            for chunk in 1..<count {
+                means.append(stream(grey, isRepeated: chunk > 1))
+                report()
+            }
+            return normalized(means, on: device)
+        }
+
+        /// means: [1, H, W, C] for each latent frame → (mean - statistics) / std, f32 [C, T, H, W]
+        private func normalized(_ means: [Tensor], on device: any Backend) -> Tensor {
+            let (mean, inverse) = statistics.rounded(to: activations)
+            return device.channelsFirst(
+                device.concatenate(means), scale: inverse,
+                shift: zip(mean, inverse).map { -$0 * $1 })
+        }
+    }
+}
+
+extension WanVAE {
+    /// How far the encoding of a picture is.
+    public struct EncodingProgress: Sendable {
+        /// Latent frames known, of `count`.
+        public let done, count: Int
+        /// How often each stage of the network has run; a stage that has come to rest is not run again.
+        public let stageRuns: [Int]
+    }
+}
+
+/// The mean of the posterior: the first half of the last convolution. The log variance is not used.
+private struct MeanProjection: CausalLayer {
+    let conv1: Linear
+
+    init(_ weights: Weights, _ channels: Int) throws(CheckpointError) {
+        conv1 = try Linear(
+            pointwise: weights, from: 2 * channels, to: channels, rows: 0..<channels,
+            of: 2 * channels)
+    }
+
+    func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
+        conv1(x, on: device)
+    }
+}
