@@ -5,7 +5,8 @@ import Tensors
 /// What a convolution reads and makes, in elements; shared by the definition and faster versions.
 struct ConvolutionGeometry {
     /// Input frames: zeros, then history, then x. Height and width are those of x.
-    let leadingZeros, historyFrames, frames, height, width, inputs: Int
+    let leadingZeros, historyFrames, frames, height, width: Int
+    var inputs: Int
     let kernel: (time: Int, height: Int, width: Int)
     let timeStride, spatialStride: Int
     /// Rows above and columns left of the input that count as zeros.

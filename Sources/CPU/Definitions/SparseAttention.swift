@@ -187,7 +187,7 @@ extension Definitions {
 
     /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)) with cq, ck the softmax of q, k over the head's width;
     /// every step is rounded to `rounding`. added: [tokens, heads, dim] → same shape in `dtype`
-    private func linearBranch(
+    func linearBranch(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
         rounding: DType, added: Tensor, as dtype: DType
     ) -> Tensor {

@@ -1,0 +1,142 @@
+// Attention over blocks of 64 keys with a running softmax (Dao et al., arXiv 2205.14135).
+#include "tile.h"
+
+#if defined(__x86_64__)
+
+/// Keys in a block, queries in a tile, and blocks whose logits are kept before the softmax moves
+/// on.
+enum { KEYS = 64, QUERIES = 6, GROUP = 8, ROW = GROUP * KEYS };
+
+size_t cpu_attention_scratch(size_t head_dim, size_t rows) {
+    const size_t width = (head_dim + LANES - 1) / LANES * LANES;
+    // The sums of the rows, their maxima and denominators, and one tile's logits and weights.
+    return rows * (width + 2) + 2 * QUERIES * ROW;
+}
+
+/// Turns a tile's logits into weights in place. Returns the factor of each row's earlier sums.
+INLINE void soften(const struct cpu_attention_job *job, float *logits, uint16_t *weights,
+                   size_t rows, size_t first_query, const int32_t *blocks, size_t count, float *top,
+                   float *total, float *factor) {
+    const __m512 scale = _mm512_set1_ps(job->scale);
+    const size_t last_key = job->keys - 1;
+    for (size_t i = 0; i < rows; i++) {
+        float *row = logits + i * ROW;
+        __m512 best = _mm512_set1_ps(-INFINITY);
+        for (size_t b = 0; b < count; b++)
+            for (size_t j = 0; j < KEYS; j += LANES) {
+                const size_t key = (size_t)blocks[b] * KEYS + j;
+                const __mmask16 lanes = key < job->keys ? first_lanes(job->keys - key) : 0;
+                __m512 x = _mm512_mul_ps(_mm512_loadu_ps(row + b * KEYS + j), scale);
+                if (job->bias)
+                    x = _mm512_add_ps(x,
+                                      _mm512_maskz_loadu_ps(lanes, job->bias + (long)key
+                                                                       - (long)(first_query + i)));
+                x = _mm512_mask_blend_ps(lanes, _mm512_set1_ps(-INFINITY), x);
+                _mm512_storeu_ps(row + b * KEYS + j, x);
+                best = _mm512_max_ps(best, x);
+            }
+        const float before = top[i];
+        const float now = __builtin_fmaxf(before, _mm512_reduce_max_ps(best));
+        const __m512 highest = _mm512_set1_ps(now);
+        __m512 sum = _mm512_setzero_ps();
+        for (size_t b = 0; b < count; b++)
+            for (size_t j = 0; j < KEYS; j += LANES) {
+                __m512 p = exp_f32(_mm512_sub_ps(_mm512_loadu_ps(row + b * KEYS + j), highest));
+                const size_t key = (size_t)blocks[b] * KEYS + j;
+                if (key <= last_key && last_key < key + LANES)
+                    p = _mm512_mask_mul_ps(p, (__mmask16)(1u << (last_key - key)), p,
+                                           _mm512_set1_ps(job->last_key_count));
+                sum = _mm512_add_ps(sum, p);
+                if (job->kind == CPU_BF16)
+                    _mm256_storeu_si256((__m256i *)(weights + i * ROW + b * KEYS + j),
+                                        f32_to_bf16(p));
+                else
+                    _mm512_storeu_ps(row + b * KEYS + j, p);
+            }
+        factor[i] = _mm512_cvtss_f32(exp_f32(_mm512_set1_ps(before - now)));
+        total[i] = total[i] * factor[i] + _mm512_reduce_add_ps(sum);
+        top[i] = now;
+    }
+}
+
+TARGET void cpu_attention(const struct cpu_attention_job *job, const void *q, void *out,
+                          size_t out_stride, int f32_out, size_t first_row, size_t last_row,
+                          const int32_t *blocks, size_t block_count, float *scratch) {
+    const enum cpu_kind kind = job->kind;
+    const size_t dim = job->head_dim, width = (dim + LANES - 1) / LANES * LANES;
+    const size_t words = word_count(kind, dim), count = last_row - first_row;
+    const size_t key_bytes = cpu_packed_bytes(kind, KEYS, dim),
+                 value_bytes = cpu_packed_bytes(kind, dim, KEYS);
+    const size_t panels = cpu_panel_count(kind, dim);
+    float *sums = scratch, *top = sums + count * width, *total = top + count;
+    float *logits = total + count;
+    uint16_t *rounded = (uint16_t *)(logits + QUERIES * ROW);
+    const char *weights = kind == CPU_BF16 ? (const char *)rounded : (const char *)logits;
+    const size_t weight_stride = ROW * (kind == CPU_BF16 ? 2 : 4);
+    float c[MAX_TILE * LANES], factor[QUERIES];
+    struct run runs[GROUP];
+    for (size_t i = 0; i < count; i++) {
+        top[i] = -INFINITY;
+        total[i] = 0;
+    }
+    const size_t tiles = (count + QUERIES - 1) / QUERIES;
+    // A group of keys and values stays in the cache while all queries pass over it.
+    for (size_t first = 0; first < block_count; first += GROUP) {
+        const size_t in_group = block_count - first < GROUP ? block_count - first : GROUP;
+        const int32_t *group = blocks + first;
+        for (size_t t = 0; t < tiles; t++) {
+            const size_t begin = t * count / tiles, rows = (t + 1) * count / tiles - begin;
+            const char *query = (const char *)q + (first_row + begin) * job->stride;
+            for (size_t b = 0; b < in_group; b++) {
+                const size_t left = job->keys - (size_t)group[b] * KEYS;
+                const size_t vectors = left < KEYS ? (left + LANES - 1) / LANES : KEYS / LANES;
+                runs[0] = (struct run){
+                    query, (const char *)job->packed_keys + (size_t)group[b] * key_bytes, 0};
+                cpu_tiles[kind][vectors - 1][rows - 1](runs, 1, words, job->stride, c);
+                for (size_t i = 0; i < rows; i++)
+                    for (size_t j = 0; j < vectors; j++)
+                        _mm512_storeu_ps(logits + i * ROW + b * KEYS + j * LANES,
+                                         _mm512_loadu_ps(c + (i * vectors + j) * LANES));
+            }
+            soften(job, logits, rounded, rows, first_row + begin, group, in_group, top + begin,
+                   total + begin, factor);
+            for (size_t index = 0; index < panels; index++) {
+                const struct panel p = cpu_panel(kind, dim, KEYS, index);
+                for (size_t b = 0; b < in_group; b++)
+                    runs[b] = (struct run){weights + b * KEYS * (kind == CPU_BF16 ? 2 : 4),
+                                           (const char *)job->packed_values
+                                               + (size_t)group[b] * value_bytes + p.offset,
+                                           0};
+                cpu_tiles[kind][p.vectors - 1][rows - 1](runs, in_group, word_count(kind, KEYS),
+                                                         weight_stride, c);
+                for (size_t i = 0; i < rows; i++) {
+                    float *sum = sums + (begin + i) * width + p.first_column;
+                    const __m512 f = _mm512_set1_ps(factor[i]);
+                    for (size_t j = 0; j < p.vectors; j++) {
+                        const __m512 x = _mm512_loadu_ps(c + (i * p.vectors + j) * LANES);
+                        const __m512 before =
+                            first == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(sum + j * LANES);
+                        _mm512_storeu_ps(sum + j * LANES, _mm512_fmadd_ps(before, f, x));
+                    }
+                }
+            }
+        }
+    }
+    const int bf16 = kind == CPU_BF16 && !f32_out;
+    for (size_t i = 0; i < count; i++) {
+        const __m512 d = _mm512_set1_ps(total[i]);
+        char *row = (char *)out + (first_row + i) * out_stride;
+        for (size_t j = 0; j < dim; j += LANES)
+            store_lanes(row, j, first_lanes(dim - j), bf16,
+                        _mm512_div_ps(_mm512_loadu_ps(sums + i * width + j), d));
+    }
+}
+
+#else
+size_t cpu_attention_scratch(size_t head_dim, size_t rows) { return 0; }
+void cpu_attention(const struct cpu_attention_job *job, const void *q, void *out, size_t out_stride,
+                   int f32_out, size_t first_row, size_t last_row, const int32_t *blocks,
+                   size_t block_count, float *scratch) {
+    __builtin_trap();
+}
+#endif

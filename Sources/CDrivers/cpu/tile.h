@@ -1,0 +1,182 @@
+// The inner loop of every product: a tile of results kept in registers.
+#ifndef TILE_H
+#define TILE_H
+
+#include "../include/cpu_kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+
+#define TARGET                                                                                     \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+/// Lanes of a vector, and the vectors of the widest panel.
+enum { LANES = 16, MAX_VECTORS = 4, MAX_TILE = 24, MAX_ROWS = 12 };
+
+/// A stretch of the inner dimension: where the rows' words begin, and the panel's.
+struct run {
+    const char *a;
+    const char *b;
+    /// CPU_INT8: product of the two scales of this block.
+    float scale;
+};
+
+/// Sums `words` words of each of `count` runs: c[i][j] = sum a[i] . b[j], i < rows, j < 16 *
+/// vectors. `stride`: bytes from row to row of a. c: [rows, 16 * vectors]
+typedef void (*tile_function)(const struct run *runs, size_t count, size_t words, size_t stride,
+                              float *c);
+
+/// tiles[kind][vectors - 1][rows - 1]
+extern const tile_function cpu_tiles[3][MAX_VECTORS][MAX_ROWS];
+
+/// Words that are summed in registers before they meet the rest of the sum: keeps f32 sums
+/// accurate.
+enum { SEGMENT = 512 };
+
+/// Rows of the largest tile for a panel of so many vectors: at most 24 accumulators fit.
+static inline size_t tile_rows(size_t vectors) {
+    static const unsigned char rows[] = {0, 12, 12, 8, 6};
+    return rows[vectors];
+}
+
+/// Elements of the inner dimension in a word.
+static inline size_t word_elements(enum cpu_kind kind) {
+    return kind == CPU_F32 ? 1 : kind == CPU_BF16 ? 2 : 4;
+}
+static inline size_t word_count(enum cpu_kind kind, size_t inner) {
+    return (inner + word_elements(kind) - 1) / word_elements(kind);
+}
+
+/// Elements of the inner dimension that share a scale in CPU_INT8.
+enum { SCALE_BLOCK = 128 };
+
+/// A panel of a packed matrix.
+struct panel {
+    size_t first_column, vectors;
+    /// Bytes from the start of the packed matrix.
+    size_t offset;
+};
+struct panel cpu_panel(enum cpu_kind kind, size_t columns, size_t inner, size_t index);
+/// Bytes of a panel for each of its vectors.
+size_t cpu_panel_vector_bytes(enum cpu_kind kind, size_t inner);
+
+INLINE __m512 bf16_to_f32(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+/// Nearest even; unlike vcvtneps2bf16 it keeps subnormal numbers.
+INLINE __m256i f32_to_bf16(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+}
+INLINE __m512 round_bf16(__m512 x) { return bf16_to_f32(f32_to_bf16(x)); }
+
+/// e^x to two units in the last place; 0 where the result would be below 2^-126.
+INLINE __m512 exp_f32(__m512 x) {
+    // min keeps a NaN in its second operand; e^89 is infinite already.
+    const __m512 y = _mm512_min_ps(_mm512_set1_ps(89.0f), x);
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(1.442695041f)), 8);
+    // ln 2 in two parts keeps the remainder exact (Cody and Waite).
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), y);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+    __m512 p = _mm512_set1_ps(1.984126984e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.388888889e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.333333333e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.166666667e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.666666667e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    const __mmask16 large = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(large, p, n);
+}
+/// x / (1 + e^-x)
+INLINE __m512 silu_f32(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(x, _mm512_add_ps(one, exp_f32(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+/// 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u)).
+INLINE __m512 gelu_tanh_f32(__m512 x) {
+    const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+    const __m512 inner = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x);
+    const __m512 e = exp_f32(_mm512_mul_ps(inner, _mm512_set1_ps(-1.5957691216057308f)));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+/// The first `n` lanes.
+INLINE __mmask16 first_lanes(size_t n) { return n >= LANES ? 0xFFFF : (__mmask16)((1u << n) - 1); }
+
+INLINE __m512 load_lanes(const void *base, size_t index, __mmask16 lanes, int bf16) {
+    return bf16 ? bf16_to_f32(_mm256_maskz_loadu_epi16(lanes, (const uint16_t *)base + index))
+                : _mm512_maskz_loadu_ps(lanes, (const float *)base + index);
+}
+INLINE void store_lanes(void *base, size_t index, __mmask16 lanes, int bf16, __m512 x) {
+    if (bf16)
+        _mm256_mask_storeu_epi16((uint16_t *)base + index, lanes, f32_to_bf16(x));
+    else
+        _mm512_mask_storeu_ps((float *)base + index, lanes, x);
+}
+
+INLINE void add_tile(float *c, const float *more, size_t results) {
+    for (size_t i = 0; i < results; i += LANES)
+        _mm512_storeu_ps(c + i, _mm512_add_ps(_mm512_loadu_ps(c + i), _mm512_loadu_ps(more + i)));
+}
+
+/// As a tile, in segments of at most SEGMENT words or of one run.
+INLINE void sum_tile(tile_function tile, const struct run *runs, size_t count, size_t words,
+                     size_t stride, size_t results, float *c) {
+    const size_t runs_in_segment = words >= SEGMENT ? 1 : SEGMENT / words;
+    tile(runs, count < runs_in_segment ? count : runs_in_segment, words, stride, c);
+    for (size_t first = runs_in_segment; first < count; first += runs_in_segment) {
+        float more[MAX_TILE * LANES];
+        const size_t left = count - first;
+        tile(runs + first, left < runs_in_segment ? left : runs_in_segment, words, stride, more);
+        add_tile(c, more, results);
+    }
+}
+
+/// Writes a tile of sums, c: [rows, 16 * vectors], through the epilogue to columns first_column...
+/// of `rows` rows of y. `index`: element of y (and of the residual) of the first row; `stride`:
+/// elements from row to row.
+INLINE void finish_tile(const struct cpu_epilogue *e, const float *c, size_t rows, size_t vectors,
+                        size_t first_column, size_t columns, const void *residual, void *y,
+                        size_t index, size_t stride) {
+    const int bf16 = e->bf16;
+    for (size_t j = 0; j < vectors; j++) {
+        const size_t column = first_column + j * LANES;
+        const __mmask16 lanes = first_lanes(columns - column);
+        const __m512 bias =
+            e->bias ? _mm512_maskz_loadu_ps(lanes, e->bias + column) : _mm512_setzero_ps();
+        const __m512 gate =
+            e->gate ? _mm512_maskz_loadu_ps(lanes, e->gate + column) : _mm512_setzero_ps();
+        for (size_t i = 0; i < rows; i++) {
+            __m512 x = _mm512_loadu_ps(c + (i * vectors + j) * LANES);
+            if (bf16 && e->round_first) x = round_bf16(x);
+            if (e->bias) x = _mm512_add_ps(x, bias);
+            if (e->activation != CPU_NONE) {
+                if (bf16) x = round_bf16(x);
+                x = e->activation == CPU_SILU ? silu_f32(x) : gelu_tanh_f32(x);
+            }
+            const size_t at = index + i * stride + column;
+            if (e->gate) {
+                if (bf16) x = round_bf16(x);
+                x = _mm512_mul_ps(x, gate);
+            }
+            if (residual) {
+                if (bf16) x = round_bf16(x);
+                x = _mm512_add_ps(load_lanes(residual, at, lanes, bf16), x);
+            }
+            store_lanes(y, at, lanes, bf16, x);
+        }
+    }
+}
+
+#endif
+#endif

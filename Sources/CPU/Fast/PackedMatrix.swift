@@ -1,0 +1,65 @@
+/// Weights in the layout of the vector kernels, made once and kept with the weight's bytes.
+
+internal import CDrivers
+import Tensors
+
+/// A matrix whose rows are the columns of a product, packed in panels; see `cpu_kernels.h`.
+final class PackedMatrix {
+    let kind: cpu_kind
+    let panels: Int
+    private let storage: Storage
+
+    var bytes: UnsafeRawPointer { UnsafeRawPointer(storage.hostPointer!) }
+
+    /// matrix: [columns, inner] in the element type of `kind`
+    private init(
+        _ matrix: Tensor, _ kind: cpu_kind, columns: Int, inner: Int, _ definitions: Definitions
+    ) {
+        self.kind = kind
+        panels = cpu_panel_count(kind, columns)
+        storage = definitions.memory.storage(byteCount: cpu_packed_bytes(kind, columns, inner))
+        let (source, target) = (matrix.hostAddress, storage.hostPointer!)
+        definitions.threads.parallel(panels) { range in
+            cpu_pack(
+                kind, source, inner * matrix.dtype.byteCount, columns, inner, range.lowerBound,
+                range.upperBound, target)
+        }
+    }
+
+    /// The packed copy of a weight that is never written to: made at its first use, then kept with its storage.
+    /// weight: [columns, inner...]
+    static func of(_ weight: Tensor, _ kind: cpu_kind, _ definitions: Definitions) -> PackedMatrix {
+        let columns = weight.shape[0]
+        let inner = weight.shape.count / max(1, columns)
+        let key = Kept.Key(offset: weight.byteOffset, kind: kind.rawValue, columns: columns)
+        let kept = weight.storage.attachment as? Kept ?? Kept()
+        if let packed = kept.matrices[key] { return packed }
+        let elements = definitions.converted(weight, to: kind.dtype)
+        let packed = PackedMatrix(elements, kind, columns: columns, inner: inner, definitions)
+        kept.matrices[key] = packed
+        // Bytes that another backend has claimed are packed at every use.
+        if weight.storage.attachment == nil { weight.storage.attachment = kept }
+        return packed
+    }
+
+    /// The packed matrices of one storage, which may hold a whole file.
+    private final class Kept {
+        struct Key: Hashable {
+            let offset: Int
+            let kind: UInt32
+            let columns: Int
+        }
+        var matrices: [Key: PackedMatrix] = [:]
+    }
+}
+
+extension cpu_kind {
+    /// The element type of the operands.
+    var dtype: DType {
+        switch self {
+        case CPU_F32: .f32
+        case CPU_BF16: .bf16
+        default: .i8
+        }
+    }
+}

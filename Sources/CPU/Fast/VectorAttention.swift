@@ -1,0 +1,187 @@
+/// Attention by the vector kernels.
+
+internal import CDrivers
+import Glibc
+import Tensors
+
+extension VectorOperations {
+    /// Keys in a block of the kernels.
+    private static let block = 64
+
+    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int)
+        -> Tensor?
+    {
+        guard let operands = AttentionOperands(q, k, v, definitions) else { return nil }
+        return attend(operands, scale: scale, lastKeyCount: lastKeyCount, bias: nil)
+    }
+
+    func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor? {
+        guard let operands = AttentionOperands(q, k, v, definitions) else { return nil }
+        let (count, heads) = (q.shape[0], q.shape[1])
+        let table = definitions.vector(table)
+        // Bias of every distance key - query, from -(count - 1) up. [heads, 2 count - 1]
+        let bias = (0..<heads).flatMap { head in
+            (1 - count..<count).map { table[Definitions.bucket($0) * heads + head] }
+        }
+        return attend(operands, scale: 1, lastKeyCount: 1, bias: bias)
+    }
+
+    /// Every query with every key.
+    private func attend(
+        _ operands: AttentionOperands, scale: Float, lastKeyCount: Int, bias: [Float]?
+    ) -> Tensor {
+        let (queries, heads) = (operands.q.shape[0], operands.q.shape[1])
+        let result = definitions.memory.tensor(operands.q.shape, operands.q.dtype)
+        let blocks = (0..<Int32(operands.blocks)).map { $0 }
+        let step = 96
+        let chunks = (queries + step - 1) / step
+        definitions.threads.parallel(heads * chunks) { range in
+            for index in range {
+                let head = index / chunks
+                let first = index % chunks * step
+                operands.attend(
+                    head: head, queries: first..<min(queries, first + step), blocks: blocks[...],
+                    scale: scale, lastKeyCount: lastKeyCount, bias: bias, into: result)
+            }
+        }
+        return result
+    }
+
+    func sparseLinearAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
+        _ spec: SparseAttention
+    ) -> Tensor? {
+        // The arithmetic of the 8-bit kernels is only defined where it is emulated.
+        if case .sage = spec.arithmetic { return nil }
+        guard spec.keyBlock % Self.block == 0 else { return nil }
+        let map = definitions.blockMap(q, k, spec)
+        let exact = spec.arithmetic == .exact
+        let inner: DType = exact ? .f32 : .bf16
+        let (qs, ks, vs) =
+            exact
+            ? (q, k, v)
+            : (
+                definitions.converted(q, to: .bf16), definitions.converted(k, to: .bf16),
+                definitions.converted(v, to: .bf16)
+            )
+        guard let operands = AttentionOperands(qs, ks, vs, definitions) else { return nil }
+        let sparse = sparseBranch(operands, map.indices, spec, as: inner)
+        return definitions.linearBranch(
+            qs, ks, vs, projection: projection, bias: bias, rounding: inner, added: sparse,
+            as: q.dtype)
+    }
+
+    /// Each query block with its selected key blocks. indices: i32 [heads, queryBlocks, selected]
+    /// → [tokens, heads, dim] in `dtype`
+    private func sparseBranch(
+        _ operands: AttentionOperands, _ indices: Tensor, _ spec: SparseAttention, as dtype: DType
+    ) -> Tensor {
+        let tokens = operands.q.shape[0]
+        let result = definitions.memory.tensor(operands.q.shape, dtype)
+        let (queryBlocks, selected) = (indices.shape[1], indices.shape[2])
+        let chosen = indices.hostAddress.assumingMemoryBound(to: Int32.self)
+        let parts = spec.keyBlock / Self.block
+        let step = min(64, spec.queryBlock)
+        let steps = (spec.queryBlock + step - 1) / step
+        let scale = 1 / Float(operands.q.shape[2]).squareRoot()
+        definitions.threads.parallel(indices.shape[0] * queryBlocks * steps) { range in
+            for index in range {
+                let (row, part) = (index / steps, index % steps)
+                let (head, block) = (row / queryBlocks, row % queryBlocks)
+                let first = block * spec.queryBlock + part * step
+                let last = min(first + step, (block + 1) * spec.queryBlock, tokens)
+                if first >= last { continue }
+                let blocks = (0..<selected * parts).map {
+                    chosen[row * selected + $0 / parts] * Int32(parts) + Int32($0 % parts)
+                }
+                operands.attend(
+                    head: head, queries: first..<last,
+                    blocks: blocks.prefix { $0 < Int32(operands.blocks) }, scale: scale,
+                    lastKeyCount: 1, bias: nil, into: result)
+            }
+        }
+        return withExtendedLifetime(indices) { result }
+    }
+}
+
+/// q, and k and v in the layout of the attention kernel.
+private struct AttentionOperands {
+    let q: Tensor
+    /// Blocks of 64 keys.
+    let blocks: Int
+    private let keys: Int
+    private let kind: cpu_kind
+    private let packed: Storage
+    private let keyBytes, valueBytes: Int
+
+    /// nil where the kernel does not take the tensors. q, k, v: [L, heads, headDim]
+    init?(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ definitions: Definitions) {
+        let (heads, dim) = (q.shape[1], q.shape[2])
+        guard q.dtype == .f32 || (q.dtype == .bf16 && dim % 2 == 0), dim > 0, k.shape[0] > 0 else {
+            return nil
+        }
+        self.q = q
+        keys = k.shape[0]
+        kind = q.dtype == .f32 ? CPU_F32 : CPU_BF16
+        blocks = (keys + 63) / 64
+        keyBytes = cpu_packed_bytes(kind, 64, dim)
+        valueBytes = cpu_packed_bytes(kind, dim, 64)
+        packed = definitions.memory.storage(byteCount: heads * blocks * (keyBytes + valueBytes))
+        let size = q.dtype.byteCount
+        let stride = heads * dim * size
+        let operands = self
+        definitions.threads.parallel(heads * blocks, grain: 2) { range in
+            for index in range {
+                let (head, block) = (index / operands.blocks, index % operands.blocks)
+                let count = min(64, operands.keys - block * 64)
+                let offset = block * 64 * stride + head * dim * size
+                cpu_pack(
+                    operands.kind, k.hostAddress + offset, stride, count, dim, 0,
+                    cpu_panel_count(operands.kind, count),
+                    operands.packedKeys(head) + block * operands.keyBytes)
+                cpu_pack_rows(
+                    operands.kind, v.hostAddress + offset, stride, count, dim, 64,
+                    operands.packedValues(head) + block * operands.valueBytes)
+            }
+        }
+        withExtendedLifetime((k, v)) {}
+    }
+
+    private func packedKeys(_ head: Int) -> UnsafeMutableRawPointer {
+        packed.hostPointer! + head * blocks * (keyBytes + valueBytes)
+    }
+
+    private func packedValues(_ head: Int) -> UnsafeMutableRawPointer {
+        packedKeys(head) + blocks * keyBytes
+    }
+
+    /// softmax(q k^T * scale + bias) v of some queries of one head over some blocks of keys, ascending.
+    /// bias: [heads, 2 L - 1]; result: [Lq, heads, headDim]
+    func attend(
+        head: Int, queries: Range<Int>, blocks: ArraySlice<Int32>, scale: Float, lastKeyCount: Int,
+        bias: [Float]?, into result: Tensor
+    ) {
+        let (heads, dim) = (q.shape[1], q.shape[2])
+        func run(_ bias: UnsafePointer<Float>?) {
+            var job = cpu_attention_job(
+                kind: kind, head_dim: dim, keys: keys, stride: heads * dim * q.dtype.byteCount,
+                packed_keys: packedKeys(head), packed_values: packedValues(head), scale: scale,
+                last_key_count: Float(lastKeyCount), bias: bias)
+            let size = result.dtype.byteCount
+            scratch(cpu_attention_scratch(dim, queries.count)) { memory in
+                blocks.withUnsafeBufferPointer {
+                    cpu_attention(
+                        &job, q.hostAddress + head * dim * q.dtype.byteCount,
+                        result.hostAddress + head * dim * size, heads * dim * size,
+                        result.dtype == .f32 ? 1 : 0, queries.lowerBound, queries.upperBound,
+                        $0.baseAddress!, blocks.count, memory)
+                }
+            }
+        }
+        if let bias {
+            bias.withUnsafeBufferPointer { run($0.baseAddress! + head * (2 * keys - 1) + keys - 1) }
+        } else {
+            run(nil)
+        }
+    }
+}

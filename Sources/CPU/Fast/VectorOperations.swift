@@ -1,0 +1,163 @@
+/// Operations on processors with AVX-512 BF16 and VNNI, by the kernels in `cpu_kernels.h`.
+
+internal import CDrivers
+import Tensors
+
+/// The heavy operations in f32, bf16 and int8. How the work is cut does not change a bit of the results.
+final class VectorOperations: FastOperations {
+    let name = "AVX-512"
+    let definitions: Definitions
+
+    init(_ definitions: Definitions) { self.definitions = definitions }
+
+    /// Calls `body` for pieces of a result of `rows` x `panels`: at most `step` rows each, whose starts are
+    /// multiples of it, and as few panels as it takes to keep the threads equally busy.
+    func pieces(
+        rows: Int, step: Int, panels: Int,
+        _ body: (_ rows: Range<Int>, _ panels: Range<Int>) -> Void
+    ) {
+        let chunks = (rows + step - 1) / step
+        let wanted = definitions.threads.count == 1 ? 1 : 8 * definitions.threads.count
+        let groups = max(1, min(panels, (wanted + chunks - 1) / max(1, chunks)))
+        definitions.threads.parallel(chunks * groups) { range in
+            for index in range {
+                let row = index / groups * step
+                let group = index % groups
+                body(
+                    row..<min(rows, row + step),
+                    group * panels / groups..<(group + 1) * panels / groups)
+            }
+        }
+    }
+
+    /// The bytes of a vector as f32, or nil; they must not leave `body`.
+    func withVector<R>(
+        _ x: Tensor?, roundedTo dtype: DType = .f32, _ body: (UnsafePointer<Float>?) -> R
+    ) -> R {
+        guard let x else { return body(nil) }
+        return definitions.vector(x, roundedTo: dtype).withUnsafeBufferPointer {
+            body($0.baseAddress)
+        }
+    }
+}
+
+// MARK: - Linear layers
+
+extension VectorOperations {
+    func linear(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor? {
+        let isPlain = x.dtype != .i8 && x.dtype != .f8e4m3
+        let result = product(
+            x, weight, bias: bias, activation: activation, residual: nil, gate: nil,
+            dtype: dtype ?? (isPlain ? x.dtype : .bf16))
+        return result.map { quantize($0, to: format) ?? definitions.quantize($0, to: format) }
+    }
+
+    func linearAdd(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
+    ) -> Tensor? {
+        product(
+            x, weight, bias: bias, activation: .none, residual: residual, gate: gate,
+            dtype: residual.dtype)
+    }
+
+    /// residual + gate * act(x W^T + bias) in `dtype`, rounded where the definitions round.
+    private func product(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        residual: Tensor?, gate: Tensor?, dtype: DType
+    ) -> Tensor? {
+        guard dtype == .f32 || dtype == .bf16,
+            let (input, kind, scale) = operands(x, weight)
+        else { return nil }
+        let packed = PackedMatrix.of(weight.matrix, kind, definitions)
+        let result = definitions.memory.tensor(input.shape.replacingLast(weight.outputs), dtype)
+        withVector(bias, roundedTo: kind == CPU_INT8 ? dtype : .f32) { bias in
+            withVector(gate, roundedTo: dtype) { gate in
+                let epilogue = cpu_epilogue(
+                    bias: bias, round_first: kind == CPU_INT8 ? 1 : 0,
+                    activation: activation.code, gate: gate,
+                    residual: residual.map { UnsafeRawPointer($0.hostAddress) },
+                    bf16: dtype == .bf16 ? 1 : 0)
+                let job = cpu_linear_job(
+                    kind: kind, columns: weight.outputs, inner: weight.inputs,
+                    x: input.hostAddress, packed: packed.bytes,
+                    x_scales: input.scales.map { UnsafePointer($0.floats) },
+                    w_scales: scale.map {
+                        UnsafePointer($0.hostAddress.assumingMemoryBound(to: Float.self))
+                    }, epilogue: epilogue, y: result.hostAddress)
+                pieces(
+                    rows: input.shape.rows, step: kind == CPU_INT8 ? 64 : 96, panels: packed.panels
+                ) {
+                    rows, panels in
+                    withUnsafePointer(to: job) {
+                        cpu_linear(
+                            $0, rows.lowerBound, rows.upperBound, panels.lowerBound,
+                            panels.upperBound)
+                    }
+                }
+            }
+        }
+        return withExtendedLifetime((input, packed, scale, residual)) { result }
+    }
+
+    /// x as the kernels take it, what they multiply, and the weight's scales; nil where they cannot.
+    private func operands(_ x: Tensor, _ weight: LinearWeight) -> (Tensor, cpu_kind, Tensor?)? {
+        guard weight.inputs > 0 && weight.inputs <= 65_536 else { return nil }
+        switch weight {
+        case .dense(let matrix):
+            guard x.dtype == .f32 || x.dtype == .bf16 else { return nil }
+            if x.dtype == .bf16 && matrix.dtype == .bf16 && weight.inputs % 2 == 0 {
+                return (x, CPU_BF16, nil)
+            }
+            return (definitions.converted(x, to: .f32), CPU_F32, nil)
+        case .int8Blocks(_, let scale):
+            guard weight.inputs % 128 == 0 else { return nil }
+            let input = x.dtype == .i8 ? x : quantize(x, to: .int8Blocks)
+            return input.map { ($0, CPU_INT8, scale) }
+        case .fp8Rows: return nil
+        }
+    }
+
+    func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor? {
+        if format == .plain { return x }
+        guard format == .int8Blocks, x.dtype == .f32 || x.dtype == .bf16 else { return nil }
+        let (rows, columns) = (x.shape.rows, x.shape.columns)
+        let blockRows = (rows + 127) / 128
+        let blockColumns = (columns + 127) / 128
+        let scales = definitions.memory.storage(byteCount: blockRows * blockColumns * 4)
+        let result = definitions.memory.tensor(x.shape, .i8, scales: scales)
+        let scale = scales.floats
+        let codes = result.hostAddress.assumingMemoryBound(to: Int8.self)
+        let elements = x.hostAddress
+        definitions.threads.parallel(blockRows * blockColumns, grain: 2) { range in
+            for index in range {
+                let row = index / blockColumns * 128
+                let column = index % blockColumns * 128
+                let offset = row * columns + column
+                scale[index] = cpu_quantize_block(
+                    elements + offset * x.dtype.byteCount, x.dtype == .bf16 ? 1 : 0, columns,
+                    min(128, rows - row), min(128, columns - column), codes + offset)
+            }
+        }
+        return withExtendedLifetime(x) { result }
+    }
+}
+
+extension Storage {
+    /// The bytes as f32.
+    fileprivate var floats: UnsafeMutablePointer<Float> {
+        hostPointer!.assumingMemoryBound(to: Float.self)
+    }
+}
+
+extension Activation {
+    fileprivate var code: cpu_activation {
+        switch self {
+        case .none: CPU_NONE
+        case .geluTanh: CPU_GELU_TANH
+        case .silu: CPU_SILU
+        }
+    }
+}
