@@ -126,7 +126,8 @@ final class ProgressPrinter: Sendable {
             if style == .terminal { redraw(text + "\n") }
             if style == .plain { Output.note(text) }
         case .promptCut(let kept, let dropped):
-            warn("the prompt is too long: the first \(kept) tokens are used, \(dropped) are dropped")
+            warn(
+                "the prompt is too long: the first \(kept) tokens are used, \(dropped) are dropped")
         case .note(let text):
             warn(text)
         }

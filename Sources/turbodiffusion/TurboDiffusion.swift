@@ -14,10 +14,11 @@ struct TurboDiffusion: AsyncParsableCommand {
 
     static let configuration = CommandConfiguration(
         commandName: "turbodiffusion",
-        abstract: "Fast video diffusion: Wan models with SageAttention, SLA, rCM and 8-bit linears.",
+        abstract:
+            "Fast video diffusion: Wan models with SageAttention, SLA, rCM and 8-bit linears.",
         discussion: "Options may be written with '-' or '_' between words.",
         version: programVersion,
-        subcommands: [TextToVideoCommand.self, InspectCommand.self, VerifyCommand.self])
+        subcommands: [InspectCommand.self, VerifyCommand.self])
 
     static func main() async {
         // A write to a closed pipe is an error to report, not a reason to die silently.

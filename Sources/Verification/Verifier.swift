@@ -1,0 +1,125 @@
+/// Runs every case of a folder of fixtures on one backend.
+
+public import Tensors
+
+/// Checks a backend, and everything built on it, against fixtures of the reference implementation.
+public final class Verifier {
+    private let folder: FixtureFolder
+    let device: any Backend
+    /// Whether results may use the tolerance of engines that keep more precision than the reference.
+    private let acceptsLoose: Bool
+
+    /// - Parameter acceptsLoose: false for a backend that is a definition, true for one that may keep more precision.
+    public init(folder path: String, on device: any Backend, acceptsLoose: Bool) throws {
+        folder = try FixtureFolder(path)
+        self.device = device
+        self.acceptsLoose = acceptsLoose
+    }
+
+    /// Runs the cases whose "group/name" or operation contains `filter` (all when nil), telling each result
+    /// as it comes.
+    @discardableResult
+    public func run(filter: String? = nil, each: (CaseResult) -> Void = { _ in }) -> [CaseResult] {
+        var results: [CaseResult] = []
+        for item in items() where filter.map(item.matches) ?? true {
+            let result = run(item)
+            each(result)
+            results.append(result)
+        }
+        return results
+    }
+
+    /// A case, or another document that can be checked.
+    private struct Item {
+        var group, name, operation: String
+        var check: (any Backend, Checks) throws -> Void
+
+        func matches(_ filter: String) -> Bool {
+            "\(group)/\(name)".contains(filter) || operation.contains(filter)
+        }
+    }
+
+    private func run(_ item: Item) -> CaseResult {
+        let checks = Checks(acceptsLoose: acceptsLoose)
+        let start = ContinuousClock.now
+        do {
+            try item.check(device, checks)
+            try device.synchronize()
+        } catch {
+            checks.fail("case", "\(error)")
+        }
+        return CaseResult(
+            group: item.group, name: item.name, operation: item.operation, checks: checks.results,
+            seconds: (ContinuousClock.now - start) / .seconds(1))
+    }
+
+    private func items() -> [Item] {
+        folder.files.compactMap { path in
+            let parts = path.split(separator: "/").map(String.init)
+            let group = parts.dropLast().joined(separator: "/")
+            let name = parts.last!
+            let stem = String(name[..<name.lastIndex(of: ".")!])
+            if let check = documentCheck(path, in: folder) {
+                return Item(group: group, name: stem, operation: stem, check: check)
+            }
+            guard name.hasSuffix(".json") else { return nil }
+            let json: JSON
+            do {
+                json = try JSON(path: folder.absolute(path))
+            } catch {
+                return Item(group: group, name: stem, operation: "unreadable") { _, _ in
+                    throw error
+                }
+            }
+            guard let operation = json["op"]?.string else { return nil }
+            let folder = folder
+            return Item(
+                group: json["group"]?.string ?? group, name: json["name"]?.string ?? stem,
+                operation: operation
+            ) { device, checks in
+                let fixture = try Fixture(json, at: path, in: folder)
+                guard let check = operationChecks[operation] else {
+                    throw FixtureError("unknown operation '\(operation)'")
+                }
+                try check(fixture, device, checks)
+                checks.finish(fixture)
+            }
+        }
+    }
+}
+
+/// Runs one case on a device.
+typealias OperationCheck = @Sendable (Fixture, any Backend, Checks) throws -> Void
+
+/// The check of each operation that a case may name.
+private let operationChecks: [String: OperationCheck] = [
+    "sparse_linear_attention": checkSparseLinearAttention,
+    "wan21_t2v_forward": checkTransformer,
+    "wan22_i2v_forward": checkTransformer,
+    "t2v_end_to_end": checkTextToVideo,
+    "i2v_end_to_end": checkImageToVideo,
+    "i2v_image_preprocess": checkImagePreprocessing,
+    "i2v_make_y": checkConditioning,
+    "int8_linear": checkInt8Linear,
+    "int8_block_quant": checkInt8Quantization,
+    "norms": checkNorms,
+    "activations": checkActivations,
+    "half_round": checkHalfRounding,
+    "cross_attention": checkCrossAttention,
+    "fp8_e4m3_rn_satfinite": checkFloat8,
+    "patchify": checkPatchify,
+    "rope3d_freqs": checkRotaryTable,
+    "rope3d": checkRotary,
+    "time_sinusoid": checkTimeSinusoid,
+    "euler_sample_cfg": checkGuidedSampler,
+    "unipc_sample_cfg": checkGuidedSampler,
+    "wan_unipc_sample_cfg": checkGuidedSampler,
+    "rcm_sample_analytic": checkAnalyticSampler,
+    "rcm_sample_dit": checkDistilledSampler,
+    "rcm_sample_i2v_switch": checkExpertSwitch,
+    "umt5_encode": checkTextEncoder,
+    "umt5_encode_text": checkTextEncoder,
+    "t5_relative_position_bucket": checkPositionBuckets,
+    "vae_decode": checkDecoder,
+    "vae_encode": checkEncoder,
+]

@@ -1,0 +1,79 @@
+/// `turbodiffusion verify`: fixtures of the reference implementation, run on this machine.
+
+import ArgumentParser
+import CPU
+import Tensors
+import Verification
+
+struct VerifyCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "verify",
+        abstract: "Check this program on this machine against fixtures.",
+        discussion: """
+            Runs every case below FOLDER and prints a line for each: what was measured and what is allowed. \
+            On a GPU every operation is checked against the CPU too, and for repeatability. \
+            The exit status is 1 where anything fails.
+            """)
+
+    @Argument(help: "A folder of fixtures.", completion: .directory)
+    var folder: String
+
+    @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
+    var device = DeviceChoice.automatic
+
+    @Option(help: "Threads of the CPU (default: all).")
+    var threads: Int?
+
+    @Option(help: "Only cases whose group, name or operation contains this.")
+    var filter: String?
+
+    @Option(help: "Determines the inputs of the operation table.")
+    var seed: UInt64 = 1
+
+    @Flag(help: "Check every operation against the plain definitions, on the CPU too.")
+    var operations = false
+
+    @Flag(help: "Print JSON, one object a case.")
+    var json = false
+
+    @Flag(name: .shortAndLong, help: "Print all skipped checks, with the reason.")
+    var verbose = false
+
+    func run() async throws {
+        let results = try check()
+        let failed = results.count { $0.verdict == .failed }
+        if !json {
+            let checks = results.reduce(0) { $0 + $1.checks.count { $0.verdict == .passed } }
+            Output.line(
+                "\(results.count) cases, \(failed) failed; \(checks) checks passed")
+        }
+        if failed > 0 || results.isEmpty { throw ExitCode.failure }
+    }
+
+    private func check() throws -> [CaseResult] {
+        let backend = try device.open(threads: threads) { Output.note($0) }
+        let isCPU = backend is CPUBackend
+        if !json { Output.line("on \(backend.name)") }
+        let verifier = try Verifier(folder: folder, on: backend, acceptsLoose: !isCPU)
+        var results = verifier.run(filter: filter, each: show)
+        if operations || !isCPU {
+            results += OperationTable(seed: seed).run(
+                subject: backend,
+                reference: CPUBackend(threads: threads, engine: .definition), filter: filter,
+                each: show)
+        }
+        return results
+    }
+
+    private func show(_ result: CaseResult) {
+        if json { return Output.json(result) }
+        Output.line(result.line)
+        for failure in result.failures where result.verdict == .failed {
+            Output.line("       \(failure)")
+        }
+        guard verbose else { return }
+        for check in result.checks where check.verdict == .skipped {
+            Output.line("       \(check.name) skipped: \(check.note ?? "")")
+        }
+    }
+}
