@@ -169,18 +169,8 @@ public struct Weights {
         return (weight, bias)
     }
 
-    /// The file that this cursor walks through, for messages.
-    public var file: String { context.checkpoint.path }
-
-    /// The error that says that `name` is not here.
-    public func missing(_ name: String) -> CheckpointError {
-        .missing(full(name), in: file, nearest: nearest(to: full(name)))
-    }
-
-    /// The error that says that `name` has not the shape that the model needs.
-    public func misshapen(_ name: String, expected: [Int], found: [Int]) -> CheckpointError {
-        .shape(full(name), in: file, expected: expected, found: found)
-    }
+    /// The checkpoint that this cursor walks through.
+    public var checkpoint: any Checkpoint { context.checkpoint }
 
     private func full(_ name: String) -> String { path.isEmpty ? name : path + "." + name }
 

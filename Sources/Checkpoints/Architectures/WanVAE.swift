@@ -12,10 +12,11 @@ public struct WanVAEArchitecture: Sendable, Hashable {
     public var hasEncoder, hasDecoder: Bool
 
     /// Channels at each of the four resolutions, in units of `dim`.
-    static let multiples = [1, 2, 4, 4]
-    static let residualBlocks = 2
+    public static let multiples = [1, 2, 4, 4]
+    /// Residual blocks at each resolution of the encoder; the decoder has one more.
+    public static let residualBlocks = 2
     /// Which of the three steps between resolutions halve the time, from full resolution on.
-    static let halvesTime = [false, true, true]
+    public static let halvesTime = [false, true, true]
 
     public init(
         dim: Int = 96, latentChannels: Int = 16, hasEncoder: Bool = true, hasDecoder: Bool = true

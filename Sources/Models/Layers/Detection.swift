@@ -1,28 +1,51 @@
-/// Reading the sizes of a model off its checkpoint.
+/// From a checkpoint to the sizes of the model that it holds.
 
 import Checkpoints
 
 extension Weights {
-    /// The stored extents of a tensor that every checkpoint of this model has, at least `rank` of them.
-    func extents(_ name: String, rank: Int) throws(CheckpointError) -> [Int] {
-        guard let extents = shape(name) else { throw missing(name) }
-        guard extents.count >= rank else {
-            throw misshapen(
-                name, expected: Array(repeating: 1, count: rank), found: extents)
+    /// The transformer in this checkpoint.
+    /// - Parameter heads: where they leave no trace in the file; nil for heads of 128.
+    func transformer(heads: Int?) throws(CheckpointError) -> WanTransformerArchitecture {
+        guard case .wanTransformer(let sizes) = DetectedModel(checkpoint, heads: heads) else {
+            throw refusal(of: .wanTransformer)
         }
-        return extents
+        guard !sizes.hasImageBranch, sizes.dim == sizes.heads * sizes.headDim,
+            sizes.headDim % 2 == 0
+        else {
+            throw .wrongModel(
+                path: checkpoint.path, expected: "a Wan transformer without a CLIP branch",
+                found: sizes.title,
+                differences: ["width \(sizes.dim), \(sizes.heads) heads"])
+        }
+        return sizes
     }
 
-    /// [out, in] of the linear layer here, dense or quantised.
-    func matrixExtents() throws(CheckpointError) -> (outputs: Int, inputs: Int) {
-        let extents = try extents(contains("int8_weight") ? "int8_weight" : "weight", rank: 2)
-        return (extents[0], extents[1...].reduce(1, *))
+    /// The text encoder in this checkpoint.
+    func textEncoder() throws(CheckpointError) -> UMT5Architecture {
+        guard case .umT5(let sizes) = DetectedModel(checkpoint),
+            sizes.attentionDim % sizes.heads == 0
+        else { throw refusal(of: .umT5) }
+        return sizes
     }
 
-    /// How many numbered places below here hold `name`: 0, 1, ...
-    func count(having name: String) -> Int {
-        var count = 0
-        while self[count].contains(name) { count += 1 }
-        return count
+    /// The autoencoder in this checkpoint, or one half of it.
+    func autoencoder() throws(CheckpointError) -> WanVAEArchitecture {
+        guard case .wanVAE(let sizes) = DetectedModel(checkpoint) else {
+            throw refusal(of: .wanVAE)
+        }
+        return sizes
+    }
+
+    /// Why this checkpoint is not one of `kind`.
+    private func refusal(of kind: DetectedModel.Kind) -> CheckpointError {
+        let summary = CheckpointSummary(checkpoint)
+        do throws(CheckpointError) {
+            try summary.require(kind)
+            return .wrongModel(
+                path: checkpoint.path, expected: "a usable \(kind.rawValue)",
+                found: "one of impossible sizes", differences: [])
+        } catch {
+            return error
+        }
     }
 }

@@ -5,22 +5,20 @@ public import Tensors
 
 /// Tokens to the embedding that the transformer attends to. Weights: `models_t5_umt5-xxl-enc-bf16`.
 public struct UMT5 {
-    public let config: UMT5Config
+    public let config: UMT5Architecture
     /// The vocabulary stays in host memory: a prompt needs a few hundred of its 256 thousand rows.
     let tokenEmbedding: Tensor
     let blocks: [Block]
     let norm: Tensor
     let activations: DType
+    static let epsilon: Float = 1e-6
 
+    /// weights: the root of the checkpoint
     public init(_ weights: Weights) throws(CheckpointError) {
-        try self.init(weights, UMT5Config(detectedFrom: weights))
-    }
-
-    public init(_ weights: Weights, _ config: UMT5Config) throws(CheckpointError) {
-        self.config = config
+        config = try weights.textEncoder()
         activations = weights.activations
         tokenEmbedding = try weights["token_embedding"].host(
-            "weight", [config.vocabularySize, config.dim])
+            "weight", [config.vocabulary, config.dim])
         var blocks: [Block] = []
         for layer in 0..<config.layers {
             blocks.append(try Block(weights["blocks"][layer].grouped(), config))
@@ -49,7 +47,7 @@ public struct UMT5 {
             block(&x, on: device)
         }
         x = device.rmsNorm(
-            x, weight: norm, epsilon: config.epsilon, kind: .exact, format: .plain)
+            x, weight: norm, epsilon: UMT5.epsilon, kind: .exact, format: .plain)
         if ids.count < textLength {
             let zeros = Tensor.zeros([textLength - ids.count, config.dim], activations)
             x = device.concatenate([x, device.place(zeros, as: activations)])
@@ -67,9 +65,9 @@ extension UMT5 {
         let positionBias: Tensor
         let gate, fc1, fc2: Linear
         let group: WeightGroup
-        let config: UMT5Config
+        let config: UMT5Architecture
 
-        init(_ weights: Weights, _ config: UMT5Config) throws(CheckpointError) {
+        init(_ weights: Weights, _ config: UMT5Architecture) throws(CheckpointError) {
             func linear(_ place: Weights, _ inputs: Int, _ outputs: Int) throws(CheckpointError)
                 -> Linear
             { try Linear(place, from: inputs, to: outputs, quantizable: true) }
@@ -82,11 +80,11 @@ extension UMT5 {
             v = try linear(attention["v"], dim, inner)
             o = try linear(attention["o"], inner, dim)
             positionBias = try weights["pos_embedding"]["embedding"].tensor(
-                "weight", [UMT5Config.buckets, config.heads], as: .f32)
+                "weight", [config.buckets, config.heads], as: .f32)
             norm2 = try weights["norm2"].tensor("weight", [dim], as: .f32)
-            gate = try linear(ffn["gate"][0], dim, config.ffnDim)
-            fc1 = try linear(ffn["fc1"], dim, config.ffnDim)
-            fc2 = try linear(ffn["fc2"], config.ffnDim, dim)
+            gate = try linear(ffn["gate"][0], dim, config.feedForward)
+            fc1 = try linear(ffn["fc1"], dim, config.feedForward)
+            fc2 = try linear(ffn["fc2"], config.feedForward, dim)
             group = weights.group!
             self.config = config
         }
@@ -104,19 +102,19 @@ extension UMT5 {
             _ x: Tensor, _ weight: Tensor, for next: Linear, on device: any Backend
         ) -> Tensor {
             device.rmsNorm(
-                x, weight: weight, epsilon: config.epsilon, kind: .exact, format: next.inputFormat)
+                x, weight: weight, epsilon: UMT5.epsilon, kind: .exact, format: next.inputFormat)
         }
 
         /// h: [n, dim] → [n, heads * headDim]
         private func attention(_ h: Tensor, on device: any Backend) -> Tensor {
-            let heads: Shape = [h.shape[0], config.heads, config.headDim]
+            let heads: Shape = [h.shape[0], config.heads, config.attentionDim / config.heads]
             return device.relativeAttention(
                 q(h, on: device).reshaped(heads), k(h, on: device).reshaped(heads),
                 v(h, on: device).reshaped(heads), table: positionBias
             ).reshaped([h.shape[0], config.attentionDim])
         }
 
-        /// h: [n, dim] → [n, ffnDim]
+        /// h: [n, dim] → [n, feedForward]
         private func feedForward(_ h: Tensor, on device: any Backend) -> Tensor {
             device.geluGate(
                 gate(h, on: device), fc1(h, on: device), format: fc2.inputFormat)

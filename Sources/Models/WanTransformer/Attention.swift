@@ -11,7 +11,6 @@ struct SelfAttention {
     let normQ, normK: Tensor
     let kind: Kind
     let heads: Int
-    let epsilon: Float
     let norms: NormKind
 
     enum Kind {
@@ -20,7 +19,7 @@ struct SelfAttention {
         case sparse(SparseAttention, projection: Linear)
     }
 
-    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+    init(_ weights: Weights, _ config: WanTransformerArchitecture, _ options: WanTransformerOptions)
         throws(CheckpointError)
     {
         let dim = config.dim
@@ -40,7 +39,6 @@ struct SelfAttention {
                     to: config.headDim))
         }
         heads = config.heads
-        epsilon = config.epsilon
         norms = options.norms
     }
 
@@ -58,10 +56,12 @@ struct SelfAttention {
         q: Tensor, k: Tensor
     ) {
         let q = device.rmsNormRope(
-            q(y, on: device), weight: normQ, epsilon: epsilon, kind: norms, rope: rope,
+            q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
+            rope: rope,
             heads: heads)
         let k = device.rmsNormRope(
-            k(y, on: device), weight: normK, epsilon: epsilon, kind: norms, rope: rope,
+            k(y, on: device), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
+            rope: rope,
             heads: heads)
         return (q, k)
     }
@@ -84,24 +84,23 @@ struct CrossAttention {
     /// f32 [dim]
     let normQ: Tensor
     let heads: Int
-    let epsilon: Float
     let norms: NormKind
 
-    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+    init(_ weights: Weights, _ config: WanTransformerArchitecture, _ options: WanTransformerOptions)
         throws(CheckpointError)
     {
         q = try Linear(weights["q"], from: config.dim, to: config.dim, quantizable: true)
         o = try Linear(weights["o"], from: config.dim, to: config.dim, quantizable: true)
         normQ = try weights["norm_q"].tensor("weight", [config.dim], as: .f32)
         heads = config.heads
-        epsilon = config.epsilon
         norms = options.norms
     }
 
     /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim], before the projection `o`
     func callAsFunction(_ y: Tensor, _ text: TextKeys, on device: any Backend) -> Tensor {
         let q = device.rmsNorm(
-            q(y, on: device), weight: normQ, epsilon: epsilon, kind: norms, format: .plain)
+            q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
+            format: .plain)
         let (tokens, dim) = (q.shape[0], q.shape[1])
         return device.attention(
             q.reshaped([tokens, heads, dim / heads]), text.key, text.value,
@@ -125,11 +124,10 @@ struct TextProjection {
     let normK: Tensor
     let group: WeightGroup
     let heads: Int
-    let epsilon: Float
     let norms: NormKind
 
     /// weights: grouped
-    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+    init(_ weights: Weights, _ config: WanTransformerArchitecture, _ options: WanTransformerOptions)
         throws(CheckpointError)
     {
         k = try Linear(weights["k"], from: config.dim, to: config.dim, quantizable: true)
@@ -137,7 +135,6 @@ struct TextProjection {
         normK = try weights["norm_k"].tensor("weight", [config.dim], as: .f32)
         group = weights.group!
         heads = config.heads
-        epsilon = config.epsilon
         norms = options.norms
     }
 
@@ -146,7 +143,8 @@ struct TextProjection {
         let (rows, dim) = (text.shape[0], text.shape[1])
         let split: Shape = [rows, heads, dim / heads]
         let key = device.rmsNorm(
-            k(text, on: device), weight: normK, epsilon: epsilon, kind: norms, format: .plain)
+            k(text, on: device), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
+            format: .plain)
         return TextKeys(
             key: key.reshaped(split), value: v(text, on: device).reshaped(split),
             lastKeyCount: lastKeyCount)

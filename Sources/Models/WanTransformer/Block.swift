@@ -11,11 +11,10 @@ struct Block {
     let norm3: (weight: Tensor, bias: Tensor)
     let up, down: Linear
     let group: WeightGroup
-    let epsilon: Float
     let norms: NormKind
 
     /// weights: grouped
-    init(_ weights: Weights, _ config: WanTransformerConfig, _ options: WanTransformerOptions)
+    init(_ weights: Weights, _ config: WanTransformerArchitecture, _ options: WanTransformerOptions)
         throws(CheckpointError)
     {
         let (dim, ffn) = (config.dim, weights["ffn"])
@@ -25,10 +24,9 @@ struct Block {
             try weights["norm3"].tensor("weight", [dim], as: .f32),
             try weights["norm3"].tensor("bias", [dim], as: .f32)
         )
-        up = try Linear(ffn[0], from: dim, to: config.ffnDim, quantizable: true)
-        down = try Linear(ffn[2], from: config.ffnDim, to: dim, quantizable: true)
+        up = try Linear(ffn[0], from: dim, to: config.feedForward, quantizable: true)
+        down = try Linear(ffn[2], from: config.feedForward, to: dim, quantizable: true)
         group = weights.group!
-        epsilon = config.epsilon
         norms = options.norms
     }
 
@@ -56,14 +54,14 @@ struct Block {
         _ x: Tensor, _ shift: Tensor, _ scale: Tensor, for next: Linear, on device: any Backend
     ) -> Tensor {
         device.modulatedLayerNorm(
-            x, shift: shift, scale: scale, epsilon: epsilon, kind: norms,
+            x, shift: shift, scale: scale, epsilon: WanTransformer.epsilon, kind: norms,
             format: next.inputFormat, dtype: nil)
     }
 
     /// LN(x) * weight + bias, as the queries of cross attention want it. x: [tokens, dim] → same
     private func textNormed(_ x: Tensor, on device: any Backend) -> Tensor {
         device.layerNorm(
-            x, weight: norm3.weight, bias: norm3.bias, epsilon: epsilon, kind: norms,
+            x, weight: norm3.weight, bias: norm3.bias, epsilon: WanTransformer.epsilon, kind: norms,
             format: crossAttention.q.inputFormat)
     }
 }

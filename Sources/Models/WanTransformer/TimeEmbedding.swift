@@ -27,7 +27,7 @@ package struct TimeEmbedding {
     let blockOnes, headOnes: Tensor
 
     /// weights: the root of the checkpoint
-    init(_ weights: Weights, _ config: WanTransformerConfig) throws(CheckpointError) {
+    init(_ weights: Weights, _ config: WanTransformerArchitecture) throws(CheckpointError) {
         let dim = config.dim
         first = try Linear(
             weights["time_embedding"][0], from: config.frequencyDim, to: dim, as: .f32)

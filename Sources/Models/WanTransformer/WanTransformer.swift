@@ -5,7 +5,7 @@ public import Checkpoints
 public import Tensors
 
 public struct WanTransformer {
-    public let config: WanTransformerConfig
+    public let config: WanTransformerArchitecture
     let patchEmbedding: Linear
     let textEmbedding: (first: Linear, second: Linear)
     let timeEmbedding: TimeEmbedding
@@ -13,14 +13,18 @@ public struct WanTransformer {
     let blocks: [Block]
     let head: Linear
     let activations: DType
+    static let epsilon: Float = 1e-6
+    /// Features of one patch of 1x2x2 latent pixels, per channel.
+    static let patch = 4
 
+    /// weights: the root of the checkpoint
     public init(_ weights: Weights, _ options: WanTransformerOptions) throws(CheckpointError) {
-        let config = try WanTransformerConfig(detectedFrom: weights, heads: options.heads)
+        let config = try weights.transformer(heads: options.heads)
         let dim = config.dim
         self.config = config
         activations = weights.activations
         patchEmbedding = try Linear(
-            weights["patch_embedding"], from: config.inputChannels * WanTransformerConfig.patch,
+            weights["patch_embedding"], from: config.inputChannels * WanTransformer.patch,
             to: dim)
         textEmbedding = (
             try Linear(weights["text_embedding"][0], from: config.textDim, to: dim),
@@ -39,7 +43,7 @@ public struct WanTransformer {
         self.blocks = blocks
         head = try Linear(
             weights["head"]["head"], from: dim,
-            to: config.outputChannels * WanTransformerConfig.patch, as: .f32)
+            to: config.outputChannels * WanTransformer.patch, as: .f32)
     }
 
     /// Weights that are used together, in the order of their use: once for each prompt, and in every step.
@@ -133,7 +137,8 @@ extension WanTransformer {
     public func project(_ x: Tensor, _ modulation: Modulation, on device: any Backend) -> Tensor {
         head(
             device.modulatedLayerNorm(
-                x, shift: modulation.head[0], scale: modulation.head[1], epsilon: config.epsilon,
+                x, shift: modulation.head[0], scale: modulation.head[1],
+                epsilon: WanTransformer.epsilon,
                 kind: .exact, format: .plain, dtype: .f32), on: device)
     }
 

@@ -6,7 +6,7 @@ public import Tensors
 extension WanVAE {
     /// The decoder's half of the autoencoder.
     public struct Decoder {
-        public let config: Config
+        public let config: WanVAEArchitecture
         let statistics: LatentStatistics
         let conv2: Linear
         let stage: Stage
@@ -16,7 +16,7 @@ extension WanVAE {
         public init(_ weights: Weights, statistics: LatentStatistics = .wan)
             throws(CheckpointError)
         {
-            let config = try Config(detectedFromDecoder: weights)
+            let config = try weights.autoencoder()
             precondition(
                 statistics.mean.count == config.latentChannels,
                 "WanVAE: statistics of \(statistics.mean.count) for \(config.latentChannels) channels"
@@ -40,7 +40,7 @@ extension WanVAE {
             ]
             var index = 0
             for level in config.widths.indices.reversed() {
-                for _ in 0...Config.residualBlocks {
+                for _ in 0...WanVAEArchitecture.residualBlocks {
                     layers.append(
                         try ResidualBlock(
                             weights["upsamples"][index], from: width, to: config.widths[level],
@@ -52,7 +52,7 @@ extension WanVAE {
                     layers.append(
                         try Upsample(
                             weights["upsamples"][index], width,
-                            doublesTime: Config.halvesTime[level - 1], &slots))
+                            doublesTime: WanVAEArchitecture.halvesTime[level - 1], &slots))
                     width /= 2
                     index += 1
                 }

@@ -6,7 +6,7 @@ public import Tensors
 extension WanVAE {
     /// The encoder's half of the autoencoder.
     public struct Encoder {
-        public let config: Config
+        public let config: WanVAEArchitecture
         let statistics: LatentStatistics
         /// Cut where the number of frames halves, so that each part can come to rest by itself.
         let stages: [Stage]
@@ -16,7 +16,7 @@ extension WanVAE {
         public init(_ weights: Weights, statistics: LatentStatistics = .wan)
             throws(CheckpointError)
         {
-            let config = try Config(detectedFromEncoder: weights)
+            let config = try weights.autoencoder()
             precondition(
                 statistics.mean.count == config.latentChannels,
                 "WanVAE: statistics of \(statistics.mean.count) for \(config.latentChannels) channels"
@@ -35,7 +35,7 @@ extension WanVAE {
             ]
             var index = 0
             for level in config.widths.indices {
-                for _ in 0..<Config.residualBlocks {
+                for _ in 0..<WanVAEArchitecture.residualBlocks {
                     layers.append(
                         try ResidualBlock(
                             weights["downsamples"][index], from: width, to: config.widths[level],
@@ -44,7 +44,7 @@ extension WanVAE {
                     index += 1
                 }
                 guard level + 1 < config.widths.count else { break }
-                let halvesTime = Config.halvesTime[level]
+                let halvesTime = WanVAEArchitecture.halvesTime[level]
                 layers.append(
                     try Downsample(
                         weights["downsamples"][index], width, halvesTime: halvesTime, &slots))

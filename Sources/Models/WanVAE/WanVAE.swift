@@ -1,0 +1,49 @@
+/// The Wan 2.1 video autoencoder: its factors and the statistics of its latents.
+
+import Checkpoints
+import Tensors
+
+/// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1. The convolutions are causal in time, so that
+/// both directions work through a video of any length chunk by chunk, keeping only the last frames that each
+/// convolution has seen.
+public enum WanVAE {
+    /// Pixels of the video for one of the latents, along height and width.
+    public static let spatialFactor = 8
+    /// Frames of the video for one of the latents; the first frame stands alone.
+    public static let temporalFactor = 4
+}
+
+extension WanVAEArchitecture {
+    /// Channels at full, half, quarter and eighth resolution.
+    var widths: [Int] { Self.multiples.map { $0 * dim } }
+}
+
+/// Mean and standard deviation of each latent channel: the transformer sees (latent - mean) / std.
+public struct LatentStatistics: Sendable, Hashable {
+    public var mean, std: [Float]
+
+    public init(mean: [Float], std: [Float]) {
+        precondition(mean.count == std.count, "LatentStatistics: \(mean.count), \(std.count)")
+        self.mean = mean
+        self.std = std
+    }
+
+    /// Those of the published Wan 2.1 autoencoder.
+    public static let wan = LatentStatistics(
+        mean: [
+            -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+            0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+        ],
+        std: [
+            2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+            3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+        ])
+
+    /// Mean and 1 / std, as the original holds them: rounded to the dtype of activations.
+    func rounded(to dtype: DType) -> (mean: [Float], inverse: [Float]) {
+        func rounded(_ values: [Float]) -> [Float] {
+            Tensor(values, [values.count]).converted(to: dtype).floats()
+        }
+        return (rounded(mean), rounded(std.map { 1 / $0 }))
+    }
+}

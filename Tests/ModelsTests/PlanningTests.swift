@@ -1,0 +1,157 @@
+/// The published models, built from names and shapes alone on the machine that computes nothing.
+
+import Checkpoints
+import Models
+import Tensors
+import Testing
+
+/// A checkpoint whose tensors have a shape and no bytes.
+final class ShapesOnly: Checkpoint {
+    /// Reading it would be a mistake: there is no memory behind it.
+    private final class Nothing: Storage {}
+
+    let path = "shapes"
+    let names: [String]
+    private let infos: [String: TensorInfo]
+
+    init(_ tensors: [ExpectedTensor], numbers: DType) {
+        names = tensors.map(\.name)
+        infos = Dictionary(
+            uniqueKeysWithValues: tensors.map { tensor in
+                let dtype: DType =
+                    switch tensor.content {
+                    case .numbers, .quantizableMatrix: numbers
+                    case .int8Codes: .i8
+                    case .fp8Codes: .f8e4m3
+                    case .scales: .f32
+                    }
+                return (
+                    tensor.name, TensorInfo(name: tensor.name, shape: tensor.shape, dtype: dtype)
+                )
+            })
+    }
+
+    func info(_ name: String) -> TensorInfo? { infos[name] }
+    func tensor(_ name: String) -> Tensor? {
+        infos[name].map {
+            Tensor(Shape($0.shape), $0.dtype, storage: Nothing(byteCount: $0.byteCount))
+        }
+    }
+}
+
+@Suite struct PlanningTests {
+    struct Case: Sendable, CustomTestStringConvertible {
+        let name: String
+        var sizes: WanTransformerArchitecture
+        let latent: (t: Int, h: Int, w: Int)
+        /// TFLOP per step: linear layers, visited attention blocks, cross attention.
+        let linear, visited, cross: Double
+        var testDescription: String { name }
+    }
+
+    static let cases = [
+        Case(
+            name: "1.3B 480p", sizes: .wan21T2V1B, latent: (21, 60, 104), linear: 82, visited: 20,
+            cross: 3),
+        Case(
+            name: "14B 480p", sizes: .wan21T2V14B, latent: (21, 60, 104), linear: 783,
+            visited: 88, cross: 14),
+        Case(
+            name: "14B 720p", sizes: .wan21T2V14B, latent: (21, 90, 160), linear: 1808,
+            visited: 468, cross: 32),
+    ]
+
+    @Test("a step takes the arithmetic that the shapes say", arguments: cases)
+    func step(planned: Case) throws {
+        var sizes = planned.sizes
+        sizes.hasSparseLinearAttention = true
+        sizes.linears = .int8
+        let clock = ContinuousClock()
+        let start = clock.now
+        let device = NullBackend()
+        let net = try WanTransformer(
+            Weights(
+                ShapesOnly(sizes.tensors(), numbers: .bf16), on: device, activations: .bf16),
+            WanTransformerOptions(
+                attention: .sparse(SparseAttention(topK: 0.1, arithmetic: .sage(.sm90)))))
+        let text = TextEmbedding(
+            rows: device.place(.zeros([512, sizes.textDim], .bf16), as: .bf16), count: 512)
+        let context = net.prepare(text, size: planned.latent, on: device)
+        let weightBytes = device.placedBytes
+        let x = device.place(
+            .zeros([16, planned.latent.t, planned.latent.h, planned.latent.w], .f32), as: .f32)
+        device.resetCounts()
+        device.resetPeak()
+        let v = net([x], timestep: 900, context, on: device)
+        let elapsed = start.duration(to: clock.now)
+        #expect(v.shape == x.shape)
+
+        func tera(_ names: String...) -> Double {
+            names.reduce(0) { $0 + Double(device.counts[$1]?.flops ?? 0) } / 1e12
+        }
+        let tokens = planned.latent.t * planned.latent.h * planned.latent.w / 4
+        let linearBranch =
+            6.0 * Double(tokens * sizes.headDim * sizes.dim * sizes.layers) / 1e12
+        #expect(abs(tera("linear", "linearAdd") / planned.linear - 1) < 0.02)
+        #expect(abs((tera("sparseLinearAttention") - linearBranch) / planned.visited - 1) < 0.06)
+        #expect(abs(tera("attention") / planned.cross - 1) < 0.15)
+        // The residual stream, q, k, v and the result of the attention, of the feed-forward or of the head.
+        let stream = tokens * sizes.dim * 2
+        let contextBytes = 2 * 512 * sizes.dim * 2 * sizes.layers
+        #expect(device.activations.peak < 11 * stream / 2 + contextBytes)
+        #expect(device.activations.peak > 5 * stream)
+        #expect(weightBytes > sizes.tensors().reduce(0) { $0 + $1.shape.reduce(1, *) })
+        #expect(elapsed < .seconds(1))
+    }
+
+    @Test("umT5-xxl keeps its vocabulary on the host")
+    func textEncoder() throws {
+        let device = NullBackend()
+        let encoder = try UMT5(
+            Weights(
+                ShapesOnly(UMT5Architecture.xxl.tensors(), numbers: .bf16), on: device,
+                activations: .bf16))
+        let text = encoder([Int32](repeating: 1, count: 512), on: device)
+        #expect(text.rows.shape == [512, 4096])
+        // 24 layers of 4 * 4096^2 + 3 * 4096 * 10240 parameters.
+        let parameters = 24 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
+        #expect(
+            device.counts["linear"]!.flops + device.counts["linearAdd"]!.flops == 1024 * parameters)
+        #expect(abs(Double(device.placedBytes) / Double(2 * parameters) - 1) < 0.001)
+        #expect(device.activations.peak < 64 << 20)
+    }
+
+    @Test(
+        "the autoencoder takes the arithmetic that its shapes say",
+        arguments: [((60, 104), 274.0, 162.0, 5.0), ((90, 160), 633.0, 375.0, 11.0)])
+    func autoencoder(
+        size: (h: Int, w: Int), decodeTera: Double, encodeTera: Double, decodeGigabytes: Double
+    ) throws {
+        let device = NullBackend()
+        let weights = Weights(
+            ShapesOnly(WanVAEArchitecture().tensors(), numbers: .f32), on: device,
+            activations: .bf16)
+        let decoder = try WanVAE.Decoder(weights)
+        let latents = device.place(.zeros([16, 21, size.h, size.w], .f32), as: .f32)
+        device.resetPeak()
+        var frames = 0
+        for chunk in decoder(latents, on: device) {
+            frames += chunk.shape[0]
+            #expect(chunk.shape.tail == [8 * size.h, 8 * size.w, 3])
+        }
+        #expect(frames == 81)
+        #expect(abs(convolutions(device) / decodeTera - 1) < 0.02)
+        #expect(Double(device.memory.peak) < decodeGigabytes * 1e9)
+
+        let encoder = try WanVAE.Encoder(weights)
+        device.resetCounts()
+        let picture = device.place(.zeros([8 * size.h, 8 * size.w, 3], .bf16), as: .bf16)
+        let found = encoder.encodeImage(picture, frameCount: 81, on: device)
+        #expect(found.shape == [16, 21, size.h, size.w])
+        #expect(abs(convolutions(device) / encodeTera - 1) < 0.02)
+    }
+
+    private func convolutions(_ device: NullBackend) -> Double {
+        Double(device.counts["convolution"]?.flops ?? 0) / 1e12
+    }
+}
