@@ -17,6 +17,24 @@ static const char tile_cuh[] = {
 static const char wgmma_cuh[] = {
 #embed "Kernels/wgmma.cuh"
     , 0};
+static const char rows_cuh[] = {
+#embed "Kernels/rows.cuh"
+    , 0};
+static const char normalization_cu[] = {
+#embed "Kernels/normalization.cu"
+    , 0};
+static const char elementwise_cu[] = {
+#embed "Kernels/elementwise.cu"
+    , 0};
+static const char layout_cu[] = {
+#embed "Kernels/layout.cu"
+    , 0};
+static const char channel_norm_cu[] = {
+#embed "Kernels/channel_norm.cu"
+    , 0};
+static const char full_precision_linear_cu[] = {
+#embed "Kernels/full_precision_linear.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -26,6 +44,12 @@ static const struct cuda_source sources[] = {
     SOURCE("ptx_sm90.cuh", ptx_sm90_cuh),
     SOURCE("tile.cuh", tile_cuh),
     SOURCE("wgmma.cuh", wgmma_cuh),
+    SOURCE("rows.cuh", rows_cuh),
+    SOURCE("normalization.cu", normalization_cu),
+    SOURCE("elementwise.cu", elementwise_cu),
+    SOURCE("layout.cu", layout_cu),
+    SOURCE("channel_norm.cu", channel_norm_cu),
+    SOURCE("full_precision_linear.cu", full_precision_linear_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

@@ -3,5 +3,6 @@
 /// The list of units; a test compares it with the files in Kernels/.
 public enum KernelCatalog {
     public static let units: [KernelUnit] =
-        Elementwise.units
+        Normalization.units + Elementwise.units + Layout.units + ChannelNorm.units
+        + FullPrecisionLinear.units
 }

@@ -103,6 +103,32 @@ public final class KernelSource: Sendable {
         return hash.finish()
     }
 
+    /// Where the units for an architecture would come from.
+    public struct Readiness: Hashable, Sendable {
+        public var packed = 0
+        public var cached = 0
+        public var missing = 0
+        public var total: Int { packed + cached + missing }
+    }
+
+    /// Counts without compiling.
+    public func readiness(for architecture: Architecture, newest: Int? = nil) -> Readiness {
+        let compiler = try? openedCompiler(newest: newest)
+        var counts = Readiness()
+        for unit in KernelCatalog.units where unit.family.includes(architecture) {
+            if packed(unit, for: architecture) != nil {
+                counts.packed += 1
+            } else if let compiler,
+                cache?.load(cacheKey(of: unit, for: architecture, compiler)) != nil
+            {
+                counts.cached += 1
+            } else {
+                counts.missing += 1
+            }
+        }
+        return counts
+    }
+
     // MARK: All units at once
 
     /// One unit of a ``build(_:for:progress:)``.

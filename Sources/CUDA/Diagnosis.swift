@@ -1,0 +1,140 @@
+// What a machine has for CUDA work, and what to do where something is missing: `doctor` prints it.
+
+internal import CDrivers
+
+/// One thing looked at.
+public struct Finding: Hashable, Sendable {
+    public enum Verdict: Hashable, Sendable { case fine, warning, missing }
+
+    /// "driver", "card 0", …
+    public let subject: String
+    public let verdict: Verdict
+    /// What was found.
+    public let text: String
+    /// What to do about it.
+    public let advice: String?
+
+    public init(_ subject: String, _ verdict: Verdict, _ text: String, advice: String? = nil) {
+        self.subject = subject
+        self.verdict = verdict
+        self.text = text
+        self.advice = advice
+    }
+}
+
+public enum Diagnosis {
+    /// Looks at driver, cards, compiler, cuBLASLt and compiled kernels; takes well under a second.
+    public static func run(libraries: String? = nil, pack: String? = nil) -> [Finding] {
+        var findings: [Finding] = []
+        var newest: Int?
+        var architectures: [Architecture] = []
+        do {
+            let driver = try Driver(libraries: libraries)
+            newest = driver.version / 1000
+            findings.append(Finding("driver", .fine, driver.described))
+            for ordinal in 0..<driver.deviceCount {
+                findings.append(card(driver, ordinal, &architectures))
+            }
+        } catch {
+            findings.append(driverProblem(error))
+        }
+        findings += compiler(libraries, pack, newest, architectures)
+        findings.append(cublas(libraries))
+        return findings
+    }
+
+    private static func card(
+        _ driver: Driver, _ ordinal: Int, _ architectures: inout [Architecture]
+    ) -> Finding {
+        let subject = "card \(ordinal)"
+        do {
+            let device = try Device(driver, ordinal: ordinal)
+            let p = device.properties
+            architectures.append(p.architecture)
+            let free = device.freeMemory
+            let text =
+                "\(p.name), compute capability \(p.architecture.capability), "
+                + "\(p.multiprocessors) multiprocessors, \(gibibytes(free)) of "
+                + "\(gibibytes(p.totalMemory)) GiB free"
+            if free < p.totalMemory / 4 * 3 {
+                return Finding(
+                    subject, .warning, text,
+                    advice: "other processes use this card's memory: nvidia-smi lists them")
+            }
+            return Finding(subject, .fine, text)
+        } catch {
+            return Finding(subject, .missing, "\(error)")
+        }
+    }
+
+    private static func driverProblem(_ error: CUDAUnavailable) -> Finding {
+        switch error {
+        case .missingLibrary(let name, _, _) where name.hasPrefix("libcuda."):
+            Finding(
+                "driver", .missing, "no CUDA device: no NVIDIA driver (libcuda.so.1) is installed",
+                advice: "on a machine with an NVIDIA GPU install its driver, 525 or later; "
+                    + "without one everything runs on the CPU")
+        case .noDevice:
+            Finding(
+                "driver", .missing, "no CUDA device: the driver is installed but shows no GPU",
+                advice: "check nvidia-smi; in a container pass the GPUs on (docker run --gpus all)")
+        default:
+            Finding("driver", .missing, "\(error)")
+        }
+    }
+
+    private static func compiler(
+        _ libraries: String?, _ pack: String?, _ newest: Int?, _ architectures: [Architecture]
+    ) -> [Finding] {
+        let source: KernelSource
+        do {
+            source = try KernelSource(pack: pack, libraries: libraries)
+        } catch {
+            return [Finding("kernels", .missing, "\(error)")]
+        }
+        var findings: [Finding] = []
+        do {
+            findings.append(
+                Finding("compiler", .fine, try source.describedCompiler(newest: newest)))
+        } catch {
+            findings.append(
+                Finding(
+                    "compiler", .warning, "NVRTC not found",
+                    advice: "pip install nvidia-cuda-nvrtc, or install the CUDA toolkit, or use a "
+                        + "pack of compiled kernels; name its folder with --cuda-libraries"))
+        }
+        for architecture in Set(architectures).sorted() {
+            let ready = source.readiness(for: architecture, newest: newest)
+            let text =
+                "\(ready.packed) of \(ready.total) files for \(architecture) in the pack, "
+                + "\(ready.cached) in the cache, \(ready.missing) to compile on first use"
+            findings.append(
+                Finding(
+                    "kernels", ready.missing == 0 ? .fine : .warning, text,
+                    advice: ready.missing == 0
+                        ? nil : "the next GPU run compiles them; 'kernels build' does it now"))
+        }
+        if let cache = source.cache {
+            let (count, bytes) = cache.contents
+            findings.append(
+                Finding("cache", .fine, "\(cache.folder): \(count) files, \(bytes >> 20) MiB"))
+        }
+        return findings
+    }
+
+    private static func cublas(_ libraries: String?) -> Finding {
+        do {
+            let library = try SharedLibrary.open(
+                ["libcublasLt.so.13", "libcublasLt.so.12"], in: libraryFolders(libraries))
+            return Finding("cuBLASLt", .fine, library.path)
+        } catch {
+            return Finding(
+                "cuBLASLt", .warning, "not found: our own matrix products are used everywhere")
+        }
+    }
+
+    private static func gibibytes(_ byteCount: Int) -> String {
+        let tenths = (byteCount * 10 + (1 << 29)) >> 30
+        return "\(tenths / 10).\(tenths % 10)"
+    }
+}

@@ -1,0 +1,67 @@
+// The autoencoder's norm over the channels.
+
+public import Tensors
+
+/// How a position's channels are spread over lanes.
+struct ChannelPlan: Hashable {
+    let vector, lanes, count: Int
+
+    private static let counts = [1, 2, 4]
+    private static let scalarCount = 16
+
+    init(channels: Int, dtype: DType, aligned: Bool) {
+        let vector = aligned ? 16 / dtype.byteCount : 1
+        let vectors = (channels + vector - 1) / vector
+        let lanes = aligned ? [8, 16].first { vectors <= $0 } ?? 32 : 32
+        let counts = aligned ? Self.counts : [Self.scalarCount]
+        guard let count = counts.first(where: { vectors <= $0 * lanes }) else {
+            preconditionFailure("channelNorm: \(channels) channels are too many")
+        }
+        self.vector = vector
+        self.lanes = lanes
+        self.count = count
+    }
+
+    static func instances(_ dtype: DType) -> [String] {
+        let vector = 16 / dtype.byteCount
+        return [8, 16].map { "\(vector), \($0), 1" } + counts.map { "\(vector), 32, \($0)" }
+            + ["1, 32, \(scalarCount)"]
+    }
+
+    var arguments: String { "\(vector), \(lanes), \(count)" }
+}
+
+enum ChannelNorm {
+    static let unit = KernelUnit(
+        "channel_norm.cu",
+        kernels: [DType.bf16, .f32].flatMap { type in
+            ChannelPlan.instances(type).map { plan in
+                "channel_norm<\(CUDABackend.typeName(type)), \(plan)>"
+            }
+        })
+    static let units = [unit]
+}
+
+extension CUDABackend {
+    public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
+        let channels = x.shape.columns
+        requireActivations(x, "channelNorm")
+        precondition(
+            gamma.shape.count == channels, "channelNorm: x \(x.shape), gamma \(gamma.shape)")
+        let gamma = converted(gamma, to: .f32)
+        let plan = ChannelPlan(
+            channels: channels, dtype: x.dtype,
+            aligned: x.hasAlignedRows && gamma.byteOffset % 16 == 0)
+        let out = tensor(x.shape, x.dtype)
+        let kernel:
+            Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32, Float, Int32> =
+                context.kernel(
+                    "channel_norm<\(Self.typeName(x.dtype)), \(plan.arguments)>",
+                    of: ChannelNorm.unit)
+        kernel(
+            .elements(x.shape.rows * plan.lanes), out.pointer, x.pointer, gamma.pointer,
+            Int64(x.shape.rows), Int32(channels), Float(channels).squareRoot(),
+            silu ? 1 : 0)
+        return out
+    }
+}

@@ -1,5 +1,0 @@
-// Cases of the matrix products.
-
-extension SelfTest {
-    static var matmulCases: [SelfTestCase] { [] }
-}

@@ -1,0 +1,84 @@
+// Moving numbers: embedding rows, latents to tokens and back, channels first and last, frames.
+#include "rows.cuh"
+
+DEVICE i64 element_index() { return i64(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+/// table: [vocabulary, columns] in 16-byte (or smaller) units, ids: [n] → out: [n, columns]
+template <typename Unit>
+__global__ void embedding(Unit* out, const Unit* table, const i32* ids, i64 count, int columns) {
+    const i64 i = element_index();
+    if (i >= count) return;
+    out[i] = table[i64(ids[i / columns]) * columns + i % columns];
+}
+
+/// One part of the latents to features (channel, kh, kw) of the tokens.
+/// in: [C, T, H, W] → out: [T * H/2 * W/2, features], from feature `first` on
+template <typename In, typename Out>
+__global__ void patchify(Out* out, const In* in, int channels, int t, int h, int w, int features,
+                         int first) {
+    const i64 i = element_index();
+    const i64 tokens = i64(t) * (h / 2) * (w / 2);
+    if (i >= tokens * channels * 4) return;
+    const int feature = int(i % (channels * 4));
+    const i64 token = i / (channels * 4);
+    const int column = int(token % (w / 2)) * 2 + feature % 2;
+    const i64 line = token / (w / 2);
+    const int row = int(line % (h / 2)) * 2 + feature / 2 % 2;
+    const i64 frame = line / (h / 2);
+    const i64 source = ((i64(feature / 4) * t + frame) * h + row) * w + column;
+    out[token * features + first + feature] = Out(float(in[source]));
+}
+
+/// in: [T * H/2 * W/2, 4 * C], features (kh, kw, channel) → out: [C, T, H, W]
+template <typename In>
+__global__ void unpatchify(float* out, const In* in, int channels, int t, int h, int w) {
+    const i64 i = element_index();
+    if (i >= i64(channels) * t * h * w) return;
+    const int column = int(i % w);
+    const int row = int(i / w % h);
+    const int frame = int(i / (i64(w) * h) % t);
+    const int channel = int(i / (i64(w) * h * t));
+    const i64 token = (i64(frame) * (h / 2) + row / 2) * (w / 2) + column / 2;
+    out[i] = float(in[(token * 4 + row % 2 * 2 + column % 2) * channels + channel]);
+}
+
+/// in: [C, n] → in * scale + shift as out: [n, C]; scale, shift: [C]
+template <typename In, typename Out>
+__global__ void channels_last(Out* out, const In* in, const float* scale, const float* shift,
+                              int channels, i64 n) {
+    const i64 i = element_index();
+    if (i >= n * channels) return;
+    const int channel = int(i % channels);
+    out[i] = Out(float(in[channel * n + i / channels]) * scale[channel] + shift[channel]);
+}
+
+/// in: [n, C] → in * scale + shift as out: [C, n]; scale, shift: [C]
+template <typename In>
+__global__ void channels_first(float* out, const In* in, const float* scale, const float* shift,
+                               int channels, i64 n) {
+    const i64 i = element_index();
+    if (i >= n * channels) return;
+    const int channel = int(i / n);
+    out[i] = float(in[i % n * channels + channel]) * scale[channel] + shift[channel];
+}
+
+/// The two halves of the channels are neighbouring frames.
+/// in: [T, positions, 2, units] → out: [T, 2, positions, units]
+template <typename Unit>
+__global__ void interleave_time(Unit* out, const Unit* in, i64 count, i64 positions, int units) {
+    const i64 i = element_index();
+    if (i >= count) return;
+    const int unit = int(i % units);
+    const i64 position = i / units % positions;
+    const i64 frame = i / (units * positions);  // of the output
+    out[i] = in[((frame / 2 * positions + position) * 2 + frame % 2) * units + unit];
+}
+
+/// Sets *differs where the bytes of a and b are not the same. `count` units of 4 bytes.
+__global__ void compare_bits(u32* differs, const u32* a, const u32* b, i64 count) {
+    bool different = false;
+    for (i64 i = element_index(); i < count; i += i64(gridDim.x) * blockDim.x) {
+        different |= a[i] != b[i];
+    }
+    if (__syncthreads_or(different) && threadIdx.x == 0) *differs = 1;
+}

@@ -1,0 +1,175 @@
+// The compile room: keys, files, logs, and every kernel for every architecture.
+
+import Testing
+
+@testable import CUDA
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+@Suite struct ArchitectureTests {
+    @Test func namesAreReadAndWritten() {
+        #expect(Architecture("sm_90a") == .hopper)
+        #expect(Architecture("sm_90") == .hopper)
+        #expect(Architecture("89") == .ada)
+        #expect(Architecture("120") == .blackwell)
+        #expect(Architecture("sm_9") == nil)
+        #expect(Architecture("hopper") == nil)
+        #expect("\(Architecture.hopper)" == "sm_90a")
+        #expect("\(Architecture.ada)" == "sm_89")
+        #expect("\(Architecture.blackwell)" == "sm_120a")
+        #expect(Architecture.blackwell.capability == "12.0")
+    }
+
+    @Test func familiesIncludeTheirArchitectures() {
+        #expect(KernelFamily.any.includes(.ampere))
+        #expect(!KernelFamily.fp8.includes(.ampere))
+        #expect(KernelFamily.fp8.includes(.blackwell))
+        #expect(KernelFamily.hopper.includes(.hopper))
+        #expect(!KernelFamily.hopper.includes(.blackwell))
+    }
+}
+
+@Suite struct SHA256Tests {
+    private func digest(_ text: String) -> String {
+        var hash = SHA256()
+        hash.update(text.utf8)
+        return hash.finish()
+    }
+
+    @Test func digestsEqualTheStandards() {
+        #expect(
+            digest("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+        #expect(
+            digest("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+        #expect(
+            digest("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq")
+                == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1")
+    }
+
+    @Test func framedTextsDoNotRunTogether() {
+        var a = SHA256()
+        a.update(framed: "ab")
+        a.update(framed: "c")
+        var b = SHA256()
+        b.update(framed: "a")
+        b.update(framed: "bc")
+        #expect(a.finish() != b.finish())
+    }
+}
+
+@Suite struct KernelKeyTests {
+    private let unit = KernelUnit("elementwise.cu", kernels: ["rcm_step"])
+
+    @Test func keysDependOnEverythingThatDecidesTheCode() {
+        let key = KernelText.key(of: unit, for: .hopper)
+        #expect(key == KernelText.key(of: unit, for: .hopper))
+        #expect(key != KernelText.key(of: unit, for: .ampere))
+        let defined = KernelUnit("elementwise.cu", definitions: ["N=2"], kernels: ["rcm_step"])
+        #expect(key != KernelText.key(of: defined, for: .hopper))
+        let other = KernelUnit("elementwise.cu", kernels: ["combine<float>"])
+        #expect(key != KernelText.key(of: other, for: .hopper))
+    }
+
+    @Test func includesAreFollowed() {
+        #expect(KernelText.includes(of: "normalization.cu").contains("numeric.cuh"))
+        #expect(KernelText.includes(of: "ptx.cuh").contains("ptx_sm90.cuh"))
+        #expect(
+            KernelText.quotedIncludes(
+                in: "#include \"a.cuh\"\n#pragma once\n  #include \"b.cuh\" // x\n")
+                == ["a.cuh", "b.cuh"])
+    }
+
+    @Test func everyIncludeIsEmbedded() {
+        for name in KernelText.names {
+            for include in KernelText.includes(of: name) {
+                #expect(KernelText[include] != nil, "\(name) includes \(include)")
+            }
+        }
+    }
+}
+
+@Suite struct KernelCatalogTests {
+    @Test func everyKernelFileIsEmbeddedAndInTheCatalogue() throws {
+        let folder = #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+        let files = try #require(
+            opendir("/\(folder)/Sources/CUDASources/Kernels"), "the kernels' folder")
+        defer { closedir(files) }
+        var names: Set<String> = []
+        while let entry = readdir(files) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
+            if name.hasSuffix(".cu") || name.hasSuffix(".cuh") { names.insert(name) }
+        }
+        #expect(Set(KernelText.names) == names)
+        #expect(
+            Set(KernelCatalog.units.map(\.file)) == names.filter { $0.hasSuffix(".cu") })
+    }
+
+    @Test func kernelsAreNamedOnce() {
+        for unit in KernelCatalog.units {
+            #expect(Set(unit.kernels).count == unit.kernels.count, "\(unit.file)")
+        }
+    }
+}
+
+@Suite struct CompiledUnitTests {
+    private let unit = CompiledUnit(
+        kernels: [
+            .init(name: "gelu<bf16, 8>", lowered: "_Z4gelu", registers: 32, sharedBytes: 128),
+            .init(name: "spilled", lowered: "_Z7spilled", localBytes: 8, spillBytes: 16),
+        ], cubin: [1, 2, 3, 10, 13])
+
+    @Test func unitsSurviveFiles() {
+        #expect(CompiledUnit(serialized: unit.serialized()) == unit)
+        #expect(unit.spilling.map(\.name) == ["spilled"])
+    }
+
+    @Test func truncatedUnitsAreRefused() {
+        let bytes = unit.serialized()
+        for count in 0..<bytes.count {
+            #expect(CompiledUnit(serialized: bytes.prefix(count)) == nil)
+        }
+    }
+
+    @Test func packsSurviveFilesAndRefuseDamage() {
+        let bytes = KernelPack.serialized([("b", unit), ("a", unit)])
+        let entries = KernelPack.parse(bytes)
+        #expect(entries?.keys.sorted() == ["a", "b"])
+        #expect(entries?["b"].flatMap { CompiledUnit(serialized: $0) } == unit)
+        #expect(KernelPack.parse(Array(bytes.dropLast())) == nil)
+        #expect(KernelPack.parse(Array("something else".utf8)) == nil)
+    }
+
+    @Test func cachesReturnWhatTheyKeep() throws {
+        var template = Array("/tmp/kernels.XXXXXX".utf8CString)
+        let folder = String(cString: try #require(mkdtemp(&template)))
+        let cache = KernelCache(folder: "\(folder)/a/b")
+        #expect(cache.load("key") == nil)
+        cache.store(unit, as: "key")
+        #expect(cache.load("key") == unit)
+        #expect(cache.contents.count == 1)
+        unlink(cache.path(of: "key"))
+        rmdir("\(folder)/a/b")
+        rmdir("\(folder)/a")
+        rmdir(folder)
+    }
+
+    @Test func logsOfTheAssemblerAreRead() {
+        let log = """
+            ptxas info    : 24 bytes gmem
+            ptxas info    : Compiling entry function '_Z3fooI4bf16EvPT_i' for 'sm_90a'
+            ptxas info    : Function properties for _Z3fooI4bf16EvPT_i
+            ptxas         .     160 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+            ptxas info    : Used 28 registers, used 1 barriers, 25600 bytes smem, 404 bytes cmem[0]
+            """
+        #expect(
+            ResourceUsage.parse(log)
+                == [
+                    "_Z3fooI4bf16EvPT_i": .init(
+                        registers: 28, stack: 160, spills: 20, shared: 25600)
+                ])
+    }
+}
