@@ -35,6 +35,33 @@ static const char channel_norm_cu[] = {
 static const char full_precision_linear_cu[] = {
 #embed "Kernels/full_precision_linear.cu"
     , 0};
+static const char gemm_epilogue_cuh[] = {
+#embed "Kernels/gemm_epilogue.cuh"
+    , 0};
+static const char gemm_mma_cuh[] = {
+#embed "Kernels/gemm_mma.cuh"
+    , 0};
+static const char gemm_sm90_cuh[] = {
+#embed "Kernels/gemm_sm90.cuh"
+    , 0};
+static const char linear_mma_cu[] = {
+#embed "Kernels/linear_mma.cu"
+    , 0};
+static const char linear_sm90_cu[] = {
+#embed "Kernels/linear_sm90.cu"
+    , 0};
+static const char quantize_cu[] = {
+#embed "Kernels/quantize.cu"
+    , 0};
+static const char conv_cuh[] = {
+#embed "Kernels/conv.cuh"
+    , 0};
+static const char conv_mma_cu[] = {
+#embed "Kernels/conv_mma.cu"
+    , 0};
+static const char conv_simt_cu[] = {
+#embed "Kernels/conv_simt.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -50,6 +77,15 @@ static const struct cuda_source sources[] = {
     SOURCE("layout.cu", layout_cu),
     SOURCE("channel_norm.cu", channel_norm_cu),
     SOURCE("full_precision_linear.cu", full_precision_linear_cu),
+    SOURCE("gemm_epilogue.cuh", gemm_epilogue_cuh),
+    SOURCE("gemm_mma.cuh", gemm_mma_cuh),
+    SOURCE("gemm_sm90.cuh", gemm_sm90_cuh),
+    SOURCE("linear_mma.cu", linear_mma_cu),
+    SOURCE("linear_sm90.cu", linear_sm90_cu),
+    SOURCE("quantize.cu", quantize_cu),
+    SOURCE("conv.cuh", conv_cuh),
+    SOURCE("conv_mma.cu", conv_mma_cu),
+    SOURCE("conv_simt.cu", conv_simt_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

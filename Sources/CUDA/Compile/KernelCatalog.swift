@@ -4,5 +4,5 @@
 public enum KernelCatalog {
     public static let units: [KernelUnit] =
         Normalization.units + Elementwise.units + Layout.units + ChannelNorm.units
-        + FullPrecisionLinear.units
+        + FullPrecisionLinear.units + Linear.units + Quantize.units + Convolution.units
 }

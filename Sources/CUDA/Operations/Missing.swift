@@ -2,25 +2,6 @@
 
 public import Tensors
 
-// cuda-matmul: delete the ones below as they come. For f32 activations or weights `linear` may call
-// `fullPrecisionLinear` (Operations/FullPrecisionLinear.swift).
-extension CUDABackend {
-    public func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor { preconditionFailure("linear: no CUDA kernel") }
-
-    public func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
-        preconditionFailure("quantize: no CUDA kernel")
-    }
-
-    public func convolution(
-        _ x: Tensor, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
-        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
-        residual: Tensor?
-    ) -> Tensor { preconditionFailure("convolution: no CUDA kernel") }
-}
-
 // cuda-attention: delete the ones below as they come.
 extension CUDABackend {
     public func attention(

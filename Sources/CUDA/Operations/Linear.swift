@@ -1,0 +1,288 @@
+// Linear layers on the tensor cores: which kernel computes which layer.
+
+public import Tensors
+
+/// What a linear layer asks for: enough to choose a kernel, without any memory.
+struct LinearProblem: Hashable {
+    /// C++ names: `Element`, `Output` of gemm_epilogue.cuh.
+    enum Element: String { case i8, e4m3, bf16 }
+    enum Output: String { case i8, f32, bf16 }
+
+    var element: Element
+    var output: Output
+    var activation = Activation.none
+    /// Whether a residual (and perhaps a gate) joins.
+    var adds = false
+    var rows, outputs, inputs: Int
+
+    /// Bytes of one row of x and of one row of the weight.
+    var rowBytes: Int { inputs * (element == .bf16 ? 2 : 1) }
+    /// Bytes of one row of the result.
+    var outputRowBytes: Int { outputs * (output == .bf16 ? 2 : output == .f32 ? 4 : 1) }
+}
+
+/// The kernel for a problem and the shape of its tiles.
+enum LinearPlan: Hashable {
+    /// linear_sm90.cu: a tile has 128 * `height` rows and `width` columns; `cluster` blocks share.
+    case hopper(height: Int, width: Int, cluster: Int)
+    /// linear_mma.cu: tiles of 128x128.
+    case mma
+
+    /// Tiles of Hopper's kernel. A consumer of int8 computes exactly one 128x128 block of scales.
+    static func tiles(of element: LinearProblem.Element) -> [(
+        height: Int, width: Int, cluster: Int
+    )] {
+        element == .i8 ? [(2, 128, 2)] : [(1, 256, 2), (1, 128, 1), (1, 64, 1)]
+    }
+
+    static func choose(
+        _ problem: LinearProblem, _ architecture: Architecture, multiprocessors: Int
+    ) -> LinearPlan {
+        // The copy engine wants rows of whole 16 bytes.
+        guard architecture == .hopper, problem.activation != .silu, problem.rowBytes % 16 == 0,
+            problem.outputRowBytes % 16 == 0, problem.outputs % 8 == 0
+        else { return .mma }
+        // The last wave of tiles costs as much as a full one; narrow tiles read more per product.
+        func cost(_ height: Int, _ width: Int, _ cluster: Int) -> Double {
+            let (rows, columns) =
+                cluster == 1 ? (128 * height, width) : height == 1 ? (256, width) : (256, 256)
+            let tiles = ceilDivide(problem.rows, rows) * ceilDivide(problem.outputs, columns)
+            let waves = ceilDivide(tiles, multiprocessors / cluster)
+            return Double(waves * height * width) * (width == 256 ? 1 : width == 128 ? 1.15 : 1.5)
+        }
+        let best = tiles(of: problem.element).min {
+            cost($0.height, $0.width, $0.cluster) < cost($1.height, $1.width, $1.cluster)
+        }!
+        return .hopper(height: best.height, width: best.width, cluster: best.cluster)
+    }
+}
+
+func ceilDivide(_ n: Int, _ d: Int) -> Int { (n + d - 1) / d }
+
+/// `LinearArguments` of gemm_epilogue.cuh.
+struct LinearArguments: BitwiseCopyable {
+    var x, w, out: DevicePointer
+    var xScales = DevicePointer.null
+    var wScales = DevicePointer.null
+    var bias = DevicePointer.null
+    var gate = DevicePointer.null
+    var residual = DevicePointer.null
+    var outScales = DevicePointer.null
+    var rows, outputs, inputs: Int32
+}
+
+enum Linear {
+    private struct Group: Hashable {
+        var element: LinearProblem.Element
+        var output: LinearProblem.Output
+    }
+    private static let groups: [Group] = [
+        Group(element: .i8, output: .bf16), Group(element: .i8, output: .f32),
+        Group(element: .i8, output: .i8), Group(element: .e4m3, output: .bf16),
+        Group(element: .e4m3, output: .f32), Group(element: .bf16, output: .bf16),
+        Group(element: .bf16, output: .f32),
+    ]
+    private static let hopper = units { group in
+        KernelUnit(
+            "linear_sm90.cu", for: .hopper,
+            kernels: epilogues(group, [.none, .geluTanh]).flatMap { types in
+                LinearPlan.tiles(of: group.element).map {
+                    "linear_sm90<\(types), \($0.height), \($0.width), \($0.cluster)>"
+                }
+            })
+    }
+    private static let mma = units { group in
+        KernelUnit(
+            "linear_mma.cu", for: group.element == .e4m3 ? .fp8 : .any,
+            kernels: epilogues(group, [.none, .geluTanh, .silu]).map { "linear_mma<\($0)>" })
+    }
+    static var units: [KernelUnit] { groups.flatMap { [hopper[$0]!, mma[$0]!] } }
+
+    private static func units(_ make: (Group) -> KernelUnit) -> [Group: KernelUnit] {
+        Dictionary(uniqueKeysWithValues: groups.map { ($0, make($0)) })
+    }
+
+    private static func epilogues(_ group: Group, _ activations: [Activation]) -> [String] {
+        activations.map { arguments(group, $0, adds: false) }
+            + (group.output == .i8 ? [] : [arguments(group, .none, adds: true)])
+    }
+
+    private static func arguments(_ group: Group, _ activation: Activation, adds: Bool) -> String {
+        let name = activation == .none ? "none" : activation == .silu ? "silu" : "gelu"
+        return "Element::\(group.element), Output::\(group.output), Activation::\(name), \(adds)"
+    }
+
+    /// Bytes of dynamic shared memory; gemm_sm90.cuh, gemm_mma.cuh.
+    static let hopperSharedBytes = 1024 + 192 * 1024 + 2 * 16 * 1024 + 512
+    static let mmaSharedBytes = 3 * 2 * 128 * 128
+
+    /// Queues the product. All pointers are device memory of the shapes in gemm_epilogue.cuh.
+    static func launch(
+        _ problem: LinearProblem, _ arguments: LinearArguments, _ context: Context,
+        plan: LinearPlan? = nil
+    ) {
+        let properties = context.properties
+        let plan =
+            plan
+            ?? .choose(
+                problem, properties.architecture, multiprocessors: properties.multiprocessors)
+        let group = Group(element: problem.element, output: problem.output)
+        let types = Self.arguments(group, problem.activation, adds: problem.adds)
+        switch plan {
+        case .mma:
+            let kernel: Kernel<LinearArguments> = context.kernel(
+                "linear_mma<\(types)>", of: mma[group]!)
+            let tiles = ceilDivide(problem.rows, 128) * ceilDivide(problem.outputs, 128)
+            kernel(
+                LaunchShape(grid: Extents(tiles), block: 256, sharedBytes: mmaSharedBytes),
+                arguments)
+        case .hopper(let height, let width, let cluster):
+            let kernel: Kernel<TensorMap, TensorMap, TensorMap, LinearArguments> = context.kernel(
+                "linear_sm90<\(types), \(height), \(width), \(cluster)>", of: hopper[group]!)
+            let tall = 128 * height > width
+            // Each block of a pair loads half of what they share.
+            let xBox = 128 * height / (cluster == 2 && tall ? 2 : 1)
+            let wBox = width / (cluster == 2 && !tall ? 2 : 1)
+            let element: TensorMap.Element = problem.element == .bf16 ? .bf16 : .uint8
+            let slice = 128 / element.byteCount
+            let x = context.tensorMap(
+                element, at: arguments.x, extents: [problem.inputs, problem.rows],
+                box: [slice, xBox])
+            let w = context.tensorMap(
+                element, at: arguments.w, extents: [problem.inputs, problem.outputs],
+                box: [slice, wBox])
+            let result: TensorMap.Element =
+                problem.output == .bf16 ? .bf16 : problem.output == .f32 ? .f32 : .uint8
+            let out = context.tensorMap(
+                result, at: arguments.out, extents: [problem.outputs, problem.rows],
+                box: [128 / result.byteCount, 64])
+            let tiles =
+                ceilDivide(problem.rows, 128 * height * (cluster == 2 && !tall ? 2 : 1))
+                * ceilDivide(problem.outputs, width * (cluster == 2 && tall ? 2 : 1))
+            let blocks = min(tiles, properties.multiprocessors / cluster) * cluster
+            kernel(
+                LaunchShape(
+                    grid: Extents(blocks), block: 384, sharedBytes: hopperSharedBytes,
+                    cluster: Extents(cluster)),
+                x, w, out, arguments)
+        }
+    }
+}
+
+// MARK: - The backend's operations
+
+extension CUDABackend {
+    public func linear(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor {
+        let plain = x.dtype.isFloatingPoint && x.dtype != .f8e4m3
+        let result = dtype ?? (plain ? x.dtype : .bf16)
+        check("linear", x, weight, bias)
+        if case .dense(let matrix) = weight, !usesTensorCores(x, matrix, result) {
+            let y = fullPrecisionLinear(
+                x, matrix, bias: bias, activation: activation, dtype: result)
+            return quantize(y, to: format)
+        }
+        let x = plain ? quantize(x, to: weight.inputFormat) : x
+        var problem = LinearProblem(
+            element: weight.element, output: result == .f32 ? .f32 : .bf16, activation: activation,
+            rows: x.shape.rows, outputs: weight.outputs, inputs: weight.inputs)
+        let shape = x.shape.replacingLast(weight.outputs)
+        // The tile of an int8 product is one block of scales of an int8 result.
+        let fused =
+            format == .int8Blocks && problem.element == .i8 && problem.output == .bf16
+            && problem.outputs % 128 == 0 && activation != .silu
+        var arguments: LinearArguments
+        let out: Tensor
+        if fused {
+            problem.output = .i8
+            let scales = storage(
+                byteCount: ceilDivide(problem.rows, 128) * (problem.outputs / 128) * 4)
+            out = tensor(shape, .i8, scales: scales)
+            arguments = linearArguments(problem, x, weight, bias, out)
+            arguments.outScales = scales.location
+        } else {
+            out = tensor(shape, result)
+            arguments = linearArguments(problem, x, weight, bias, out)
+        }
+        Linear.launch(problem, arguments, context)
+        return fused ? out : quantize(out, to: format)
+    }
+
+    public func linearAdd(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
+    ) -> Tensor {
+        check("linearAdd", x, weight, bias)
+        precondition(
+            residual.shape == x.shape.replacingLast(weight.outputs)
+                && (gate == nil || gate!.shape.count == weight.outputs && gate!.dtype == .f32),
+            "linearAdd: x \(x.shape), weight \(weight.shape), residual \(residual.shape), "
+                + "gate \(gate.map { "\($0.shape) \($0.dtype)" } ?? "none")")
+        if case .dense(let matrix) = weight, !usesTensorCores(x, matrix, residual.dtype) {
+            let y = linear(
+                x, weight, bias: bias, activation: .none, format: .plain, dtype: residual.dtype)
+            return gatedAdd(residual, y, gate: gate)
+        }
+        let plain = x.dtype.isFloatingPoint && x.dtype != .f8e4m3
+        let x = plain ? quantize(x, to: weight.inputFormat) : x
+        let problem = LinearProblem(
+            element: weight.element, output: residual.dtype == .f32 ? .f32 : .bf16, adds: true,
+            rows: x.shape.rows, outputs: weight.outputs, inputs: weight.inputs)
+        let out = tensor(residual.shape, residual.dtype)
+        var arguments = linearArguments(problem, x, weight, bias, out)
+        arguments.residual = residual.pointer
+        arguments.gate = gate?.pointer ?? .null
+        Linear.launch(problem, arguments, context)
+        return out
+    }
+
+    /// Whether the bf16 kernels can compute a dense layer: both operands in bf16, rows of whole 16 bytes,
+    /// results in pairs.
+    private func usesTensorCores(_ x: Tensor, _ matrix: Tensor, _ result: DType) -> Bool {
+        x.dtype == .bf16 && matrix.dtype == .bf16 && x.hasAlignedRows && matrix.hasAlignedRows
+            && matrix.shape[0] % 2 == 0 && (result == .bf16 || result == .f32)
+    }
+
+    private func check(
+        _ operation: String, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?
+    ) {
+        precondition(
+            x.shape.columns == weight.inputs
+                && (bias == nil || bias!.shape.count == weight.outputs),
+            "\(operation): x \(x.shape), weight \(weight.shape), "
+                + "bias \(bias.map { "\($0.shape)" } ?? "none")")
+    }
+
+    private func linearArguments(
+        _ problem: LinearProblem, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?,
+        _ out: Tensor
+    ) -> LinearArguments {
+        precondition(
+            problem.rowBytes % 16 == 0 && problem.outputs % 2 == 0,
+            "linear: weight \(weight.shape) in 8 bits needs inputs in multiples of 16 and an even "
+                + "number of outputs")
+        var arguments = LinearArguments(
+            x: x.pointer, w: weight.matrix.pointer, out: out.pointer, rows: Int32(problem.rows),
+            outputs: Int32(problem.outputs), inputs: Int32(problem.inputs))
+        switch weight {
+        case .dense: break
+        case .int8Blocks(_, let scale), .fp8Rows(_, let scale):
+            arguments.xScales = x.scalesPointer
+            arguments.wScales = scale.pointer
+        }
+        // Converted in stream order: the copy may be dropped when the launch is queued.
+        arguments.bias = bias.map { converted($0, to: .f32).pointer } ?? .null
+        return arguments
+    }
+}
+
+extension LinearWeight {
+    fileprivate var element: LinearProblem.Element {
+        switch self {
+        case .dense: .bf16
+        case .int8Blocks: .i8
+        case .fp8Rows: .e4m3
+        }
+    }
+}

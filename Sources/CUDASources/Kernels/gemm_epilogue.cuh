@@ -1,0 +1,174 @@
+// What happens to a matrix product's f32 accumulators before they become the result: scales, bias,
+// activation, gate and residual, with the roundings of the original's separate operators.
+#pragma once
+#include "ptx.cuh"
+
+/// What the operands of a product are made of.
+enum class Element { i8, e4m3, bf16 };
+/// What its result is made of; i8 with one f32 scale for each 128x128 block.
+enum class Output { bf16, f32, i8 };
+enum class Activation { none, gelu, silu };
+
+/// x: [rows, inputs], w: [outputs, inputs], row-major → out: [rows, outputs].
+struct LinearArguments {
+    const void* x;
+    const void* w;
+    void* out;
+    /// Element::i8: [ceil(rows/128), ceil(inputs/128)]; e4m3: [rows].
+    const float* x_scales;
+    /// Element::i8: [ceil(outputs/128), ceil(inputs/128)]; e4m3: [outputs].
+    const float* w_scales;
+    /// [outputs], or null.
+    const float* bias;
+    /// [outputs], or null for 1. Used with a residual alone.
+    const float* gate;
+    /// [rows, outputs], in the result's type.
+    const void* residual;
+    /// Output::i8: [ceil(rows/128), outputs/128].
+    float* out_scales;
+    int rows, outputs, inputs;
+};
+
+// Reads of the epilogue, in the order they are written: the compiler would gather more of them than
+// there are registers for.
+DEVICE float2 load_pair(const float* p) {
+    float2 r;
+    asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(r.x), "=f"(r.y) : "l"(p));
+    return r;
+}
+DEVICE u32 load_pair(const bf16* p) {
+    u32 r;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(p));
+    return r;
+}
+
+/// x / (1 + e^-z) without overflow: for z → -inf the quotient is x * 0.
+DEVICE float times_sigmoid(float x, float z) {
+    return x * rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * z));
+}
+
+/// 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3), written as x sigmoid(2u).
+DEVICE float gelu_tanh(float x) {
+    return times_sigmoid(x, x * fmaf(0.0713548162726f, x * x, 1.5957691216057308f));
+}
+/// The same to 2^-12 of |x|: below what an 8-bit block keeps.
+DEVICE float gelu_tanh_coarse(float x) {
+    const float half = 0.5f * x;
+    return fmaf(half, tanh_approx(x * fmaf(0.0356774081363f, x * x, 0.7978845608028654f)), half);
+}
+
+/// Rounds between operators as the result's type does: to bf16, or not at all.
+template <Output kOutput>
+DEVICE float2 round_between(float2 v) {
+    return kOutput == Output::f32 ? v : unpack_bf16(pack_bf16(v.x, v.y));
+}
+
+template <Activation kActivation, bool kCoarse>
+DEVICE float activate(float x) {
+    if constexpr (kActivation == Activation::gelu) {
+        return kCoarse ? gelu_tanh_coarse(x) : gelu_tanh(x);
+    } else if constexpr (kActivation == Activation::silu) {
+        return times_sigmoid(x, x);
+    } else {
+        return x;
+    }
+}
+
+/// Where a thread's part of the epilogue's operands lies: two neighbouring columns from `column`, in the
+/// rows `row` and `row + 8`. Later columns are at constant offsets.
+template <Element kElement, Output kOutput, bool kAdd>
+struct Place {
+    const float* bias;
+    const float* gate;
+    const float* w_scale;
+    /// In the residual; in bf16 or float.
+    const u8* residual[2];
+    /// Columns from `column` to the end; negative or zero where there are none.
+    int columns;
+    bool inside[2];
+
+    DEVICE Place(const LinearArguments& args, int row, int column) {
+        bias = args.bias ? args.bias + column : nullptr;
+        columns = args.outputs - column;
+        if constexpr (kElement == Element::e4m3) w_scale = args.w_scales + column;
+        if constexpr (kAdd) {
+            constexpr int kSize = kOutput == Output::f32 ? 4 : 2;
+            gate = args.gate ? args.gate + column : nullptr;
+            residual[0] = static_cast<const u8*>(args.residual) +
+                          (i64(row) * args.outputs + column) * kSize;
+            residual[1] = residual[0] + i64(args.outputs) * (8 * kSize);
+            inside[0] = row < args.rows;
+            inside[1] = row + 8 < args.rows;
+        }
+    }
+};
+
+/// What the epilogue needs to know about the two columns `offset` further on.
+template <Element kElement, Output kOutput, bool kAdd>
+struct Columns {
+    float2 bias, w_scale, gate;
+    /// bf16 pairs, or floats as bits.
+    u32 residual[2][kOutput == Output::f32 ? 2 : 1];
+
+    DEVICE void load(const Place<kElement, kOutput, kAdd>& place, int offset) {
+        const bool inside = offset < place.columns;
+        bias = make_float2(0.0f, 0.0f);
+        if (place.bias && inside) bias = load_pair(place.bias + offset);
+        // Block-scaled int8 adds the bias in the result's type.
+        if constexpr (kElement == Element::i8) bias = round_between<kOutput>(bias);
+        if constexpr (kElement == Element::e4m3) {
+            w_scale = make_float2(0.0f, 0.0f);
+            if (inside) w_scale = load_pair(place.w_scale + offset);
+        }
+        if constexpr (kAdd) {
+            gate = make_float2(1.0f, 1.0f);
+            if (place.gate && inside) gate = round_between<kOutput>(load_pair(place.gate + offset));
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const bool read = inside && place.inside[h];
+                if constexpr (kOutput == Output::f32) {
+                    float2 r = make_float2(0.0f, 0.0f);
+                    if (read) {
+                        r = load_pair(reinterpret_cast<const float*>(place.residual[h]) + offset);
+                    }
+                    residual[h][0] = __float_as_uint(r.x);
+                    residual[h][1] = __float_as_uint(r.y);
+                } else {
+                    residual[h][0] = 0;
+                    if (read) {
+                        residual[h][0] =
+                            load_pair(reinterpret_cast<const bf16*>(place.residual[h]) + offset);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `v`: the product of row `row + 8 h`, without the scales of e4m3 rows. The results are
+    /// representable in the output's type (in bf16 before the quantisation of Output::i8).
+    /// Block-scaled int8 rounds the product before the bias joins, the other kinds after.
+    template <Activation kActivation>
+    DEVICE float2 finish(float2 v, float x_scale, int h) const {
+        if constexpr (kElement == Element::e4m3) {
+            v = make_float2(v.x * (x_scale * w_scale.x), v.y * (x_scale * w_scale.y));
+        }
+        if constexpr (kElement == Element::i8) v = round_between<kOutput>(v);
+        v = round_between<kOutput>(make_float2(v.x + bias.x, v.y + bias.y));
+        if constexpr (kActivation != Activation::none) {
+            constexpr bool kCoarse = kOutput == Output::i8;
+            v = round_between<kOutput>(make_float2(activate<kActivation, kCoarse>(v.x),
+                                                   activate<kActivation, kCoarse>(v.y)));
+        }
+        if constexpr (kAdd) {
+            float2 r;
+            if constexpr (kOutput == Output::f32) {
+                r = make_float2(__uint_as_float(residual[h][0]), __uint_as_float(residual[h][1]));
+            } else {
+                r = unpack_bf16(residual[h][0]);
+            }
+            v = round_between<kOutput>(make_float2(v.x * gate.x, v.y * gate.y));
+            v = round_between<kOutput>(make_float2(r.x + v.x, r.y + v.y));
+        }
+        return v;
+    }
+};

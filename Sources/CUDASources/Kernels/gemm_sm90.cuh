@@ -1,0 +1,197 @@
+// The skeleton of our matrix products on Hopper: one producer warp fills a ring of shared-memory
+// stages with bulk tensor copies, two consumer warpgroups multiply what has arrived.
+//
+// A stage holds A: [rows of the tile, slice] and B: [columns of the tile, slice], both K-major. A slice is
+// 128 bytes of K, or 192 as a part of 128 and a part of 64 (three times 32 channels of a convolution).
+#pragma once
+#include "tile.cuh"
+#include "wgmma.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int kGroupThreads = 128;
+constexpr int kConsumers = 2;
+constexpr int kGemmThreads = kGroupThreads * (1 + kConsumers);
+/// Shared memory for a stage ring, and for each consumer's piece of the result on its way out.
+constexpr u32 kRingBytes = 192 * 1024;
+constexpr u32 kStagingBytes = 16 * 1024;
+/// Behind the staging: barriers and a few words.
+constexpr u32 kTailBytes = 512;
+constexpr u32 kGemmSharedBytes = 1024 + kRingBytes + kConsumers * kStagingBytes + kTailBytes;
+
+DEVICE void st_shared(u32 address, u32 value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+DEVICE void st_shared(u32 address, float2 value) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(value.x), "f"(value.y)
+                 : "memory");
+}
+DEVICE void st_shared_u16(u32 address, u16 value) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
+}
+
+/// Arrives at the same barrier of block `rank` of the cluster, this one included, without ordering
+/// any writes: a consumer only read. (A release at cluster scope costs a fence of the whole device.)
+DEVICE void mbarrier_arrive_read(u32 barrier, int rank) {
+    asm volatile(
+        "{\n\t.reg .b32 remote;\n\tmapa.shared::cluster.u32 remote, %0, %1;\n\t"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n\t}" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+
+/// The parts of a stage: kM rows of A, kN rows of B, kSlice bytes of each.
+template <int kM, int kN, int kSlice>
+struct Stage {
+    static_assert(kSlice == 128 || kSlice == 192);
+    static constexpr u32 kA = 0;
+    static constexpr u32 kB = kM * 128;
+    /// The last 64 bytes of a slice of 192.
+    static constexpr u32 kTailA = kB + kN * 128;
+    static constexpr u32 kTailB = kTailA + kM * 64;
+    static constexpr u32 kLoaded = (kM + kN) * kSlice;
+    static constexpr u32 kBytes = (kLoaded + 1023) / 1024 * 1024;
+    static constexpr int kCount = kRingBytes / kBytes;
+    static_assert(kB % 1024 == 0 && kTailA % 512 == 0 && kTailB % 512 == 0);
+};
+
+/// The barriers of a ring. `full` completes when a stage's bytes have arrived, `empty` when every
+/// consumer of the cluster has read them: a multicast copy writes into all its blocks.
+template <int kStages, int kCluster>
+struct Pipeline {
+    u32 barriers;
+
+    DEVICE u32 full(int stage) const { return barriers + 8 * stage; }
+    DEVICE u32 empty(int stage) const { return barriers + 8 * (kStages + stage); }
+
+    /// By one thread; a barrier of the block or cluster follows.
+    DEVICE void init() const {
+        for (int s = 0; s < kStages; s++) {
+            mbarrier_init(full(s), 1);
+            mbarrier_init(empty(s), kCluster * kConsumers * 4);
+        }
+        fence_mbarrier_init();
+    }
+    /// By every warp of every consumer when its reads of the stage are complete.
+    DEVICE void release(int stage, int lane) const {
+        if constexpr (kCluster == 1) {
+            if (lane == 0) mbarrier_arrive(empty(stage));
+        } else {
+            if (lane < kCluster) mbarrier_arrive_read(empty(stage), lane);
+        }
+    }
+};
+
+/// Waits for all threads of the block, or of the cluster.
+template <int kCluster>
+DEVICE void sync_blocks() {
+    if constexpr (kCluster == 1) {
+        __syncthreads();
+    } else {
+        cluster_sync();
+    }
+}
+
+/// 64 bytes of K with 64-byte swizzle: 8 rows are 512 bytes.
+DEVICE u64 wgmma_descriptor_64b(u32 shared) {
+    return wgmma_descriptor(shared, 16, 512, Swizzle::bytes64);
+}
+
+/// d (+)= a * b over 32 bytes of K.
+template <Element kElement, int kN>
+DEVICE void wgmma_step(float (&d)[kN / 2], u64 a, u64 b, bool accumulate) {
+    if constexpr (kElement == Element::bf16) {
+        wgmma_bf16<kN>(d, a, b, accumulate);
+    } else {
+        wgmma_e4m3<kN>(d, a, b, accumulate);
+    }
+}
+
+/// acc = sum over `slices` stages of A B^T, f32 accumulators, for one consumer: kM64 times 64 rows
+/// from row `row` of the stage.
+template <Element kElement, class S, class P, int kM64, int kN, int kSlice>
+DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
+                     Ring<S::kCount>& ring, int slices, int row, int lane) {
+    int previous = 0;
+    for (int i = 0; i < slices; i++) {
+        mbarrier_wait(pipeline.full(ring.stage), ring.parity);
+        const u32 stage = ring_base + ring.stage * S::kBytes;
+        const u64 a = wgmma_descriptor_128b(stage + S::kA + row * 128);
+        const u64 b = wgmma_descriptor_128b(stage + S::kB);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+#pragma unroll
+            for (int m = 0; m < kM64; m++) {
+                wgmma_step<kElement, kN>(acc[m], a + 512 * m + 2 * k, b + 2 * k, i > 0 || k > 0);
+            }
+        }
+        if constexpr (kSlice == 192) {
+            const u64 tail_a = wgmma_descriptor_64b(stage + S::kTailA + row * 64);
+            const u64 tail_b = wgmma_descriptor_64b(stage + S::kTailB);
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+#pragma unroll
+                for (int m = 0; m < kM64; m++) {
+                    wgmma_step<kElement, kN>(acc[m], tail_a + 256 * m + 2 * k, tail_b + 2 * k,
+                                             true);
+                }
+            }
+        }
+        wgmma_commit();
+        // One slice stays in flight while the next one is waited for.
+        if (i > 0) {
+            wgmma_wait<1>();
+            pipeline.release(previous, lane);
+        }
+        previous = ring.stage;
+        ring.advance();
+    }
+    wgmma_wait<0>();
+    pipeline.release(previous, lane);
+}
+
+/// As `multiply` for int8 with a scale for each slice of 128: acc = sum of f32(int32 dot) * scale, in
+/// ascending order. The int32 sums of 64 rows at a time live beside the accumulators; while this
+/// group scales its sums the other group's instructions keep the tensor cores busy.
+template <class S, class P, int kM64, int kN>
+DEVICE void multiply_scaled(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
+                            Ring<S::kCount>& ring, int slices, int row, int lane,
+                            const float* __restrict__ x_scales,
+                            const float* __restrict__ w_scales) {
+#pragma unroll
+    for (int m = 0; m < kM64; m++) {
+#pragma unroll
+        for (int i = 0; i < kN / 2; i++) acc[m][i] = 0.0f;
+    }
+    float x_scale = __ldg(x_scales), w_scale = __ldg(w_scales);
+    for (int i = 0; i < slices; i++) {
+        const float scale = x_scale * w_scale;
+        mbarrier_wait(pipeline.full(ring.stage), ring.parity);
+        const u32 stage = ring_base + ring.stage * S::kBytes;
+        const u64 a = wgmma_descriptor_128b(stage + S::kA + row * 128);
+        const u64 b = wgmma_descriptor_128b(stage + S::kB);
+        const int next = min(i + 1, slices - 1);
+        x_scale = __ldg(x_scales + next);
+        w_scale = __ldg(w_scales + next);
+#pragma unroll
+        for (int m = 0; m < kM64; m++) {
+            i32 sum[kN / 2];
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                wgmma_s8<kN>(sum, a + 512 * m + 2 * k, b + 2 * k, k > 0);
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (m == kM64 - 1) pipeline.release(ring.stage, lane);
+#pragma unroll
+            for (int j = 0; j < kN / 2; j++) {
+                acc[m][j] = fmaf(float(sum[j]), scale, acc[m][j]);
+            }
+        }
+        ring.advance();
+    }
+}
+
+#endif
