@@ -172,6 +172,7 @@ public protocol Backend: AnyObject {
 
     /// act(x W^T + bias). x: [..., in] (plain, or quantised by an operation that was given this weight's
     /// `inputFormat`) → [..., out] in `dtype` (nil: the dtype of a plain x; bf16 for a quantised one).
+    /// f32 activations meet a bf16 matrix in f32 arithmetic.
     /// int8 blocks: y = sum over k-blocks of f32(int32 dot) * xs * ws, rounded to the output dtype, THEN
     /// bias added in the output dtype. `format` quantises the result for the next linear layer.
     func linear(

@@ -52,11 +52,11 @@ import Testing
             let encoder = try WanVAE.Encoder(
                 Weights(golden.checkpoints(), on: device, activations: activations))
             let video = try golden.tensors().need("in.video")[0].converted(to: activations)
-            let (height, width) = (16, 24)
+            let (height, width) = (8, 16)
             let picture = Tensor.host([height, width, 3], activations)
             // Any picture will do.
             picture.hostAddress.copyMemory(from: video.hostAddress, byteCount: picture.byteCount)
-            let frames = 161
+            let frames = 141
             let whole = device.concatenate([
                 picture.reshaped([1, height, width, 3]),
                 .zeros([frames - 1, height, width, 3], activations),
@@ -68,8 +68,8 @@ import Testing
             }
             #expect(device.equalBits(expected, found))
             #expect(computed.count == 3)
-            // Chunks that each stage computed, of 41: later stages see the picture for longer.
-            #expect(computed[0] <= 8 && computed[1] <= 14 && computed[2] < 41)
+            // Chunks that each stage computed, of 36: later stages see the picture for longer.
+            #expect(computed[0] <= 8 && computed[1] <= 14 && computed[2] < 36)
             #expect(computed == computed.sorted())
         }
     }

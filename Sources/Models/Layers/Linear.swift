@@ -3,7 +3,7 @@
 public import Checkpoints
 public import Tensors
 
-/// act(x W^T + bias), in the dtype that was chosen when it was loaded.
+/// act(x W^T + bias). The matrix is stored in the dtype of activations, or quantised.
 public struct Linear {
     /// [out, in]
     public let weight: LinearWeight
@@ -14,13 +14,13 @@ public struct Linear {
 
     /// - Parameters:
     ///   - quantizable: a dense weight takes the cursor's `linearFormat`.
-    ///   - dtype: of the weight and the result; nil for the dtype of activations.
+    ///   - dtype: of the result; nil for the dtype of activations.
     public init(
         _ weights: Weights, from inputs: Int, to outputs: Int, quantizable: Bool = false,
-        as dtype: DType? = nil
+        result dtype: DType? = nil
     ) throws(CheckpointError) {
         (weight, bias) = try weights.linear(
-            from: inputs, to: outputs, quantizable: quantizable, as: dtype)
+            from: inputs, to: outputs, quantizable: quantizable)
         self.dtype = dtype ?? weights.activations
     }
 

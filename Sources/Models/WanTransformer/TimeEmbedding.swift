@@ -30,9 +30,9 @@ package struct TimeEmbedding {
     init(_ weights: Weights, _ config: WanTransformerArchitecture) throws(CheckpointError) {
         let dim = config.dim
         first = try Linear(
-            weights["time_embedding"][0], from: config.frequencyDim, to: dim, as: .f32)
-        second = try Linear(weights["time_embedding"][2], from: dim, to: dim, as: .f32)
-        projection = try Linear(weights["time_projection"][1], from: dim, to: 6 * dim, as: .f32)
+            weights["time_embedding"][0], from: config.frequencyDim, to: dim, result: .f32)
+        second = try Linear(weights["time_embedding"][2], from: dim, to: dim, result: .f32)
+        projection = try Linear(weights["time_projection"][1], from: dim, to: 6 * dim, result: .f32)
         frequencyDim = config.frequencyDim
 
         var offsets: [Tensor] = []

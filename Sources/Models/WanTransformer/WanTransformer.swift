@@ -43,7 +43,7 @@ public struct WanTransformer {
         self.blocks = blocks
         head = try Linear(
             weights["head"]["head"], from: dim,
-            to: config.outputChannels * WanTransformer.patch, as: .f32)
+            to: config.outputChannels * WanTransformer.patch, result: .f32)
     }
 
     /// Weights that are used together, in the order of their use: once for each prompt, and in every step.
