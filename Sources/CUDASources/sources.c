@@ -59,8 +59,41 @@ static const char conv_cuh[] = {
 static const char conv_mma_cu[] = {
 #embed "Kernels/conv_mma.cu"
     , 0};
+static const char conv_sm90_cu[] = {
+#embed "Kernels/conv_sm90.cu"
+    , 0};
 static const char conv_simt_cu[] = {
 #embed "Kernels/conv_simt.cu"
+    , 0};
+static const char attention_cuh[] = {
+#embed "Kernels/attention.cuh"
+    , 0};
+static const char attention_tile_cuh[] = {
+#embed "Kernels/attention_tile.cuh"
+    , 0};
+static const char attention_simt_cu[] = {
+#embed "Kernels/attention_simt.cu"
+    , 0};
+static const char attention_mma_cu[] = {
+#embed "Kernels/attention_mma.cu"
+    , 0};
+static const char block_map_cu[] = {
+#embed "Kernels/block_map.cu"
+    , 0};
+static const char linear_branch_cu[] = {
+#embed "Kernels/linear_branch.cu"
+    , 0};
+static const char linear_branch_exact_cu[] = {
+#embed "Kernels/linear_branch_exact.cu"
+    , 0};
+static const char sage_cuh[] = {
+#embed "Kernels/sage.cuh"
+    , 0};
+static const char sage_prepare_cu[] = {
+#embed "Kernels/sage_prepare.cu"
+    , 0};
+static const char sage_sm90_cu[] = {
+#embed "Kernels/sage_sm90.cu"
     , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
@@ -86,6 +119,17 @@ static const struct cuda_source sources[] = {
     SOURCE("conv.cuh", conv_cuh),
     SOURCE("conv_mma.cu", conv_mma_cu),
     SOURCE("conv_simt.cu", conv_simt_cu),
+    SOURCE("conv_sm90.cu", conv_sm90_cu),
+    SOURCE("attention.cuh", attention_cuh),
+    SOURCE("attention_tile.cuh", attention_tile_cuh),
+    SOURCE("attention_simt.cu", attention_simt_cu),
+    SOURCE("attention_mma.cu", attention_mma_cu),
+    SOURCE("block_map.cu", block_map_cu),
+    SOURCE("linear_branch.cu", linear_branch_cu),
+    SOURCE("linear_branch_exact.cu", linear_branch_exact_cu),
+    SOURCE("sage.cuh", sage_cuh),
+    SOURCE("sage_prepare.cu", sage_prepare_cu),
+    SOURCE("sage_sm90.cu", sage_sm90_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

@@ -4,5 +4,7 @@
 public enum KernelCatalog {
     public static let units: [KernelUnit] =
         Normalization.units + Elementwise.units + Layout.units + ChannelNorm.units
-        + FullPrecisionLinear.units + Linear.units + Quantize.units + Convolution.units
+        + FullPrecisionLinear.units + Linear.units + Quantize.units + Attention.units
+        + BlockMaps.units
+        + SparseLinearAttention.units + Sage.units + Convolution.units
 }

@@ -40,8 +40,8 @@ DEVICE void mbarrier_arrive_read(u32 barrier, int rank) {
         : "memory");
 }
 
-/// The parts of a stage: kM rows of A, kN rows of B, kSlice bytes of each.
-template <int kM, int kN, int kSlice>
+/// The parts of a stage: kM rows of A, kN rows of B, kSlice bytes of each; and how many fit kRing bytes.
+template <int kM, int kN, int kSlice, int kRing>
 struct Stage {
     static_assert(kSlice == 128 || kSlice == 192);
     static constexpr u32 kA = 0;
@@ -51,7 +51,7 @@ struct Stage {
     static constexpr u32 kTailB = kTailA + kM * 64;
     static constexpr u32 kLoaded = (kM + kN) * kSlice;
     static constexpr u32 kBytes = (kLoaded + 1023) / 1024 * 1024;
-    static constexpr int kCount = kRingBytes / kBytes;
+    static constexpr int kCount = kRing / kBytes;
     static_assert(kB % 1024 == 0 && kTailA % 512 == 0 && kTailB % 512 == 0);
 };
 

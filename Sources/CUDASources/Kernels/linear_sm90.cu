@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 const __grid_constant__ TensorMap out_map, const LinearArguments args) {
     constexpr int kM = 64 * kM64 * kConsumers;
     constexpr int kSliceElements = kElement == Element::bf16 ? 64 : 128;
-    using S = Stage<kM, kN, 128>;
+    using S = Stage<kM, kN, 128, kRingBytes>;
     using P = Pipeline<S::kCount, kCluster>;
     // A cluster of two is wide where its tiles are tall.
     constexpr bool kShareX = kCluster == 2 && kM > kN;
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             constexpr int kPanel = 128 / kSize;  // columns in 128 bytes
             constexpr int kFit = kOutput == Output::i8 ? 128 : int(kStagingBytes) / 64 / kSize;
             constexpr int kPiece = kN < kFit ? kN : kFit;
-            // Loads of so many groups of 8 columns are in flight together.
-            constexpr int kBatch = kAdd && kOutput == Output::f32 ? 1 : 4;
+            // Loads of 32 columns are in flight together.
+            constexpr int kBatch = 4;
             float largest = 0.0f;
 #pragma unroll
             for (int m = 0; m < kM64; m++) {
@@ -232,6 +232,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         }
         if (leader) bulk_wait<0>();
     }
+    __syncwarp();
     // A block's memory must outlive the copies and arrivals of its neighbour.
     if constexpr (kCluster > 1) cluster_sync();
 }

@@ -1,0 +1,194 @@
+// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137): 8-bit operands, then one kernel.
+
+public import Tensors
+
+enum Sage {
+    private static let dims = [64, 128]
+
+    static let prepare = KernelUnit(
+        "sage_prepare.cu",
+        kernels: dims.flatMap { dim in
+            [64, 128].flatMap { rows in
+                [true, false].map { "sage_quantize_rows<\(dim), \(rows), \($0)>" }
+            } + ["sage_quantize_values<\(dim)>"]
+        } + ["sage_halve_values", "sage_natural_rows", "sage_natural_values"])
+    static let hopper = KernelUnit(
+        "sage_sm90.cu", for: .hopper, kernels: dims.map { "sage_sm90<\($0)>" })
+
+    static let units = [prepare, hopper]
+
+    /// Shared memory of sage_sm90: six stages of K and V, two query blocks, barriers.
+    static func hopperBytes(_ dim: Int) -> Int { 6 * 256 * dim + 128 * dim + 6 * 16 + 14 * 8 }
+}
+
+/// `SageArguments` of sage.cuh.
+private struct SageArguments: BitwiseCopyable {
+    var out, addend, indices: DevicePointer
+    var qScales, kScales, vScales: DevicePointer
+    var q, k, v: DevicePointer
+    var queries, keys, heads, queryBlocks, keyBlocks, selected: Int32
+    var scale: Float
+    var padding: Int32 = 0
+}
+
+/// Quantised q, k and v as the kernels read them.
+private struct SageLayout {
+    let queryBlock, keyBlock: Int
+    /// int8 [heads, blocks * block, dim]; scales f32 [heads, blocks]; block means bf16 [heads, blocks, dim]
+    let q, qScales, qPooled: Tensor
+    let k, kScales, kPooled: Tensor
+    /// e4m3 [heads, dim, paddedKeys] in the kernels' order with f32 [heads, dim], or f16 [L, heads, dim].
+    let v: Tensor
+    let vScales: Tensor?
+}
+
+extension CUDABackend {
+    /// - Parameters:
+    ///   - linear: the linear branch's share, added to the rounded result. bf16 [L, heads, dim]
+    ///   - map: nil where it is the map of the bf16 q and k.
+    func sageAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
+        _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture
+    ) -> Tensor {
+        checkSageBlocks(spec, architecture)
+        let operands = sageLayout(q, k, v, branch, spec, architecture)
+        let map = map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)
+        let out = tensor(q.shape, .bf16)
+        let (heads, dim) = (q.shape[1], q.shape[2])
+        let arguments = SageArguments(
+            out: out.pointer, addend: linear.pointer, indices: map.indices.pointer,
+            qScales: operands.qScales.pointer, kScales: operands.kScales.pointer,
+            vScales: operands.vScales?.pointer ?? .null, q: operands.q.pointer,
+            k: operands.k.pointer, v: operands.v.pointer, queries: Int32(q.shape[0]),
+            keys: Int32(k.shape[0]), heads: Int32(heads),
+            queryBlocks: Int32(operands.qScales.shape[1]),
+            keyBlocks: Int32(operands.kScales.shape[1]),
+            selected: Int32(map.indices.shape[2]),
+            scale: log2e / Float(dim).squareRoot())
+        switch architecture {
+        case .sm90: hopperSage(arguments, operands, dim)
+        case .sm80, .sm89, .sm89Accumulate16:
+            preconditionFailure("sparseLinearAttention: no kernel for \(architecture.rawValue)")
+        }
+        return out
+    }
+
+    private func hopperSage(_ arguments: SageArguments, _ operands: SageLayout, _ dim: Int) {
+        precondition(
+            context.properties.architecture == .hopper,
+            "sparseLinearAttention: the arithmetic of sm90 needs a Hopper card, this is "
+                + "\(context.properties.name); choose that of sm89 or sm80")
+        let heads = Int(arguments.heads)
+        func rows(_ codes: Tensor) -> TensorMap {
+            context.tensorMap(
+                .uint8, at: codes.pointer, extents: [dim, codes.shape[1], heads],
+                box: [dim, 128, 1], swizzle: dim == 128 ? .bytes128 : .bytes64)
+        }
+        let values = context.tensorMap(
+            .uint8, at: operands.v.pointer, extents: [operands.v.shape[2], heads * dim],
+            box: [128, dim])
+        let kernel: Kernel<TensorMap, TensorMap, TensorMap, SageArguments> =
+            context.kernel("sage_sm90<\(dim)>", of: Sage.hopper)
+        let pairs = ceilDivide(Int(arguments.queryBlocks), 2) * heads
+        kernel(
+            LaunchShape(
+                grid: Extents(min(context.properties.multiprocessors, pairs)), block: 384,
+                sharedBytes: Sage.hopperBytes(dim)),
+            rows(operands.q), rows(operands.k), values, arguments)
+    }
+
+    private func sageLayout(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ spec: SparseAttention,
+        _ architecture: SageArchitecture
+    ) -> SageLayout {
+        let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
+        func rows(_ x: Tensor, _ mean: Tensor?, _ block: Int) -> (Tensor, Tensor, Tensor) {
+            let blocks = ceilDivide(length, block)
+            let codes = tensor([heads, blocks * block, dim], .i8)
+            let scales = tensor([heads, blocks], .f32)
+            let pooled = tensor([heads, blocks, dim], .bf16)
+            let kernel:
+                Kernel<
+                    DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                    Int32, Int32
+                > = context.kernel(
+                    "sage_quantize_rows<\(dim), \(block), \(mean != nil)>", of: Sage.prepare)
+            kernel(
+                LaunchShape(
+                    grid: Extents(blocks, heads), block: 256, sharedBytes: 8 * (dim + 1) * 4),
+                x.pointer, mean?.pointer ?? .null, codes.pointer, scales.pointer, pooled.pointer,
+                Int32(length), Int32(heads))
+            return (codes, scales, pooled)
+        }
+        let (qCodes, qScales, qPooled) = rows(q, nil, spec.queryBlock)
+        let (kCodes, kScales, kPooled) = rows(k, branch.keyMean, spec.keyBlock)
+        let values: Tensor
+        var valueScales: Tensor?
+        if architecture == .sm80 {
+            values = tensor(v.shape, .f16)
+            let kernel: Kernel<DevicePointer, DevicePointer, Int64> =
+                context.kernel("sage_halve_values", of: Sage.prepare)
+            kernel(
+                .elements(v.shape.count, perThread: 4), v.pointer, values.pointer,
+                Int64(v.shape.count))
+        } else {
+            let blocks = ceilDivide(length, 128)
+            values = tensor([heads, dim, blocks * 128], .f8e4m3)
+            let scales = tensor([heads, dim], .f32)
+            let kernel:
+                Kernel<
+                    DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int32
+                > = context.kernel("sage_quantize_values<\(dim)>", of: Sage.prepare)
+            kernel(
+                LaunchShape(
+                    grid: Extents(blocks, heads), block: 256, sharedBytes: dim * 33 * 4),
+                v.pointer, branch.valueMaximum.pointer, values.pointer, scales.pointer,
+                Int32(length), Int32(heads))
+            valueScales = scales
+        }
+        return SageLayout(
+            queryBlock: spec.queryBlock, keyBlock: spec.keyBlock, q: qCodes, qScales: qScales,
+            qPooled: qPooled, k: kCodes, kScales: kScales, kPooled: kPooled, v: values,
+            vScales: valueScales)
+    }
+
+    private func checkSageBlocks(_ spec: SparseAttention, _ architecture: SageArchitecture) {
+        let wide = architecture == .sm90
+        precondition(
+            spec.queryBlock == (wide ? 64 : 128) && spec.keyBlock == (wide ? 128 : 64),
+            "SageAttention of \(architecture.rawValue): blocks of \(spec.queryBlock) x "
+                + "\(spec.keyBlock)")
+    }
+
+    public func sageOperands(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ spec: SparseAttention)
+        -> SageOperands?
+    {
+        guard case .sage(let architecture) = spec.arithmetic else { return nil }
+        checkAttention("sageOperands", q, k, v)
+        checkSageBlocks(spec, architecture)
+        let q = converted(q, to: .bf16)
+        let k = converted(k, to: .bf16)
+        let v = converted(v, to: .bf16)
+        let branch = linearBranch(k, v)
+        let layout = sageLayout(q, k, v, branch, spec, architecture)
+        let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
+        func natural(_ codes: Tensor, _ kernelName: String, _ dtype: DType, _ padded: Int) -> Tensor
+        {
+            let out = tensor(q.shape, dtype)
+            let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32, Int32> =
+                context.kernel(kernelName, of: Sage.prepare)
+            kernel(
+                .elements(q.shape.count), codes.pointer, out.pointer, Int32(length), Int32(heads),
+                Int32(dim), Int32(padded))
+            return out
+        }
+        return SageOperands(
+            keyMean: branch.keyMean,
+            queryCodes: natural(layout.q, "sage_natural_rows", .i8, layout.q.shape[1]),
+            keyCodes: natural(layout.k, "sage_natural_rows", .i8, layout.k.shape[1]),
+            queryScales: layout.qScales, keyScales: layout.kScales,
+            valueCodes: layout.vScales == nil
+                ? nil : natural(layout.v, "sage_natural_values", .f8e4m3, layout.v.shape[2]),
+            valueScales: layout.vScales)
+    }
+}

@@ -1,0 +1,224 @@
+// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part, by the arithmetic asked for,
+// plus the linear branch over all keys.
+
+public import Tensors
+
+enum SparseLinearAttention {
+    static let exact = KernelUnit(
+        "linear_branch_exact.cu",
+        kernels: [64, 128].flatMap { dim in
+            ["float", "bf16"].map { "linear_branch_exact_sums<\($0), \(dim)>" }
+                + ["float", "bf16"].flatMap { type in
+                    ["float", "bf16"].map { "linear_branch_exact_project<\(type), \($0), \(dim)>" }
+                }
+        } + ["linear_branch_exact_join"])
+    static let rounded = KernelUnit(
+        "linear_branch.cu",
+        kernels: [64, 128].flatMap {
+            ["linear_branch_sums<\($0)>", "linear_branch_project<\($0)>"]
+        } + ["linear_branch_join"])
+
+    static let units = [exact, rounded]
+}
+
+/// What the linear branch's pass over k and v leaves: the branch's operands, and what quantisation needs.
+struct LinearBranch {
+    /// bf16 [heads, dim, dim] and [heads, dim]
+    let kv, featureSum: Tensor
+    /// bf16 [heads, dim]
+    let keyMean: Tensor
+    /// The largest magnitude of each channel of v. f32 [heads, dim]
+    let valueMaximum: Tensor
+}
+
+extension CUDABackend {
+    public func sparseLinearAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
+        _ spec: SparseAttention
+    ) -> Tensor {
+        checkAttention("sparseLinearAttention", q, k, v)
+        let dim = q.shape[2]
+        precondition(
+            (dim == 64 || dim == 128) && q.shape == k.shape,
+            "sparseLinearAttention: q \(q.shape), k \(k.shape); headDim must be 64 or 128")
+        guard case .dense(let weight) = projection, weight.shape == [dim, dim] else {
+            preconditionFailure(
+                "sparseLinearAttention: projection \(projection.shape) for q \(q.shape), "
+                    + "it must be dense")
+        }
+        precondition(
+            bias == nil || (bias!.dtype == .f32 && bias!.shape.count == dim),
+            "sparseLinearAttention: bias must be f32 [\(dim)]")
+        if spec.arithmetic == .exact {
+            return exactSparseAttention(q, k, v, weight, bias, spec)
+        }
+        // The original casts here: the block map is of the incoming dtype, everything else is bf16.
+        let map = q.dtype == .bf16 ? nil : blockMap(q, k, spec)
+        let (q16, k16, v16) = (
+            converted(q, to: .bf16), converted(k, to: .bf16), converted(v, to: .bf16)
+        )
+        let branch = linearBranch(k16, v16)
+        let linear = projected(q16, branch, converted(weight, to: .bf16), bias)
+        let out: Tensor
+        switch spec.arithmetic {
+        case .sage(let architecture):
+            out = sageAttention(q16, k16, v16, branch, linear, map, spec, architecture)
+        case .bf16, .exact:
+            out = bf16SparseAttention(q16, k16, v16, branch, linear, map, spec)
+        }
+        return converted(out, to: q.dtype)
+    }
+
+    // MARK: The original's bf16 kernel
+
+    private func bf16SparseAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
+        _ map: BlockMap?, _ spec: SparseAttention
+    ) -> Tensor {
+        let dim = q.shape[2]
+        let rows = Attention.mmaTiles.first(where: { $0.dim == dim })!.warps * 16
+        precondition(
+            spec.queryBlock % rows == 0 && spec.keyBlock % Attention.mmaKeys == 0,
+            "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
+                + "multiples of \(rows) x \(Attention.mmaKeys) wanted")
+        let map =
+            map
+            ?? {
+                let (pooledQ, pooledK) = pooled(q, k, mean: branch.keyMean, spec)
+                return selectBlocks(pooledQ, pooledK, spec)
+            }()
+        let out = tensor(q.shape, .bf16)
+        var arguments = AttentionArguments(
+            q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
+        arguments.list(map, spec)
+        arguments.addend = linear.pointer
+        mmaAttention(arguments, .listed)
+        return out
+    }
+
+    /// Sums over the keys. k, v: bf16 [L, heads, dim]
+    func linearBranch(_ k: Tensor, _ v: Tensor) -> LinearBranch {
+        let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
+        let unit = SparseLinearAttention.rounded
+        // About two blocks a multiprocessor of the largest cards; the same sums on every card.
+        let chunks = min(ceilDivide(keys, 64), max(1, 264 / heads))
+        let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
+        let parts = storage(byteCount: heads * chunks * dim * dim * 4)
+        let statistics = storage(byteCount: heads * chunks * 3 * dim * 4)
+        let sums:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32
+            > = context.kernel("linear_branch_sums<\(dim)>", of: unit)
+        sums(
+            LaunchShape(
+                grid: Extents(chunks, heads), block: 256, sharedBytes: 4 * 64 * dim * 2),
+            k.pointer, v.pointer, parts.location, statistics.location, Int32(keys), Int32(heads),
+            Int32(chunk))
+        let result = LinearBranch(
+            kv: tensor([heads, dim, dim], .bf16), featureSum: tensor([heads, dim], .bf16),
+            keyMean: tensor([heads, dim], .bf16), valueMaximum: tensor([heads, dim], .f32))
+        let join:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                DevicePointer, Int32, Int32
+            > = context.kernel("linear_branch_join", of: unit)
+        join(
+            LaunchShape(grid: Extents(dim + 1, heads), block: Extents(dim)),
+            parts.location, statistics.location, result.kv.pointer, result.featureSum.pointer,
+            result.keyMean.pointer, result.valueMaximum.pointer, Int32(chunks), Int32(keys))
+        return result
+    }
+
+    /// The linear branch's share of the result. q: bf16 [L, heads, dim] → the same
+    func projected(_ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?)
+        -> Tensor
+    {
+        let (queries, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
+        let chunks = min(ceilDivide(queries, 128), max(1, 264 / heads))
+        let chunk = ceilDivide(ceilDivide(queries, chunks), 128) * 128
+        let out = tensor(q.shape, .bf16)
+        let project:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                DevicePointer, Int32, Int32, Int32
+            > = context.kernel("linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
+        project(
+            LaunchShape(
+                grid: Extents(chunks, heads), block: 256,
+                sharedBytes: 128 * dim * 2 + 2 * dim * dim * 2 + (dim + 128) * 4),
+            q.pointer, branch.kv.pointer, branch.featureSum.pointer, weight.pointer,
+            bias?.pointer ?? .null, out.pointer, Int32(queries), Int32(heads), Int32(chunk))
+        return out
+    }
+
+    // MARK: Nothing rounded
+
+    private func exactSparseAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ weight: Tensor, _ bias: Tensor?,
+        _ spec: SparseAttention
+    ) -> Tensor {
+        let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
+        precondition(
+            spec.queryBlock % 32 == 0 && spec.keyBlock % 32 == 0,
+            "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
+                + "multiples of 32 wanted")
+        let unit = SparseLinearAttention.exact
+        let type = Self.typeName(q.dtype)
+        let map = blockMap(q, k, spec)
+
+        let chunks = min(ceilDivide(length, 32), max(1, 264 / heads))
+        let chunk = ceilDivide(ceilDivide(length, chunks), 32) * 32
+        let parts = storage(byteCount: heads * chunks * dim * dim * 4)
+        let sumParts = storage(byteCount: heads * chunks * dim * 4)
+        let sums:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32
+            > = context.kernel("linear_branch_exact_sums<\(type), \(dim)>", of: unit)
+        sums(
+            LaunchShape(
+                grid: Extents(chunks, heads), block: 256, sharedBytes: 2 * 32 * dim * 4),
+            k.pointer, v.pointer, parts.location, sumParts.location, Int32(length), Int32(heads),
+            Int32(chunk))
+        let kv = storage(byteCount: heads * dim * dim * 4)
+        let featureSum = storage(byteCount: heads * dim * 4)
+        let join: Kernel<DevicePointer, DevicePointer, Int32, Int32> =
+            context.kernel("linear_branch_exact_join", of: unit)
+        for (from, to, size) in [(parts, kv, dim * dim), (sumParts, featureSum, dim)] {
+            join(
+                LaunchShape(grid: Extents(ceilDivide(size, 256), heads), block: 256),
+                from.location, to.location, Int32(chunks), Int32(size))
+        }
+        let linear = storage(byteCount: q.shape.count * 4)
+        let project:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                DevicePointer, Int32, Int32
+            > = context.kernel(
+                "linear_branch_exact_project<\(type), \(Self.typeName(weight.dtype)), \(dim)>",
+                of: unit)
+        project(
+            LaunchShape(
+                grid: Extents(ceilDivide(length, 32), heads), block: 256,
+                sharedBytes: 32 * (dim + 1) * 4),
+            q.pointer, kv.location, featureSum.location, weight.pointer, bias?.pointer ?? .null,
+            linear.location, Int32(length), Int32(heads))
+
+        let out = tensor(q.shape, q.dtype)
+        var arguments = AttentionArguments(
+            q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
+        arguments.list(map, spec)
+        arguments.addend = linear.location
+        simtAttention(arguments, q.dtype, .listed)
+        return out
+    }
+}
+
+extension AttentionArguments {
+    /// Visit only the map's blocks.
+    mutating func list(_ map: BlockMap, _ spec: SparseAttention) {
+        indices = map.indices.pointer
+        selected = Int32(map.indices.shape[2])
+        queryBlock = Int32(spec.queryBlock)
+        keyBlock = Int32(spec.keyBlock)
+    }
+}

@@ -1,0 +1,50 @@
+// What all attention kernels share: their arguments, umT5's position buckets, block lists.
+//
+// Layouts: q, out [queries, heads, dim]; k, v [keys, heads, dim]; rows are heads * dim apart.
+#pragma once
+#include "ptx.cuh"
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
+
+/// The arguments of every attention kernel; the fields that a kernel does not use are null or zero.
+struct AttentionArguments {
+    const void* q;
+    const void* k;
+    const void* v;
+    void* out;
+    /// Added to the rounded result, rounded again (the linear branch of SLA). [queries, heads, dim]
+    const void* addend;
+    /// umT5's position bias. f32 [32, heads]
+    const float* table;
+    /// Ascending key blocks of each query block. [heads, ceil(queries / query_block), selected]
+    const int* indices;
+    int queries, keys, heads, dim;
+    /// Of the logits, times log2(e).
+    float scale;
+    /// log2 of how often the last key counts, divided by `scale`.
+    float last_key;
+    int selected, query_block, key_block;
+    int padding;
+};
+
+/// Which keys a query sees.
+enum class Keys {
+    /// All of them; the last one with its multiplicity.
+    all,
+    /// All of them, with umT5's position bias.
+    relative,
+    /// Those of the listed blocks.
+    listed,
+};
+
+/// The bucket of umT5's relative position key - query: 16 more for keys after the query, distances below
+/// 8 one by one, then eight logarithmic steps whose integer borders are 8 * 2^(k/2).
+DEVICE int position_bucket(int relative) {
+    const int n = relative < 0 ? -relative : relative;
+    int bucket = n;
+    if (n >= 8) {
+        bucket = 8 + (n >= 12) + (n >= 16) + (n >= 23) + (n >= 32) + (n >= 46) + (n >= 64) + (n >= 91);
+    }
+    return bucket + (relative > 0 ? 16 : 0);
+}

@@ -1,0 +1,186 @@
+// SageAttention's 8-bit operands (arXiv 2411.10958, 2502.18137) of bf16 tensors.
+//
+//     q, k - mean k: int8 by blocks of rows, scale = max|x| / 127 + 1e-7, halves away from zero
+//     v: e4m3 by channels, scale = max|v| / 2.25, transposed; or f16
+#include "attention_tile.cuh"
+
+constexpr int kThreads = 256;
+
+/// x - mean as the original rounds it.
+template <bool kMean>
+DEVICE void centre(float (&x)[8], const float (&mean)[8]) {
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        if (kMean) x[e] = round_bf16(x[e] - mean[e]);
+    }
+}
+
+/// x / scale to the nearest integer, halves away from zero.
+DEVICE u32 round_away(float x) { return u32(int(x + copysignf(0.5f, x))) & 0xffu; }
+
+/// One block of rows of one head. x: bf16 [rows, heads, dim]; mean: bf16 [heads, dim] (kMean) →
+/// codes: int8 [heads, blocks * kRows, dim] (rows past the end are zero), scales: f32 [heads, blocks],
+/// pooled: bf16 [heads, blocks, dim], the block's mean; grid (blocks, heads).
+template <int kDim, int kRows, bool kMean>
+__global__ void __launch_bounds__(kThreads)
+sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf16* pooled, int rows,
+                   int heads) {
+    constexpr int kChunks = kDim / 8;           // of a row: one thread keeps the same one for all rows
+    constexpr int kStep = kThreads / kChunks;   // rows between two of one thread
+    constexpr int kCount = kRows / kStep;
+    extern __shared__ __align__(16) u8 shared[];
+    float* sums = reinterpret_cast<float*>(shared);  // [warps][dim]
+    float* maxima = sums + kThreads / 32 * kDim;     // [warps]
+
+    const int block = blockIdx.x;
+    const int head = blockIdx.y;
+    const int chunk = int(threadIdx.x) % kChunks;
+    const int first = block * kRows + int(threadIdx.x) / kChunks;
+    float offset[8] = {};
+    if (kMean) {
+        unpack_bf16(offset, *reinterpret_cast<const uint4*>(mean + head * kDim + chunk * 8));
+    }
+
+    uint4 raw[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+        const int row = first + i * kStep;
+        raw[i] = make_uint4(0, 0, 0, 0);
+        if (row < rows) raw[i] = load_streaming(x + (i64(row) * heads + head) * kDim + chunk * 8);
+    }
+    float sum[8] = {};
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+        float y[8];
+        unpack_bf16(y, raw[i]);
+        centre<kMean>(y, offset);
+        if (first + i * kStep >= rows) continue;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            sum[e] += y[e];
+            largest = fmaxf(largest, fabsf(y[e]));
+        }
+    }
+    largest = warp_max(largest);
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+#pragma unroll
+        for (int distance = kChunks; distance < 32; distance *= 2) {
+            sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], distance);
+        }
+    }
+    if (lane_id() < kChunks) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) sums[warp_id() * kDim + chunk * 8 + e] = sum[e];
+    }
+    if (lane_id() == 0) maxima[warp_id()] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < kThreads / 32; warp++) largest = fmaxf(largest, maxima[warp]);
+    const float scale = largest / 127.0f + 1e-7f;
+    const float inverse = 1.0f / scale;
+    const i64 place = i64(head) * gridDim.x + block;
+    if (threadIdx.x == 0) scales[place] = scale;
+    if (pooled && int(threadIdx.x) < kDim) {
+        float total = 0;
+#pragma unroll
+        for (int warp = 0; warp < kThreads / 32; warp++) total += sums[warp * kDim + threadIdx.x];
+        const int count = min(kRows, rows - block * kRows);
+        pooled[place * kDim + threadIdx.x] = bf16(total / float(count));
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+        float y[8];
+        unpack_bf16(y, raw[i]);
+        centre<kMean>(y, offset);
+        u32 words[2] = {0, 0};
+        if (first + i * kStep < rows) {
+#pragma unroll
+            for (int e = 0; e < 8; e++) words[e / 4] |= round_away(y[e] * inverse) << (8 * (e % 4));
+        }
+        *reinterpret_cast<uint2*>(codes + (i64(head) * gridDim.x * kRows + first + i * kStep) * kDim +
+                                  chunk * 8) = make_uint2(words[0], words[1]);
+    }
+}
+
+/// Which key, of a group of 16, is at position 4 c + i of the transposed values: 2 c + i % 2 + 8 (i / 2).
+/// So the columns that a thread holds of Q K^T are, in order, those that it holds of P as the A operand.
+///
+/// v: bf16 [keys, heads, dim], maxima: f32 [heads, dim] → codes: e4m3 [heads, dim, blocks * 128] in that
+/// order, zero past the end; scales: f32 [heads, dim]; grid (blocks, heads).
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+sage_quantize_values(const bf16* v, const float* maxima, u8* codes, float* scales, int keys,
+                     int heads) {
+    constexpr int kStride = 33;  // words of a channel's 128 bytes, one more against bank conflicts
+    extern __shared__ __align__(16) u8 shared[];
+    u32* words = reinterpret_cast<u32*>(shared);  // [dim][33]
+    const int head = blockIdx.y;
+    const int first = blockIdx.x * 128;
+    // A warp takes four chunks of eight channels of eight groups of four keys.
+    constexpr int kParts = kDim / 32;  // of the channels
+#pragma unroll 1
+    for (int i = warp_id(); i < kParts * 4; i += kThreads / 32) {
+        const int channel = i % kParts * 32 + lane_id() % 4 * 8;
+        const int group = i / kParts * 8 + lane_id() / 4;  // of positions
+        const int key = first + group / 4 * 16 + group % 4 * 2;
+        float x[4][8];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int row = key + e % 2 + e / 2 * 8;
+            uint4 raw = make_uint4(0, 0, 0, 0);
+            if (row < keys) raw = load_streaming(v + (i64(row) * heads + head) * kDim + channel);
+            unpack_bf16(x[e], raw);
+        }
+#pragma unroll
+        for (int c = 0; c < 8; c++) {
+            const float maximum = maxima[head * kDim + channel + c];
+            const float factor = maximum > 0 ? 2.25f / maximum : 0.0f;
+            words[(channel + c) * kStride + group] =
+                pack_e4m3(x[0][c] * factor, x[1][c] * factor, x[2][c] * factor, x[3][c] * factor);
+        }
+    }
+    __syncthreads();
+    const i64 length = i64(gridDim.x) * 128;
+    for (int i = threadIdx.x; i < kDim * 32; i += kThreads) {
+        const int channel = i / 32;
+        *reinterpret_cast<u32*>(codes + (i64(head) * kDim + channel) * length + first + i % 32 * 4) =
+            words[channel * kStride + i % 32];
+    }
+    if (blockIdx.x == 0 && int(threadIdx.x) < kDim) {
+        scales[head * kDim + threadIdx.x] = maxima[head * kDim + threadIdx.x] / 2.25f;
+    }
+}
+
+/// x: bf16 → f16; four elements a thread.
+__global__ void sage_halve_values(const bf16* x, f16* y, i64 count) {
+    const i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    if (i >= count) return;
+    const auto from = Vector<bf16, 4>::load(x + i);
+    Vector<f16, 4> to;
+#pragma unroll
+    for (int e = 0; e < 4; e++) to[e] = f16(float(from[e]));
+    to.store(y + i);
+}
+
+// ---- for checking: the operands in natural order ----------------------------------------------
+
+/// codes: [heads, rows_padded, dim] → out: [rows, heads, dim]; one thread a byte.
+__global__ void sage_natural_rows(const u8* codes, u8* out, int rows, int heads, int dim, int padded) {
+    const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= i64(rows) * heads * dim) return;
+    const i64 row = i / (heads * dim);
+    const int head = i / dim % heads;
+    out[i] = codes[(head * i64(padded) + row) * dim + i % dim];
+}
+
+/// codes: [heads, dim, padded] as sage_quantize_values writes them → out: [keys, heads, dim].
+__global__ void sage_natural_values(const u8* codes, u8* out, int keys, int heads, int dim, int padded) {
+    const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= i64(keys) * heads * dim) return;
+    const int key = int(i / (heads * dim));
+    const int within = key % 8;
+    const int position = key / 16 * 16 + within / 2 * 4 + within % 2 + key % 16 / 8 * 2;
+    out[i] = codes[(i / dim % heads * dim + i % dim) * i64(padded) + position];
+}
