@@ -36,6 +36,7 @@ public final class NullBackend: Backend {
     public private(set) var counts: [String: Cost] = [:]
     /// Bytes of each group of weights, in the order of loading.
     public private(set) var groups: [(name: String, byteCount: Int)] = []
+    private weak var lastGroup: WeightGroup?
     let ledger: Ledger
     private let workspace: ((Operation) -> Int)?
 
@@ -206,7 +207,8 @@ public final class NullBackend: Backend {
 
     private func note(_ bytes: Int, in group: WeightGroup?) {
         guard let group else { return }
-        if groups.last?.name != group.name { groups.append((group.name, 0)) }
+        if lastGroup !== group { groups.append((group.name, 0)) }
+        lastGroup = group
         groups[groups.count - 1].byteCount += ledger.rounded(bytes)
     }
 

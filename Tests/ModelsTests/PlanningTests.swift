@@ -151,6 +151,49 @@ final class ShapesOnly: Checkpoint {
         #expect(abs(convolutions(device) / encodeTera - 1) < 0.02)
     }
 
+    @Test("decoding takes no more memory for a longer video")
+    func decodingIsStreamed() throws {
+        func peak(latentFrames: Int) throws -> Int {
+            let device = NullBackend()
+            let decoder = try WanVAE.Decoder(
+                Weights(
+                    ShapesOnly(WanVAEArchitecture(dim: 24).tensors(), numbers: .f32), on: device,
+                    activations: .bf16))
+            let latents = device.place(.zeros([16, latentFrames, 18, 32], .f32), as: .f32)
+            // The latents themselves are all there from the start.
+            let own = latents.byteCount / 2
+            for _ in decoder(latents, on: device) {}
+            return device.activations.peak - own
+        }
+        let short = try peak(latentFrames: 4)
+        let long = try peak(latentFrames: 40)
+        #expect(long <= short + 512)
+    }
+
+    @Test("weights are grouped by block, and those for the text stand apart")
+    func groups() throws {
+        let device = NullBackend()
+        var sizes = WanTransformerArchitecture.wan21T2V1B
+        sizes.linears = .int8
+        let net = try WanTransformer(
+            Weights(ShapesOnly(sizes.tensors(), numbers: .bf16), on: device, activations: .bf16),
+            WanTransformerOptions())
+        #expect(
+            device.groups.map(\.name) == net.groups.blocks.map(\.name) + net.groups.text.map(\.name)
+        )
+        let grouped = device.groups.reduce(0) { $0 + $1.byteCount }
+        #expect(grouped > device.placedBytes / 2 && grouped < device.placedBytes)
+    }
+
+    @Test("a wrong shape ends the run with the operation and both shapes")
+    func wrongShape() async {
+        await #expect(processExitsWith: .failure) {
+            let device = NullBackend()
+            let x = device.place(.zeros([4, 8], .f32), as: .f32)
+            _ = device.gatedAdd(x, x.reshaped([8, 4]), gate: nil)
+        }
+    }
+
     private func convolutions(_ device: NullBackend) -> Double {
         Double(device.counts["convolution"]?.flops ?? 0) / 1e12
     }

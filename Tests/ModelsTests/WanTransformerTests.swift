@@ -78,6 +78,28 @@ import Testing
         }
     }
 
+    @Test("every tensor of a checkpoint is used")
+    func nothingIsLeft() throws {
+        let device = CPUBackend()
+        func unread(_ golden: Golden?, _ load: (Weights) throws -> Void) throws -> [String] {
+            let weights = Weights(
+                try #require(golden).checkpoints(), on: device, activations: .f32)
+            try load(weights)
+            return weights.unread
+        }
+        let transformer = try unread(Self.sparse.first) {
+            let spec = SparseAttention(topK: 0.5, arithmetic: .exact)
+            _ = try WanTransformer($0, WanTransformerOptions(attention: .sparse(spec)))
+        }
+        #expect(transformer == [])
+        #expect(try unread(UMT5Tests.cases.first) { _ = try UMT5($0) } == [])
+        let autoencoder = try unread(WanVAETests.decodings.first) {
+            _ = try WanVAE.Decoder($0)
+            _ = try WanVAE.Encoder($0)
+        }
+        #expect(autoencoder == [])
+    }
+
     // MARK: Running a case
 
     func compare(

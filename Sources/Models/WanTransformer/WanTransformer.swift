@@ -31,13 +31,16 @@ public struct WanTransformer {
             try Linear(weights["text_embedding"][2], from: dim, to: dim)
         )
         timeEmbedding = try TimeEmbedding(weights, config)
-        var textProjections: [TextProjection] = []
         var blocks: [Block] = []
         for layer in 0..<config.layers {
-            let block = weights["blocks"][layer]
+            blocks.append(try Block(weights["blocks"][layer].grouped(), config, options))
+        }
+        // Last: where memory is short, these are the first that need not stay on the device.
+        var textProjections: [TextProjection] = []
+        for layer in 0..<config.layers {
             textProjections.append(
-                try TextProjection(block["cross_attn"].grouped(), config, options))
-            blocks.append(try Block(block.grouped(), config, options))
+                try TextProjection(
+                    weights["blocks"][layer]["cross_attn"].grouped(), config, options))
         }
         self.textProjections = textProjections
         self.blocks = blocks
