@@ -55,33 +55,86 @@ struct ConvolutionArguments: BitwiseCopyable {
     }
 }
 
-enum Convolution {
-    static let mma = KernelUnit("conv_mma.cu", kernels: ["conv_mma<true>", "conv_mma<false>"])
-    static let simt = KernelUnit("conv_simt.cu", kernels: ["conv_simt<float>", "conv_simt<bf16>"])
-    static let units = [mma, simt]
+/// The kernel for a convolution.
+enum ConvolutionPlan: Hashable {
+    /// conv_sm90.cu: tiles of 256 pixels, 2^`widthLog2` wide, times `outputs`; `slice` channels at once.
+    case hopper(widthLog2: Int, outputs: Int, slice: Int)
+    /// conv_mma.cu: bf16, channels in multiples of 8.
+    case mma
+    /// conv_simt.cu: everything.
+    case simt
 
-    enum Plan: Hashable {
-        /// conv_mma.cu: bf16, channels in multiples of 8.
-        case mma
-        /// conv_simt.cu: everything.
-        case simt
-
-        static func choose(_ arguments: ConvolutionArguments, _ dtype: DType) -> Plan {
-            dtype == .bf16 && arguments.inputs % 8 == 0 ? .mma : .simt
+    /// Every plan that can compute it, the best first. Frames and weights in `dtype`, f32 or bf16.
+    static func all(
+        _ arguments: ConvolutionArguments, _ dtype: DType, _ architecture: Architecture
+    ) -> [ConvolutionPlan] {
+        guard dtype == .bf16, arguments.inputs % 8 == 0 else { return [.simt] }
+        let (inputs, outputs) = (Int(arguments.inputs), Int(arguments.outputs))
+        let doubled =
+            arguments.upsample == 0
+            || arguments.outHeight == 2 * arguments.height
+                && arguments.outWidth == 2 * arguments.width
+        guard architecture == .hopper, outputs % 8 == 0 || outputs <= 16, doubled else {
+            return [.mma, .simt]
         }
+        let (width, height) = arguments.tiledSize
+        // The widest of the shapes that cover the frame with the fewest tiles.
+        let widthLog2 = (3...6).reversed().min {
+            tiles($0, width, height) < tiles($1, width, height)
+        }!
+        let hopper = ConvolutionPlan.hopper(
+            widthLog2: widthLog2, outputs: outputs <= 16 ? 16 : outputs <= 96 ? 96 : 192,
+            slice: inputs % 64 != 0 && inputs % 96 == 0 ? 96 : 64)
+        return [hopper, .mma, .simt]
     }
 
-    /// Every plan that can compute it.
-    static func plans(_ arguments: ConvolutionArguments, _ dtype: DType) -> [Plan] {
-        dtype == .bf16 && arguments.inputs % 8 == 0 ? [.mma, .simt] : [.simt]
+    private static func tiles(_ widthLog2: Int, _ width: Int, _ height: Int) -> Int {
+        ceilDivide(width, 1 << widthLog2) * ceilDivide(height, 256 >> widthLog2)
     }
+}
 
-    /// Queues the convolution; frames and weights in `dtype`, f32 or bf16.
+extension ConvolutionArguments {
+    /// What Hopper's tiles cover: the output, or one parity of it where x is doubled.
+    fileprivate var tiledSize: (width: Int, height: Int) {
+        upsample == 0 ? (Int(outWidth), Int(outHeight)) : (Int(width), Int(height))
+    }
+}
+
+/// `ConvolutionMaps` of conv_sm90.cu.
+private struct ConvolutionMaps: BitwiseCopyable {
+    var x, xTail, history, historyTail, w, wTail: TensorMap
+    var out: InlineArray<4, TensorMap>
+}
+
+/// `ConvolutionTiles` of conv_sm90.cu.
+private struct ConvolutionTiles: BitwiseCopyable {
+    var widthLog2, across, down, outputs, parities: Int32
+}
+
+enum Convolution {
+    private static let hopper = [16, 96, 192].map { outputs in
+        KernelUnit(
+            "conv_sm90.cu", for: .hopper,
+            kernels: ["conv_sm90<\(outputs), 128>", "conv_sm90<\(outputs), 192>"])
+    }
+    private static let mma = KernelUnit(
+        "conv_mma.cu", kernels: ["conv_mma<true>", "conv_mma<false>"])
+    private static let simt = KernelUnit(
+        "conv_simt.cu", kernels: ["conv_simt<float>", "conv_simt<bf16>"])
+    static let units = hopper + [mma, simt]
+
+    /// Bytes of dynamic shared memory; conv_sm90.cu.
+    private static let hopperSharedBytes = 1024 + 204 * 1024 + 2 * 8 * 1024 + 512
+
+    /// Queues the convolution.
     static func launch(
-        _ arguments: ConvolutionArguments, _ dtype: DType, _ context: Context, plan: Plan? = nil
+        _ arguments: ConvolutionArguments, _ dtype: DType, _ plan: ConvolutionPlan,
+        _ context: Context
     ) {
         let pixels = arguments.pixels
-        switch plan ?? .choose(arguments, dtype) {
+        switch plan {
+        case .hopper(let widthLog2, let outputs, let slice):
+            launch(arguments, widthLog2: widthLog2, outputs: outputs, slice: slice, context)
         case .mma:
             let kernel: Kernel<ConvolutionArguments> = context.kernel(
                 "conv_mma<\(arguments.outputs % 2 == 0)>", of: mma)
@@ -98,6 +151,70 @@ enum Convolution {
                     grid: Extents(ceilDivide(pixels, 64), ceilDivide(Int(arguments.outputs), 64)),
                     block: 256), arguments)
         }
+    }
+
+    private static func launch(
+        _ arguments: ConvolutionArguments, widthLog2: Int, outputs: Int, slice: Int,
+        _ context: Context
+    ) {
+        let (tileWidth, tileHeight) = (1 << widthLog2, 256 >> widthLog2)
+        let stride = Int(arguments.spatialStride)
+        let inputs = Int(arguments.inputs)
+        // A slice of 96 channels comes as 64 and 32.
+        func source(_ base: DevicePointer, frames: Int32, tail: Bool) -> TensorMap {
+            context.tensorMap(
+                .bf16, at: base,
+                extents: [inputs, Int(arguments.width), Int(arguments.height), Int(frames)],
+                box: [tail ? 32 : 64, tileWidth * stride, tileHeight * stride, 1],
+                steps: [1, stride, stride, 1], swizzle: tail ? .bytes64 : .bytes128)
+        }
+        func weight(tail: Bool) -> TensorMap {
+            let taps = arguments.kernelTime * arguments.kernelHeight * arguments.kernelWidth
+            return context.tensorMap(
+                .bf16, at: arguments.w, extents: [inputs, Int(taps), Int(arguments.outputs)],
+                box: [tail ? 32 : 64, 1, outputs], swizzle: tail ? .bytes64 : .bytes128)
+        }
+        let past = arguments.historyFrames > 0
+        let history = past ? arguments.history : arguments.x
+        let historyFrames = past ? arguments.historyFrames : arguments.frames
+        let size = arguments.tiledSize
+        let scale = arguments.upsample == 0 ? 1 : 2
+        let pixel = Int(arguments.outputs) * 2
+        let line = pixel * Int(arguments.outWidth)
+        func result(_ parity: Int) -> TensorMap {
+            // The kernel stores narrow results itself.
+            if outputs <= 16 { return TensorMap() }
+            return context.tensorMap(
+                .bf16, at: arguments.out + (parity / 2 * line + parity % 2 * pixel),
+                extents: [
+                    Int(arguments.outputs), size.width, size.height, Int(arguments.outFrames),
+                ],
+                strides: [scale * pixel, scale * line, line * Int(arguments.outHeight)],
+                box: [64, tileWidth, 64 / tileWidth, 1])
+        }
+        let x = source(arguments.x, frames: arguments.frames, tail: false)
+        let maps = ConvolutionMaps(
+            x: x,
+            xTail: slice == 96 ? source(arguments.x, frames: arguments.frames, tail: true) : x,
+            history: source(history, frames: historyFrames, tail: false),
+            historyTail: slice == 96 ? source(history, frames: historyFrames, tail: true) : x,
+            w: weight(tail: false), wTail: weight(tail: slice == 96),
+            out: scale == 1
+                ? .init(repeating: result(0)) : [result(0), result(1), result(2), result(3)])
+        let tiles = ConvolutionTiles(
+            widthLog2: Int32(widthLog2), across: Int32(ceilDivide(size.width, tileWidth)),
+            down: Int32(ceilDivide(size.height, tileHeight)),
+            outputs: Int32(ceilDivide(Int(arguments.outputs), outputs)),
+            parities: Int32(scale * scale))
+        let count =
+            tiles.across * tiles.down * tiles.outputs * tiles.parities * arguments.outFrames
+        let unit = hopper[outputs == 16 ? 0 : outputs == 96 ? 1 : 2]
+        let kernel: Kernel<ConvolutionMaps, ConvolutionArguments, ConvolutionTiles> =
+            context.kernel("conv_sm90<\(outputs), \(slice * 2)>", of: unit)
+        kernel(
+            LaunchShape(
+                grid: Extents(min(Int(count), context.properties.multiprocessors)), block: 384,
+                sharedBytes: hopperSharedBytes), maps, arguments, tiles)
     }
 }
 
@@ -127,7 +244,8 @@ extension CUDABackend {
         arguments.bias = bias?.pointer ?? .null
         arguments.residual = residual?.pointer ?? .null
         arguments.out = out.pointer
-        Convolution.launch(arguments, x.dtype, context)
+        let plan = ConvolutionPlan.all(arguments, x.dtype, context.properties.architecture)[0]
+        Convolution.launch(arguments, x.dtype, plan, context)
         return withExtendedLifetime((kernel, bias)) { out }
     }
 }

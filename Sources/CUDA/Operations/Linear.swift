@@ -38,7 +38,8 @@ enum LinearPlan: Hashable {
     static func choose(
         _ problem: LinearProblem, _ architecture: Architecture, multiprocessors: Int
     ) -> LinearPlan {
-        // The copy engine wants rows of whole 16 bytes.
+        // No model has int8 layers with f32 results. The copy engine wants rows of whole 16 bytes.
+        if problem.element == .i8 && problem.output == .f32 { return .mma }
         guard architecture == .hopper, problem.activation != .silu, problem.rowBytes % 16 == 0,
             problem.outputRowBytes % 16 == 0, problem.outputs % 8 == 0
         else { return .mma }
@@ -82,7 +83,9 @@ enum Linear {
         Group(element: .e4m3, output: .f32), Group(element: .bf16, output: .bf16),
         Group(element: .bf16, output: .f32),
     ]
-    private static let hopper = units { group in
+    private static let hopper = units(
+        for: groups.filter { $0.element != .i8 || $0.output != .f32 }
+    ) { group in
         KernelUnit(
             "linear_sm90.cu", for: .hopper,
             kernels: epilogues(group, [.none, .geluTanh]).flatMap { types in
@@ -91,14 +94,18 @@ enum Linear {
                 }
             })
     }
-    private static let mma = units { group in
+    private static let mma = units(for: groups) { group in
         KernelUnit(
             "linear_mma.cu", for: group.element == .e4m3 ? .fp8 : .any,
             kernels: epilogues(group, [.none, .geluTanh, .silu]).map { "linear_mma<\($0)>" })
     }
-    static var units: [KernelUnit] { groups.flatMap { [hopper[$0]!, mma[$0]!] } }
+    static var units: [KernelUnit] {
+        groups.flatMap { [hopper[$0], mma[$0]].compactMap(\.self) }
+    }
 
-    private static func units(_ make: (Group) -> KernelUnit) -> [Group: KernelUnit] {
+    private static func units(
+        for groups: [Group], _ make: (Group) -> KernelUnit
+    ) -> [Group: KernelUnit] {
         Dictionary(uniqueKeysWithValues: groups.map { ($0, make($0)) })
     }
 

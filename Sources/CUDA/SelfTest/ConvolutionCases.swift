@@ -74,12 +74,12 @@ extension SelfTest {
                 kernel: (1, 3, 3), spatialStride: 2, padding: .bottomRight, timed: true),
         ]
         return (small + real).flatMap { test in
-            Convolution.plans(test.arguments, test.dtype).map { run(test, $0) }
+            ConvolutionPlan.all(test.arguments, test.dtype, .hopper).map { run(test, $0) }
         }
     }
 
-    private static func run(_ test: ConvolutionCase, _ plan: Convolution.Plan) -> SelfTestCase {
-        SelfTestCase("\(test.name) \(plan)") { context in
+    private static func run(_ test: ConvolutionCase, _ plan: ConvolutionPlan) -> SelfTestCase {
+        SelfTestCase("\(test.name) \(plan.label)") { context in
             var arguments = test.arguments
             let isHalf = test.dtype == .bf16
             func array(_ seed: UInt64, _ count: Int, _ scale: Float) -> SelfTestArray {
@@ -107,7 +107,7 @@ extension SelfTest {
             arguments.bias = bias.pointer
             arguments.residual = test.adds ? residual.pointer : .null
             arguments.out = out.pointer
-            let launch = { Convolution.launch(arguments, test.dtype, context, plan: plan) }
+            let launch = { Convolution.launch(arguments, test.dtype, plan, context) }
             launch()
             try context.synchronize()
 
@@ -138,6 +138,17 @@ extension SelfTest {
                 relativeError: comparison.relative, maximumError: comparison.maximum,
                 tolerance: isHalf ? 1.5e-3 : 1e-5, microseconds: time,
                 operations: arguments.operations)
+        }
+    }
+}
+
+extension ConvolutionPlan {
+    fileprivate var label: String {
+        switch self {
+        case .hopper(let widthLog2, let outputs, let slice):
+            "\(1 << widthLog2)x\(256 >> widthLog2)x\(outputs)x\(slice)"
+        case .mma: "mma"
+        case .simt: "simt"
         }
     }
 }

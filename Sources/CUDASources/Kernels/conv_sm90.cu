@@ -1,0 +1,234 @@
+// Convolutions of bf16 frames on Hopper: matrix products whose A tile is a rectangle of pixels of one
+// frame. For each tap of the kernel the copy engine fetches the rectangle shifted by that tap; what lies
+// outside the frame arrives as zeros, which is the padding.
+#include "conv.cuh"
+#include "gemm_epilogue.cuh"
+#include "gemm_sm90.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/// Two consumers with 128 pixels each.
+constexpr int kPixels = 256;
+/// 64 pixels of 64 channels on their way out, for each consumer.
+constexpr u32 kPieceBytes = 8 * 1024;
+constexpr u32 kConvRingBytes = 204 * 1024;
+constexpr u32 kConvSharedBytes = 1024 + kConvRingBytes + kConsumers * kPieceBytes + kTailBytes;
+static_assert(kConvSharedBytes <= 227 * 1024);
+
+/// Boxes of x and history: 64 (32) channels of a tile's pixels; of w: 64 (32) channels of one tap and kN
+/// outputs; of out: 64 channels of 64 pixels.
+struct ConvolutionMaps {
+    TensorMap x, x_tail, history, history_tail, w, w_tail;
+    /// One for each parity (row, column) of output pixels with `upsample`; otherwise the first.
+    TensorMap out[4];
+};
+
+/// A tile is 2^width_log2 pixels wide. With `upsample` its pixels are those of one parity.
+struct ConvolutionTiles {
+    int width_log2;
+    /// How many tiles there are along each direction, and parities.
+    int across, down, outputs, parities;
+};
+
+/// Where a tile is.
+struct TilePosition {
+    int column, line, frame, output, parity;
+
+    DEVICE TilePosition(int index, const ConvolutionTiles& tiles, int frames, int kN) {
+        // Tiles that share their pixels follow each other: outputs, then frames.
+        output = index % tiles.outputs * kN;
+        index /= tiles.outputs;
+        parity = index % tiles.parities;
+        index /= tiles.parities;
+        frame = index % frames;
+        index /= frames;
+        column = index % tiles.across << tiles.width_log2;
+        line = index / tiles.across * (kPixels >> tiles.width_log2);
+    }
+};
+
+/// The first tap in time that does not read a leading zero (the last one where all do: it reads zeros).
+DEVICE int first_tap(const ConvolutionArguments& a, int frame) {
+    return min(max(a.leading_zeros - frame * a.time_stride, 0), a.kernel_time - 1);
+}
+
+/// kN: outputs of a tile; kSlice: 192 for channels in multiples of 96, else 128.
+template <int kN, int kSlice>
+__global__ void __launch_bounds__(kGemmThreads, 1)
+    conv_sm90(const __grid_constant__ ConvolutionMaps maps, const ConvolutionArguments a,
+              const ConvolutionTiles tiles) {
+    using S = Stage<kPixels, kN, kSlice, kConvRingBytes>;
+    using P = Pipeline<S::kCount, 1>;
+    constexpr int kChannels = kSlice / 2;
+    extern __shared__ u8 shared[];
+    const u32 ring_base = (shared_address(shared) + 1023) & ~1023u;
+    const u32 staging_base = ring_base + kConvRingBytes;
+    const P pipeline{staging_base + kConsumers * kPieceBytes};
+    const int warp = warp_id();
+    const int lane = lane_id();
+    if (threadIdx.x == 0) pipeline.init();
+    __syncthreads();
+
+    const int plane = a.kernel_height * a.kernel_width;
+    const int channel_slices = ceil_div(a.inputs, kChannels);
+    const int count =
+        tiles.across * tiles.down * tiles.outputs * tiles.parities * a.out_frames;
+    Ring<S::kCount> ring;
+
+    if (warp < 4) {
+        setmaxnreg_dec<24>();
+        if (warp == 0 && elect_one()) {
+            for (int t = blockIdx.x; t < count; t += gridDim.x) {
+                const TilePosition tile(t, tiles, a.out_frames, kN);
+                for (int kt = first_tap(a, tile.frame); kt < a.kernel_time; kt++) {
+                    const int time = tile.frame * a.time_stride + kt - a.leading_zeros;
+                    const bool past = time >= 0 && time < a.history_frames;
+                    const TensorMap& x = past ? maps.history : maps.x;
+                    const TensorMap& x_tail = past ? maps.history_tail : maps.x_tail;
+                    const int frame = past ? time : time - a.history_frames;
+                    for (int tap = 0; tap < plane; tap++) {
+                        int h = tap / a.kernel_width - a.pad_top;
+                        int w = tap % a.kernel_width - a.pad_left;
+                        if (a.upsample) {
+                            // Of the doubled frame's coordinate 2 i + parity + h, the half.
+                            h = tile.line + ((tile.parity / 2 + h) >> 1);
+                            w = tile.column + ((tile.parity % 2 + w) >> 1);
+                        } else {
+                            h += tile.line * a.spatial_stride;
+                            w += tile.column * a.spatial_stride;
+                        }
+                        for (int i = 0; i < channel_slices; i++) {
+                            mbarrier_wait(pipeline.empty(ring.stage), ring.parity ^ 1);
+                            const u32 full = pipeline.full(ring.stage);
+                            const u32 stage = ring_base + ring.stage * S::kBytes;
+                            const int c = i * kChannels;
+                            mbarrier_arrive_expect_tx(full, S::kLoaded);
+                            tma_load_4d(stage + S::kA, x, full, c, w, h, frame);
+                            tma_load_3d(stage + S::kB, maps.w, full, c, kt * plane + tap,
+                                        tile.output);
+                            if constexpr (kSlice == 192) {
+                                tma_load_4d(stage + S::kTailA, x_tail, full, c + 64, w, h, frame);
+                                tma_load_3d(stage + S::kTailB, maps.w_tail, full, c + 64,
+                                            kt * plane + tap, tile.output);
+                            }
+                            ring.advance();
+                        }
+                    }
+                }
+            }
+        }
+    } else {
+        setmaxnreg_inc<240>();
+        const int group = warp / 4 - 1;
+        const bool leader = threadIdx.x % kGroupThreads == 0;
+        const u32 staging = staging_base + group * kPieceBytes;
+        int thread_row = 16 * (warp % 4) + lane / 4;
+        int thread_column = 2 * (lane % 4);
+        const int scale = a.upsample ? 2 : 1;
+        const bf16* residual = static_cast<const bf16*>(a.residual);
+        for (int t = blockIdx.x; t < count; t += gridDim.x) {
+            const TilePosition tile(t, tiles, a.out_frames, kN);
+            const int slices =
+                (a.kernel_time - first_tap(a, tile.frame)) * plane * channel_slices;
+            float acc[2][kN / 2];
+            multiply<Element::bf16, S, P, 2, kN, kSlice>(acc, ring_base, pipeline, ring, slices,
+                                                         group * 128, lane);
+            // Or the compiler computes all addresses below once and keeps them, in memory.
+            asm volatile("" : "+r"(thread_row), "+r"(thread_column));
+            const u32 swizzle = thread_row % 8 * 16;
+            const u32 staging_row = staging + thread_row * 128 + thread_column * 2;
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                const int first_row = group * 128 + 64 * m;
+                // Elements of out from this thread's two pixels on; whether they exist.
+                i64 at[2];
+                bool inside[2];
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int row = first_row + thread_row + 8 * h;
+                    const int line = (tile.line + (row >> tiles.width_log2)) * scale +
+                                     tile.parity / 2;
+                    const int column =
+                        (tile.column + (row & ((1 << tiles.width_log2) - 1))) * scale +
+                        tile.parity % 2;
+                    inside[h] = line < a.out_height && column < a.out_width;
+                    at[h] = ((i64(tile.frame) * a.out_height + line) * a.out_width + column) *
+                                a.outputs +
+                            tile.output + thread_column;
+                }
+                const int columns = a.outputs - tile.output - thread_column;
+                if constexpr (kN <= 16) {
+                    bf16* out = static_cast<bf16*>(a.out);
+#pragma unroll
+                    for (int i = 0; i < kN / 2; i++) {
+                        const int h = i / 2 % 2, offset = i / 4 * 8 + i % 2;
+                        if (!inside[h] || offset >= columns) continue;
+                        float y = acc[m][i];
+                        if (a.bias) y += a.bias[tile.output + thread_column + offset];
+                        if (residual) y = float(residual[at[h] + offset]) + round_bf16(y);
+                        out[at[h] + offset] = bf16(y);
+                    }
+                } else {
+#pragma unroll
+                for (int panel = 0; panel < (kN + 63) / 64; panel++) {
+                    if (tile.output + 64 * panel >= a.outputs) break;
+                    if (leader) bulk_wait_read<0>();
+                    bar_sync(1 + group, kGroupThreads);
+                    constexpr int kBatch = 2;
+#pragma unroll
+                    for (int first_j = 0; first_j < 8 && 64 * panel + 8 * first_j < kN;
+                         first_j += kBatch) {
+                        float2 bias[kBatch];
+                        u32 added[kBatch][2];
+#pragma unroll
+                        for (int b = 0; b < kBatch; b++) {
+                            const int offset = 64 * panel + 8 * (first_j + b);
+                            bias[b] = make_float2(0.0f, 0.0f);
+                            added[b][0] = added[b][1] = 0;
+                            if (offset >= columns) continue;
+                            if (a.bias) {
+                                bias[b] = load_pair(a.bias + tile.output + thread_column + offset);
+                            }
+                            if (residual && inside[0]) {
+                                added[b][0] = load_pair(residual + at[0] + offset);
+                            }
+                            if (residual && inside[1]) {
+                                added[b][1] = load_pair(residual + at[1] + offset);
+                            }
+                        }
+#pragma unroll
+                        for (int b = 0; b < kBatch; b++) {
+                            const int j = first_j + b;
+                            const u32 address = staging_row + ((16 * j) ^ swizzle);
+#pragma unroll
+                            for (int h = 0; h < 2; h++) {
+                                const int i = 4 * (8 * panel + j) + 2 * h;
+                                float2 v = make_float2(acc[m][i] + bias[b].x,
+                                                       acc[m][i + 1] + bias[b].y);
+                                u32 pair = pack_bf16(v.x, v.y);
+                                if (residual) {
+                                    v = unpack_bf16(pair);
+                                    const float2 r = unpack_bf16(added[b][h]);
+                                    pair = pack_bf16(r.x + v.x, r.y + v.y);
+                                }
+                                st_shared(address + 1024 * h, pair);
+                            }
+                        }
+                    }
+                    fence_proxy_async();
+                    bar_sync(1 + group, kGroupThreads);
+                    if (leader) {
+                        tma_store_4d(maps.out[tile.parity], staging, tile.output + 64 * panel,
+                                     tile.column,
+                                     tile.line + (first_row >> tiles.width_log2), tile.frame);
+                        bulk_commit();
+                    }
+                }
+                }
+            }
+        }
+        if (leader) bulk_wait<0>();
+    }
+}
+
+#endif
