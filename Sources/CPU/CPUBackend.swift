@@ -279,7 +279,8 @@ public final class CPUBackend: Backend {
 
     public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
         Self.checkVectors("channelNorm", x, [gamma])
-        return definitions.channelNorm(x, gamma: gamma, silu: silu)
+        return fast?.channelNorm(x, gamma: gamma, silu: silu)
+            ?? definitions.channelNorm(x, gamma: gamma, silu: silu)
     }
 
     public func interleaveTime(_ x: Tensor) -> Tensor {

@@ -27,6 +27,7 @@ protocol FastOperations: AnyObject {
         _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
         residual: Tensor?
     ) -> Tensor?
+    func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor?
 }
 
 extension FastOperations {
@@ -50,4 +51,5 @@ extension FastOperations {
         _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
         residual: Tensor?
     ) -> Tensor? { nil }
+    func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor? { nil }
 }

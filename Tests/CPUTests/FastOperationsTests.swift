@@ -153,6 +153,7 @@ import Testing
 
     @Test(arguments: [
         (tokens: 520, heads: 2, dim: 64, topK: 0.25), (390, 1, 128, 0.5), (64, 1, 64, 1.0),
+        (1100, 1, 64, 0.1),
     ])
     func `sparse attention agrees with its definition`(
         _ size: (tokens: Int, heads: Int, dim: Int, topK: Double)
@@ -169,10 +170,27 @@ import Testing
                 let spec = SparseAttention(
                     topK: size.topK, arithmetic: arithmetic, queryBlock: queryBlock,
                     keyBlock: keyBlock)
-                expectClose(arithmetic == .exact ? .f32 : .bf16, bf16: 6e-3) {
-                    $0.sparseLinearAttention(q, k, v, projection: projection, bias: bias, spec)
+                for bias in [bias, nil] {
+                    expectClose(arithmetic == .exact ? .f32 : .bf16, bf16: 6e-3) {
+                        $0.sparseLinearAttention(q, k, v, projection: projection, bias: bias, spec)
+                    }
                 }
             }
+        }
+    }
+
+    // MARK: Norms
+
+    @Test(arguments: [1, 3, 16, 24, 100, 384])
+    func `the norm over channels agrees with its definition`(_ channels: Int) {
+        for dtype in [DType.f32, .bf16] {
+            var random = Uniform(seed: 9)
+            let x = random.tensor([3, 5, 7, channels], dtype)
+            let gamma = random.tensor([channels], .f32)
+            for silu in [false, true] {
+                expectClose(dtype) { $0.channelNorm(x, gamma: gamma, silu: silu) }
+            }
+            expectClose(dtype) { $0.channelNorm(.zeros(x.shape, dtype), gamma: gamma, silu: true) }
         }
     }
 
@@ -185,6 +203,7 @@ import Testing
         let frames = random.tensor([3, 17, 29, 24], .bf16)
         let kernel = ConvolutionWeight(random.tensor([48, 3, 3, 3, 24], .bf16), bias: nil)
         let q = random.tensor([333, 2, 64], .bf16)
+        let projection = LinearWeight.dense(random.tensor([64, 64], .bf16))
         let results = [1, 2, 3, 7].map { count in
             let backend = CPUBackend(threads: count)
             return [
@@ -193,6 +212,9 @@ import Testing
                     frames, history: nil, leadingZeros: 2, kernel, timeStride: 1, spatialStride: 1,
                     padding: .same, upsample: false, residual: nil),
                 backend.attention(q, q, q, scale: 0.125),
+                backend.sparseLinearAttention(
+                    q, q, q, projection: projection, bias: nil,
+                    SparseAttention(topK: 0.3, arithmetic: .bf16)),
             ]
         }
         for result in results.dropFirst() {

@@ -66,16 +66,8 @@ size_t cpu_panel_vector_bytes(enum cpu_kind kind, size_t inner);
 INLINE __m512 bf16_to_f32(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
-/// Nearest even; unlike vcvtneps2bf16 it keeps subnormal numbers.
-INLINE __m256i f32_to_bf16(__m512 x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded =
-        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
-}
+/// Nearest even; subnormal numbers become zero.
+INLINE __m256i f32_to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 INLINE __m512 round_bf16(__m512 x) { return bf16_to_f32(f32_to_bf16(x)); }
 
 /// e^x to two units in the last place; 0 where the result would be below 2^-126.

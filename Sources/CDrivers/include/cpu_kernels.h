@@ -130,6 +130,46 @@ void cpu_attention(const struct cpu_attention_job *job, const void *q, void *out
                    int f32_out, size_t first_row, size_t last_row, const int32_t *blocks,
                    size_t block_count, float *scratch);
 
+/// The linear branch of sparse-linear attention for one head; every value is rounded to the type of
+/// `kind`, f32 or bf16, where the definition rounds it.
+struct cpu_linear_branch_job {
+    enum cpu_kind kind;
+    size_t head_dim;
+    /// Rows of q, k and v, and bytes from row to row of q, k and the sparse branch.
+    size_t tokens, stride;
+    /// As in `cpu_attention_job`.
+    const void *packed_values;
+    /// The softmax of each key over its width, transposed: [head_dim, tokens up to a multiple of
+    /// 64]
+    void *features;
+    /// Sums of the features of each block of 64 keys: f32 [blocks, head_dim]
+    float *block_sums;
+    /// features times v: [head_dim, head_dim] in the type of `kind`
+    void *state;
+    /// `state` packed by `cpu_pack_rows`; projection packed by `cpu_pack`
+    const void *packed_state, *packed_projection;
+    /// The sum of all features, f32 [head_dim]
+    float *feature_sum;
+    const float *_Nullable bias;
+};
+
+/// Fills `features` and `block_sums` for 64 keys.
+void cpu_key_features(const struct cpu_linear_branch_job *job, const void *k, size_t block);
+/// Fills rows [first_row, last_row) of `state`, and of `feature_sum`.
+void cpu_key_state(const struct cpu_linear_branch_job *job, size_t first_row, size_t last_row);
+/// out = sparse + (softmax(q) state / (1e-5 + softmax(q) . feature_sum)) projection + bias, for
+/// some rows. q, sparse: in the type of `kind`; `out_stride`: bytes from row to row of out
+void cpu_linear_branch(const struct cpu_linear_branch_job *job, const void *q, const void *sparse,
+                       void *out, size_t out_stride, int bf16_out, size_t first_row,
+                       size_t last_row);
+
+/// The widest head that `cpu_linear_branch` takes.
+enum { CPU_LARGEST_LINEAR_HEAD = 256 };
+
+/// x / max(||x||, 1e-12) * factors over the channels, then SiLU if asked. x, y: [rows, channels]
+void cpu_channel_norm(const void *x, int bf16, size_t rows, size_t channels, const float *factors,
+                      int silu, void *y);
+
 #pragma clang assume_nonnull end
 
 #endif

@@ -53,31 +53,29 @@ extension VectorOperations {
     ) -> Tensor? {
         // The arithmetic of the 8-bit kernels is only defined where it is emulated.
         if case .sage = spec.arithmetic { return nil }
-        guard spec.keyBlock % Self.block == 0 else { return nil }
+        guard spec.keyBlock % Self.block == 0, q.shape[2] <= Int(CPU_LARGEST_LINEAR_HEAD) else {
+            return nil
+        }
         let map = definitions.blockMap(q, k, spec)
-        let exact = spec.arithmetic == .exact
-        let inner: DType = exact ? .f32 : .bf16
-        let (qs, ks, vs) =
-            exact
-            ? (q, k, v)
-            : (
-                definitions.converted(q, to: .bf16), definitions.converted(k, to: .bf16),
-                definitions.converted(v, to: .bf16)
-            )
-        guard let operands = AttentionOperands(qs, ks, vs, definitions) else { return nil }
-        let sparse = sparseBranch(operands, map.indices, spec, as: inner)
-        return definitions.linearBranch(
-            qs, ks, vs, projection: projection, bias: bias, rounding: inner, added: sparse,
-            as: q.dtype)
+        let inner: DType = spec.arithmetic == .exact ? .f32 : .bf16
+        guard
+            let operands = AttentionOperands(
+                definitions.converted(q, to: inner), definitions.converted(k, to: inner),
+                definitions.converted(v, to: inner), definitions)
+        else { return nil }
+        let sparse = sparseBranch(operands, map.indices, spec)
+        return linearBranch(
+            operands, k: definitions.converted(k, to: inner), projection: projection.matrix,
+            bias: bias, added: sparse, as: q.dtype)
     }
 
     /// Each query block with its selected key blocks. indices: i32 [heads, queryBlocks, selected]
-    /// → [tokens, heads, dim] in `dtype`
+    /// → [tokens, heads, dim]
     private func sparseBranch(
-        _ operands: AttentionOperands, _ indices: Tensor, _ spec: SparseAttention, as dtype: DType
+        _ operands: AttentionOperands, _ indices: Tensor, _ spec: SparseAttention
     ) -> Tensor {
         let tokens = operands.q.shape[0]
-        let result = definitions.memory.tensor(operands.q.shape, dtype)
+        let result = definitions.memory.tensor(operands.q.shape, operands.q.dtype)
         let (queryBlocks, selected) = (indices.shape[1], indices.shape[2])
         let chosen = indices.hostAddress.assumingMemoryBound(to: Int32.self)
         let parts = spec.keyBlock / Self.block
@@ -105,12 +103,12 @@ extension VectorOperations {
 }
 
 /// q, and k and v in the layout of the attention kernel.
-private struct AttentionOperands {
+struct AttentionOperands {
     let q: Tensor
     /// Blocks of 64 keys.
     let blocks: Int
-    private let keys: Int
-    private let kind: cpu_kind
+    let keys: Int
+    let kind: cpu_kind
     private let packed: Storage
     private let keyBytes, valueBytes: Int
 
@@ -147,11 +145,11 @@ private struct AttentionOperands {
         withExtendedLifetime((k, v)) {}
     }
 
-    private func packedKeys(_ head: Int) -> UnsafeMutableRawPointer {
+    func packedKeys(_ head: Int) -> UnsafeMutableRawPointer {
         packed.hostPointer! + head * blocks * (keyBytes + valueBytes)
     }
 
-    private func packedValues(_ head: Int) -> UnsafeMutableRawPointer {
+    func packedValues(_ head: Int) -> UnsafeMutableRawPointer {
         packedKeys(head) + blocks * keyBytes
     }
 
