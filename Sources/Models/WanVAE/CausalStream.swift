@@ -43,12 +43,22 @@ final class FeatureHistory {
         entries[slot] = recent
     }
 
-    /// Runs the layers on one chunk. `comparing` finds out whether the entries stay the same.
-    func process(_ x: consuming Tensor, _ layers: [any CausalLayer], comparing: Bool) -> Tensor {
+    /// Runs a stage on one chunk. `comparing` finds out whether the entries stay the same.
+    func process(_ x: Tensor, _ stage: Stage, comparing: Bool) -> Tensor {
         self.comparing = comparing
         isSteady = comparing
+        defer { isFirstChunk = false }
+        let (frames, piece) = (x.shape[0], stage.framesAtOnce)
+        if frames <= piece { return run(stage.layers, x) }
+        return device.concatenate(
+            stride(from: 0, to: frames, by: piece).map {
+                run(stage.layers, x.slice($0..<min($0 + piece, frames)))
+            })
+    }
+
+    private func run(_ layers: [any CausalLayer], _ x: Tensor) -> Tensor {
+        var x = x
         for layer in layers { x = layer(x, self, on: device) }
-        isFirstChunk = false
         return x
     }
 
@@ -58,10 +68,14 @@ final class FeatureHistory {
     }
 }
 
-/// Layers that follow one another, and how many of them remember frames.
+/// Layers that follow one another.
 struct Stage {
     let layers: [any CausalLayer]
+    /// How many of them remember frames.
     let slots: Int
+    /// Longer chunks go through in pieces. With two frames, as many as a convolution remembers, each piece is itself
+    /// what is remembered: nothing is copied, and a chunk of four takes half the memory.
+    var framesAtOnce = 2
 }
 
 /// Hands out places in a stage's history while its layers are made.
@@ -106,7 +120,7 @@ final class CausalStream {
             }
             stages[index].last = nil
             stages[index].runs += 1
-            x = history.process(x, stages[index].stage.layers, comparing: isRepeated)
+            x = history.process(x, stages[index].stage, comparing: isRepeated)
             if isRepeated { stages[index].last = x }
             isRepeated = false
         }

@@ -9,7 +9,8 @@ extension WanVAE {
         public let config: WanVAEArchitecture
         let statistics: LatentStatistics
         let conv2: Linear
-        let stage: Stage
+        /// Cut where the number of frames doubles.
+        let stages: [Stage]
         let activations: DType
 
         /// weights: the root of the checkpoint
@@ -29,6 +30,7 @@ extension WanVAE {
                 to: config.latentChannels)
 
             let weights = weights["decoder"]
+            var stages: [Stage] = []
             var slots = Slots()
             var width = config.widths.last!
             var layers: [any CausalLayer] = [
@@ -48,17 +50,21 @@ extension WanVAE {
                     width = config.widths[level]
                     index += 1
                 }
-                if level > 0 {
-                    layers.append(
-                        try Upsample(
-                            weights["upsamples"][index], width,
-                            doublesTime: WanVAEArchitecture.halvesTime[level - 1], &slots))
-                    width /= 2
-                    index += 1
+                guard level > 0 else { break }
+                let doublesTime = WanVAEArchitecture.halvesTime[level - 1]
+                layers.append(
+                    try Upsample(
+                        weights["upsamples"][index], width, doublesTime: doublesTime, &slots))
+                width /= 2
+                index += 1
+                if doublesTime {
+                    stages.append(Stage(layers: layers, slots: slots.count))
+                    (layers, slots) = ([], Slots())
                 }
             }
             layers.append(try Head(weights["head"], from: width, to: 3, &slots))
-            stage = Stage(layers: layers, slots: slots.count)
+            stages.append(Stage(layers: layers, slots: slots.count))
+            self.stages = stages
         }
 
         /// The frames of `latents`, chunk by chunk in order. latents: normalised, [C, T, H, W]
@@ -67,7 +73,7 @@ extension WanVAE {
             let latents = device.channelsLast(
                 latents, scale: inverse.map { 1 / $0 }, shift: mean, dtype: activations)
             return Decoding(
-                latents: conv2(latents, on: device), stream: CausalStream([stage], on: device))
+                latents: conv2(latents, on: device), stream: CausalStream(stages, on: device))
         }
     }
 

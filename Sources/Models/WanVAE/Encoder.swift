@@ -51,8 +51,7 @@ extension WanVAE {
                 index += 1
                 if halvesTime {
                     stages.append(Stage(layers: layers, slots: slots.count))
-                    layers = []
-                    slots = Slots()
+                    (layers, slots) = ([], Slots())
                 }
             }
             layers += [
