@@ -70,3 +70,38 @@ struct TileLane {
         return base + column_step / 4 * (kRows * 128) + row_step * 2048 + chunk[column_step % 4];
     }
 };
+
+/// Accumulators of mma (columns 8 j + 2 (lane % 4) + {0, 1} of tile j) as rows of 16 bytes: x[j] is this
+/// lane's word of tile j; afterwards x holds the four words of tile lane % 4.
+DEVICE void quad_transpose(u32 (&x)[4]) {
+    const int lane = lane_id();
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const u32 other = __shfl_xor_sync(0xffffffffu, lane & 1 ? x[i] : x[i + 1], 1);
+        x[i] = lane & 1 ? other : x[i];
+        x[i + 1] = lane & 1 ? x[i + 1] : other;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const u32 other = __shfl_xor_sync(0xffffffffu, lane & 2 ? x[i] : x[i + 2], 2);
+        x[i] = lane & 2 ? other : x[i];
+        x[i + 2] = lane & 2 ? x[i + 2] : other;
+    }
+}
+
+/// Writes 32 columns of a row of results (four tiles of accumulators, packed as bf16) to `out`, the row's
+/// first of these columns, rounding again after adding `addend`'s where there is one. `addend` and `out`
+/// are 16-byte aligned; nothing is touched where `valid` is false. Whole warps.
+DEVICE void store_row(bf16* out, const bf16* addend, u32 (&x)[4], bool valid) {
+    quad_transpose(x);
+    const int column = lane_id() % 4 * 8;
+    if (!valid) return;
+    if (addend) {
+        const uint4 y = *reinterpret_cast<const uint4*>(addend + column);
+        x[0] = pack_bf16(bf16_low(x[0]) + bf16_low(y.x), bf16_high(x[0]) + bf16_high(y.x));
+        x[1] = pack_bf16(bf16_low(x[1]) + bf16_low(y.y), bf16_high(x[1]) + bf16_high(y.y));
+        x[2] = pack_bf16(bf16_low(x[2]) + bf16_low(y.z), bf16_high(x[2]) + bf16_high(y.z));
+        x[3] = pack_bf16(bf16_low(x[3]) + bf16_low(y.w), bf16_high(x[3]) + bf16_high(y.w));
+    }
+    *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+}

@@ -19,13 +19,17 @@ template <int kPending>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-/// Keeps the compiler from moving uses of accumulators across a wait.
-template <typename T, int N>
-DEVICE void wgmma_hold(T (&d)[N]) {
+/// Keeps the compiler from moving uses of accumulators across a wait. (In registers of their own type:
+/// another one would be a copy that ptxas sees before the wait, and it would serialise the instructions.)
+template <int N>
+DEVICE void wgmma_hold(float (&d)[N]) {
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        if constexpr (sizeof(T) == 4) asm volatile("" : "+r"(reinterpret_cast<u32&>(d[i]))::"memory");
-    }
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N>
+DEVICE void wgmma_hold(i32 (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
 
 // ---- shared-memory descriptors ----------------------------------------------------------------
