@@ -1,10 +1,11 @@
-/// Two machines side by side: everything is computed on both, and the first operation that they disagree about is
-/// named.
+/// Two machines side by side: everything is computed on both, and the first operation that they
+/// disagree about is named.
 
 /// Runs every operation on `reference` and on `subject` and compares the results.
 ///
-/// By default the subject then goes on from the reference's result, so that each operation is judged by itself, on
-/// the inputs that it meets in a real model, and not by the errors of those before it.
+/// By default the subject then goes on from the reference's result, so that each operation is
+/// judged by itself, on the inputs that it meets in a real model, and not by the errors of those
+/// before it.
 public final class CheckedBackend: Backend {
     /// A result that is further off than it may be.
     public struct Disagreement: Sendable, Hashable, CustomStringConvertible {
@@ -33,7 +34,8 @@ public final class CheckedBackend: Backend {
     public private(set) var largestErrors: [String: Double] = [:]
 
     /// - Parameters:
-    ///   - limits: relative L2 errors by the name of the operation; others may reach `defaultLimit`.
+    ///   - limits: relative L2 errors by the name of the operation; others may reach
+    /// `defaultLimit`.
     ///   - resynchronizes: the subject goes on from the reference's results.
     public init(
         reference: any Backend, subject: any Backend, limits: [String: Double] = [:],
@@ -100,7 +102,8 @@ public final class CheckedBackend: Backend {
     private func pair(_ reference: Tensor, _ subject: Tensor) -> Tensor {
         precondition(
             reference.shape == subject.shape && reference.dtype == subject.dtype,
-            "CheckedBackend: \(reference.shape) \(reference.dtype) and \(subject.shape) \(subject.dtype)"
+            "CheckedBackend: \(reference.shape) \(reference.dtype) and "
+                + "\(subject.shape) \(subject.dtype)"
         )
         return Tensor(
             reference.shape, reference.dtype, storage: Pair(reference, subject),

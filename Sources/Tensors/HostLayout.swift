@@ -9,7 +9,8 @@ extension Tensor {
     }
 
     /// The kernel of a convolution with its input channels innermost.
-    /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight, kernelWidth, in]
+    /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight,
+    /// kernelWidth, in]
     public func kernelChannelsLast() -> Tensor {
         precondition(
             shape.rank == 5, "kernelChannelsLast: [out, in, kT, kH, kW] expected, \(shape)")

@@ -1,8 +1,8 @@
-/// A machine that computes nothing: it checks shapes, counts work and measures memory. The plan of a run is
-/// made by running the models' own code on it.
+/// A machine that computes nothing: it checks shapes, counts work and measures memory. The plan of
+/// a run is made by running the models' own code on it.
 
-/// Tensors here have a size and no memory. Kernels are described by what they must do at least: every input read
-/// once, every output written once.
+/// Tensors here have a size and no memory. Kernels are described by what they must do at least:
+/// every input read once, every output written once.
 public final class NullBackend: Backend {
     /// One operation as it is carried out.
     public struct Operation {
@@ -70,7 +70,8 @@ public final class NullBackend: Backend {
     }
     /// Bytes brought from the host: weights, tables, constants.
     public var placedBytes: Int { ledger.placed }
-    /// Bytes of results of operations: now, and at most since the last `resetPeak()`, scratch memory included.
+    /// Bytes of results of operations: now, and at most since the last `resetPeak()`, scratch
+    /// memory included.
     public var activations: MemoryUse {
         MemoryUse(current: ledger.computed, peak: ledger.computedPeak)
     }

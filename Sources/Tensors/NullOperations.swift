@@ -1,4 +1,5 @@
-/// The operations of the machine that computes nothing: shapes in, shapes out, and what it would take.
+/// The operations of the machine that computes nothing: shapes in, shapes out, and what it would
+/// take.
 
 extension NullBackend {
     // MARK: Linear layers and norms

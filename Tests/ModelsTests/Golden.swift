@@ -1,4 +1,5 @@
-/// Cases recorded from the original implementation: `Tests/Golden/<group>/<name>.json` and `.safetensors`.
+/// Cases recorded from the original implementation: `Tests/Golden/<group>/<name>.json` and
+/// `.safetensors`.
 
 import CPU
 import Checkpoints
@@ -6,7 +7,8 @@ import FoundationEssentials
 import Tensors
 import Testing
 
-/// One case. Shapes have a leading batch axis, which the models do not: tensors are read entry by entry.
+/// One case. Shapes have a leading batch axis, which the models do not: tensors are read entry by
+/// entry.
 struct Golden: CustomTestStringConvertible, Sendable {
     let group, name: String
     let description: Description

@@ -95,7 +95,8 @@ final class ShapesOnly: Checkpoint {
         #expect(abs(tera("linear", "linearAdd") / planned.linear - 1) < 0.02)
         #expect(abs((tera("sparseLinearAttention") - linearBranch) / planned.visited - 1) < 0.06)
         #expect(abs(tera("attention") / planned.cross - 1) < 0.15)
-        // The residual stream, q, k, v and the result of the attention, of the feed-forward or of the head.
+        // The residual stream, q, k, v and the result of the attention, of the feed-forward or of
+        // the head.
         let stream = tokens * sizes.dim * 2
         let contextBytes = 2 * 512 * sizes.dim * 2 * sizes.layers
         #expect(device.activations.peak < 11 * stream / 2 + contextBytes)

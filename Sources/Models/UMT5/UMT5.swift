@@ -32,8 +32,8 @@ public struct UMT5 {
 
     /// Encodes the tokens of one prompt, its end token included and without padding.
     ///
-    /// The original runs all `textLength` rows under a key mask and then overwrites those past the prompt with
-    /// zeros; no token of the prompt sees them, so they are not computed here.
+    /// The original runs all `textLength` rows under a key mask and then overwrites those past the
+    /// prompt with zeros; no token of the prompt sees them, so they are not computed here.
     /// ids: [n], n ≤ textLength → rows: [textLength, dim]
     public func callAsFunction(_ ids: [Int32], textLength: Int = 512, on device: any Backend)
         -> TextEmbedding

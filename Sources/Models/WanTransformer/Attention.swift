@@ -116,8 +116,8 @@ struct TextKeys {
     let lastKeyCount: Int
 }
 
-/// Makes the keys and values of one block's cross attention: used once for each prompt, not in every step,
-/// and so a group of weights of its own.
+/// Makes the keys and values of one block's cross attention: used once for each prompt, not in
+/// every step, and so a group of weights of its own.
 struct TextProjection {
     let k, v: Linear
     /// f32 [dim]

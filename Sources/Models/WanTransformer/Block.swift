@@ -3,7 +3,8 @@
 import Checkpoints
 import Tensors
 
-/// Self-attention and feed-forward, each after a norm that the timestep modulates, and cross attention between.
+/// Self-attention and feed-forward, each after a norm that the timestep modulates, and cross
+/// attention between.
 struct Block {
     let attention: SelfAttention
     let crossAttention: CrossAttention

@@ -8,8 +8,8 @@ package import Tensors
     import Darwin
 #endif
 
-/// A head's pairs of features are shared out to the three axes; pair i of an axis with `width` features turns by
-/// position * theta^(-2i / width).
+/// A head's pairs of features are shared out to the three axes; pair i of an axis with `width`
+/// features turns by position * theta^(-2i / width).
 package enum RotaryEmbedding {
     static let theta = 10_000.0
     /// Positions that the published models have been trained for, on each axis.

@@ -72,7 +72,8 @@ package struct TimeEmbedding {
             head: device.gatedAdd(headOffsets, headOnes, gate: e.reshaped([dim])))
     }
 
-    /// [cos(t w_0), ..., sin(t w_0), ...], w_i = 10000^(-i / half), computed in f64. → f32 [1, width]
+    /// [cos(t w_0), ..., sin(t w_0), ...] with w_i = 10000^(-i / half), computed in f64.
+    /// → f32 [1, width]
     package static func sinusoid(_ timestep: Double, _ width: Int) -> Tensor {
         let half = width / 2
         let angles = (0..<half).map { timestep * pow(10_000, -Double($0) / Double(half)) }

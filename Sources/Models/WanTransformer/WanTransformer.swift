@@ -1,9 +1,11 @@
 /// The Wan 2.1 / 2.2 video transformer: noisy latents, a timestep and a text to a velocity.
-/// Port of Wan2.1 wan/modules/model.py (WanModel); image-to-video of Wan 2.2 is the same net with more input channels.
+/// Port of Wan2.1 wan/modules/model.py (WanModel). Image-to-video of Wan 2.2 is the same net with
+/// more input channels.
 
 public import Checkpoints
 public import Tensors
 
+/// Weights: `Wan2.1-T2V-*`, `Wan2.2-I2V-A14B-*` and their distilled, sparse and quantised forms.
 public struct WanTransformer {
     public let config: WanTransformerArchitecture
     let patchEmbedding: Linear
@@ -49,7 +51,8 @@ public struct WanTransformer {
             to: config.outputChannels * WanTransformer.patch, result: .f32)
     }
 
-    /// Weights that are used together, in the order of their use: once for each prompt, and in every step.
+    /// Weights that are used together, in the order of their use: once for each prompt, and in
+    /// every step.
     public var groups: (text: [WeightGroup], blocks: [WeightGroup]) {
         (textProjections.map(\.group), blocks.map(\.group))
     }
@@ -64,11 +67,12 @@ extension WanTransformer {
         let rope: RotaryTable
     }
 
-    /// Projects a prompt for every block, and lays out the positions of `size`, the latent (T, H, W).
-    /// text.rows: [textLength, textDim] in the dtype of activations
+    /// Projects a prompt for every block, and lays out the positions of the latents' `size`.
     ///
-    /// Cross attention has no mask: all rows of the text attend, and those past the prompt are zero here and equal
-    /// after any row-wise layer. They are projected once and counted `textLength - count` times.
+    /// Cross attention has no mask: all rows of the text attend, and those past the prompt are zero
+    /// here and equal after any row-wise layer. They are projected once, and that row is counted
+    /// `textLength - count` times.
+    /// text.rows: [textLength, textDim] in the dtype of activations
     public func prepare(
         _ text: TextEmbedding, size: (t: Int, h: Int, w: Int), on device: any Backend
     ) -> Context {
@@ -92,7 +96,8 @@ extension WanTransformer {
             textEmbedding.first(text, activation: .geluTanh, on: device), on: device)
     }
 
-    /// The modulation of all blocks at a timestep in 0...1000; the sampler has rounded it as the model was trained.
+    /// The modulation of all blocks at a timestep in 0...1000; the sampler has rounded it as the
+    /// model was trained.
     public func modulation(at timestep: Double, on device: any Backend) -> Modulation {
         timeEmbedding(timestep, on: device)
     }
@@ -108,8 +113,8 @@ extension WanTransformer {
         self(parts, modulation(at: timestep, on: device), context, on: device)
     }
 
-    /// parts: latents [C_i, T, H, W] whose channels together are the input: [noise], or [noise, mask, image]
-    /// → velocity, f32 [outputChannels, T, H, W]
+    /// parts: latents [C_i, T, H, W] whose channels together are the input: the noisy ones, and for
+    /// image-to-video mask and picture → velocity, f32 [outputChannels, T, H, W]
     public func callAsFunction(
         _ parts: [Tensor], _ modulation: Modulation, _ context: Context, on device: any Backend
     ) -> Tensor {
@@ -141,8 +146,8 @@ extension WanTransformer {
         head(
             device.modulatedLayerNorm(
                 x, shift: modulation.head[0], scale: modulation.head[1],
-                epsilon: WanTransformer.epsilon,
-                kind: .exact, format: .plain, dtype: .f32), on: device)
+                epsilon: WanTransformer.epsilon, kind: .exact, format: .plain, dtype: .f32),
+            on: device)
     }
 
     /// The queries and keys of one block's self-attention, for looking at its block map.

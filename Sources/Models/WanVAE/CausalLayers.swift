@@ -143,7 +143,8 @@ struct Downsample: CausalLayer {
     }
 }
 
-/// Twice the height and width with half the channels, and twice the frames where there is a `timeConv`.
+/// Twice the height and width with half the channels, and twice the frames where there is a
+/// `timeConv`.
 struct Upsample: CausalLayer {
     let timeConv: CausalConvolution?
     let conv: ConvolutionWeight
@@ -203,7 +204,8 @@ extension Weights {
 }
 
 extension Linear {
-    /// A 1x1 convolution: a linear layer over the channels. Takes `rows` out of `count` of its outputs.
+    /// A 1x1 convolution: a linear layer over the channels. Takes `rows` out of `count` of its
+    /// outputs.
     init(
         pointwise weights: Weights, from inputs: Int, to outputs: Int, rows: Range<Int>? = nil,
         of count: Int? = nil

@@ -14,7 +14,8 @@ final class FeatureHistory {
     private var entries: [Tensor?]
     private let device: any Backend
     private(set) var isFirstChunk = true
-    /// Whether the last chunk left every entry as it was, bit for bit. Only known where it was asked for.
+    /// Whether the last chunk left every entry as it was, bit for bit. Only known where it was
+    /// asked for.
     private(set) var isSteady = false
     private var comparing = false
 
@@ -73,8 +74,9 @@ struct Stage {
     let layers: [any CausalLayer]
     /// How many of them remember frames.
     let slots: Int
-    /// Longer chunks go through in pieces. With two frames, as many as a convolution remembers, each piece is itself
-    /// what is remembered: nothing is copied, and a chunk of four takes half the memory.
+    /// Longer chunks go through in pieces. With two frames, as many as a convolution remembers,
+    /// each piece is itself what is remembered: nothing is copied, and a chunk of four takes half
+    /// the memory.
     var framesAtOnce = 2
 }
 
@@ -89,8 +91,9 @@ struct Slots {
 
 /// One video on its way through stages.
 ///
-/// When a chunk repeats the one before bit for bit, and has left a stage's history as it was, then the stage has
-/// returned to the state it started from: the same chunk again must give the same result again. It is then not computed.
+/// When a chunk repeats the one before bit for bit, and has left a stage's history as it was, then
+/// the stage has returned to the state it started from: the same chunk again must give the same
+/// result again. It is then not computed.
 final class CausalStream {
     private struct Running {
         let stage: Stage

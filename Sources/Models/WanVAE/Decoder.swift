@@ -18,10 +18,7 @@ extension WanVAE {
             throws(CheckpointError)
         {
             let config = try weights.autoencoder()
-            precondition(
-                statistics.mean.count == config.latentChannels,
-                "WanVAE: statistics of \(statistics.mean.count) for \(config.latentChannels) channels"
-            )
+            statistics.check(channels: config.latentChannels)
             self.config = config
             self.statistics = statistics
             activations = weights.activations

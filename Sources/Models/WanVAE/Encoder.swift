@@ -17,10 +17,7 @@ extension WanVAE {
             throws(CheckpointError)
         {
             let config = try weights.autoencoder()
-            precondition(
-                statistics.mean.count == config.latentChannels,
-                "WanVAE: statistics of \(statistics.mean.count) for \(config.latentChannels) channels"
-            )
+            statistics.check(channels: config.latentChannels)
             self.config = config
             self.statistics = statistics
             activations = weights.activations
@@ -78,9 +75,11 @@ extension WanVAE {
             return normalized(means, on: device)
         }
 
-        /// The normalised latents of a picture followed by mid-grey frames (zeros): the condition of image-to-video.
+        /// The normalised latents of a picture followed by mid-grey frames (zeros): the condition
+        /// of image-to-video.
         ///
-        /// Equal to encoding all `frameCount` frames; see `CausalStream` for what need not be computed.
+        /// Equal to encoding all `frameCount` frames; see `CausalStream` for what need not be
+        /// computed.
         /// picture: [H, W, 3] in -1...1, in the dtype of activations → f32 [C, n + 1, H/8, W/8]
         /// - Parameter afterChunk: told how far the work is after each latent frame.
         public func encodeImage(
@@ -123,7 +122,8 @@ extension WanVAE {
     public struct EncodingProgress: Sendable {
         /// Latent frames known, of `count`.
         public let done, count: Int
-        /// How often each stage of the network has run; a stage that has come to rest is not run again.
+        /// How often each stage of the network has run; a stage that has come to rest is not run
+        /// again.
         public let stageRuns: [Int]
     }
 }

@@ -3,9 +3,9 @@
 import Checkpoints
 import Tensors
 
-/// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1. The convolutions are causal in time, so that
-/// both directions work through a video of any length chunk by chunk, keeping only the last frames that each
-/// convolution has seen.
+/// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1. The convolutions are causal
+/// in time, so that both directions work through a video of any length chunk by chunk, keeping only
+/// the last frames that each convolution has seen.
 public enum WanVAE {
     /// Pixels of the video for one of the latents, along height and width.
     public static let spatialFactor = 8
@@ -38,6 +38,12 @@ public struct LatentStatistics: Sendable, Hashable {
             2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
             3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
         ])
+
+    func check(channels: Int) {
+        precondition(
+            mean.count == channels,
+            "WanVAE: statistics of \(mean.count) channels, \(channels) expected")
+    }
 
     /// Mean and 1 / std, as the original holds them: rounded to the dtype of activations.
     func rounded(to dtype: DType) -> (mean: [Float], inverse: [Float]) {
