@@ -12,6 +12,10 @@ public enum CheckpointError: Error, Sendable, Equatable {
     case shape(_ name: String, in: String, expected: [Int], found: [Int])
     /// A tensor has another element type than the model needs.
     case dtype(_ name: String, in: String, expected: String, found: String)
+    /// The result cannot be written.
+    case unwritable(path: String, reason: String)
+    /// Checkpoints that were given together do not go together.
+    case incompatible(path: String, reason: String)
     /// The checkpoint holds another model than asked for; the first differences.
     case wrongModel(path: String, expected: String, found: String, differences: [String])
 }
@@ -28,6 +32,8 @@ extension CheckpointError: CustomStringConvertible {
             "\(path): tensor '\(name)' has shape \(found), expected \(expected)"
         case .dtype(let name, let path, let expected, let found):
             "\(path): tensor '\(name)' holds \(found), expected \(expected)"
+        case .unwritable(let path, let reason): "cannot write \(path): \(reason)"
+        case .incompatible(let path, let reason): "\(path): \(reason)"
         case .wrongModel(let path, let expected, let found, let differences):
             "\(path) holds \(found), expected \(expected): "
                 + differences.joined(separator: "; ")

@@ -143,7 +143,11 @@ public func openCheckpoint(_ path: String) throws(CheckpointError) -> any Checkp
     let file = try MappedFile(path)
     let start = file.bytes.prefix(8)
     if start.starts(with: [0x50, 0x4B]) { return try openTorchArchive(file) }
-    if start.first == 0x80, start.count > 1, (2...5).contains(start[start.startIndex + 1]) {
+    // A safetensors header of 640 bytes, say, starts like a pickle of protocol 2.
+    let startsHeader = file.bytes.count > 8 && file.bytes[8] == UInt8(ascii: "{")
+    if start.first == 0x80, start.count > 1, (2...5).contains(start[start.startIndex + 1]),
+        !startsHeader
+    {
         return try openTorchLegacy(file)
     }
     // Four bytes and more of a header length that no file can have: not safetensors either.

@@ -130,8 +130,8 @@ public struct Weights {
         return placed
     }
 
-    /// The linear layer here: `weight` or `int8_weight` + `scale` (the original's `-quant` checkpoints),
-    /// and `bias` where there is one (f32 on the device).
+    /// The linear layer here: `weight`, `int8_weight` + `scale` (the original's `-quant` checkpoints) or
+    /// `fp8_weight` + `scale` (one a row), and `bias` where there is one (f32 on the device).
     /// - Parameters:
     ///   - quantizable: a dense weight here takes the `linearFormat` of the whole cursor.
     ///   - dtype: what a dense weight becomes; nil for the dtype of activations.
@@ -139,29 +139,33 @@ public struct Weights {
         from inputs: Int, to outputs: Int, quantizable: Bool = false, as dtype: DType? = nil
     ) throws(CheckpointError) -> (weight: LinearWeight, bias: Tensor?) {
         let dtype = dtype ?? context.activations
+        let device = context.device
         let weight: LinearWeight
         if contains("int8_weight") {
-            let codes = try host("int8_weight", [outputs, inputs])
-            let scale = try host("scale", [(outputs + 127) / 128, (inputs + 127) / 128])
-            guard codes.dtype == .i8 else {
-                throw .dtype(
-                    full("int8_weight"), in: context.checkpoint.path, expected: "i8",
-                    found: "\(codes.dtype)")
-            }
-            weight = context.device.place(
+            let codes = try host("int8_weight", [outputs, inputs], .i8)
+            let scale = try host("scale", [(outputs + 127) / 128, (inputs + 127) / 128], nil)
+            weight = device.place(
                 .int8Blocks(weight: codes, scale: scale.converted(to: .f32)), as: dtype, in: group)
+        } else if contains("fp8_weight") {
+            let codes = try host("fp8_weight", [outputs, inputs], .f8e4m3)
+            let scale = try host("scale", [outputs], nil)
+            weight = device.place(
+                .fp8Rows(weight: codes, scale: scale.converted(to: .f32)), as: dtype, in: group)
+        } else if contains("scale_weight") {
+            // ComfyUI's scaled fp8: one scale for the whole matrix
+            let codes = try host("weight", [outputs, inputs], .f8e4m3)
+            let scale = try host("scale_weight", [1], nil).floats()[0]
+            weight = device.place(
+                .fp8Rows(
+                    weight: codes,
+                    scale: Tensor([Float](repeating: scale, count: outputs), [outputs])),
+                as: dtype, in: group)
         } else {
-            let dense = try host("weight", [outputs, inputs])
-            guard dense.dtype.isFloatingPoint else {
-                throw .dtype(
-                    full("weight"), in: context.checkpoint.path, expected: "floating point",
-                    found: "\(dense.dtype)")
-            }
+            let dense = try host("weight", [outputs, inputs], nil)
             if quantizable, context.linearFormat != .plain {
-                weight = context.device.place(
-                    dense, quantizedTo: context.linearFormat, in: group)
+                weight = device.place(dense, quantizedTo: context.linearFormat, in: group)
             } else {
-                weight = context.device.place(.dense(dense), as: dtype, in: group)
+                weight = device.place(.dense(dense), as: dtype, in: group)
             }
         }
         group?.append(weight.matrix)
@@ -171,6 +175,19 @@ public struct Weights {
 
     /// The checkpoint that this cursor walks through.
     public var checkpoint: any Checkpoint { context.checkpoint }
+
+    /// A host tensor of a certain type; nil for floating point of any width.
+    private func host(
+        _ name: String, _ shape: Shape, _ dtype: DType?
+    ) throws(CheckpointError) -> Tensor {
+        let tensor = try host(name, shape)
+        guard dtype.map({ $0 == tensor.dtype }) ?? tensor.dtype.isFloatingPoint else {
+            throw .dtype(
+                full(name), in: context.checkpoint.path,
+                expected: dtype?.description ?? "floating point", found: "\(tensor.dtype)")
+        }
+        return tensor
+    }
 
     private func full(_ name: String) -> String { path.isEmpty ? name : path + "." + name }
 

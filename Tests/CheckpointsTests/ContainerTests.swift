@@ -108,7 +108,7 @@ struct ContainerTests {
         ] {
             let original = [UInt8](
                 try #require(FileManager.default.contents(atPath: golden("containers/" + file))))
-            for _ in 0..<150 {
+            for _ in 0..<60 {
                 var bytes = original
                 for _ in 0..<Int.random(in: 1...6, using: &random) {
                     let place = Int.random(in: 0..<bytes.count, using: &random)

@@ -1,0 +1,120 @@
+/// The same weights under other names, in another type, or with what another program wants added.
+
+public import Tensors
+
+/// What to change; the default changes nothing but wrapper prefixes, which reading has already removed.
+public struct Conversion: Sendable, Equatable {
+    /// nil keeps the names.
+    public var layout: KeyLayout?
+    /// Floating-point tensors take this type; nil keeps it. Quantised layers are never touched.
+    public var dtype: DType?
+    /// Adds the linear branch of sparse-linear attention where it is missing, as zeros: the model then
+    /// runs with sparse attention and gives what it would give without the branch.
+    public var addsSparseLinear = false
+    /// Heads of the transformer, for the size of the branch; nil: width / 128.
+    public var heads: Int?
+
+    public init() {}
+}
+
+/// - Throws: `.incompatible` where the names are of no known model, or there is nothing to add `proj_l` to.
+public func converted(
+    _ base: any Checkpoint, _ conversion: Conversion
+) throws(CheckpointError) -> DerivedCheckpoint {
+    var checkpoint: any Checkpoint = base
+    if conversion.addsSparseLinear || conversion.layout != nil {
+        checkpoint = try inOriginalNames(checkpoint)
+    }
+    if conversion.addsSparseLinear {
+        checkpoint = try addingSparseLinear(checkpoint, heads: conversion.heads)
+    }
+    if let layout = conversion.layout, layout != .original {
+        checkpoint = try renamed(checkpoint, to: layout)
+    }
+    let source = checkpoint
+    let entries = source.infos.map { info in
+        let keeps =
+            !info.dtype.isFloatingPoint || info.dtype.byteCount == 1 || isScale(info, in: source)
+        return DerivedCheckpoint.Entry.from(
+            source, info, dtype: keeps ? nil : conversion.dtype)
+    }
+    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}
+
+/// Scales of quantised layers stay f32.
+private func isScale(_ info: TensorInfo, in checkpoint: any Checkpoint) -> Bool {
+    guard info.name.hasSuffix(".scale") else { return false }
+    let layer = info.name.dropLast("scale".count)
+    return checkpoint.info(layer + "int8_weight") != nil
+        || checkpoint.info(layer + "fp8_weight") != nil
+}
+
+/// The checkpoint with Wan's own names; itself where it has them.
+/// - Throws: `.incompatible` where the names are of no known model.
+public func inOriginalNames(
+    _ base: any Checkpoint
+) throws(CheckpointError) -> any Checkpoint {
+    guard let (kind, layout) = KeyLayout.detect(base.names) else {
+        throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
+    }
+    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
+    if translation == nil, base.info("patch_embedding.weight")?.shape.count ?? 2 == 2 {
+        return base
+    }
+    var entries: [DerivedCheckpoint.Entry] = []
+    for info in base.infos {
+        // Hugging Face may store the embedding of the text encoder twice.
+        if info.name == "encoder.embed_tokens.weight" {
+            if base.info("shared.weight") == nil {
+                entries.append(.from(base, info, as: "token_embedding.weight"))
+            }
+            continue
+        }
+        let name = translation?.original(info.name) ?? info.name
+        let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
+        let folded = [info.shape.first ?? 0, info.shape.dropFirst().reduce(1, *)]
+        entries.append(.from(base, info, as: name, shape: isPatch ? folded : nil))
+    }
+    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}
+
+private func renamed(
+    _ base: any Checkpoint, to layout: KeyLayout
+) throws(CheckpointError) -> DerivedCheckpoint {
+    guard let (kind, _) = KeyLayout.detect(base.names) else {
+        throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
+    }
+    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
+    let entries = base.infos.map { info in
+        let isPatch =
+            info.name == "patch_embedding.weight" && info.shape.count == 2
+            && info.shape[1] % 4 == 0 && layout.hasConvolutionalPatches
+        return DerivedCheckpoint.Entry.from(
+            base, info, as: translation?.foreign(info.name) ?? info.name,
+            shape: isPatch ? [info.shape[0], info.shape[1] / 4, 1, 2, 2] : nil)
+    }
+    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}
+
+private func addingSparseLinear(
+    _ base: any Checkpoint, heads: Int?
+) throws(CheckpointError) -> DerivedCheckpoint {
+    let summary = CheckpointSummary(base, heads: heads)
+    try summary.require(.wanTransformer)
+    guard case .wanTransformer(let model)? = summary.model, model.dim % model.heads == 0 else {
+        throw .incompatible(path: base.path, reason: "its width is not a multiple of the heads")
+    }
+    var entries: [DerivedCheckpoint.Entry] = []
+    for info in base.infos {
+        entries.append(.from(base, info))
+        // Where the original has it: after the norm of the keys.
+        let anchor = ".self_attn.norm_k.weight"
+        guard info.name.hasPrefix("blocks."), info.name.hasSuffix(anchor) else { continue }
+        let layer =
+            info.name.dropLast(anchor.count) + "." + WanTransformerArchitecture.sparseLinear
+        guard base.info(layer + ".weight") == nil else { continue }
+        entries.append(.zeros(layer + ".weight", [model.headDim, model.headDim], .f32))
+        entries.append(.zeros(layer + ".bias", [model.headDim], .f32))
+    }
+    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}

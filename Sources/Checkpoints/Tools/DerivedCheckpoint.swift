@@ -1,0 +1,93 @@
+/// Checkpoints made of others: the tools below describe their result, the writer or a model asks for it.
+
+private import Dispatch
+public import Tensors
+
+/// A checkpoint whose tensors are computed when they are asked for, each time anew.
+public final class DerivedCheckpoint: Checkpoint {
+    struct Entry {
+        let info: TensorInfo
+        let make: () throws(CheckpointError) -> Tensor
+        let forget: () -> Void
+    }
+
+    public let path: String
+    public let metadata: [String: String]
+    public let names: [String]
+    private let entries: [String: Entry]
+
+    /// - Throws: `.incompatible` where two entries have one name.
+    init(
+        path: String, metadata: [String: String] = [:], _ list: [Entry]
+    ) throws(CheckpointError) {
+        self.path = path
+        self.metadata = metadata
+        names = list.map(\.info.name)
+        var entries: [String: Entry] = [:]
+        for entry in list {
+            guard entries.updateValue(entry, forKey: entry.info.name) == nil else {
+                throw .incompatible(
+                    path: path, reason: "two tensors would be called '\(entry.info.name)'")
+            }
+        }
+        self.entries = entries
+    }
+
+    public func info(_ name: String) -> TensorInfo? { entries[name]?.info }
+    public func tensor(_ name: String) throws(CheckpointError) -> Tensor? {
+        try entries[name]?.make()
+    }
+    public func forget(_ name: String) { entries[name]?.forget() }
+}
+
+extension DerivedCheckpoint.Entry {
+    /// A tensor of another checkpoint under a name, shape and type of choice.
+    static func from(
+        _ base: any Checkpoint, _ info: TensorInfo, as name: String? = nil, shape: [Int]? = nil,
+        dtype: DType? = nil
+    ) -> Self {
+        let target = TensorInfo(
+            name: name ?? info.name, shape: shape ?? info.shape, dtype: dtype ?? info.dtype)
+        return Self(info: target) { () throws(CheckpointError) in
+            try base.require(info.name).reshaped(Shape(target.shape)).converted(to: target.dtype)
+        } forget: {
+            base.forget(info.name)
+        }
+    }
+
+    static func zeros(_ name: String, _ shape: [Int], _ dtype: DType) -> Self {
+        Self(info: TensorInfo(name: name, shape: shape, dtype: dtype)) {
+            () throws(CheckpointError) in
+            Tensor.zeros(Shape(shape), dtype)
+        } forget: {
+        }
+    }
+}
+
+extension Checkpoint {
+    /// The tensor, which must be there.
+    func require(_ name: String) throws(CheckpointError) -> Tensor {
+        guard let tensor = try tensor(name) else { throw .missing(name, in: path, nearest: []) }
+        return tensor
+    }
+
+    /// Shapes and types of all tensors in file order.
+    var infos: [TensorInfo] { names.compactMap { info($0) } }
+}
+
+/// A new tensor computed in f32 piece by piece on several threads: the memory beside it stays small.
+/// - Parameter piece: the numbers of a range of the elements.
+func computed(
+    _ shape: Shape, _ dtype: DType, _ piece: @escaping (Range<Int>) -> [Float]
+) -> Tensor {
+    let out = Tensor.host(shape, dtype)
+    let (count, length) = (shape.count, 1 << 18)
+    nonisolated(unsafe) let (target, piece) = (out.hostAddress, piece)
+    DispatchQueue.concurrentPerform(iterations: (count + length - 1) / length) { index in
+        let range = index * length..<min((index + 1) * length, count)
+        let values = Tensor(piece(range), [range.count]).converted(to: dtype)
+        (target + range.lowerBound * dtype.byteCount).copyMemory(
+            from: values.hostAddress, byteCount: values.byteCount)
+    }
+    return out
+}

@@ -1,0 +1,101 @@
+/// Plain transformer checkpoints → the original's `-quant` layout, or fp8 rows.
+
+import Tensors
+
+/// A quantised view of a checkpoint, and what was left as it is.
+public struct QuantizedCheckpoint {
+    public let checkpoint: DerivedCheckpoint
+    /// Names of the layers that were quantised.
+    public let layers: [String]
+    /// Linear layers of the blocks that were not, because their width is not a multiple of 128.
+    public let skipped: [String]
+}
+
+/// Quantises every linear layer in the blocks of a Wan transformer but `proj_l`; the norms become f32 and
+/// the patch embedding a matrix, as the original's `modify_model.py --quant_linear` does.
+/// - Parameter format: `.int8` (128x128 blocks) or `.fp8` (rows).
+/// - Throws: `.wrongModel`, or `.incompatible` where the layers are quantised already.
+public func quantized(
+    _ base: any Checkpoint, to format: LinearStorage
+) throws(CheckpointError) -> QuantizedCheckpoint {
+    precondition(format != .plain, "quantized: .plain is no quantised format")
+    try CheckpointSummary(base).require(.wanTransformer)
+    var entries: [DerivedCheckpoint.Entry] = []
+    var layers: [String] = []
+    var skipped: [String] = []
+    for info in base.infos {
+        let name = info.name
+        guard !name.hasSuffix("int8_weight"), !name.hasSuffix("fp8_weight") else {
+            throw .incompatible(
+                path: base.path, reason: "'\(name)': the checkpoint is quantised already")
+        }
+        guard isBlockLinear(info) else {
+            let isNorm = name.hasPrefix("blocks.") && name.contains("norm")
+            let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
+            let folded = [info.shape.first ?? 0, info.shape.dropFirst().reduce(1, *)]
+            entries.append(
+                .from(
+                    base, info, shape: isPatch ? folded : nil,
+                    dtype: isNorm && info.dtype.isFloatingPoint ? .f32 : nil))
+            continue
+        }
+        let layer = String(name.dropLast(".weight".count))
+        guard format == .fp8 || info.shape[1] % Int8Blocks.side == 0 else {
+            skipped.append(layer)
+            entries.append(.from(base, info))
+            continue
+        }
+        layers.append(layer)
+        entries += quantizedEntries(layer, info.shape, format) { () throws(CheckpointError) in
+            let matrix = try base.require(name)
+            defer { base.forget(name) }
+            let pair = format == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
+            guard pair.scale.floats().allSatisfy(\.isFinite) else {
+                throw .malformed(
+                    path: base.path, reason: "'\(name)' holds infinities or NaNs")
+            }
+            return pair
+        }
+    }
+    return QuantizedCheckpoint(
+        checkpoint: try DerivedCheckpoint(
+            path: base.path, metadata: base.metadata, entries), layers: layers, skipped: skipped)
+}
+
+/// The weight matrix of a linear layer that quantisation replaces.
+func isBlockLinear(_ info: TensorInfo) -> Bool {
+    info.name.hasPrefix("blocks.") && info.name.hasSuffix(".weight") && info.shape.count == 2
+        && info.dtype.isFloatingPoint && !info.name.contains("proj_l")
+}
+
+/// Codes and scales of one layer, which `make` yields together: the writer asks for one after the other.
+func quantizedEntries(
+    _ layer: String, _ shape: [Int], _ format: LinearStorage,
+    _ make: @escaping () throws(CheckpointError) -> (codes: Tensor, scale: Tensor)
+) -> [DerivedCheckpoint.Entry] {
+    final class Last {
+        var scale: Tensor?
+    }
+    let last = Last()
+    let tensors = format.tensors(layer, shape[0], shape[1])
+    return [
+        DerivedCheckpoint.Entry(
+            info: TensorInfo(
+                name: tensors[0].name, shape: tensors[0].shape,
+                dtype: format == .int8 ? .i8 : .f8e4m3)
+        ) { () throws(CheckpointError) in
+            let pair = try make()
+            last.scale = pair.scale
+            return pair.codes
+        } forget: {
+        },
+        DerivedCheckpoint.Entry(
+            info: TensorInfo(name: tensors[1].name, shape: tensors[1].shape, dtype: .f32)
+        ) { () throws(CheckpointError) in
+            if let scale = last.scale { return scale }
+            return try make().scale
+        } forget: {
+            last.scale = nil
+        },
+    ]
+}

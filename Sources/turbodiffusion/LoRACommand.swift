@@ -1,0 +1,65 @@
+/// `turbodiffusion lora`: adaptations merged into a checkpoint.
+
+import ArgumentParser
+import Checkpoints
+
+/// A file and the strength after its last colon: `style.safetensors:0.8`.
+struct LoRAArgument: ExpressibleByArgument, Equatable {
+    var path: String
+    var strength: Float
+
+    init?(argument: String) {
+        path = argument
+        strength = 1
+        if let colon = argument.lastIndex(of: ":"),
+            let value = Float(argument[argument.index(after: colon)...])
+        {
+            guard value.isFinite else { return nil }
+            path = String(argument[..<colon])
+            strength = value
+        }
+        if path.isEmpty { return nil }
+    }
+}
+
+struct LoRACommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lora",
+        abstract: "Merge LoRA files into a checkpoint.",
+        discussion: """
+            Understands the layouts of kohya, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, \
+            changed and quantised again. Keys that belong to nothing in the checkpoint are named.
+            """)
+
+    @Argument(help: "The checkpoint to change.", completion: .file())
+    var input: String
+
+    @Argument(help: "The result: .safetensors or .pth.", completion: .file())
+    var output: String
+
+    @Option(
+        name: .customLong("lora"),
+        help: "A LoRA file, with its strength after a colon: style.safetensors:0.8. Repeatable.",
+        completion: .file())
+    var loras: [LoRAArgument]
+
+    @Flag(help: "Fail where a key of a LoRA belongs to nothing in the checkpoint.")
+    var strict = false
+
+    @OptionGroup var writing: CheckpointOutput
+
+    func run() async throws {
+        try writing.check(output)
+        let base = try openCheckpoint(input)
+        let result = try adapted(
+            base, by: try loras.map { try LoRA(path: $0.path, strength: $0.strength) })
+        if strict, !result.unmatched.isEmpty {
+            throw ValidationError(
+                "\(result.unmatched.count) keys belong to nothing in \(input): "
+                    + result.unmatched.prefix(5).joined(separator: ", "))
+        }
+        try writing.write(result.checkpoint, to: output)
+        writing.note("\(output): \(result.changed.count) tensors changed")
+        writing.list("keys that belong to nothing there", result.unmatched)
+    }
+}

@@ -1,0 +1,38 @@
+/// `turbodiffusion quantize`: a plain transformer checkpoint → an 8-bit one.
+
+import ArgumentParser
+import Checkpoints
+
+struct QuantizeCommand: AsyncParsableCommand {
+    enum Format: String, ExpressibleByArgument, CaseIterable {
+        case int8, fp8
+    }
+
+    static let configuration = CommandConfiguration(
+        commandName: "quantize",
+        abstract: "Quantise the linear layers of a transformer checkpoint.",
+        discussion: """
+            Every linear layer in the blocks is quantised but proj_l. int8 uses blocks of 128x128 and is, \
+            byte for byte, what modify_model.py --quant_linear makes; fp8 (e4m3) has one scale for each row.
+            """)
+
+    @Argument(help: "A plain checkpoint.", completion: .file())
+    var input: String
+
+    @Argument(help: "The result: .safetensors or .pth.", completion: .file())
+    var output: String
+
+    @Option(help: "int8 or fp8.")
+    var format = Format.int8
+
+    @OptionGroup var writing: CheckpointOutput
+
+    func run() async throws {
+        try writing.check(output)
+        let base = try inOriginalNames(try openCheckpoint(input))
+        let result = try quantized(base, to: format == .int8 ? .int8 : .fp8)
+        try writing.write(result.checkpoint, to: output)
+        writing.note("\(output): \(result.layers.count) layers in \(format.rawValue)")
+        writing.list("left as they are (width not a multiple of 128)", result.skipped)
+    }
+}

@@ -1,0 +1,262 @@
+// Quantise, merge, convert: against the original's bytes, its formula, and back again.
+
+import Checkpoints
+import FoundationEssentials
+import Tensors
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+@Suite("Tools")
+struct ToolTests {
+    @Test(
+        "int8 blocks equal the original's, byte for byte",
+        arguments: ["q_133x384_edge", "q_1x256", "q_40x200_undefined"])
+    func int8Blocks(name: String) throws {
+        let file = try openCheckpoint(golden("int8_quant/\(name).safetensors"))
+        let x = try #require(try file.tensor("in.x"))
+        let (codes, scale) = Int8Blocks.quantize(x)
+        #expect(try file.tensor("out.q")?.bytes == codes.bytes)
+        #expect(try file.tensor("out.scale")?.bytes == scale.bytes)
+    }
+
+    @Test("a whole checkpoint equals the original's quantised one")
+    func quantizedModel() throws {
+        let plain = try openCheckpoint(golden("weights/wan21_d128h64.safetensors"))
+        let expected = try openCheckpoint(golden("weights/wan21q_d128h64_sla_quant.pth"))
+        let result = try quantized(plain, to: .int8)
+        #expect(result.layers.count == 20 && result.skipped.isEmpty)
+        for name in expected.names where !name.contains("proj_l") {
+            #expect(result.checkpoint.info(name) == expected.info(name), "\(name)")
+            let found = try #require(try result.checkpoint.tensor(name))
+            #expect(try expected.tensor(name)?.bytes == found.bytes, "\(name)")
+        }
+        #expect(throws: CheckpointError.self) { try quantized(expected, to: .int8) }
+    }
+
+    @Test("fp8 rows stay within half a step of the format")
+    func fp8Rows() {
+        var random = SplitMix(state: 5)
+        let x = Tensor.random([37, 200], using: &random)
+        let (codes, scale) = FP8Rows.quantize(x)
+        #expect(codes.dtype == .f8e4m3 && scale.shape == [37])
+        let back = FP8Rows.dequantize(codes, scale: scale).floats()
+        let scales = scale.floats()
+        for (index, (a, b)) in zip(x.floats(), back).enumerated() {
+            // 3 mantissa bits, or steps of 2^-9 near zero
+            let step = max(a.magnitude / 16, scales[index / 200] * 0x1p-10)
+            #expect((a - b).magnitude <= step * 1.0001)
+        }
+    }
+
+    @Test("layers whose width is not a multiple of 128 stay plain; weights must be numbers")
+    func quantizingEdges() throws {
+        let model = WanTransformerArchitecture(
+            dim: 128, layers: 2, feedForward: 200, heads: 2, textDim: 32)
+        let result = try quantized(randomTransformer(model), to: .int8)
+        #expect(result.skipped == ["blocks.0.ffn.2", "blocks.1.ffn.2"])
+        #expect(CheckpointSummary(result.checkpoint).isComplete)
+        let tensors = model.tensors().map { expected -> (String, Tensor) in
+            let isBad = expected.name == "blocks.1.ffn.0.weight"
+            let count = expected.shape.reduce(1, *)
+            return (
+                expected.name,
+                Tensor([Float](repeating: isBad ? .nan : 1, count: count), Shape(expected.shape))
+            )
+        }
+        let folder = try TemporaryFolder()
+        #expect {
+            try writeCheckpoint(
+                try quantized(MemoryCheckpoint(tensors), to: .int8).checkpoint,
+                to: folder.path + "/x.safetensors")
+        } throws: {
+            "\($0)".contains("'blocks.1.ffn.0.weight' holds infinities or NaNs")
+        }
+        #expect(folder.contents.isEmpty)
+        #expect(throws: CheckpointError.self) {
+            try quantized(Outline(UMT5Architecture.nano.tensors()), to: .int8)
+        }
+    }
+
+    // MARK: Merging
+
+    @Test("merging is base + w (target - diff base), rounded once")
+    func merging() throws {
+        var random = SplitMix(state: 11)
+        let shape: Shape = [33, 47]
+        let (x, y, z) = (
+            Tensor.random(shape, .bf16, using: &random), Tensor.random(shape, using: &random),
+            Tensor.random(shape, .f16, using: &random)
+        )
+        let only = Tensor.random([3], using: &random)
+        let result = try merged(
+            base: MemoryCheckpoint([("a", x), ("base", only)]),
+            target: MemoryCheckpoint([("a", y), ("target", only)]),
+            diffBase: MemoryCheckpoint([("a", z), ("diff", only)]), weight: 0.7)
+        #expect(result.merged == 1)
+        #expect(result.keptFromBase == ["base"] && result.takenFromTarget == ["target"])
+        #expect(result.checkpoint.names == ["a", "base", "target"])
+        let found = try #require(try result.checkpoint.tensor("a"))
+        let expected = zip(x.floats(), zip(y.floats(), z.floats())).map { a, pair in
+            BFloat16(a + 0.7 * (pair.0 - pair.1)).float
+        }
+        #expect(found.dtype == .bf16 && found.floats() == expected)
+    }
+
+    @Test("what cannot be merged is refused")
+    func mergeErrors() {
+        let a = MemoryCheckpoint([("a", .zeros([4], .f32))])
+        let b = MemoryCheckpoint([("a", .zeros([5], .f32))])
+        let c = MemoryCheckpoint([("a", .zeros([4], .i8))])
+        let d = MemoryCheckpoint([("d", .zeros([4], .f32))])
+        #expect(throws: CheckpointError.shape("a", in: "memory", expected: [4], found: [5])) {
+            try merged(base: a, target: b, diffBase: a)
+        }
+        #expect(throws: CheckpointError.self) { try merged(base: a, target: a, diffBase: c) }
+        #expect(throws: CheckpointError.self) { try merged(base: d, target: a, diffBase: a) }
+    }
+
+    // MARK: Converting
+
+    @Test("names go to every layout and come back", arguments: KeyLayout.allCases)
+    func layouts(layout: KeyLayout) throws {
+        var transformer = WanTransformerArchitecture(
+            dim: 64, layers: 11, feedForward: 96, heads: 2, inputChannels: 36, textDim: 32)
+        transformer.hasSparseLinearAttention = true
+        let models: [[ExpectedTensor]] = [
+            transformer.tensors(), WanVAEArchitecture(dim: 4).tensors(),
+            UMT5Architecture(
+                vocabulary: 40, dim: 16, attentionDim: 16, feedForward: 24, heads: 2, layers: 11
+            ).tensors(),
+        ]
+        for tensors in models {
+            var random = SplitMix(state: 2)
+            let base = MemoryCheckpoint(
+                tensors.map { ($0.name, Tensor.random(Shape($0.shape), using: &random)) })
+            var conversion = Conversion()
+            conversion.layout = layout
+            let there = try converted(base, conversion)
+            #expect(there.names.count == base.names.count)
+            let back = try inOriginalNames(there)
+            #expect(try areEqual(base, back))
+            let patch = there.info("patch_embedding.weight")?.shape
+            if let patch {
+                #expect(patch == (layout == .original ? [64, 144] : [64, 36, 1, 2, 2]))
+            }
+        }
+    }
+
+    @Test("names that other programs publish")
+    func knownNames() throws {
+        let cases: [(KeyLayout, [ExpectedTensor], [String])] = [
+            (
+                .diffusers, WanTransformerArchitecture.nano.tensors(),
+                [
+                    "condition_embedder.time_embedder.linear_1.weight",
+                    "condition_embedder.text_embedder.linear_2.bias",
+                    "condition_embedder.time_proj.weight", "scale_shift_table",
+                    "proj_out.weight", "blocks.3.scale_shift_table",
+                    "blocks.0.attn1.to_q.weight", "blocks.9.attn2.to_out.0.bias",
+                    "blocks.0.attn1.norm_k.weight", "blocks.0.norm2.weight",
+                    "blocks.0.ffn.net.0.proj.weight", "blocks.0.ffn.net.2.bias",
+                ]
+            ),
+            (
+                .diffusers, WanVAEArchitecture().tensors(),
+                [
+                    "encoder.conv_in.weight", "encoder.down_blocks.3.conv_shortcut.weight",
+                    "encoder.down_blocks.5.resample.1.bias", "encoder.down_blocks.8.time_conv.bias",
+                    "encoder.mid_block.resnets.1.conv2.weight", "quant_conv.bias",
+                    "decoder.mid_block.attentions.0.to_qkv.weight", "decoder.norm_out.gamma",
+                    "decoder.up_blocks.1.resnets.0.conv_shortcut.weight",
+                    "decoder.up_blocks.0.upsamplers.0.time_conv.weight",
+                    "decoder.up_blocks.2.upsamplers.0.resample.1.weight",
+                    "decoder.up_blocks.3.resnets.2.norm1.gamma", "post_quant_conv.weight",
+                ]
+            ),
+            (
+                .comfyui, UMT5Architecture.nano.tensors(),
+                [
+                    "shared.weight", "encoder.final_layer_norm.weight",
+                    "encoder.block.3.layer.0.SelfAttention.relative_attention_bias.weight",
+                    "encoder.block.0.layer.1.DenseReluDense.wi_0.weight",
+                    "encoder.block.0.layer.1.layer_norm.weight",
+                ]
+            ),
+        ]
+        for (layout, tensors, names) in cases {
+            let base = MemoryCheckpoint(
+                tensors.map { ($0.name, Tensor.zeros(Shape($0.shape), .i8)) })
+            var conversion = Conversion()
+            conversion.layout = layout
+            let there = Set(try converted(base, conversion).names)
+            #expect(there.isSuperset(of: names), "\(names.filter { !there.contains($0) })")
+        }
+    }
+
+    @Test("types change and proj_l is added where it is missing")
+    func contents() throws {
+        let model = WanTransformerArchitecture(
+            dim: 128, layers: 2, feedForward: 128, heads: 2, textDim: 32)
+        var conversion = Conversion()
+        conversion.dtype = .f16
+        conversion.addsSparseLinear = true
+        conversion.heads = 2
+        let result = try converted(randomTransformer(model), conversion)
+        var expected = model
+        expected.hasSparseLinearAttention = true
+        let summary = CheckpointSummary(result)
+        #expect(summary.model == .wanTransformer(expected) && summary.isComplete)
+        #expect(result.names.allSatisfy { result.info($0)?.dtype == .f16 })
+        let branch = try result.tensor("blocks.1.self_attn.attn_op.local_attn.proj_l.weight")
+        #expect(branch?.shape == [64, 64] && branch?.floats().allSatisfy { $0 == 0 } == true)
+        #expect(throws: CheckpointError.self) {
+            try converted(MemoryCheckpoint([("a", .zeros([1], .f32))]), conversion)
+        }
+        let quantizedOnce = try quantized(randomTransformer(model), to: .int8).checkpoint
+        conversion.addsSparseLinear = false
+        let kept = try converted(quantizedOnce, conversion)
+        #expect(kept.info("blocks.0.ffn.0.int8_weight")?.dtype == .i8)
+        #expect(kept.info("blocks.0.ffn.0.scale")?.dtype == .f32)
+        #expect(kept.info("blocks.0.ffn.0.bias")?.dtype == .f16)
+    }
+}
+
+@Suite("Large checkpoints")
+struct LargeCheckpointTests {
+    @Test("28 GB open in no time", .timeLimit(.minutes(1)))
+    func sparse() throws {
+        let folder = try TemporaryFolder()
+        let tensors = WanTransformerArchitecture.wan21T2V14B.tensors()
+        var fields: [String] = []
+        var offset = 0
+        for tensor in tensors {
+            let end = offset + 2 * tensor.shape.reduce(1, *)
+            fields.append(
+                "\"\(tensor.name)\":{\"dtype\":\"BF16\",\"shape\":\(tensor.shape),"
+                    + "\"data_offsets\":[\(offset),\(end)]}")
+            offset = end
+        }
+        let header = Array("{\(fields.joined(separator: ","))}".utf8)
+        let length = withUnsafeBytes(of: UInt64(header.count).littleEndian) { Array($0) }
+        let path = try folder.file("14B.safetensors", length + header)
+        // The data are a hole in the file.
+        try #require(truncate(path, off_t(8 + header.count + offset)) == 0)
+        let before = peakMemory()
+        var summary: CheckpointSummary?
+        let time = try ContinuousClock().measure {
+            summary = CheckpointSummary(try openCheckpoint(path))
+        }
+        #expect(summary?.model == .wanTransformer(.wan21T2V14B))
+        #expect(summary?.isComplete == true && summary?.byteCount == 28_576_983_168)
+        #expect(time < .milliseconds(500))
+        #expect(peakMemory() - before < 64 << 20)
+        let checkpoint = try openCheckpoint(path)
+        let last = try #require(try checkpoint.tensor("blocks.39.ffn.2.weight"))
+        #expect(last.slice(5119..<5120).floats().allSatisfy { $0 == 0 })
+    }
+}
