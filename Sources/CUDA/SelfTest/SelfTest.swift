@@ -120,6 +120,18 @@ struct SelfTestArray {
 
     var pointer: DevicePointer { buffer.pointer }
     subscript(index: Int) -> Float { pattern[index % pattern.count] }
+
+    /// The sum of products of `count` elements from `start` with those of `other` from `otherStart`.
+    func dot(_ start: Int, _ other: SelfTestArray, _ otherStart: Int, count: Int) -> Double {
+        var (i, j) = (start % pattern.count, otherStart % other.pattern.count)
+        var sum = 0.0
+        for _ in 0..<count {
+            sum += Double(pattern[i]) * Double(other.pattern[j])
+            i = i + 1 == pattern.count ? 0 : i + 1
+            j = j + 1 == other.pattern.count ? 0 : j + 1
+        }
+        return sum
+    }
 }
 
 extension Context {
