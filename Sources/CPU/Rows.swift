@@ -28,7 +28,12 @@ struct Rows {
         return base.assumingMemoryBound(to: Float.self) + row * columns
     }
 
-    /// Reads elements `start..<start + n` of a row.
+    /// Reads whole rows.
+    func load(_ rows: Range<Int>, into out: UnsafeMutablePointer<Float>) {
+        load(rows.lowerBound, rows.count * columns, into: out)
+    }
+
+    /// Reads n elements from element `start` of a row on; they may go on into the next rows.
     func load(_ row: Int, from start: Int = 0, _ n: Int, into out: UnsafeMutablePointer<Float>) {
         let offset = row * columns + start
         switch dtype {
@@ -48,6 +53,9 @@ struct Rows {
             Float8Values.e4m3.withUnsafeBufferPointer { values in
                 for i in 0..<n { out[i] = values[Int(x[i])] }
             }
+        case .f8e5m2:
+            let x = base.assumingMemoryBound(to: UInt8.self) + offset
+            for i in 0..<n { out[i] = Float8E5M2.decode(x[i]) }
         case .f64:
             let x = base.assumingMemoryBound(to: Double.self) + offset
             for i in 0..<n { out[i] = Float(x[i]) }
@@ -56,7 +64,7 @@ struct Rows {
         }
     }
 
-    /// Writes elements `start..<start + n` of a row.
+    /// Writes n elements from element `start` of a row on; they may go on into the next rows.
     func store(_ row: Int, from start: Int = 0, _ n: Int, _ values: UnsafePointer<Float>) {
         let offset = row * columns + start
         switch dtype {
@@ -69,8 +77,7 @@ struct Rows {
             let x = base.assumingMemoryBound(to: Float16.self) + offset
             for i in 0..<n { x[i] = Float16(values[i]) }
         case .f8e4m3:
-            let x = base.assumingMemoryBound(to: UInt8.self) + offset
-            for i in 0..<n { x[i] = Float8E4M3.encode(values[i]) }
+            Float8Values.encode(values, n, to: base.assumingMemoryBound(to: UInt8.self) + offset)
         case .f64:
             let x = base.assumingMemoryBound(to: Double.self) + offset
             for i in 0..<n { x[i] = Double(values[i]) }
@@ -83,6 +90,22 @@ struct Rows {
 /// Values of the 8-bit codes.
 enum Float8Values {
     static let e4m3: [Float] = (0...255).map { Float8E4M3.decode(UInt8($0)) }
+
+    /// The e4m3 codes nearest to x, as `Float8E4M3.encode` finds them one by one; this loop has no branches.
+    static func encode(
+        _ x: UnsafePointer<Float>, _ n: Int, to codes: UnsafeMutablePointer<UInt8>
+    ) {
+        for i in 0..<n {
+            let magnitude = x[i].magnitude
+            let bits = magnitude.bitPattern
+            let normal = ((bits &+ 0x7FFFF &+ ((bits >> 20) & 1)) >> 20) &- (120 << 3)
+            // Below 2^-6 the step is 2^-9 throughout: the unit in the last place of 1.5 * 2^14.
+            let small = (magnitude + 24_576).bitPattern & 0xF
+            let finite = magnitude < 0x1p-6 ? small : (magnitude < 448 ? normal : 0x7E)
+            let signed = finite | ((x[i].bitPattern >> 24) & 0x80)
+            codes[i] = UInt8(truncatingIfNeeded: magnitude == magnitude ? signed : 0x7F)
+        }
+    }
 }
 
 /// Rounds in place to the values that `dtype` can hold; nothing for f32.

@@ -169,6 +169,15 @@ enum Vector {
         map(x, y, n) { $0 * $1 }
     }
 
+    /// Each row of x <- f(row, y). x: [rows, n]; y: [n]
+    @inline(__always)
+    static func mapRows(
+        _ x: UnsafeMutablePointer<Float>, rows: Int, _ y: UnsafePointer<Float>, _ n: Int,
+        _ f: (Lanes, Lanes) -> Lanes
+    ) {
+        for row in 0..<rows { map(x + row * n, y, n, f) }
+    }
+
     /// Softmax of a row in place, f32.
     static func softmax(_ x: UnsafeMutablePointer<Float>, _ n: Int) {
         let top = maximum(x, n)
@@ -187,15 +196,13 @@ enum Vector {
 
 // MARK: - Functions
 
-/// 2^x to one unit in the last place or two; 0 below -126, NaN stays NaN.
+/// 2^x to two units in the last place; 0 below -126, NaN stays NaN.
 @inline(__always)
 func exp2(_ x: Lanes) -> Lanes {
     // Adding 1.5 * 2^23 leaves round(x) in the low bits of the sum.
     let magic = Lanes(repeating: 12_582_912)
-    let clamped = x.clamped(
-        lowerBound: Lanes(repeating: -127), upperBound: Lanes(repeating: 128))
-    let shifted = clamped + magic
-    let f = clamped - (shifted - magic)
+    let shifted = x + magic
+    let f = x - (shifted - magic)
     // 2^f on [-1/2, 1/2]: the Taylor series of exp(f ln 2), whose first dropped term is below 6e-9.
     var p = Lanes(repeating: 1.525_273_3e-5)
     p = Lanes(repeating: 1.540_353e-4).addingProduct(p, f)
@@ -205,25 +212,17 @@ func exp2(_ x: Lanes) -> Lanes {
     p = Lanes(repeating: 2.402_265_1e-1).addingProduct(p, f)
     p = Lanes(repeating: 6.931_472e-1).addingProduct(p, f)
     p = Lanes(repeating: 1).addingProduct(p, f)
-    let exponent = unsafeBitCast(shifted, to: SIMD8<Int32>.self) &<< 23
-    var y = unsafeBitCast(
-        unsafeBitCast(p, to: SIMD8<Int32>.self) &+ exponent, to: Lanes.self)
-    y.replace(with: 0, where: x .< -126)
-    y.replace(with: .infinity, where: x .>= 128)
-    y.replace(with: x, where: x .!= x)
-    return y
+    return scaled(p, by: shifted, x, from: -126, to: 128)
 }
 
-/// e^x to two units in the last place; 0 where the result would be below 2^-126.
+/// e^x to two units in the last place; 0 where the result would be below 2^-126, NaN stays NaN.
 @inline(__always)
 func exp(_ x: Lanes) -> Lanes {
     let magic = Lanes(repeating: 12_582_912)
-    let clamped = x.clamped(
-        lowerBound: Lanes(repeating: -88), upperBound: Lanes(repeating: 89))
-    let shifted = magic.addingProduct(clamped, Lanes(repeating: 1.442_695))
+    let shifted = magic.addingProduct(x, Lanes(repeating: 1.442_695))
     let n = shifted - magic
     // ln 2 in two parts keeps the remainder exact (Cody and Waite).
-    var r = clamped.addingProduct(n, Lanes(repeating: -0.693_145_75))
+    var r = x.addingProduct(n, Lanes(repeating: -0.693_145_75))
     r = r.addingProduct(n, Lanes(repeating: -1.428_606_8e-6))
     var p = Lanes(repeating: 1.984_127e-4)
     p = Lanes(repeating: 1.388_888_9e-3).addingProduct(p, r)
@@ -233,11 +232,19 @@ func exp(_ x: Lanes) -> Lanes {
     p = Lanes(repeating: 0.5).addingProduct(p, r)
     p = Lanes(repeating: 1).addingProduct(p, r)
     p = Lanes(repeating: 1).addingProduct(p, r)
+    return scaled(p, by: shifted, x, from: -87.336_54, to: 88.722_83)
+}
+
+/// p times 2 to the integer in the low bits of `shifted`; 0 and infinity where x is outside low...high.
+@inline(__always)
+private func scaled(
+    _ p: Lanes, by shifted: Lanes, _ x: Lanes, from low: Float, to high: Float
+) -> Lanes {
     let exponent = unsafeBitCast(shifted, to: SIMD8<Int32>.self) &<< 23
     var y = unsafeBitCast(
         unsafeBitCast(p, to: SIMD8<Int32>.self) &+ exponent, to: Lanes.self)
-    y.replace(with: 0, where: x .< -87.336_54)
-    y.replace(with: .infinity, where: x .> 88.722_83)
+    y.replace(with: 0, where: x .< low)
+    y.replace(with: .infinity, where: x .> high)
     y.replace(with: x, where: x .!= x)
     return y
 }

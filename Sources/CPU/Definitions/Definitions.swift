@@ -10,18 +10,21 @@ struct Definitions {
     /// Iterations in a chunk of a loop over rows: some 16 thousand elements, whatever the number of threads.
     func grain(_ columns: Int) -> Int { max(1, 16_384 / max(1, columns)) }
 
-    /// A new tensor whose rows are made one by one in f32. `body` gets the row's index and where to write it.
+    /// A new tensor whose rows are made in f32, some thousands of elements at a time. `body` gets the indices of
+    /// the rows and where to write them.
     func mapRows(
         _ shape: Shape, _ dtype: DType,
-        _ body: (_ row: Int, _ out: UnsafeMutablePointer<Float>) -> Void
+        _ body: (_ rows: Range<Int>, _ out: UnsafeMutablePointer<Float>) -> Void
     ) -> Tensor {
         let result = memory.tensor(shape, dtype)
         let rows = Rows(result)
-        threads.parallel(rows.count, grain: grain(rows.columns)) { range in
-            scratch(rows.columns) { line in
-                for row in range {
-                    body(row, line)
-                    rows.store(row, rows.columns, line)
+        let block = max(1, 4096 / max(1, rows.columns))
+        threads.parallel(rows.count, grain: 4 * block) { range in
+            scratch(block * rows.columns) { out in
+                for first in stride(from: range.lowerBound, to: range.upperBound, by: block) {
+                    let some = first..<min(first + block, range.upperBound)
+                    body(some, out)
+                    rows.store(some.lowerBound, some.count * rows.columns, out)
                 }
             }
         }

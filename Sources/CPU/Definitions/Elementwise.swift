@@ -6,22 +6,18 @@ extension Definitions {
     /// x + y * gate; see `Backend.gatedAdd`. Gate and product are rounded to the dtype of x.
     func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
         let (xs, ys) = (Rows(x), Rows(y))
-        let n = xs.columns
         let gate = gate.map { vector($0, roundedTo: x.dtype) }
-        return mapRows(x.shape, x.dtype) { row, out in
-            ys.load(row, n, into: out)
-            round(out, n, to: x.dtype)
+        return mapRows(x.shape, x.dtype) { rows, out in
+            let count = rows.count * xs.columns
+            ys.load(rows, into: out)
+            if y.dtype != x.dtype { round(out, count, to: x.dtype) }
             if let gate {
-                Vector.multiply(out, gate, n)
-                round(out, n, to: x.dtype)
+                Vector.mapRows(out, rows: rows.count, gate, xs.columns) { $0 * $1 }
+                round(out, count, to: x.dtype)
             }
-            if x.dtype == .f32 {
-                Vector.add(out, xs.floats(row), n)
-            } else {
-                scratch(n) { line in
-                    xs.load(row, n, into: line)
-                    Vector.add(out, line, n)
-                }
+            scratch(count) { base in
+                xs.load(rows, into: base)
+                Vector.add(out, base, count)
             }
         }
     }
@@ -29,14 +25,14 @@ extension Definitions {
     /// gelu_tanh(gate) * up; see `Backend.geluGate`. The activation is rounded to the dtype of gate.
     func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
         let (gates, ups) = (Rows(gate), Rows(up))
-        let n = gates.columns
-        let result = mapRows(gate.shape, gate.dtype) { row, out in
-            gates.load(row, n, into: out)
-            Vector.apply(.geluTanh, out, n)
-            round(out, n, to: gate.dtype)
-            scratch(n) { line in
-                ups.load(row, n, into: line)
-                Vector.multiply(out, line, n)
+        let result = mapRows(gate.shape, gate.dtype) { rows, out in
+            let count = rows.count * gates.columns
+            gates.load(rows, into: out)
+            Vector.apply(.geluTanh, out, count)
+            round(out, count, to: gate.dtype)
+            scratch(count) { factor in
+                ups.load(rows, into: factor)
+                Vector.multiply(out, factor, count)
             }
         }
         return quantize(result, to: format)
@@ -87,16 +83,18 @@ extension Definitions {
 
     /// See `Backend.channelNorm`; one rounding, at the end.
     func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
-        let rows = Rows(x)
-        let n = rows.columns
+        let input = Rows(x)
+        let n = input.columns
         let root = Float(n).squareRoot()
         let gamma = vector(gamma).map { $0 * root }
-        return mapRows(x.shape, x.dtype) { row, out in
-            rows.load(row, n, into: out)
-            let norm = max(Vector.sumOfSquares(out, n).squareRoot(), 1e-12)
-            let inverse = 1 / norm
-            Vector.map(out, gamma, n) { $0 * inverse * $1 }
-            if silu { Vector.apply(.silu, out, n) }
+        return mapRows(x.shape, x.dtype) { rows, out in
+            input.load(rows, into: out)
+            for row in 0..<rows.count {
+                let line = out + row * n
+                let inverse = 1 / max(Vector.sumOfSquares(line, n).squareRoot(), 1e-12)
+                Vector.map(line, gamma, n) { $0 * inverse * $1 }
+            }
+            if silu { Vector.apply(.silu, out, rows.count * n) }
         }
     }
 

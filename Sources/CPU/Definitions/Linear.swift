@@ -18,8 +18,8 @@ extension Definitions {
         let result = memory.tensor(x.shape.replacingLast(weight.outputs), outputType)
         let (outputs, inputs) = (weight.outputs, weight.inputs)
         let (input, matrix, output) = (Rows(x), Rows(weight.matrix), Rows(result))
-        let bias = bias.map { vector($0) }
         let scaling = Scaling(x, weight)
+        let bias = bias.map { vector($0, roundedTo: scaling.isBlocked ? outputType : .f32) }
         let rowTiles = (input.count + Self.tile.rows - 1) / Self.tile.rows
         let columnTiles = (outputs + Self.tile.columns - 1) / Self.tile.columns
         threads.parallel(rowTiles * columnTiles) { range in
@@ -165,6 +165,16 @@ enum Int8Code {
             codes[i] = Int8(truncatingIfNeeded: (value + 12_582_912).bitPattern)
         }
     }
+
+    /// The nearest integers, halves away from zero. |x| < 2^22
+    @inline(__always)
+    static func roundHalfAway(_ x: Lanes) -> Lanes {
+        let sign = unsafeBitCast(x, to: SIMD8<UInt32>.self) & SIMD8(repeating: 0x8000_0000)
+        let up = Vector.magnitude(x) + 0.5
+        var whole = (up + 8_388_608) - 8_388_608
+        whole.replace(with: whole - 1, where: whole .> up)
+        return unsafeBitCast(unsafeBitCast(whole, to: SIMD8<UInt32>.self) | sign, to: Lanes.self)
+    }
 }
 
 /// How sums of products become results: by the scales of the operands.
@@ -222,17 +232,12 @@ private struct Scaling {
         case .rows(let x, let weight):
             for i in 0..<n { line[i] *= x[row] * weight[columns.lowerBound + i] }
         case .blocks:
-            // The original rounds the product, then adds the bias in the output dtype.
+            // The original rounds the product, then adds the bias, rounded too, in the output dtype.
             round(line, n, to: dtype)
         }
         if let bias {
             bias.withUnsafeBufferPointer {
-                let bias = $0.baseAddress! + columns.lowerBound
-                if isBlocked && dtype == .bf16 {
-                    for i in 0..<n { line[i] += bias[i].roundedToBFloat16 }
-                } else {
-                    Vector.add(line, bias, n)
-                }
+                Vector.add(line, $0.baseAddress! + columns.lowerBound, n)
             }
         }
         if activation != .none {

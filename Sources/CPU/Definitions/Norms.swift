@@ -3,19 +3,20 @@
 import Tensors
 
 extension Definitions {
-    /// (x - mean) / sqrt(var + epsilon) of a row in place, f32.
+    /// (x - mean) / sqrt(var + epsilon) of each row in place, f32. x: [rows, n]
     private func normalizeLayer(
-        _ x: UnsafeMutablePointer<Float>, _ n: Int, _ epsilon: Float, _ kind: NormKind
+        _ x: UnsafeMutablePointer<Float>, rows: Int, _ n: Int, _ epsilon: Float, _ kind: NormKind
     ) {
-        let mean = Vector.sum(x, n) / Float(n)
-        var squares = Vector.squaredDistance(x, n, from: mean)
-        if kind == .reference {
-            // The fast kernel sums over a power of two of lanes and does not mask the surplus ones.
-            let lanes = 1 << (Int.bitWidth - (n - 1).leadingZeroBitCount)
-            squares += Float(lanes - n) * mean * mean
+        // The fast kernel sums over a power of two of lanes and does not mask the surplus ones.
+        let lanes = 1 << (Int.bitWidth - (n - 1).leadingZeroBitCount)
+        let surplus = kind == .reference ? Float(lanes - n) : 0
+        for row in 0..<rows {
+            let line = x + row * n
+            let mean = Vector.sum(line, n) / Float(n)
+            let squares = Vector.squaredDistance(line, n, from: mean) + surplus * mean * mean
+            let inverse = 1 / (squares / Float(n) + epsilon).squareRoot()
+            Vector.map(line, n) { ($0 - mean) * inverse }
         }
-        let inverse = 1 / (squares / Float(n) + epsilon).squareRoot()
-        Vector.map(x, n) { ($0 - mean) * inverse }
     }
 
     /// See `Backend.modulatedLayerNorm`. LN(x) is rounded to the dtype of x before the modulation.
@@ -23,16 +24,16 @@ extension Definitions {
         _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
         format: ActivationFormat, dtype: DType?
     ) -> Tensor {
-        let rows = Rows(x)
-        let n = rows.columns
+        let input = Rows(x)
+        let n = input.columns
         let shift = vector(shift)
         let scale = vector(scale).map { 1 + $0 }
-        let result = mapRows(x.shape, dtype ?? x.dtype) { row, out in
-            rows.load(row, n, into: out)
-            normalizeLayer(out, n, epsilon, kind)
-            round(out, n, to: x.dtype)
-            Vector.multiply(out, scale, n)
-            Vector.add(out, shift, n)
+        let result = mapRows(x.shape, dtype ?? x.dtype) { rows, out in
+            input.load(rows, into: out)
+            normalizeLayer(out, rows: rows.count, n, epsilon, kind)
+            round(out, rows.count * n, to: x.dtype)
+            Vector.mapRows(out, rows: rows.count, scale, n) { $0 * $1 }
+            Vector.mapRows(out, rows: rows.count, shift, n) { $0 + $1 }
         }
         return quantize(result, to: format)
     }
@@ -42,41 +43,43 @@ extension Definitions {
         _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
         format: ActivationFormat
     ) -> Tensor {
-        let rows = Rows(x)
-        let n = rows.columns
+        let input = Rows(x)
+        let n = input.columns
         let weight = weight.map { vector($0) }
         let bias = bias.map { vector($0) }
-        let result = mapRows(x.shape, x.dtype) { row, out in
-            rows.load(row, n, into: out)
-            normalizeLayer(out, n, epsilon, kind)
-            if let weight { Vector.multiply(out, weight, n) }
-            if let bias { Vector.add(out, bias, n) }
+        let result = mapRows(x.shape, x.dtype) { rows, out in
+            input.load(rows, into: out)
+            normalizeLayer(out, rows: rows.count, n, epsilon, kind)
+            if let weight { Vector.mapRows(out, rows: rows.count, weight, n) { $0 * $1 } }
+            if let bias { Vector.mapRows(out, rows: rows.count, bias, n) { $0 + $1 } }
         }
         return quantize(result, to: format)
     }
 
-    /// A row times rsqrt(mean square + epsilon) times the weight, rounded as `kind` does.
+    /// Each row times rsqrt(mean square + epsilon) times the weight, rounded as `kind` does. x: [rows, n]
     /// The weight is rounded to `dtype` already where `kind` asks for that.
     private func normalizeRMS(
-        _ x: UnsafeMutablePointer<Float>, _ n: Int, _ weight: [Float], _ epsilon: Float,
+        _ x: UnsafeMutablePointer<Float>, rows: Int, _ n: Int, _ weight: [Float], _ epsilon: Float,
         _ kind: NormKind, _ dtype: DType
     ) {
-        let inverse = 1 / (Vector.sumOfSquares(x, n) / Float(n) + epsilon).squareRoot()
-        Vector.scale(x, n, by: inverse)
-        if kind == .exact { round(x, n, to: dtype) }
-        Vector.multiply(x, weight, n)
+        for row in 0..<rows {
+            let line = x + row * n
+            let inverse = 1 / (Vector.sumOfSquares(line, n) / Float(n) + epsilon).squareRoot()
+            Vector.scale(line, n, by: inverse)
+        }
+        if kind == .exact { round(x, rows * n, to: dtype) }
+        Vector.mapRows(x, rows: rows, weight, n) { $0 * $1 }
     }
 
     /// See `Backend.rmsNorm`.
     func rmsNorm(
         _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
     ) -> Tensor {
-        let rows = Rows(x)
-        let n = rows.columns
+        let input = Rows(x)
         let weight = vector(weight, roundedTo: kind == .exact ? x.dtype : .f32)
-        let result = mapRows(x.shape, x.dtype) { row, out in
-            rows.load(row, n, into: out)
-            normalizeRMS(out, n, weight, epsilon, kind, x.dtype)
+        let result = mapRows(x.shape, x.dtype) { rows, out in
+            input.load(rows, into: out)
+            normalizeRMS(out, rows: rows.count, input.columns, weight, epsilon, kind, x.dtype)
         }
         return quantize(result, to: format)
     }
@@ -85,25 +88,27 @@ extension Definitions {
     func rmsNormRope(
         _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, rope: RotaryTable, heads: Int
     ) -> Tensor {
-        let rows = Rows(x)
-        let n = rows.columns
+        let input = Rows(x)
+        let n = input.columns
         let weight = vector(weight, roundedTo: kind == .exact ? x.dtype : .f32)
         let half = n / heads / 2
         let (cosine, sine) = (Rows(rope.cosine), Rows(rope.sine))
-        let result = mapRows(x.shape, x.dtype) { row, out in
-            rows.load(row, n, into: out)
-            normalizeRMS(out, n, weight, epsilon, kind, x.dtype)
-            round(out, n, to: x.dtype)
-            let (c, s) = (cosine.floats(row), sine.floats(row))
-            for head in 0..<heads {
-                let pairs = out + head * 2 * half
-                for i in 0..<half {
-                    let (a, b) = (pairs[2 * i], pairs[2 * i + 1])
-                    pairs[2 * i] = a * c[i] - b * s[i]
-                    pairs[2 * i + 1] = a * s[i] + b * c[i]
+        let result = mapRows(x.shape, x.dtype) { rows, out in
+            input.load(rows, into: out)
+            normalizeRMS(out, rows: rows.count, n, weight, epsilon, kind, x.dtype)
+            round(out, rows.count * n, to: x.dtype)
+            for (index, row) in rows.enumerated() {
+                let (c, s) = (cosine.floats(row), sine.floats(row))
+                for head in 0..<heads {
+                    let pairs = out + index * n + head * 2 * half
+                    for i in 0..<half {
+                        let (a, b) = (pairs[2 * i], pairs[2 * i + 1])
+                        pairs[2 * i] = a * c[i] - b * s[i]
+                        pairs[2 * i + 1] = a * s[i] + b * c[i]
+                    }
                 }
             }
         }
-        return result.reshaped([rows.count, heads, 2 * half])
+        return result.reshaped([input.count, heads, 2 * half])
     }
 }

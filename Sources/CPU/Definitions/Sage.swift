@@ -47,11 +47,8 @@ extension Definitions {
                     for row in 0..<count {
                         let line = tile + row * dim
                         let out = code + ((first + row) * heads + head) * dim
-                        for i in 0..<dim {
-                            let value = line[i] / step
-                            out[i] = Int8(
-                                truncatingIfNeeded: Int32(value + (value >= 0 ? 0.5 : -0.5)))
-                        }
+                        Vector.map(line, dim) { Int8Code.roundHalfAway($0 / step) }
+                        Int8Code.write(line, dim, 1, to: out)
                     }
                 }
             }
@@ -81,9 +78,9 @@ extension Definitions {
         }
         // A channel of zeros would be 0 * inf in the original; its codes are zeros here.
         let inverse = largest.map { $0 == 0 ? 0 : 2.25 / $0 }
-        let codes = mapRows([tokens, width], .f8e4m3) { token, out in
-            rows.load(token, width, into: out)
-            Vector.multiply(out, inverse, width)
+        let codes = mapRows([tokens, width], .f8e4m3) { range, out in
+            rows.load(range, into: out)
+            Vector.mapRows(out, rows: range.count, inverse, width) { $0 * $1 }
         }
         return (codes.reshaped(v.shape), scales)
     }

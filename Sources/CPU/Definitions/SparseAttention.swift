@@ -95,10 +95,13 @@ extension Definitions {
         let sums = blockSums(x, block, minus: center)
         let rows = Rows(sums)
         let tokens = x.shape[0]
-        return mapRows(sums.shape, x.dtype) { row, out in
-            rows.load(row, rows.columns, into: out)
-            let length = min(block, tokens - row * block)
-            Vector.scale(out, rows.columns, by: 1 / Float(length))
+        return mapRows(sums.shape, x.dtype) { range, out in
+            rows.load(range, into: out)
+            for (index, row) in range.enumerated() {
+                let length = min(block, tokens - row * block)
+                Vector.scale(
+                    out + index * rows.columns, rows.columns, by: 1 / Float(length))
+            }
         }.reshaped([sums.shape[0], x.shape[1], x.shape[2]])
     }
 
@@ -297,12 +300,15 @@ extension Definitions {
             }
         }
         let width = dim * dim + dim
-        return mapRows([heads, width], .f32) { head, out in
-            partialRows.load(head * parts, width, into: out)
-            for part in 1..<max(1, parts) {
-                Vector.add(out, partialRows.floats(head * parts + part), width)
+        return mapRows([heads, width], .f32) { range, out in
+            for (index, head) in range.enumerated() {
+                let sum = out + index * width
+                partialRows.load(head * parts, width, into: sum)
+                for part in 1..<max(1, parts) {
+                    Vector.add(sum, partialRows.floats(head * parts + part), width)
+                }
             }
-            round(out, width, to: rounding)
+            round(out, range.count * width, to: rounding)
         }
     }
 }
