@@ -20,7 +20,6 @@ final class DeviceThread: SerialExecutor, Sendable {
             &thread, nil,
             { context in
                 Unmanaged<DeviceThread>.fromOpaque(context!).takeUnretainedValue().run()
-                return nil
             }, Unmanaged.passRetained(self).toOpaque())
         precondition(status == 0, "DeviceThread: cannot start a thread (errno \(status))")
         pthread_detach(thread)

@@ -1,6 +1,6 @@
 /// What a run tells its caller: where it is, how long each stage took, how much memory it needed.
 
-public import Tensors
+import Tensors
 
 /// The stages of a run, in order.
 public enum Stage: Sendable, Hashable, Codable {

@@ -84,18 +84,17 @@ private struct AttentionCase {
         return device.read(output).doubles()
     }
 
-    /// The sparse branch alone (a projection of zeros), and the linear one: a large projection leaves the sparse
-    /// branch below the rounding of the sum. → [H, L, D] each
+    /// The sparse branch alone (a projection of zeros), and the projected linear one: multiplied by a power of two, it
+    /// leaves the sparse branch below the rounding of their sum. → [H, L, D] each
     private func branches(_ inputs: (Tensor, Tensor, Tensor)) -> ([Double], [Double]) {
-        let dim = q.shape[2]
         let spec = SparseAttention(topK: topK, arithmetic: .bf16)
         func output(projectedBy factor: Float) -> [Double] {
-            var matrix = [Float](repeating: 0, count: dim * dim)
-            for index in 0..<dim { matrix[index * dim + index] = factor }
-            let projection = device.place(.dense(Tensor(matrix, [dim, dim])), as: .bf16, in: nil)
+            func scaled(_ x: Tensor) -> Tensor { Tensor(x.floats().map { $0 * factor }, x.shape) }
+            let projection = device.place(.dense(scaled(weight)), as: .bf16, in: nil)
             return device.read(
                 device.sparseLinearAttention(
-                    inputs.0, inputs.1, inputs.2, projection: projection, bias: nil, spec)
+                    inputs.0, inputs.1, inputs.2, projection: projection,
+                    bias: place(scaled(bias), .f32), spec)
             ).doubles()
         }
         let sparse = output(projectedBy: 0)

@@ -225,7 +225,7 @@ private struct TransformerRun {
         func norm(_ format: ActivationFormat) -> Tensor {
             device.modulatedLayerNorm(
                 x, shift: modulation.blocks[0][0], scale: modulation.blocks[0][1],
-                epsilon: model.config.epsilon, kind: kind, format: format, dtype: nil)
+                epsilon: 1e-6, kind: kind, format: format, dtype: nil)
         }
         return (norm(.plain), q(norm(q.inputFormat), on: device))
     }
