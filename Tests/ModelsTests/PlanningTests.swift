@@ -5,40 +5,6 @@ import Models
 import Tensors
 import Testing
 
-/// A checkpoint whose tensors have a shape and no bytes.
-final class ShapesOnly: Checkpoint {
-    /// Reading it would be a mistake: there is no memory behind it.
-    private final class Nothing: Storage {}
-
-    let path = "shapes"
-    let names: [String]
-    private let infos: [String: TensorInfo]
-
-    init(_ tensors: [ExpectedTensor], numbers: DType) {
-        names = tensors.map(\.name)
-        infos = Dictionary(
-            uniqueKeysWithValues: tensors.map { tensor in
-                let dtype: DType =
-                    switch tensor.content {
-                    case .numbers, .quantizableMatrix: numbers
-                    case .int8Codes: .i8
-                    case .fp8Codes: .f8e4m3
-                    case .scales: .f32
-                    }
-                return (
-                    tensor.name, TensorInfo(name: tensor.name, shape: tensor.shape, dtype: dtype)
-                )
-            })
-    }
-
-    func info(_ name: String) -> TensorInfo? { infos[name] }
-    func tensor(_ name: String) -> Tensor? {
-        infos[name].map {
-            Tensor(Shape($0.shape), $0.dtype, storage: Nothing(byteCount: $0.byteCount))
-        }
-    }
-}
-
 @Suite struct PlanningTests {
     struct Case: Sendable, CustomTestStringConvertible {
         let name: String
@@ -71,7 +37,7 @@ final class ShapesOnly: Checkpoint {
         let device = NullBackend()
         let net = try WanTransformer(
             Weights(
-                ShapesOnly(sizes.tensors(), numbers: .bf16), on: device, activations: .bf16),
+                Outline(.wanTransformer(sizes), numbers: .bf16), on: device, activations: .bf16),
             WanTransformerOptions(
                 attention: .sparse(SparseAttention(topK: 0.1, arithmetic: .sage(.sm90)))))
         let text = TextEmbedding(
@@ -110,7 +76,7 @@ final class ShapesOnly: Checkpoint {
         let device = NullBackend()
         let encoder = try UMT5(
             Weights(
-                ShapesOnly(UMT5Architecture.xxl.tensors(), numbers: .bf16), on: device,
+                Outline(.umT5(.xxl), numbers: .bf16), on: device,
                 activations: .bf16))
         let text = encoder([Int32](repeating: 1, count: 512), on: device)
         #expect(text.rows.shape == [512, 4096])
@@ -130,7 +96,7 @@ final class ShapesOnly: Checkpoint {
     ) throws {
         let device = NullBackend()
         let weights = Weights(
-            ShapesOnly(WanVAEArchitecture().tensors(), numbers: .f32), on: device,
+            Outline(.wanVAE(WanVAEArchitecture()), numbers: .f32), on: device,
             activations: .bf16)
         let decoder = try WanVAE.Decoder(weights)
         let latents = device.place(.zeros([16, 21, size.h, size.w], .f32), as: .f32)
@@ -158,7 +124,7 @@ final class ShapesOnly: Checkpoint {
             let device = NullBackend()
             let decoder = try WanVAE.Decoder(
                 Weights(
-                    ShapesOnly(WanVAEArchitecture(dim: 24).tensors(), numbers: .f32), on: device,
+                    Outline(.wanVAE(WanVAEArchitecture(dim: 24)), numbers: .f32), on: device,
                     activations: .bf16))
             let latents = device.place(.zeros([16, latentFrames, 18, 32], .f32), as: .f32)
             // The latents themselves are all there from the start.
@@ -177,7 +143,8 @@ final class ShapesOnly: Checkpoint {
         var sizes = WanTransformerArchitecture.wan21T2V1B
         sizes.linears = .int8
         let net = try WanTransformer(
-            Weights(ShapesOnly(sizes.tensors(), numbers: .bf16), on: device, activations: .bf16),
+            Weights(
+                Outline(.wanTransformer(sizes), numbers: .bf16), on: device, activations: .bf16),
             WanTransformerOptions())
         #expect(
             device.groups.map(\.name) == net.groups.blocks.map(\.name) + net.groups.text.map(\.name)

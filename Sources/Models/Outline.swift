@@ -1,0 +1,43 @@
+/// A model of which only the sizes are known: for plans, and for measuring without a download.
+
+public import Checkpoints
+public import Tensors
+
+/// A checkpoint whose tensors have names and shapes and no bytes. Only a backend that does not read
+/// what it places can take them: one that plans, or one that makes numbers of its own.
+public final class Outline: Checkpoint {
+    /// There is no memory behind it.
+    private final class Nothing: Storage {}
+
+    public let path: String
+    public let names: [String]
+    private let tensors: [String: TensorInfo]
+
+    /// - Parameter numbers: the dtype of everything that is not quantised.
+    public init(_ model: DetectedModel, numbers: DType) {
+        let expected = model.tensors()
+        path = "outline of \(model.title)"
+        names = expected.map(\.name)
+        tensors = Dictionary(
+            uniqueKeysWithValues: expected.map { tensor in
+                let dtype: DType =
+                    switch tensor.content {
+                    case .numbers, .quantizableMatrix: numbers
+                    case .int8Codes: .i8
+                    case .fp8Codes: .f8e4m3
+                    case .scales: .f32
+                    }
+                return (
+                    tensor.name, TensorInfo(name: tensor.name, shape: tensor.shape, dtype: dtype)
+                )
+            })
+    }
+
+    public func info(_ name: String) -> TensorInfo? { tensors[name] }
+
+    public func tensor(_ name: String) -> Tensor? {
+        tensors[name].map {
+            Tensor(Shape($0.shape), $0.dtype, storage: Nothing(byteCount: $0.byteCount))
+        }
+    }
+}
