@@ -18,7 +18,9 @@ struct TurboDiffusion: AsyncParsableCommand {
             "Fast video diffusion: Wan models with SageAttention, SLA, rCM and 8-bit linears.",
         discussion: "Options may be written with '-' or '_' between words.",
         version: programVersion,
-        subcommands: [InspectCommand.self, VerifyCommand.self])
+        subcommands: [
+            InspectCommand.self, VerifyCommand.self, KernelsCommand.self, DoctorCommand.self,
+        ])
 
     static func main() async {
         // A write to a closed pipe is an error to report, not a reason to die silently.
