@@ -62,6 +62,9 @@ static const char conv_mma_cu[] = {
 static const char conv_sm90_cu[] = {
 #embed "Kernels/conv_sm90.cu"
     , 0};
+static const char conv_taps_sm90_cu[] = {
+#embed "Kernels/conv_taps_sm90.cu"
+    , 0};
 static const char conv_simt_cu[] = {
 #embed "Kernels/conv_simt.cu"
     , 0};
@@ -95,6 +98,12 @@ static const char sage_prepare_cu[] = {
 static const char sage_sm90_cu[] = {
 #embed "Kernels/sage_sm90.cu"
     , 0};
+static const char attention_sm90_cu[] = {
+#embed "Kernels/attention_sm90.cu"
+    , 0};
+static const char sage_mma_cu[] = {
+#embed "Kernels/sage_mma.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -119,6 +128,7 @@ static const struct cuda_source sources[] = {
     SOURCE("conv.cuh", conv_cuh),
     SOURCE("conv_mma.cu", conv_mma_cu),
     SOURCE("conv_simt.cu", conv_simt_cu),
+    SOURCE("conv_taps_sm90.cu", conv_taps_sm90_cu),
     SOURCE("conv_sm90.cu", conv_sm90_cu),
     SOURCE("attention.cuh", attention_cuh),
     SOURCE("attention_tile.cuh", attention_tile_cuh),
@@ -130,6 +140,8 @@ static const struct cuda_source sources[] = {
     SOURCE("sage.cuh", sage_cuh),
     SOURCE("sage_prepare.cu", sage_prepare_cu),
     SOURCE("sage_sm90.cu", sage_sm90_cu),
+    SOURCE("attention_sm90.cu", attention_sm90_cu),
+    SOURCE("sage_mma.cu", sage_mma_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

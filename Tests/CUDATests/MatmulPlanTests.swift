@@ -55,7 +55,10 @@ struct MatmulPlanTests {
         // 64 x 4 pixels cover 832 x 480 exactly.
         #expect(
             plans([4, 480, 832, 96], [96, 3, 3, 3, 96])
-                == [.hopper(widthLog2: 6, outputs: 96, slice: 96), .mma, .simt])
+                == [
+                    .hopper(widthLog2: 6, outputs: 96, slice: 96), .taps(outputs: 96, slice: 96),
+                    .mma, .simt,
+                ])
         #expect(
             plans([1, 60, 104, 384], [384, 3, 3, 3, 384])[0]
                 == .hopper(widthLog2: 3, outputs: 192, slice: 64))

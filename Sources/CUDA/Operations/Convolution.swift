@@ -59,6 +59,8 @@ struct ConvolutionArguments: BitwiseCopyable {
 enum ConvolutionPlan: Hashable {
     /// conv_sm90.cu: tiles of 256 pixels, 2^`widthLog2` wide, times `outputs`; `slice` channels at once.
     case hopper(widthLog2: Int, outputs: Int, slice: Int)
+    /// conv_taps_sm90.cu: tiles of 16x16 pixels, times `outputs`; `slice` channels at once.
+    case taps(outputs: Int, slice: Int)
     /// conv_mma.cu: bf16, channels in multiples of 8.
     case mma
     /// conv_simt.cu: everything.
@@ -82,10 +84,11 @@ enum ConvolutionPlan: Hashable {
         let widthLog2 = (3...6).reversed().min {
             tiles($0, width, height) < tiles($1, width, height)
         }!
-        let hopper = ConvolutionPlan.hopper(
-            widthLog2: widthLog2, outputs: outputs <= 16 ? 16 : outputs <= 96 ? 96 : 192,
-            slice: inputs % 64 != 0 && inputs % 96 == 0 ? 96 : 64)
-        return [hopper, .mma, .simt]
+        let columns = outputs <= 16 ? 16 : outputs <= 96 ? 96 : 192
+        let slice = inputs % 64 != 0 && inputs % 96 == 0 ? 96 : 64
+        let hopper = ConvolutionPlan.hopper(widthLog2: widthLog2, outputs: columns, slice: slice)
+        if arguments.kernelHeight > 3 || arguments.kernelWidth > 3 { return [hopper, .mma, .simt] }
+        return [hopper, .taps(outputs: columns, slice: slice), .mma, .simt]
     }
 
     private static func tiles(_ widthLog2: Int, _ width: Int, _ height: Int) -> Int {
@@ -111,17 +114,27 @@ private struct ConvolutionTiles: BitwiseCopyable {
     var widthLog2, across, down, outputs, parities: Int32
 }
 
+/// `ConvolutionTiles` of conv_taps_sm90.cu.
+private struct TapTiles: BitwiseCopyable {
+    var across, down, outputs, parities, width, height, shared: Int32
+}
+
 enum Convolution {
     private static let hopper = [16, 96, 192].map { outputs in
         KernelUnit(
             "conv_sm90.cu", for: .hopper,
             kernels: ["conv_sm90<\(outputs), 128>", "conv_sm90<\(outputs), 192>"])
     }
+    private static let taps = [16, 96, 192].map { outputs in
+        KernelUnit(
+            "conv_taps_sm90.cu", for: .hopper,
+            kernels: ["conv_taps_sm90<\(outputs), 128>", "conv_taps_sm90<\(outputs), 192>"])
+    }
     private static let mma = KernelUnit(
         "conv_mma.cu", kernels: ["conv_mma<true>", "conv_mma<false>"])
     private static let simt = KernelUnit(
         "conv_simt.cu", kernels: ["conv_simt<float>", "conv_simt<bf16>"])
-    static let units = hopper + [mma, simt]
+    static let units = hopper + taps + [mma, simt]
 
     /// Bytes of dynamic shared memory; conv_sm90.cu.
     private static let hopperSharedBytes = 1024 + 204 * 1024 + 2 * 8 * 1024 + 512
@@ -135,6 +148,8 @@ enum Convolution {
         switch plan {
         case .hopper(let widthLog2, let outputs, let slice):
             launch(arguments, widthLog2: widthLog2, outputs: outputs, slice: slice, context)
+        case .taps(let outputs, let slice):
+            launch(arguments, outputs: outputs, slice: slice, context)
         case .mma:
             let kernel: Kernel<ConvolutionArguments> = context.kernel(
                 "conv_mma<\(arguments.outputs % 2 == 0)>", of: mma)
@@ -157,15 +172,75 @@ enum Convolution {
         _ arguments: ConvolutionArguments, widthLog2: Int, outputs: Int, slice: Int,
         _ context: Context
     ) {
-        let (tileWidth, tileHeight) = (1 << widthLog2, 256 >> widthLog2)
+        let (width, height) = (1 << widthLog2, 256 >> widthLog2)
+        let stride = Int(arguments.spatialStride)
+        let maps = ConvolutionMaps(
+            arguments, rectangle: (width * stride, height * stride),
+            stored: (width, 64 / width), outputs: outputs, slice: slice, context)
+        let size = arguments.tiledSize
+        let tiles = ConvolutionTiles(
+            widthLog2: Int32(widthLog2), across: Int32(ceilDivide(size.width, width)),
+            down: Int32(ceilDivide(size.height, height)),
+            outputs: Int32(ceilDivide(Int(arguments.outputs), outputs)),
+            parities: arguments.upsample == 0 ? 1 : 4)
+        let count =
+            tiles.across * tiles.down * tiles.outputs * tiles.parities * arguments.outFrames
+        let kernel: Kernel<ConvolutionMaps, ConvolutionArguments, ConvolutionTiles> =
+            context.kernel("conv_sm90<\(outputs), \(slice * 2)>", of: hopper[unit(outputs)])
+        kernel(
+            LaunchShape(
+                grid: Extents(min(Int(count), context.properties.multiprocessors)), block: 384,
+                sharedBytes: hopperSharedBytes), maps, arguments, tiles)
+    }
+
+    private static func launch(
+        _ arguments: ConvolutionArguments, outputs: Int, slice: Int, _ context: Context
+    ) {
+        let stride = Int(arguments.spatialStride)
+        let shared = stride == 1
+        let width = shared ? 15 + Int(arguments.kernelWidth) : 16
+        let height = shared ? 15 + Int(arguments.kernelHeight) : 16
+        let maps = ConvolutionMaps(
+            arguments, rectangle: (width * stride, height * stride), stored: (8, 8),
+            outputs: outputs, slice: slice, context)
+        let size = arguments.tiledSize
+        let tiles = TapTiles(
+            across: Int32(ceilDivide(size.width, 16)), down: Int32(ceilDivide(size.height, 16)),
+            outputs: Int32(ceilDivide(Int(arguments.outputs), outputs)),
+            parities: arguments.upsample == 0 ? 1 : 4, width: Int32(width),
+            height: Int32(height), shared: shared ? 1 : 0)
+        let count =
+            tiles.across * tiles.down * tiles.outputs * tiles.parities * arguments.outFrames
+        let kernel: Kernel<ConvolutionMaps, ConvolutionArguments, TapTiles> =
+            context.kernel("conv_taps_sm90<\(outputs), \(slice * 2)>", of: taps[unit(outputs)])
+        kernel(
+            LaunchShape(
+                grid: Extents(min(Int(count), context.properties.multiprocessors)), block: 384,
+                sharedBytes: 227 * 1024), maps, arguments, tiles)
+    }
+
+    private static func unit(_ outputs: Int) -> Int { outputs == 16 ? 0 : outputs == 96 ? 1 : 2 }
+}
+
+extension ConvolutionMaps {
+    /// - Parameters:
+    ///   - rectangle: extents of what one copy of x covers, width and height; with a spatial stride it
+    ///     takes every second of them.
+    ///   - stored: width and height of what one copy of the result covers.
+    ///   - outputs, slice: of a tile, and channels of x at once.
+    fileprivate init(
+        _ arguments: ConvolutionArguments, rectangle: (width: Int, height: Int),
+        stored: (width: Int, height: Int), outputs: Int, slice: Int, _ context: Context
+    ) {
         let stride = Int(arguments.spatialStride)
         let inputs = Int(arguments.inputs)
+        let hasTail = slice == 96
         // A slice of 96 channels comes as 64 and 32.
-        func source(_ base: DevicePointer, frames: Int32, tail: Bool) -> TensorMap {
+        func source(_ base: DevicePointer, _ frames: Int32, tail: Bool) -> TensorMap {
             context.tensorMap(
                 .bf16, at: base,
                 extents: [inputs, Int(arguments.width), Int(arguments.height), Int(frames)],
-                box: [tail ? 32 : 64, tileWidth * stride, tileHeight * stride, 1],
+                box: [tail ? 32 : 64, rectangle.width, rectangle.height, 1],
                 steps: [1, stride, stride, 1], swizzle: tail ? .bytes64 : .bytes128)
         }
         func weight(tail: Bool) -> TensorMap {
@@ -174,47 +249,39 @@ enum Convolution {
                 .bf16, at: arguments.w, extents: [inputs, Int(taps), Int(arguments.outputs)],
                 box: [tail ? 32 : 64, 1, outputs], swizzle: tail ? .bytes64 : .bytes128)
         }
-        let past = arguments.historyFrames > 0
-        let history = past ? arguments.history : arguments.x
-        let historyFrames = past ? arguments.historyFrames : arguments.frames
+        x = source(arguments.x, arguments.frames, tail: false)
+        xTail = hasTail ? source(arguments.x, arguments.frames, tail: true) : x
+        if arguments.historyFrames > 0 {
+            let frames = arguments.historyFrames
+            history = source(arguments.history, frames, tail: false)
+            historyTail = hasTail ? source(arguments.history, frames, tail: true) : history
+        } else {
+            (history, historyTail) = (x, xTail)
+        }
+        w = weight(tail: false)
+        wTail = hasTail ? weight(tail: true) : w
+
         let size = arguments.tiledSize
         let scale = arguments.upsample == 0 ? 1 : 2
         let pixel = Int(arguments.outputs) * 2
         let line = pixel * Int(arguments.outWidth)
         func result(_ parity: Int) -> TensorMap {
-            // The kernel stores narrow results itself.
-            if outputs <= 16 { return TensorMap() }
-            return context.tensorMap(
+            context.tensorMap(
                 .bf16, at: arguments.out + (parity / 2 * line + parity % 2 * pixel),
                 extents: [
                     Int(arguments.outputs), size.width, size.height, Int(arguments.outFrames),
                 ],
                 strides: [scale * pixel, scale * line, line * Int(arguments.outHeight)],
-                box: [64, tileWidth, 64 / tileWidth, 1])
+                box: [64, stored.width, stored.height, 1])
         }
-        let x = source(arguments.x, frames: arguments.frames, tail: false)
-        let maps = ConvolutionMaps(
-            x: x,
-            xTail: slice == 96 ? source(arguments.x, frames: arguments.frames, tail: true) : x,
-            history: source(history, frames: historyFrames, tail: false),
-            historyTail: slice == 96 ? source(history, frames: historyFrames, tail: true) : x,
-            w: weight(tail: false), wTail: weight(tail: slice == 96),
-            out: scale == 1
-                ? .init(repeating: result(0)) : [result(0), result(1), result(2), result(3)])
-        let tiles = ConvolutionTiles(
-            widthLog2: Int32(widthLog2), across: Int32(ceilDivide(size.width, tileWidth)),
-            down: Int32(ceilDivide(size.height, tileHeight)),
-            outputs: Int32(ceilDivide(Int(arguments.outputs), outputs)),
-            parities: Int32(scale * scale))
-        let count =
-            tiles.across * tiles.down * tiles.outputs * tiles.parities * arguments.outFrames
-        let unit = hopper[outputs == 16 ? 0 : outputs == 96 ? 1 : 2]
-        let kernel: Kernel<ConvolutionMaps, ConvolutionArguments, ConvolutionTiles> =
-            context.kernel("conv_sm90<\(outputs), \(slice * 2)>", of: unit)
-        kernel(
-            LaunchShape(
-                grid: Extents(min(Int(count), context.properties.multiprocessors)), block: 384,
-                sharedBytes: hopperSharedBytes), maps, arguments, tiles)
+        if outputs <= 16 {
+            // The kernels store narrow results themselves.
+            out = .init(repeating: TensorMap())
+        } else if scale == 1 {
+            out = .init(repeating: result(0))
+        } else {
+            out = [result(0), result(1), result(2), result(3)]
+        }
     }
 }
 

@@ -148,6 +148,7 @@ extension ConvolutionPlan {
         switch self {
         case .hopper(let widthLog2, let outputs, let slice):
             "\(1 << widthLog2)x\(256 >> widthLog2)x\(outputs)x\(slice)"
+        case .taps(let outputs, let slice): "taps x\(outputs)x\(slice)"
         case .mma: "mma"
         case .simt: "simt"
         }
