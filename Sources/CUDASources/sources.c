@@ -104,6 +104,9 @@ static const char attention_sm90_cu[] = {
 static const char sage_mma_cu[] = {
 #embed "Kernels/sage_mma.cu"
     , 0};
+static const char attention_wide_cu[] = {
+#embed "Kernels/attention_wide.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -142,6 +145,7 @@ static const struct cuda_source sources[] = {
     SOURCE("sage_sm90.cu", sage_sm90_cu),
     SOURCE("attention_sm90.cu", attention_sm90_cu),
     SOURCE("sage_mma.cu", sage_mma_cu),
+    SOURCE("attention_wide.cu", attention_wide_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

@@ -69,17 +69,83 @@ enum Attention {
             }
         })
 
-    static let units = [simt, mma]
+    /// Keys of a tile and stages of the rings of the Hopper kernel.
+    struct HopperTile {
+        let dim, keys, stages: Int
+        let visits: AttentionKeys
+
+        var kernel: String {
+            "attention_sm90<\(dim), \(keys), \(stages), Keys::\(visits.rawValue)>"
+        }
+        /// Queries, rings of K and V, barriers.
+        var sharedBytes: Int { 128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 }
+    }
+    static let hopperTiles = [
+        HopperTile(dim: 64, keys: 128, stages: 4, visits: .all),
+        HopperTile(dim: 128, keys: 128, stages: 2, visits: .all),
+        HopperTile(dim: 64, keys: 64, stages: 6, visits: .listed),
+        HopperTile(dim: 128, keys: 64, stages: 4, visits: .listed),
+    ]
+    static let hopper = KernelUnit(
+        "attention_sm90.cu", for: .hopper, kernels: hopperTiles.map(\.kernel))
+
+    /// For the autoencoder's head dimension; the small tiles are for cards with 99 KiB a block.
+    struct WideTile {
+        let dim, groups, keys: Int
+
+        var kernel: String { "attention_wide<\(dim), \(groups), \(keys)>" }
+        var queries: Int { 16 * groups }
+        /// Queries, K and V, P, maxima and sums.
+        var sharedBytes: Int { 2 * dim * (queries + 2 * keys) + queries * (128 + 4 * 4) }
+    }
+    static let wideTiles = [
+        WideTile(dim: 256, groups: 4, keys: 64), WideTile(dim: 256, groups: 2, keys: 32),
+        WideTile(dim: 384, groups: 4, keys: 64), WideTile(dim: 384, groups: 2, keys: 32),
+        WideTile(dim: 512, groups: 2, keys: 32),
+    ]
+    static let wide = KernelUnit("attention_wide.cu", kernels: wideTiles.map(\.kernel))
+
+    static let units = [simt, mma, hopper, wide]
 }
 
-extension CUDABackend {
+extension Context {
+    /// Attention by the fastest kernel for this card, dtype and head dimension.
+    func attention(_ arguments: AttentionArguments, _ dtype: DType, _ keys: AttentionKeys) {
+        let dim = arguments.dim
+        if dtype == .bf16, hopperAttention(arguments, keys) { return }
+        if dtype == .bf16, dim <= 128, dim % 8 == 0 {
+            mmaAttention(arguments, keys)
+        } else if dtype == .bf16, dim % 8 == 0, keys == .all, wideAttention(arguments) {
+            return
+        } else {
+            simtAttention(arguments, dtype, keys)
+        }
+    }
+
+    /// Attention of bf16 tensors with a dim above 128.
+    /// - Returns: whether a tile fits this card.
+    private func wideAttention(_ arguments: AttentionArguments) -> Bool {
+        let tile = Attention.wideTiles.first {
+            $0.dim >= Int(arguments.dim) && $0.sharedBytes <= properties.sharedMemoryPerBlock
+        }
+        guard let tile else { return false }
+        let kernel: Kernel<AttentionArguments> = kernel(tile.kernel, of: Attention.wide)
+        kernel(
+            LaunchShape(
+                grid: Extents(
+                    ceilDivide(Int(arguments.queries), tile.queries), Int(arguments.heads)),
+                block: Extents(64 * tile.groups), sharedBytes: tile.sharedBytes),
+            arguments)
+        return true
+    }
+
     /// Attention in f32 arithmetic: any dim that is a multiple of 4, f32 or bf16.
     func simtAttention(_ arguments: AttentionArguments, _ dtype: DType, _ keys: AttentionKeys) {
         guard let tile = Attention.simtTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
             preconditionFailure("attention: headDim \(arguments.dim) is above 512")
         }
-        let kernel: Kernel<AttentionArguments> = context.kernel(
-            "attention_simt<\(Self.typeName(dtype)), \(tile.dim), \(tile.queries), "
+        let kernel: Kernel<AttentionArguments> = kernel(
+            "attention_simt<\(CUDABackend.typeName(dtype)), \(tile.dim), \(tile.queries), "
                 + "Keys::\(keys.rawValue)>", of: Attention.simt)
         let floats = (tile.queries + 32) * (tile.dim + 4) + tile.queries * 33
         kernel(
@@ -95,7 +161,7 @@ extension CUDABackend {
         guard let tile = Attention.mmaTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
             preconditionFailure("attention: headDim \(arguments.dim) is above 128")
         }
-        let kernel: Kernel<AttentionArguments> = context.kernel(
+        let kernel: Kernel<AttentionArguments> = kernel(
             "attention_mma<\(tile.dim), \(tile.warps), \(Attention.mmaKeys), "
                 + "Keys::\(keys.rawValue)>", of: Attention.mma)
         let queries = 16 * tile.warps
@@ -105,5 +171,34 @@ extension CUDABackend {
                 block: Extents(32 * tile.warps),
                 sharedBytes: 2 * tile.dim * (queries + 2 * Attention.mmaKeys)),
             arguments)
+    }
+}
+
+extension Context {
+    /// Attention on wgmma: bf16 with headDim 64 or 128. `arguments` name the same tensors.
+    /// - Returns: whether this card has it.
+    func hopperAttention(
+        _ arguments: AttentionArguments, _ visits: AttentionKeys
+    ) -> Bool {
+        let dim = Int(arguments.dim)
+        let fitting = Attention.hopperTiles.first { $0.dim == dim && $0.visits == visits }
+        guard properties.architecture == .hopper, let tile = fitting else { return false }
+        let heads = Int(arguments.heads)
+        func map(_ pointer: DevicePointer, _ rows: Int32, box: Int) -> TensorMap {
+            tensorMap(
+                .bf16, at: pointer, extents: [dim, heads, Int(rows)],
+                strides: [dim * 2, heads * dim * 2], box: [64, 1, box])
+        }
+        let kernel: Kernel<TensorMap, TensorMap, TensorMap, AttentionArguments> =
+            kernel(tile.kernel, of: Attention.hopper)
+        let items = ceilDivide(Int(arguments.queries), 128) * heads
+        kernel(
+            LaunchShape(
+                grid: Extents(min(properties.multiprocessors, items)), block: 384,
+                sharedBytes: tile.sharedBytes),
+            map(arguments.q, arguments.queries, box: 128),
+            map(arguments.k, arguments.keys, box: tile.keys),
+            map(arguments.v, arguments.keys, box: tile.keys), arguments)
+        return true
     }
 }

@@ -11,11 +11,7 @@ extension CUDABackend {
         let out = tensor(q.shape, q.dtype)
         let arguments = AttentionArguments(
             q, k, v, out: out, scale: scale, lastKeyCount: lastKeyCount)
-        if q.dtype == .bf16, q.shape[2] <= 128, q.shape[2] % 8 == 0 {
-            mmaAttention(arguments, .all)
-        } else {
-            simtAttention(arguments, q.dtype, .all)
-        }
+        context.attention(arguments, q.dtype, .all)
         return out
     }
 
@@ -29,11 +25,7 @@ extension CUDABackend {
         let out = tensor(q.shape, q.dtype)
         var arguments = AttentionArguments(q, k, v, out: out, scale: 1)
         arguments.table = table.pointer
-        if q.dtype == .bf16, q.shape[2] <= 128, q.shape[2] % 8 == 0 {
-            mmaAttention(arguments, .relative)
-        } else {
-            simtAttention(arguments, q.dtype, .relative)
-        }
+        context.attention(arguments, q.dtype, .relative)
         return out
     }
 

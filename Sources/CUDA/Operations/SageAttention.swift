@@ -15,7 +15,15 @@ enum Sage {
     static let hopper = KernelUnit(
         "sage_sm90.cu", for: .hopper, kernels: dims.map { "sage_sm90<\($0)>" })
 
-    static let units = [prepare, hopper]
+    static let halves = KernelUnit(
+        "sage_mma.cu", kernels: dims.map { "sage_mma<\($0), Product::f16>" })
+    static let eighths = KernelUnit(
+        "sage_mma.cu", for: .fp8,
+        kernels: dims.flatMap { dim in
+            ["e4m3", "e4m3_f16"].map { "sage_mma<\(dim), Product::\($0)>" }
+        })
+
+    static let units = [prepare, hopper, halves, eighths]
 
     /// Shared memory of sage_sm90: six stages of K and V, two query blocks, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 6 * 256 * dim + 128 * dim + 6 * 16 + 14 * 8 }
@@ -67,8 +75,9 @@ extension CUDABackend {
             scale: log2e / Float(dim).squareRoot())
         switch architecture {
         case .sm90: hopperSage(arguments, operands, dim)
-        case .sm80, .sm89, .sm89Accumulate16:
-            preconditionFailure("sparseLinearAttention: no kernel for \(architecture.rawValue)")
+        case .sm80: mmaSage(arguments, dim, "f16", Sage.halves)
+        case .sm89: mmaSage(arguments, dim, "e4m3", Sage.eighths)
+        case .sm89Accumulate16: mmaSage(arguments, dim, "e4m3_f16", Sage.eighths)
         }
         return out
     }
@@ -95,6 +104,24 @@ extension CUDABackend {
                 grid: Extents(min(context.properties.multiprocessors, pairs)), block: 384,
                 sharedBytes: Sage.hopperBytes(dim)),
             rows(operands.q), rows(operands.k), values, arguments)
+    }
+
+    /// The kernels for blocks of 128 x 64.
+    private func mmaSage(
+        _ arguments: SageArguments, _ dim: Int, _ product: String, _ unit: KernelUnit
+    ) {
+        precondition(
+            unit.family.includes(context.properties.architecture),
+            "sparseLinearAttention: this arithmetic needs fp8, which \(context.properties.name) "
+                + "has not; choose that of sm80")
+        let kernel: Kernel<SageArguments> =
+            context.kernel("sage_mma<\(dim), Product::\(product)>", of: unit)
+        let valueRows = product == "f16" ? 64 * dim * 2 : dim * 128
+        kernel(
+            LaunchShape(
+                grid: Extents(Int(arguments.queryBlocks), Int(arguments.heads)), block: 256,
+                sharedBytes: (128 + 64) * 128 + valueRows),
+            arguments)
     }
 
     private func sageLayout(

@@ -76,11 +76,10 @@ extension CUDABackend {
         _ map: BlockMap?, _ spec: SparseAttention
     ) -> Tensor {
         let dim = q.shape[2]
-        let rows = Attention.mmaTiles.first(where: { $0.dim == dim })!.warps * 16
         precondition(
-            spec.queryBlock % rows == 0 && spec.keyBlock % Attention.mmaKeys == 0,
+            spec.queryBlock % 128 == 0 && spec.keyBlock % 64 == 0,
             "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
-                + "multiples of \(rows) x \(Attention.mmaKeys) wanted")
+                + "multiples of 128 x 64 wanted")
         let map =
             map
             ?? {
@@ -92,7 +91,7 @@ extension CUDABackend {
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
         arguments.list(map, spec)
         arguments.addend = linear.pointer
-        mmaAttention(arguments, .listed)
+        context.attention(arguments, .bf16, .listed)
         return out
     }
 
@@ -208,7 +207,7 @@ extension CUDABackend {
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
         arguments.list(map, spec)
         arguments.addend = linear.location
-        simtAttention(arguments, q.dtype, .listed)
+        context.simtAttention(arguments, q.dtype, .listed)
         return out
     }
 }

@@ -5,8 +5,8 @@
 // are loaded once for both: the kernel's limit is the L2 cache. One producer warp merges the lists and
 // feeds a ring of stages; each stage says whose it is. Blocks of threads are persistent: the next pair's
 // tiles load while this one's result is written.
+#include "attention_tile.cuh"
 #include "sage.cuh"
-#include "tile.cuh"
 #include "wgmma.cuh"
 
 constexpr int kQueries = 64;
@@ -155,8 +155,8 @@ struct Softmax {
                     const int i = 4 * (j + e / 2) + 2 * r + e % 2;
                     x[e] = exp2_approx(__fmaf_rn(float(s[i]), factor, offset));
                     if (kMasked && 8 * (j + e / 2) + column + e % 2 >= limit) x[e] = 0.0f;
-                    total += x[e];
                 }
+                total += (x[0] + x[1]) + (x[2] + x[3]);
                 // Keys 32 t + 0..15 are the low half of the fragment, rows 8 and up its odd registers.
                 p[j / 4 * 4 + j / 2 % 2 * 2 + r] = pack_e4m3(x[0], x[1], x[2], x[3]);
             }
@@ -237,23 +237,24 @@ DEVICE void consume(const SageArguments& a, u8* shared, Barriers barriers, int c
         const float* v_scale = a.v_scales + head * kDim + 2 * (lane % 4);
         const int row = block * kQueries + int(threadIdx.x) % 128 / 32 * 16 + lane / 4;
         const i64 stride = i64(a.heads) * kDim;
-        const i64 place = row * stride + head * kDim + 2 * (lane % 4);
+        const i64 place = row * stride + head * kDim;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const float inverse = 1.0f / warp_sum<4>(softmax.sum[r]);
-            if (row + 8 * r >= a.queries) continue;
-            const bf16* addend = static_cast<const bf16*>(a.addend) + place + 8 * r * stride;
             bf16* out = static_cast<bf16*>(a.out) + place + 8 * r * stride;
+            const bf16* addend =
+                a.addend ? static_cast<const bf16*>(a.addend) + place + 8 * r * stride : nullptr;
 #pragma unroll
-            for (int j = 0; j < kDim / 8; j++) {
-                const auto scale = Vector<float, 2>::load(v_scale + 8 * j);
-                u32 x = pack_bf16(o[4 * j + 2 * r] * inverse * scale[0],
-                                  o[4 * j + 2 * r + 1] * inverse * scale[1]);
-                if (a.addend) {
-                    const u32 y = *reinterpret_cast<const u32*>(addend + 8 * j);
-                    x = pack_bf16(bf16_low(x) + bf16_low(y), bf16_high(x) + bf16_high(y));
+            for (int j = 0; j < kDim / 8; j += 4) {
+                u32 x[4];
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    const auto scale = Vector<float, 2>::load(v_scale + 8 * (j + n));
+                    const int i = 4 * (j + n) + 2 * r;
+                    x[n] = pack_bf16(o[i] * inverse * scale[0], o[i + 1] * inverse * scale[1]);
                 }
-                *reinterpret_cast<u32*>(out + 8 * j) = x;
+                store_row(out + 8 * j, addend ? addend + 8 * j : nullptr, x,
+                          row + 8 * r < a.queries);
             }
         }
     }
