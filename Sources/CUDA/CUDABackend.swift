@@ -52,6 +52,13 @@ public final class CUDABackend: Backend {
         try context.kernels.prepare(progress: progress)
     }
 
+    /// A backend on a context that is there already: its weights all stay on the device.
+    init(_ context: Context) throws {
+        self.context = context
+        uploads = try Uploads(context)
+        streaming = try WeightStreaming(context, residentBytes: nil)
+    }
+
     public func synchronize() throws { try context.synchronize() }
 
     public var memory: MemoryUse {

@@ -124,7 +124,7 @@ extension Context {
 
     /// Attention of bf16 tensors with a dim above 128.
     /// - Returns: whether a tile fits this card.
-    private func wideAttention(_ arguments: AttentionArguments) -> Bool {
+    func wideAttention(_ arguments: AttentionArguments) -> Bool {
         let tile = Attention.wideTiles.first {
             $0.dim >= Int(arguments.dim) && $0.sharedBytes <= properties.sharedMemoryPerBlock
         }

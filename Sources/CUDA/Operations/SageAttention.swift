@@ -40,8 +40,7 @@ private struct SageArguments: BitwiseCopyable {
 }
 
 /// Quantised q, k and v as the kernels read them.
-private struct SageLayout {
-    let queryBlock, keyBlock: Int
+struct SageLayout {
     /// int8 [heads, blocks * block, dim]; scales f32 [heads, blocks]; block means bf16 [heads, blocks, dim]
     let q, qScales, qPooled: Tensor
     let k, kScales, kPooled: Tensor
@@ -61,17 +60,24 @@ extension CUDABackend {
         checkSageBlocks(spec, architecture)
         let operands = sageLayout(q, k, v, branch, spec, architecture)
         let map = map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)
-        let out = tensor(q.shape, .bf16)
-        let (heads, dim) = (q.shape[1], q.shape[2])
+        return sageBlocks(operands, map.indices, linear, architecture)
+    }
+
+    /// The block-sparse kernel alone. indices: i32 [heads, queryBlocks, selected]
+    func sageBlocks(
+        _ operands: SageLayout, _ indices: Tensor, _ linear: Tensor,
+        _ architecture: SageArchitecture
+    ) -> Tensor {
+        let out = tensor(linear.shape, .bf16)
+        let (length, heads, dim) = (linear.shape[0], linear.shape[1], linear.shape[2])
         let arguments = SageArguments(
-            out: out.pointer, addend: linear.pointer, indices: map.indices.pointer,
+            out: out.pointer, addend: linear.pointer, indices: indices.pointer,
             qScales: operands.qScales.pointer, kScales: operands.kScales.pointer,
             vScales: operands.vScales?.pointer ?? .null, q: operands.q.pointer,
-            k: operands.k.pointer, v: operands.v.pointer, queries: Int32(q.shape[0]),
-            keys: Int32(k.shape[0]), heads: Int32(heads),
+            k: operands.k.pointer, v: operands.v.pointer, queries: Int32(length),
+            keys: Int32(length), heads: Int32(heads),
             queryBlocks: Int32(operands.qScales.shape[1]),
-            keyBlocks: Int32(operands.kScales.shape[1]),
-            selected: Int32(map.indices.shape[2]),
+            keyBlocks: Int32(operands.kScales.shape[1]), selected: Int32(indices.shape[2]),
             scale: log2e / Float(dim).squareRoot())
         switch architecture {
         case .sm90: hopperSage(arguments, operands, dim)
@@ -124,7 +130,7 @@ extension CUDABackend {
             arguments)
     }
 
-    private func sageLayout(
+    func sageLayout(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ spec: SparseAttention,
         _ architecture: SageArchitecture
     ) -> SageLayout {
@@ -174,8 +180,8 @@ extension CUDABackend {
             valueScales = scales
         }
         return SageLayout(
-            queryBlock: spec.queryBlock, keyBlock: spec.keyBlock, q: qCodes, qScales: qScales,
-            qPooled: qPooled, k: kCodes, kScales: kScales, kPooled: kPooled, v: values,
+            q: qCodes, qScales: qScales, qPooled: qPooled, k: kCodes, kScales: kScales,
+            kPooled: kPooled, v: values,
             vScales: valueScales)
     }
 

@@ -46,7 +46,7 @@ public struct SelfTestResult {
 
 public enum SelfTest {
     /// All cases, in the order they are run: each area of operations contributes its list.
-    public static var cases: [SelfTestCase] { matmulCases }
+    public static var cases: [SelfTestCase] { matmulCases + attentionCases }
 
     /// Runs the cases whose name contains `only` and prints a line about each.
     /// - Returns: how many failed.
