@@ -9,6 +9,8 @@ public final class DeviceStorage: Storage {
     private let buffer: DeviceBuffer?
     /// Where the bytes are now; `.null` while a streamed weight is away.
     var location: DevicePointer
+    /// Kept as long as these bytes: what counts them.
+    var token: AnyObject?
 
     /// Bytes that stay where they are. `buffer` may be larger.
     init(_ buffer: DeviceBuffer, byteCount: Int) {

@@ -107,11 +107,11 @@ public enum Diagnosis {
             let ready = source.readiness(for: architecture, newest: newest)
             let text =
                 "\(ready.packed) of \(ready.total) files for \(architecture) in the pack, "
-                + "\(ready.cached) in the cache, \(ready.missing) to compile on first use"
+                + "\(ready.cached) in the cache, \(ready.missing.count) to compile on first use"
             findings.append(
                 Finding(
-                    "kernels", ready.missing == 0 ? .fine : .warning, text,
-                    advice: ready.missing == 0
+                    "kernels", ready.missing.isEmpty ? .fine : .warning, text,
+                    advice: ready.missing.isEmpty
                         ? nil : "the next GPU run compiles them; 'kernels build' does it now"))
         }
         if let cache = source.cache {

@@ -31,14 +31,16 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
     /// - Parameters:
     ///   - threads: of the CPU; nil for all.
     ///   - memoryLimit: bytes of device memory, for GPUs.
+    ///   - debugKernels: wait for every kernel, so that a failure names the kernel that caused it.
     ///   - note: told what the user should know: kernels being compiled, a GPU that cannot be used.
     func open(
         threads: Int? = nil, memoryLimit: Int? = nil, residentWeights: Int? = nil,
-        note: @escaping @Sendable (String) -> Void = { _ in }
+        debugKernels: Bool = false, note: @escaping @Sendable (String) -> Void = { _ in }
     ) throws -> any Backend {
         var options = CUDABackend.Options()
         options.memoryLimit = memoryLimit
         options.residentWeights = residentWeights
+        options.waitsForEachKernel = debugKernels
         func gpu(_ ordinal: Int) throws -> any Backend {
             try CUDABackend(ordinal: ordinal, options) { built in
                 note("kernels of \(built.file) ready after \(Output.seconds(built.seconds))")

@@ -33,6 +33,9 @@ struct VerifyCommand: AsyncParsableCommand {
     @Flag(help: "Check every operation against the plain definitions, on the CPU too.")
     var operations = false
 
+    @Flag(help: "Wait for every GPU kernel: a failure then names the kernel that caused it.")
+    var debugKernels = false
+
     @Flag(help: "Print JSON, one object a case.")
     var json = false
 
@@ -51,7 +54,9 @@ struct VerifyCommand: AsyncParsableCommand {
     }
 
     private func check() throws -> [CaseResult] {
-        let backend = try device.open(threads: threads) { Output.note($0) }
+        let backend = try device.open(threads: threads, debugKernels: debugKernels) {
+            Output.note($0)
+        }
         let isCPU = backend is CPUBackend
         if !json { Output.line("on \(backend.name)") }
         let verifier = try Verifier(folder: folder, on: backend, acceptsLoose: !isCPU)

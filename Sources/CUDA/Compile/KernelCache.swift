@@ -21,6 +21,8 @@ public struct KernelCache: Hashable, Sendable {
         readFile(path(of: key)).flatMap { CompiledUnit(serialized: $0) }
     }
 
+    func contains(_ key: String) -> Bool { access(path(of: key), R_OK) == 0 }
+
     /// Keeps `unit`; does nothing where the folder cannot be written.
     func store(_ unit: CompiledUnit, as key: String) {
         makeFolders(folder)
@@ -42,7 +44,7 @@ public struct KernelPack: Sendable {
     private static let magic = "turbodiffusion kernel pack 1\n"
     private let entries: [String: ArraySlice<UInt8>]
 
-    var count: Int { entries.count }
+    func contains(_ key: String) -> Bool { entries[key] != nil }
 
     init(contentsOf path: String) throws(KernelError) {
         guard let bytes = readFile(path) else {

@@ -16,9 +16,10 @@ public final class KernelLibrary {
     public func prepare(progress: @Sendable (KernelSource.Built) -> Void = { _ in })
         throws(KernelError)
     {
-        _ = try source.build(
-            for: [device.properties.architecture], newest: device.driver.version / 1000,
-            progress: progress)
+        let architecture = device.properties.architecture
+        let newest = device.driver.version / 1000
+        let missing = source.readiness(for: architecture, newest: newest).missing
+        _ = try source.build(missing, for: [architecture], newest: newest, progress: progress)
     }
 
     /// The kernel called `name` in `unit`; nil, and a failure of the device, where it cannot be had.

@@ -69,7 +69,9 @@ public final class KernelSource: Sendable {
     func unit(
         _ unit: KernelUnit, for architecture: Architecture, newest: Int? = nil
     ) throws(KernelError) -> CompiledUnit {
-        if let found = packed(unit, for: architecture) { return found }
+        if let key = packKey(of: unit, for: architecture), let found = pack?.load(key) {
+            return found
+        }
         let compiler = try openedCompiler(newest: newest)
         let key = cacheKey(of: unit, for: architecture, compiler)
         if let found = cache?.load(key) { return found }
@@ -78,20 +80,18 @@ public final class KernelSource: Sendable {
         return compiled
     }
 
-    /// Code for the architecture itself, or for an earlier one of the same major version, which runs
-    /// there too unless it is architecture-specific.
-    private func packed(_ unit: KernelUnit, for architecture: Architecture) -> CompiledUnit? {
+    /// The pack's key of code that runs: for the architecture itself, else for an earlier one of the same
+    /// major version, which runs there too unless it is architecture-specific.
+    private func packKey(of unit: KernelUnit, for architecture: Architecture) -> String? {
         guard let pack else { return nil }
-        var minor = architecture.major >= 9 ? architecture.minor : 0
-        var found: CompiledUnit?
-        while minor <= architecture.minor {
+        let oldest = architecture.major >= 9 ? architecture.minor : 0
+        for minor in stride(from: architecture.minor, through: oldest, by: -1) {
             let candidate = Architecture(major: architecture.major, minor: minor)
-            if unit.family.includes(candidate) {
-                found = pack.load(KernelText.key(of: unit, for: candidate)) ?? found
-            }
-            minor += 1
+            guard unit.family.includes(candidate) else { continue }
+            let key = KernelText.key(of: unit, for: candidate)
+            if pack.contains(key) { return key }
         }
-        return found
+        return nil
     }
 
     private func cacheKey(
@@ -104,11 +104,12 @@ public final class KernelSource: Sendable {
     }
 
     /// Where the units for an architecture would come from.
-    public struct Readiness: Hashable, Sendable {
+    public struct Readiness: Sendable {
         public var packed = 0
         public var cached = 0
-        public var missing = 0
-        public var total: Int { packed + cached + missing }
+        /// Those that a compiler has to make.
+        public var missing: [KernelUnit] = []
+        public var total: Int { packed + cached + missing.count }
     }
 
     /// Counts without compiling.
@@ -116,14 +117,14 @@ public final class KernelSource: Sendable {
         let compiler = try? openedCompiler(newest: newest)
         var counts = Readiness()
         for unit in KernelCatalog.units where unit.family.includes(architecture) {
-            if packed(unit, for: architecture) != nil {
+            if packKey(of: unit, for: architecture) != nil {
                 counts.packed += 1
             } else if let compiler,
-                cache?.load(cacheKey(of: unit, for: architecture, compiler)) != nil
+                cache?.contains(cacheKey(of: unit, for: architecture, compiler)) == true
             {
                 counts.cached += 1
             } else {
-                counts.missing += 1
+                counts.missing.append(unit)
             }
         }
         return counts

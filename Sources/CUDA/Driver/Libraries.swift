@@ -43,12 +43,13 @@ struct SharedLibrary {
 
     /// Folders where distributions, NVIDIA's installers and Python environments put the libraries.
     private static func wellKnownFolders() -> [String] {
-        var pythons = ["/usr/local/lib/python3*/*-packages", "/usr/lib/python3/dist-packages"]
-        for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
-            if let prefix = environment(variable) {
-                pythons.insert("\(prefix)/lib/python3*/site-packages", at: 0)
-            }
-        }
+        // Environments that are active, on the path of programs, of the user, of the system, or in /opt.
+        var prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].compactMap(environment)
+        prefixes += (environment("PATH") ?? "").split(separator: ":")
+            .filter { $0.hasSuffix("/bin") }.map { String($0.dropLast(4)) }
+        prefixes += environment("HOME").map { ["\($0)/.local"] } ?? []
+        prefixes += ["/usr/local", "/usr", "/opt/*", "/opt/*/.venv"]
+        let pythons = prefixes.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
             for part in ["cu13", "cuda_nvrtc", "cublas"] {
@@ -59,7 +60,8 @@ struct SharedLibrary {
             "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib",
             "/usr/local/nvidia/lib64",
         ]
-        return patterns.flatMap(glob)
+        var seen: Set<String> = []
+        return patterns.flatMap(glob).filter { seen.insert($0).inserted }
     }
 }
 

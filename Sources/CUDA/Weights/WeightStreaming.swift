@@ -17,11 +17,30 @@ private final class StreamedGroup {
     var slot: Int?
 }
 
+/// Bytes of grouped weights that stay on the device.
+private final class Residents {
+    var byteCount = 0
+}
+
+/// Counts one resident tensor until its storage goes.
+private final class ResidentToken {
+    private let residents: Residents
+    private let byteCount: Int
+
+    init(_ residents: Residents, _ byteCount: Int) {
+        self.residents = residents
+        self.byteCount = byteCount
+        residents.byteCount += byteCount
+    }
+
+    deinit { residents.byteCount -= byteCount }
+}
+
 /// Two slots on the device: one computes, the other fills.
 final class WeightStreaming {
     private struct Slot {
-        var buffer: DeviceBuffer
-        var group: StreamedGroup?
+        let buffer: DeviceBuffer
+        weak var group: StreamedGroup?
         /// The copy into the slot has ended.
         let filled: Event
         /// The last operation that reads the slot has ended.
@@ -33,7 +52,9 @@ final class WeightStreaming {
     private let context: Context
     private let copies: Stream
     private let residentLimit: Int?
-    private var residentBytes = 0
+    private let residents = Residents()
+    /// The last copy from the device to pinned memory.
+    private let admitted: Event
     private var largestGroup = 0
     private var slots: [Slot] = []
     private var turn = 0
@@ -46,14 +67,15 @@ final class WeightStreaming {
         self.context = context
         residentLimit = limit
         copies = try Stream(context.device)
+        admitted = try Event(context.device)
     }
 
     /// Counts a placed tensor of `group`, or moves it to host memory where the limit is reached.
     /// - Returns: the tensor to use from now on.
     func admit(_ tensor: Tensor, to group: WeightGroup?) -> Tensor {
         guard let group, let residentLimit, tensor.byteCount >= Self.smallest else { return tensor }
-        if residentBytes + tensor.byteCount <= residentLimit {
-            residentBytes += tensor.byteCount
+        if residents.byteCount + tensor.byteCount <= residentLimit {
+            (tensor.storage as? DeviceStorage)?.token = ResidentToken(residents, tensor.byteCount)
             return tensor
         }
         let streamed = group.attachment as? StreamedGroup ?? StreamedGroup()
@@ -62,6 +84,7 @@ final class WeightStreaming {
             let pinned = try PinnedBuffer(context.device, byteCount: tensor.byteCount)
             context.stream.copy(
                 tensor.pointer, to: pinned.bytes.baseAddress!, byteCount: tensor.byteCount)
+            admitted.record(in: context.stream)
             let storage = DeviceStorage(streamed: tensor.byteCount)
             streamed.members.append(
                 .init(storage: storage, pinned: pinned, offset: streamed.byteCount))
@@ -98,8 +121,9 @@ final class WeightStreaming {
         if let old = slots[slot].group {
             old.slot = nil
             for member in old.members { member.storage.location = .null }
-            copies.wait(for: slots[slot].used)
         }
+        copies.wait(for: slots[slot].used)
+        copies.wait(for: admitted)
         let base = slots[slot].buffer.pointer
         for member in group.members {
             let pinned = UnsafeRawPointer(member.pinned.bytes.baseAddress!)
@@ -121,7 +145,7 @@ final class WeightStreaming {
             slot.group?.slot = nil
         }
         slots = []
-        // What the main stream did with this memory, and the copies of `admit`, come first.
+        // The copy stream does not wait for what the main stream did with this memory before.
         context.stream.drain()
         copies.drain()
         do {
