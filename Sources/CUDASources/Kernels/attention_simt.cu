@@ -8,7 +8,7 @@ constexpr int kTile = 32;
 
 /// q: [queries, heads, dim] → out; grid (ceil(queries / kQueries), heads), 4 * kQueries threads.
 template <typename T, int kDim, int kQueries, Keys kKeys>
-__global__ void __launch_bounds__(4 * kQueries)
+__global__ void __launch_bounds__(4 * kQueries, 2)
 attention_simt(const AttentionArguments a) {
     constexpr int kThreads = 4 * kQueries;
     constexpr int kStride = kDim + 4;  // eight rows of four floats fall into 32 different banks

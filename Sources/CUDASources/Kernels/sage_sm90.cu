@@ -123,11 +123,12 @@ DEVICE void produce(const TensorMap& q_map, const TensorMap& k_map, const Tensor
 struct Softmax {
     float maximum[2] = {kLowestLogit, kLowestLogit};
     float sum[2] = {1.0f, 1.0f};  // of this thread's columns; the first decay makes it zero
+    float decay[2];
 
-    /// s: the integer logits, `factor` what one is worth → p: e4m3 in the order of the A operand.
-    /// kMasked: columns from `limit` on do not exist. Returns the decay of what was summed before.
+    /// Takes the new maxima. s: integer logits, `factor` what one is worth; columns from `limit` on do
+    /// not exist (kMasked).
     template <bool kMasked>
-    DEVICE void step(const i32 (&s)[64], float factor, int limit, u32 (&p)[16], float (&decay)[2]) {
+    DEVICE void raise(const i32 (&s)[64], float factor, int limit) {
         const int column = 2 * (lane_id() % 4);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -136,8 +137,8 @@ struct Softmax {
             for (int j = 0; j < 16; j++) {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const i32 x = s[4 * j + 2 * r + e];
-                    if (!kMasked || 8 * j + column + e < limit) largest = max(largest, x);
+                    if (kMasked && 8 * j + column + e >= limit) continue;
+                    largest = max(largest, s[4 * j + 2 * r + e]);
                 }
             }
             largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
@@ -145,10 +146,20 @@ struct Softmax {
             const float m = fmaxf(maximum[r], float(largest) * factor);
             decay[r] = exp2_approx(maximum[r] - m);
             maximum[r] = m;
-            const float offset = kProbabilityOffset - m;
+            sum[r] *= decay[r];
+        }
+    }
+
+    /// The probabilities of half of the keys: e4m3 in the order of the A operand.
+    template <bool kMasked>
+    DEVICE void weights(const i32 (&s)[64], int half, float factor, int limit, u32 (&p)[8]) {
+        const int column = 2 * (lane_id() % 4);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float offset = kProbabilityOffset - maximum[r];
             float total = 0;
 #pragma unroll
-            for (int j = 0; j < 16; j += 2) {
+            for (int j = 8 * half; j < 8 * half + 8; j += 2) {
                 float x[4];
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
@@ -158,12 +169,24 @@ struct Softmax {
                 }
                 total += (x[0] + x[1]) + (x[2] + x[3]);
                 // Keys 32 t + 0..15 are the low half of the fragment, rows 8 and up its odd registers.
-                p[j / 4 * 4 + j / 2 % 2 * 2 + r] = pack_e4m3(x[0], x[1], x[2], x[3]);
+                p[j / 4 % 2 * 4 + j / 2 % 2 * 2 + r] = pack_e4m3(x[0], x[1], x[2], x[3]);
             }
-            sum[r] = sum[r] * decay[r] + total;
+            sum[r] += total;
         }
     }
 };
+
+/// part (+)= P V for half of the keys of a block.
+template <int kDim>
+DEVICE void weigh(float (&part)[kDim / 2], const u32 (&p)[8], u64 v_tile, int half) {
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 2; step++) {
+        const u32 x[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
+        wgmma_e4m3<kDim>(part, x, v_tile + 4 * half + 2 * step, half + step > 0);
+    }
+    wgmma_commit();
+}
 
 template <int kDim>
 DEVICE void consume(const SageArguments& a, u8* shared, Barriers barriers, int consumer) {
@@ -173,67 +196,106 @@ DEVICE void consume(const SageArguments& a, u8* shared, Barriers barriers, int c
     const Stage* info = reinterpret_cast<const Stage*>(shared + L::kInfo);
     const u64 q_tile = wgmma_descriptor(base + L::kQuery + consumer * L::kQueryBytes, 16, 8 * kDim,
                                         kRowSwizzle);
-    const int lane = lane_id();
-    const int pairs = ceil_div(a.query_blocks, kConsumers);
+    const u64 k_tiles = wgmma_descriptor(base, 16, 8 * kDim, kRowSwizzle);
+    const u64 v_tiles = wgmma_descriptor_128b(base + L::kTileBytes);
+    auto pairs = [&] { return ceil_div(a.query_blocks, kConsumers); };
+    auto block_of = [&](int item) { return item % pairs() * kConsumers + consumer; };
     Ring<kStages> ring;
-    u32 query_parity = 0;
-    for (int item = blockIdx.x; item < pairs * a.heads; item += gridDim.x) {
-        const int head = item / pairs;
-        const int block = item % pairs * kConsumers + consumer;
-        const float q_scale =
-            block < a.query_blocks ? a.q_scales[i64(head) * a.query_blocks + block] : 0.0f;
+
+    auto release = [&](int stage) {
+        __syncwarp();
+        if (lane_id() == 0) mbarrier_arrive(barriers.empty(stage));
+    };
+    // Goes to the next stage that is ours and fills `stage`; false after the pair's last one. A list that
+    // has none at all (beyond the last query block) ends there, too.
+    Stage stage;
+    int at = 0;
+    bool ended = false;
+    auto advance = [&] {
+        while (!ended) {
+            mbarrier_wait(barriers.full(ring.stage), ring.parity);
+            const Stage next = info[ring.stage];
+            ended = next.flags & kLast;
+            const int here = ring.stage;
+            ring.advance();
+            if (next.flags >> consumer & 1) {
+                stage = next;
+                at = here;
+                return true;
+            }
+            release(here);
+        }
+        return false;
+    };
+    i32 s[64];
+    auto multiply = [&] {
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < kDim / 32; step++) {
+            wgmma_s8<128>(s, q_tile + 2 * step, k_tiles + at * (L::kStageBytes / 16) + 2 * step,
+                          step > 0);
+        }
+        wgmma_commit();
+    };
+
+    for (int item = blockIdx.x; item < pairs() * a.heads; item += gridDim.x) {
+        const float q_factor = block_of(item) < a.query_blocks
+                                   ? a.q_scales[i64(item / pairs()) * a.query_blocks + block_of(item)] *
+                                         a.scale
+                                   : 0.0f;
         float o[kDim / 2] = {};
         Softmax softmax;
-        mbarrier_wait(barriers.query_full(), query_parity);
-        query_parity ^= 1;
-        for (bool last = false; !last; ring.advance()) {
-            mbarrier_wait(barriers.full(ring.stage), ring.parity);
-            const Stage stage = info[ring.stage];
-            last = stage.flags & kLast;
-            if (stage.flags >> consumer & 1) {
-                const u32 tile = base + ring.stage * L::kStageBytes;
-                const u64 k_tile = wgmma_descriptor(tile, 16, 8 * kDim, kRowSwizzle);
-                const u64 v_tile = wgmma_descriptor_128b(tile + L::kTileBytes);
-                i32 s[64];
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < kDim / 32; step++) {
-                    wgmma_s8<128>(s, q_tile + 2 * step, k_tile + 2 * step, step > 0);
-                }
-                wgmma_commit();
+        mbarrier_wait(barriers.query_full(), u32(item) / gridDim.x & 1);
+        ended = false;
+        bool more = advance();
+        if (more) {
+            multiply();
+            while (more) {
                 wgmma_wait<0>();
                 wgmma_hold(s);
-
-                u32 p[16];
-                float decay[2];
-                const float factor = q_scale * stage.k_scale * a.scale;
+                const int current = at;
+                const u64 v_tile = v_tiles + current * (L::kStageBytes / 16);
+                const float factor = q_factor * stage.k_scale;
                 const int limit = a.keys - stage.block * kKeysPerBlock;
-                if (limit < kKeysPerBlock) {
-                    softmax.step<true>(s, factor, limit, p, decay);
-                } else {
-                    softmax.step<false>(s, factor, limit, p, decay);
-                }
-
                 float part[kDim / 2];
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < kKeysPerBlock / 32; step++) {
-                    const u32 x[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-                    wgmma_e4m3<kDim>(part, x, v_tile + 2 * step, step > 0);
+                u32 low[8], high[8];
+                if (limit >= kKeysPerBlock) {
+                    softmax.raise<false>(s, factor, limit);
+                    softmax.weights<false>(s, 0, factor, limit, low);
+                } else {
+                    softmax.raise<true>(s, factor, limit);
+                    softmax.weights<true>(s, 0, factor, limit, low);
                 }
-                wgmma_commit();
-                wgmma_wait<0>();
+                weigh<kDim>(part, low, v_tile, 0);
+                if (limit >= kKeysPerBlock) {
+                    softmax.weights<false>(s, 1, factor, limit, high);
+                } else {
+                    softmax.weights<true>(s, 1, factor, limit, high);
+                }
+                weigh<kDim>(part, high, v_tile, 1);
+                // The next block's products follow at once; after the last block they are this one's
+                // again, and nobody looks.
+                more = advance();
+                multiply();
+                wgmma_wait<1>();
                 wgmma_hold(part);
+                release(current);
 #pragma unroll
                 for (int i = 0; i < kDim / 2; i++) {
-                    o[i] = __fmaf_rn(o[i], decay[i / 2 % 2], part[i]);
+                    o[i] = __fmaf_rn(o[i], softmax.decay[i / 2 % 2], part[i]);
                 }
             }
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(barriers.empty(ring.stage));
+            wgmma_wait<0>();
+            wgmma_hold(s);
         }
-        if (lane == 0) mbarrier_arrive(barriers.query_empty());
+        __syncwarp();
+        if (lane_id() == 0) mbarrier_arrive(barriers.query_empty());
 
+        // Where the result goes is computed anew: in the loop above no register is free.
+        asm volatile("" : "+r"(item));
+        const int head = item / pairs();
+        const int block = block_of(item);
+        const int lane = lane_id();
         const float* v_scale = a.v_scales + head * kDim + 2 * (lane % 4);
         const int row = block * kQueries + int(threadIdx.x) % 128 / 32 * 16 + lane / 4;
         const i64 stride = i64(a.heads) * kDim;
