@@ -4,10 +4,10 @@ import Tensors
 
 /// The stages of a run, in order.
 public enum Stage: Sendable, Hashable, Codable {
-    case load
+    case load(ModelRole)
     case textEncoder
     case imageEncoder
-    /// One evaluation of the transformer (two with guidance).
+    /// One step of the sampler: one evaluation of the transformer for each sample, two with guidance.
     case denoise(step: Int, of: Int)
     case decode
     /// Waiting for the video encoder after the last frame was decoded.
@@ -15,7 +15,7 @@ public enum Stage: Sendable, Hashable, Codable {
 
     public var name: String {
         switch self {
-        case .load: "load"
+        case .load(let role): "load \(role.rawValue)"
         case .textEncoder: "text encoder"
         case .imageEncoder: "image encoder"
         case .denoise(let step, let count): "step \(step)/\(count)"
@@ -25,12 +25,27 @@ public enum Stage: Sendable, Hashable, Codable {
     }
 }
 
+/// The models of a run.
+public enum ModelRole: String, Sendable, Hashable, Codable {
+    case textEncoder = "text encoder"
+    case imageEncoder = "VAE encoder"
+    case transformer
+    case lowNoiseTransformer = "low-noise transformer"
+    case decoder = "VAE"
+}
+
 /// What one stage took.
 public struct StageReport: Sendable, Hashable, Codable {
     public let stage: Stage
     public let seconds: Double
     /// Most device memory held at once during the stage, weights included.
     public let peakBytes: Int
+
+    public init(stage: Stage, seconds: Double, peakBytes: Int) {
+        self.stage = stage
+        self.seconds = seconds
+        self.peakBytes = peakBytes
+    }
 }
 
 /// Something that happened during a run.
@@ -54,6 +69,15 @@ public struct RunReport: Sendable, Codable {
     public var hostPeakBytes: Int
 
     public var peakBytes: Int { stages.map(\.peakBytes).max() ?? 0 }
+
+    public init(
+        device: String, stages: [StageReport], totalSeconds: Double, hostPeakBytes: Int
+    ) {
+        self.device = device
+        self.stages = stages
+        self.totalSeconds = totalSeconds
+        self.hostPeakBytes = hostPeakBytes
+    }
 }
 
 /// Finished frames on their way to a file. One chunk of one sample.
@@ -75,6 +99,7 @@ public struct NonFiniteError: Error, Sendable, CustomStringConvertible {
         guard let tensor else {
             return place + "; the weights are finite: try --precision f32"
         }
-        return place + ": the weights are damaged, first in tensor \(tensor); download the file again"
+        return place
+            + ": the weights are damaged, first in tensor \(tensor); download the file again"
     }
 }

@@ -3,7 +3,7 @@
 import FoundationEssentials
 
 /// The files of one model and its defaults.
-public struct ModelSet: Sendable, Equatable {
+public struct ModelSet: Sendable, Equatable, Codable {
     public var name: String
     /// The transformer, or the high-noise expert where there are two.
     public var transformer: String
@@ -28,7 +28,7 @@ public struct ModelSet: Sendable, Equatable {
     }
 
     /// What a request for this model looks like when nothing is said, and what its files do not tell.
-    public struct Defaults: Sendable, Equatable {
+    public struct Defaults: Sendable, Equatable, Codable {
         public var width = 832
         public var height = 480
         public var frames = 81
@@ -43,12 +43,20 @@ public struct ModelSet: Sendable, Equatable {
         /// nil: Wan's own statistics.
         public var latentMean: [Float]?
         public var latentStd: [Float]?
+        /// What guidance leads away from where the request says nothing. The text is Wan2.1's own
+        /// (wan/configs/shared_config.py): garish, overexposed, static, blurred, subtitles, and so on.
+        public var negativePrompt = wanNegativePrompt
         /// The model was trained with timesteps rounded to bf16, as the published ones run.
         public var roundTimesteps = true
 
         public init() {}
     }
 }
+
+private let wanNegativePrompt =
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    + "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    + "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 
 /// A model that cannot be found or read.
 public struct ModelSetError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -99,7 +107,8 @@ extension ModelSet {
                 return "\(folder)/\(name)"
             }
             throw ModelSetError(
-                description: "\(folder) has no \(role): expected \(candidates.joined(separator: " or "))")
+                description:
+                    "\(folder) has no \(role): expected \(candidates.joined(separator: " or "))")
         }
         let files = config.files
         var defaults = Defaults()
@@ -113,6 +122,7 @@ extension ModelSet {
         defaults.attention = config.sla == nil ? .original : .sla
         defaults.heads = config.model?.dit?.num_heads
         defaults.textLength = config.text_len ?? defaults.textLength
+        defaults.negativePrompt = config.negative_prompt ?? defaults.negativePrompt
         defaults.latentMean = config.latent_mean
         defaults.latentStd = config.latent_std
         for (key, values) in [
@@ -130,15 +140,20 @@ extension ModelSet {
                     "student_sla_quant.pth", "student_sla.safetensors", "transformer.safetensors",
                     "transformer.pth",
                 ]),
-            lowNoiseTransformer: try files?.low_noise_transformer.map { name throws(ModelSetError) in
+            lowNoiseTransformer: try files?.low_noise_transformer.map {
+                name throws(ModelSetError) in
                 try file("low-noise transformer", [name])
             },
             textEncoder: try file(
                 "text encoder",
-                files?.text_encoder.map { [$0] } ?? ["text_encoder.safetensors", "text_encoder.pth"]),
+                files?.text_encoder.map { [$0] } ?? [
+                    "text_encoder.safetensors", "text_encoder.pth",
+                ]),
             tokenizer: try file(
                 "tokenizer",
-                files?.tokenizer.map { [$0] } ?? ["tokenizer.model", "spiece.model", "tokenizer.json"]),
+                files?.tokenizer.map { [$0] } ?? [
+                    "tokenizer.model", "spiece.model", "tokenizer.json",
+                ]),
             vae: try file("VAE", files?.vae.map { [$0] } ?? ["vae.safetensors", "vae.pth"]),
             defaults: defaults)
     }
@@ -158,7 +173,7 @@ private struct ConfigFile: Decodable {
         struct Transformer: Decodable { var num_heads: Int? }
         var dit: Transformer?
     }
-    var name: String?
+    var name, negative_prompt: String?
     var model: Model?
     var files: Files?
     var text_len: Int?

@@ -20,6 +20,14 @@ public enum Precision: String, Codable, Sendable, CaseIterable {
     case f32, bf16
 }
 
+/// The form of the linear layers in the transformer's blocks.
+public enum LinearChoice: String, Codable, Sendable, CaseIterable {
+    /// As the checkpoint stores them.
+    case stored
+    /// Plain ones are quantised while loading.
+    case int8, fp8
+}
+
 /// One request for videos. Two runs of an equal request on one device give the same frames.
 public struct VideoRequest: Codable, Sendable, Equatable {
     public var prompt: String
@@ -49,6 +57,7 @@ public struct VideoRequest: Codable, Sendable, Equatable {
     /// The original's fast norms with their variance quirk, instead of the exact ones.
     public var referenceNorms: Bool
     public var precision: Precision
+    public var linears: LinearChoice
 
     /// Image to video: the picture, and the noise level at which the low-noise expert takes over.
     public var image: String?
@@ -60,7 +69,7 @@ public struct VideoRequest: Codable, Sendable, Equatable {
         sampler: SamplerChoice = .rcm, steps: Int = 4, sigmaMax: Double? = 80, ode: Bool = false,
         shift: Double = 5, guidance: Double = 1, attention: AttentionChoice = .sagesla,
         topK: Double = 0.1, referenceNorms: Bool = false, precision: Precision = .bf16,
-        image: String? = nil, boundary: Double = 0.9
+        linears: LinearChoice = .stored, image: String? = nil, boundary: Double = 0.9
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -80,12 +89,15 @@ public struct VideoRequest: Codable, Sendable, Equatable {
         self.topK = topK
         self.referenceNorms = referenceNorms
         self.precision = precision
+        self.linears = linears
         self.image = image
         self.boundary = boundary
     }
 
     /// Latent frames, rows and columns.
-    public var latentSize: (t: Int, h: Int, w: Int) { (1 + (frames - 1) / 4, height / 8, width / 8) }
+    public var latentSize: (t: Int, h: Int, w: Int) {
+        (1 + (frames - 1) / 4, height / 8, width / 8)
+    }
     /// Tokens of the transformer's sequence.
     public var tokens: Int { latentSize.t * (latentSize.h / 2) * (latentSize.w / 2) }
     /// Whether the model is also asked about the negative prompt.
@@ -122,7 +134,8 @@ extension VideoRequest {
         guard frames > 0, frames % 4 == 1 else {
             let below = max(1, (frames - 1) / 4 * 4 + 1)
             throw RequestError(
-                "the number of frames must be 4n + 1, not \(frames); nearest: \(below) or \(below + 4)")
+                "the number of frames must be 4n + 1, not \(frames); nearest: \(below) or \(below + 4)"
+            )
         }
         guard frames <= Self.mostFrames else {
             throw RequestError("at most \(Self.mostFrames) frames, not \(frames)")

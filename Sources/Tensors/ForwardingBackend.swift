@@ -3,9 +3,11 @@
 /// Passes all requirements on to `base`. A subclass overrides `perform`, which surrounds every operation that
 /// computes, and single requirements where it must.
 open class ForwardingBackend: Backend {
-    public let base: any Backend
+    private let target: any Backend
+    /// Where operations go.
+    open var base: any Backend { target }
 
-    public init(_ base: any Backend) { self.base = base }
+    public init(_ base: any Backend) { target = base }
 
     /// Surrounds one operation. `inputs` are its activations, in the order of its arguments; weights are left out.
     open func perform<Result>(

@@ -1,0 +1,425 @@
+/// From a request to frames: the stages of text-to-video and image-to-video on one device.
+
+import Checkpoints
+import Diffusion
+import Media
+import Models
+import Tensors
+import Tokenizers
+
+/// One device with the models of one set. Runs one request at a time:
+///
+///     let pipeline = VideoPipeline(models) { OpenedDevice(CPUBackend(), sageArchitecture: .sm90) }
+///     try await pipeline.begin(request)                        // models, text, image
+///     for try await step in pipeline.steps { … }               // denoise
+///     for try await chunk in pipeline.frames { … }             // decode
+///     let report = await pipeline.report()
+///
+/// The caller's pace is the run's pace, and a run ends when its task is cancelled or nobody asks for more.
+public actor VideoPipeline {
+    public nonisolated let models: ModelSet
+    private nonisolated let thread = DeviceThread()
+    private let open: @Sendable () throws -> OpenedDevice
+    private var device: (watched: WatchedBackend, sage: SageArchitecture)?
+    private var run: VideoRun?
+
+    // Models that stay from run to run; `settings` says what they were made for.
+    private var settings: VideoRequest?
+    private var textEncoder: UMT5?
+    private var transformers: [ModelRole: WanTransformer] = [:]
+    private var decoder: WanVAE.Decoder?
+
+    /// - Parameter open: opens the device; called once, on the device's own thread.
+    public init(_ models: ModelSet, open: @escaping @Sendable () throws -> OpenedDevice) {
+        self.models = models
+        self.open = open
+    }
+
+    public nonisolated var unownedExecutor: UnownedSerialExecutor {
+        thread.asUnownedSerialExecutor()
+    }
+
+    /// The denoising steps of the run that `begin` has prepared.
+    public nonisolated var steps: DenoisingSteps { DenoisingSteps(pipeline: self) }
+
+    /// The frames of that run, as they are decoded: one, then four by four, sample after sample.
+    public nonisolated var frames: DecodedFrames { DecodedFrames(pipeline: self) }
+
+    /// Carries out a whole request.
+    /// - Parameter output: takes the frames as they are made; the next ones are decoded when it returns.
+    public nonisolated func generate(
+        _ request: VideoRequest, _ options: RunOptions = RunOptions(),
+        events: @escaping @Sendable (PipelineEvent) -> Void = { _ in },
+        output: (FrameChunk) async throws -> Void
+    ) async throws -> RunReport {
+        try await begin(request, options, events: events)
+        for try await _ in steps {}
+        for try await chunk in frames { try await output(chunk) }
+        return await report()
+    }
+
+    /// What the run has taken so far.
+    public func report() -> RunReport {
+        run?.report(device: device?.watched.name ?? "")
+            ?? RunReport(device: "", stages: [], totalSeconds: 0, hostPeakBytes: 0)
+    }
+
+    // MARK: Stages before the first step
+
+    /// Loads models, encodes text and image, and draws the noise. An earlier run is given up.
+    public func begin(
+        _ request: VideoRequest, _ options: RunOptions = RunOptions(),
+        events: @escaping @Sendable (PipelineEvent) -> Void = { _ in }
+    ) async throws {
+        run = nil
+        try request.validate()
+        var image: RGBImage?
+        if let path = request.image { image = try await readImage(path: path) }
+        let (device, _) = try openedDevice()
+        forgetModels(unlessMadeFor: request)
+        let run = VideoRun(request, options, events: events)
+        if let path = options.latents {
+            run.latents = device.place(try StoredTensors.readLatents(path), as: .f32)
+            self.run = run
+            return
+        }
+        try encodeText(run, on: device)
+        if let image { try encodeImage(image, run, on: device) }
+        try load(.transformer, run, on: device)
+        if models.lowNoiseTransformer != nil, options.keepsBothExperts {
+            try load(.lowNoiseTransformer, run, on: device)
+        }
+        let sampler = try request.makeSampler(roundTimesteps: models.defaults.roundTimesteps)
+        var generator = PhiloxNoise(seed: request.seed)
+        let size = request.latentSize
+        let shape: Shape = [request.samples, 16, size.t, size.h, size.w]
+        // Drawn as the original draws: one tensor for all samples, then one more for every step.
+        let noise = device.noise(shape, generator: &generator)
+        run.denoiser = Denoiser(sampler, noise: noise, on: device) {
+            device.noise(shape, generator: &generator)
+        }
+        try Task.checkCancellation()
+        self.run = run
+    }
+
+    private func openedDevice() throws -> (WatchedBackend, SageArchitecture) {
+        if let device { return device }
+        let opened = try open()
+        let made = (WatchedBackend(opened.backend), opened.sageArchitecture)
+        device = made
+        return made
+    }
+
+    /// Models depend on precision, attention, norms and the form of the linear layers.
+    private func forgetModels(unlessMadeFor request: VideoRequest) {
+        defer { settings = request }
+        guard let settings else { return }
+        if settings.precision != request.precision {
+            textEncoder = nil
+            decoder = nil
+            transformers = [:]
+        }
+        if settings.attention != request.attention || settings.topK != request.topK
+            || settings.linears != request.linears
+            || settings.referenceNorms != request.referenceNorms
+        {
+            transformers = [:]
+        }
+    }
+
+    private func encodeText(_ run: VideoRun, on device: WatchedBackend) throws {
+        let request = run.request
+        let length = models.defaults.textLength
+        if let path = run.options.textEmbedding {
+            run.texts = try storedText(path, run, on: device)
+            return
+        }
+        let tokenizer = try Tokenizer(path: models.tokenizer)
+        if textEncoder == nil {
+            textEncoder = try loading(.textEncoder, run, on: device) { checkpoint in
+                let encoder = try UMT5(
+                    models.weights(.textEncoder, of: checkpoint, for: request, on: device))
+                guard encoder.config.vocabulary >= tokenizer.vocabularySize else {
+                    throw RequestError(
+                        "\(models.tokenizer) has \(tokenizer.vocabularySize) tokens, "
+                            + "\(models.textEncoder) knows \(encoder.config.vocabulary): "
+                            + "they do not belong together")
+                }
+                return encoder
+            }
+        }
+        let encoder = textEncoder!
+        func encode(_ prompt: String) -> TextEmbedding {
+            let tokens = tokenizer.encode(prompt: prompt, length: length)
+            if tokens.dropped > 0 {
+                run.tell(.promptCut(kept: tokens.count - 1, dropped: tokens.dropped))
+            }
+            return encoder(
+                Array(tokens.ids.prefix(tokens.count)), textLength: length, on: device)
+        }
+        run.texts = try run.measure(.textEncoder, on: device) {
+            let positive = encode(request.prompt)
+            let negative =
+                request.isGuided
+                ? encode(request.negativePrompt ?? models.defaults.negativePrompt) : nil
+            return (positive, negative)
+        }
+        if !run.options.keepsTextEncoder { textEncoder = nil }
+        for text in [run.texts?.positive, run.texts?.negative].compactMap({ $0 })
+        where !device.read(text.rows).isFinite {
+            throw NonFiniteError(stage: .textEncoder, tensor: models.firstNonFinite(.textEncoder))
+        }
+        if let path = run.options.saveTextEmbedding { try saveText(run, to: path, on: device) }
+    }
+
+    private func storedText(_ path: String, _ run: VideoRun, on device: any Backend) throws -> (
+        TextEmbedding, TextEmbedding?
+    ) {
+        let checkpoint = try models.checkpoint(.transformer)
+        guard case .wanTransformer(let sizes) = DetectedModel(checkpoint) else {
+            throw RequestError("\(models.transformer) is not a Wan transformer")
+        }
+        func read(_ name: String) throws -> TextEmbedding? {
+            try StoredTensors.readEmbedding(
+                path, name, textLength: models.defaults.textLength, textDim: sizes.textDim
+            ).map {
+                TextEmbedding(
+                    rows: device.place($0.rows, as: run.request.precision.dtype), count: $0.count)
+            }
+        }
+        guard let positive = try read(StoredTensors.embedding) else {
+            throw RequestError("\(path) holds no text embedding")
+        }
+        guard run.request.isGuided else { return (positive, nil) }
+        guard let negative = try read(StoredTensors.negativeEmbedding) else {
+            throw RequestError(
+                "\(path) has no '\(StoredTensors.negativeEmbedding)', which guidance needs; "
+                    + "save the embedding again with --guidance")
+        }
+        return (positive, negative)
+    }
+
+    private func saveText(_ run: VideoRun, to path: String, on device: any Backend) throws {
+        guard let texts = run.texts else { return }
+        func rows(_ text: TextEmbedding) -> Tensor { device.read(text.rows.slice(0..<text.count)) }
+        var tensors = [(StoredTensors.embedding, rows(texts.positive))]
+        if let negative = texts.negative {
+            tensors.append((StoredTensors.negativeEmbedding, rows(negative)))
+        }
+        try StoredTensors.write(tensors, to: path, metadata: ["prompt": run.request.prompt])
+    }
+
+    private func encodeImage(_ image: RGBImage, _ run: VideoRun, on device: WatchedBackend) throws {
+        let request = run.request
+        let encoder = try loading(.imageEncoder, run, on: device) { checkpoint in
+            try WanVAE.Encoder(
+                models.weights(.imageEncoder, of: checkpoint, for: request, on: device),
+                statistics: models.statistics)
+        }
+        run.conditioning = try run.measure(.imageEncoder, on: device) {
+            let still = resize(image, width: request.width, height: request.height)
+            let pixels = still.pixels.map { (Float($0) / 255 - 0.5) / 0.5 }
+            let picture = device.place(
+                Tensor(pixels, [request.height, request.width, 3]), as: request.precision.dtype)
+            let latents = encoder.encodeImage(
+                picture, frameCount: request.frames, on: device
+            ) { run.tell(.progress(.imageEncoder, Double($0.done) / Double($0.count))) }
+            return imageConditioning(latents, on: device)
+        }
+        if let conditioning = run.conditioning, !device.read(conditioning).isFinite {
+            throw NonFiniteError(
+                stage: .imageEncoder, tensor: models.firstNonFinite(.imageEncoder))
+        }
+    }
+
+    // MARK: Loading
+
+    /// Opens a checkpoint and makes a model of it, with progress by bytes.
+    private func loading<Model>(
+        _ role: ModelRole, _ run: VideoRun, on device: WatchedBackend,
+        _ make: (any Checkpoint) throws -> Model
+    ) throws -> Model {
+        try run.measure(.load(role), on: device) {
+            let checkpoint = try models.checkpoint(role)
+            let total = checkpoint.names.reduce(0) {
+                $0 + (checkpoint.info($1)?.byteCount ?? 0)
+            }
+            var done = 0
+            device.afterPlacing = { bytes in
+                done += bytes
+                run.tell(.progress(.load(role), min(1, Double(done) / Double(max(total, 1)))))
+            }
+            defer { device.afterPlacing = nil }
+            return try make(checkpoint)
+        }
+    }
+
+    private func load(_ role: ModelRole, _ run: VideoRun, on device: WatchedBackend) throws {
+        guard transformers[role] == nil, let sage = self.device?.sage else { return }
+        transformers[role] = try loading(role, run, on: device) { checkpoint in
+            try models.makeTransformer(
+                role, from: checkpoint, for: run.request, sage: sage, on: device)
+        }
+        guard let high = transformers[.transformer], let low = transformers[.lowNoiseTransformer],
+            high.config.dim != low.config.dim || high.config.layers != low.config.layers
+        else { return }
+        throw RequestError(
+            "\(models.transformer) and \(models.path(.lowNoiseTransformer)) are not two experts of "
+                + "one model: \(high.config.layers) layers of width \(high.config.dim), "
+                + "\(low.config.layers) of \(low.config.dim)")
+    }
+
+    // MARK: Denoising
+
+    /// Takes one step; nil when there is none left.
+    func advance() throws -> DenoisedStep? {
+        guard let run, let (device, _) = device, let step = run.denoiser?.next else { return nil }
+        let count = run.denoiser!.stepCount
+        let stage = Stage.denoise(step: step.index + 1, of: count)
+        let isLow =
+            models.lowNoiseTransformer != nil
+            && usesLowNoiseExpert(at: step.t, boundary: run.request.boundary)
+        let role = isLow ? ModelRole.lowNoiseTransformer : .transformer
+        try prepare(role, run, on: device)
+        guard let model = transformers[role], let contexts = run.contexts else { return nil }
+        let request = run.request
+        let groups = model.groups.blocks.count * request.samples * (request.isGuided ? 2 : 1)
+
+        try run.measure(stage, on: device) {
+            device.afterGroup = { run.tell(.progress(stage, Double($0) / Double(groups))) }
+            defer { device.afterGroup = nil }
+            run.denoiser!.advance { latents, step in
+                let modulation = model.modulation(at: step.timestep, on: device)
+                let answers = (0..<request.samples).map { sample in
+                    let parts = [latents[sample]] + (run.conditioning.map { [$0] } ?? [])
+                    let positive = model(parts, modulation, contexts.positive, on: device)
+                    guard let negative = contexts.negative else { return positive }
+                    return guided(
+                        positive, away: model(parts, modulation, negative, on: device),
+                        by: request.guidance, on: device)
+                }
+                return answers.count == 1
+                    ? answers[0].reshaped(latents.shape)
+                    : device.concatenate(answers).reshaped(latents.shape)
+            }
+        }
+        if run.denoiser!.next == nil { try finishDenoising(run, role, on: device) }
+        return DenoisedStep(number: step.index + 1, count: count, from: step.t, to: step.next)
+    }
+
+    /// Makes `role` the transformer that runs: loaded, and with the texts projected.
+    private func prepare(_ role: ModelRole, _ run: VideoRun, on device: WatchedBackend) throws {
+        if run.contexts?.role == role { return }
+        run.contexts = nil
+        if !run.options.keepsBothExperts {
+            transformers = transformers.filter { $0.key == role }
+        }
+        try load(role, run, on: device)
+        guard let model = transformers[role], let texts = run.texts else { return }
+        let size = run.request.latentSize
+        run.contexts = (
+            role, model.prepare(texts.positive, size: size, on: device),
+            texts.negative.map { model.prepare($0, size: size, on: device) }
+        )
+    }
+
+    private func finishDenoising(
+        _ run: VideoRun, _ role: ModelRole, on device: WatchedBackend
+    ) throws {
+        let latents = run.denoiser!.latents
+        run.latents = latents
+        run.denoiser = nil
+        run.contexts = nil
+        run.texts = nil
+        if !run.options.keepsTransformer { transformers = [:] }
+        let host = device.read(latents)
+        guard host.isFinite else {
+            let count = run.reports.count { if case .denoise = $0.stage { true } else { false } }
+            throw NonFiniteError(
+                stage: .denoise(step: count, of: count), tensor: models.firstNonFinite(role))
+        }
+        if let path = run.options.saveLatents {
+            try StoredTensors.write(
+                [(StoredTensors.latents, host)], to: path,
+                metadata: ["prompt": run.request.prompt, "seed": "\(run.request.seed)"])
+        }
+    }
+
+    // MARK: Decoding
+
+    /// The next frames; nil after the last.
+    func decodeNext() throws -> FrameChunk? {
+        guard let run, let (device, _) = device, let latents = run.latents else { return nil }
+        if decoder == nil {
+            decoder = try loading(.decoder, run, on: device) { checkpoint in
+                try WanVAE.Decoder(
+                    models.weights(.decoder, of: checkpoint, for: run.request, on: device),
+                    statistics: models.statistics)
+            }
+        }
+        try Task.checkCancellation()
+        if run.decoding == nil {
+            run.tell(.started(.decode))
+            device.resetPeak()
+        }
+        let start = ContinuousClock.now
+        let samples = latents.shape[0]
+        var sample = run.decoding?.sample ?? 0
+        var frames = run.decoding?.frames ?? decoder!(latents[0], on: device)
+        var chunk = frames.next()
+        if chunk == nil, sample + 1 < samples {
+            sample += 1
+            frames = decoder!(latents[sample], on: device)
+            chunk = frames.next()
+        }
+        let done = (run.decoding?.chunks ?? 0) + 1
+        run.decoding = (sample, frames, done)
+        guard let chunk else {
+            run.latents = nil
+            run.decoding = nil
+            run.finish(
+                StageReport(
+                    stage: .decode, seconds: run.decodeSeconds, peakBytes: run.decodePeak))
+            return nil
+        }
+        let rgb = device.read(device.rgb8(chunk))
+        try device.synchronize()
+        try Task.checkCancellation()
+        // The first chunk passes the spatial layers, the second one those over time as well.
+        if done <= 2, !device.read(chunk).isFinite {
+            throw NonFiniteError(stage: .decode, tensor: models.firstNonFinite(.decoder))
+        }
+        run.decodeSeconds += (ContinuousClock.now - start) / .seconds(1)
+        run.decodePeak = max(run.decodePeak, device.memory.peak)
+        run.tell(.progress(.decode, Double(done) / Double(samples * latents.shape[2])))
+        return FrameChunk(
+            sample: sample, width: chunk.shape[2], height: chunk.shape[1], count: chunk.shape[0],
+            rgb: rgb.withElements(UInt8.self) { Array($0) })
+    }
+}
+
+/// The denoising loop, one step for each element.
+public struct DenoisingSteps: AsyncSequence, Sendable {
+    let pipeline: VideoPipeline
+
+    public func makeAsyncIterator() -> Iterator { Iterator(pipeline: pipeline) }
+
+    public struct Iterator: AsyncIteratorProtocol {
+        let pipeline: VideoPipeline
+        public mutating func next() async throws -> DenoisedStep? { try await pipeline.advance() }
+    }
+}
+
+/// Finished frames, chunk by chunk.
+public struct DecodedFrames: AsyncSequence, Sendable {
+    let pipeline: VideoPipeline
+
+    public func makeAsyncIterator() -> Iterator { Iterator(pipeline: pipeline) }
+
+    public struct Iterator: AsyncIteratorProtocol {
+        let pipeline: VideoPipeline
+        public mutating func next() async throws -> FrameChunk? {
+            try await pipeline.decodeNext()
+        }
+    }
+}
