@@ -31,3 +31,10 @@ const char *cublaslt_load(void *library, struct cublaslt *cublaslt) {
     CUBLASLT_FUNCTIONS(LOAD_CUBLASLT)
     return NULL;
 }
+
+const char *onednn_load(void *library, struct onednn *onednn) {
+#define LOAD_ONEDNN(result, field, parameters) LOAD(onednn, field, #field)
+    ONEDNN_FUNCTIONS(LOAD_ONEDNN)
+    *(void **)&onednn->omp_set_num_threads = dlsym(library, "omp_set_num_threads");
+    return NULL;
+}

@@ -9,6 +9,8 @@ public final class CPUBackend: Backend {
     public enum Engine: Sendable {
         /// The fastest that this machine and its libraries offer.
         case automatic
+        /// oneDNN, where it is installed: what `automatic` chooses on processors without AVX-512 BF16.
+        case oneDNN
         /// The definitions, in plain Swift: the oracle for everything else.
         case definition
     }
@@ -21,7 +23,7 @@ public final class CPUBackend: Backend {
     public init(threads: Int? = nil, engine: Engine = .automatic) {
         definitions = Definitions(
             memory: MemoryPool(), threads: Threads(count: threads ?? Threads.available))
-        fast = engine == .definition ? nil : fastOperations(definitions)
+        fast = fastOperations(definitions, engine)
         let count = definitions.threads.count
         name =
             "CPU (\(count) thread\(count == 1 ? "" : "s"), \(fast?.name ?? "definitions"))"

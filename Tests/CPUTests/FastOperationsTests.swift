@@ -8,6 +8,8 @@ import Testing
 @Suite struct FastOperationsTests {
     private let oracle = CPUBackend(threads: 2, engine: .definition)
     private let subject = CPUBackend(threads: 2)
+    /// Runs its definitions where oneDNN is not installed.
+    private let library = CPUBackend(threads: 2, engine: .oneDNN)
 
     // MARK: Linear layers
 
@@ -72,6 +74,7 @@ import Testing
                         codes, weight, bias: bias, activation: .none, format: .plain, dtype: dtype)
                 }
                 #expect(sameBits(run(oracle), run(subject)))
+                #expect(sameBits(run(oracle), run(library)))
             }
             let added = { (backend: CPUBackend) in
                 backend.linearAdd(x, weight, bias: bias, to: residual, gate: gate)
@@ -204,35 +207,44 @@ import Testing
         let kernel = ConvolutionWeight(random.tensor([48, 3, 3, 3, 24], .bf16), bias: nil)
         let q = random.tensor([333, 2, 64], .bf16)
         let projection = LinearWeight.dense(random.tensor([64, 64], .bf16))
-        let results = [1, 2, 3, 7].map { count in
-            let backend = CPUBackend(threads: count)
-            return [
-                backend.linear(x, weight, bias: nil),
-                backend.convolution(
-                    frames, history: nil, leadingZeros: 2, kernel, timeStride: 1, spatialStride: 1,
-                    padding: .same, upsample: false, residual: nil),
-                backend.attention(q, q, q, scale: 0.125),
-                backend.sparseLinearAttention(
-                    q, q, q, projection: projection, bias: nil,
-                    SparseAttention(topK: 0.3, arithmetic: .bf16)),
-            ]
-        }
-        for result in results.dropFirst() {
-            for (a, b) in zip(results[0], result) { #expect(sameBits(a, b)) }
+        for engine in [CPUBackend.Engine.automatic, .oneDNN] {
+            let results = [1, 2, 3, 7].map { count in
+                let backend = CPUBackend(threads: count, engine: engine)
+                return [
+                    backend.linear(x, weight, bias: nil),
+                    backend.convolution(
+                        frames, history: nil, leadingZeros: 2, kernel, timeStride: 1,
+                        spatialStride: 1,
+                        padding: .same, upsample: false, residual: nil),
+                    backend.attention(q, q, q, scale: 0.125),
+                    backend.sparseLinearAttention(
+                        q, q, q, projection: projection, bias: nil,
+                        SparseAttention(topK: 0.3, arithmetic: .bf16)),
+                ]
+            }
+            for result in results.dropFirst() {
+                for (a, b) in zip(results[0], result) { #expect(sameBits(a, b)) }
+            }
         }
     }
 
-    /// Runs an operation on both backends: relative L2 distance at most 2e-6 in f32; in bf16 that of a
+    /// Runs an operation on all backends: relative L2 distance at most 2e-6 in f32; in bf16 that of a
     /// rounding or two.
     private func expectClose(
         _ dtype: DType, bf16: Double = 2.5e-3, location: SourceLocation = #_sourceLocation,
         _ operation: (CPUBackend) -> Tensor
     ) {
-        let (expected, got) = (operation(oracle), operation(subject))
-        #expect(
-            expected.shape == got.shape && expected.dtype == got.dtype, sourceLocation: location)
-        let distance = relativeDistance(got, expected)
-        #expect(distance <= (dtype == .f32 ? 2e-6 : bf16), sourceLocation: location)
+        let expected = operation(oracle)
+        for backend in [subject, library] {
+            let got = operation(backend)
+            #expect(
+                expected.shape == got.shape && expected.dtype == got.dtype,
+                sourceLocation: location)
+            let distance = relativeDistance(got, expected)
+            #expect(
+                distance <= (dtype == .f32 ? 2e-6 : bf16), "\(backend.name)",
+                sourceLocation: location)
+        }
     }
 }
 

@@ -6,8 +6,6 @@
 #include "cublaslt.h"
 #include "cuda_driver.h"
 #include "nvrtc.h"
-#if __has_include("onednn.h")
 #include "onednn.h"
-#endif
 
 #endif

@@ -115,7 +115,7 @@ extension Definitions {
     }
 
     /// The inputs of one output pixel, zeros outside. patch: [kernelTime, kernelHeight, kernelWidth, in]
-    private func gather(
+    func gather(
         _ x: Rows, _ history: Rows?, _ geometry: ConvolutionGeometry, frame: Int, line: Int,
         column: Int, into patch: UnsafeMutablePointer<Float>
     ) {

@@ -3,6 +3,23 @@
 internal import CDrivers
 
 /// The fastest operations that this machine and its libraries offer; nil where there are none.
-func fastOperations(_ definitions: Definitions) -> (any FastOperations)? {
-    cpu_kernels_available() != 0 ? VectorOperations(definitions) : nil
+func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
+    -> (any FastOperations)?
+{
+    switch engine {
+    case .automatic where cpu_kernels_available() != 0: VectorOperations(definitions)
+    case .automatic, .oneDNN:
+        (try? OneDNN.shared.get()).map { OneDNNOperations($0, definitions) }
+    case .definition: nil
+    }
+}
+
+extension CPUBackend {
+    /// What this machine lacks to compute at full speed and how to get it, in one line; nil if nothing. Without it
+    /// operations run by their definitions: right, and several times slower.
+    public static var advice: String? {
+        if cpu_kernels_available() != 0 { return nil }
+        if case .failure(let reason) = OneDNN.shared { return reason.description }
+        return nil
+    }
 }

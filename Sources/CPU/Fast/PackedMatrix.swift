@@ -31,25 +31,34 @@ final class PackedMatrix {
     static func of(_ weight: Tensor, _ kind: cpu_kind, _ definitions: Definitions) -> PackedMatrix {
         let columns = weight.shape[0]
         let inner = weight.shape.count / max(1, columns)
-        let key = Kept.Key(offset: weight.byteOffset, kind: kind.rawValue, columns: columns)
-        let kept = weight.storage.attachment as? Kept ?? Kept()
-        if let packed = kept.matrices[key] { return packed }
-        let elements = definitions.converted(weight, to: kind.dtype)
-        let packed = PackedMatrix(elements, kind, columns: columns, inner: inner, definitions)
-        kept.matrices[key] = packed
-        // Bytes that another backend has claimed are packed at every use.
-        if weight.storage.attachment == nil { weight.storage.attachment = kept }
-        return packed
-    }
-
-    /// The packed matrices of one storage, which may hold a whole file.
-    private final class Kept {
-        struct Key: Hashable {
-            let offset: Int
-            let kind: UInt32
-            let columns: Int
+        return KeptCopies.of(weight, "\(kind.rawValue)") {
+            let elements = definitions.converted(weight, to: kind.dtype)
+            return PackedMatrix(elements, kind, columns: columns, inner: inner, definitions)
         }
-        var matrices: [Key: PackedMatrix] = [:]
+    }
+}
+
+/// Copies of weights in other layouts, kept with the storage of the original, which may hold a whole file.
+final class KeptCopies {
+    private struct Key: Hashable {
+        let offset: Int
+        let shape: Shape
+        let layout: String
+    }
+    private var copies: [Key: AnyObject] = [:]
+
+    /// The copy of `weight` in `layout`, made by `make` at its first use. The weight is never written to.
+    static func of<Copy: AnyObject>(
+        _ weight: Tensor, _ layout: String, _ make: () -> Copy
+    ) -> Copy {
+        let kept = weight.storage.attachment as? KeptCopies ?? KeptCopies()
+        let key = Key(offset: weight.byteOffset, shape: weight.shape, layout: layout)
+        if let copy = kept.copies[key] as? Copy { return copy }
+        let copy = make()
+        kept.copies[key] = copy
+        // Where another backend has claimed the storage, the copy is made at every use.
+        if weight.storage.attachment == nil { weight.storage.attachment = kept }
+        return copy
     }
 }
 

@@ -1,0 +1,222 @@
+/// Linear layers and convolutions by oneDNN: for processors without AVX-512 BF16.
+
+internal import CDrivers
+import Tensors
+
+/// Rows go through the library 64 at a time, one thread each, so that results do not depend on the number of
+/// threads.
+final class OneDNNOperations: FastOperations {
+    let name: String
+    let definitions: Definitions
+
+    init(_ library: OneDNN, _ definitions: Definitions) {
+        name = "oneDNN \(library.version)"
+        self.definitions = definitions
+    }
+
+    /// The library's copies of one weight: one product, or one for each block of 128 inputs.
+    private final class Products {
+        let list: [OneDNNProduct]
+        init(_ list: [OneDNNProduct]) { self.list = list }
+    }
+
+    private static let rows = OneDNNProduct.rows
+
+    // MARK: Linear layers
+
+    func linear(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor? {
+        let isPlain = x.dtype != .i8 && x.dtype != .f8e4m3
+        let outputType = dtype ?? (isPlain ? x.dtype : .bf16)
+        let result: Tensor? =
+            switch weight {
+            case .dense(let matrix): dense(x, matrix, bias, activation, outputType)
+            case .int8Blocks(let matrix, let scale):
+                int8(
+                    isPlain ? definitions.quantize(x, to: .int8Blocks) : x, matrix, scale, bias,
+                    activation, outputType)
+            case .fp8Rows: nil
+            }
+        return result.map { definitions.quantize($0, to: format) }
+    }
+
+    private func dense(
+        _ x: Tensor, _ matrix: Tensor, _ bias: Tensor?, _ activation: Activation, _ dtype: DType
+    ) -> Tensor? {
+        guard let product = self.product(matrix, x.dtype == .bf16 ? .bf16 : .f32) else {
+            return nil
+        }
+        let x = definitions.converted(x, to: product.dtype)
+        let result = definitions.memory.tensor(x.shape.replacingLast(product.columns), dtype)
+        let output = Rows(result)
+        let bias = bias.map { definitions.vector($0) }
+        eachChunk(x.shape.rows, product) { rows, memory in
+            product.run(
+                memory.filled(x.hostAddress, rows, product.inner * x.dtype.byteCount),
+                into: memory.sums, scratch: memory.library)
+            for (index, row) in rows.enumerated() {
+                let line = memory.sums + index * product.columns
+                if let bias { Vector.add(line, bias, product.columns) }
+                if activation != .none {
+                    round(line, product.columns, to: dtype)
+                    Vector.apply(activation, line, product.columns)
+                }
+                output.store(row, product.columns, line)
+            }
+        }
+        return withExtendedLifetime(x) { result }
+    }
+
+    /// x: int8 codes. The products of each block of 128 inputs are exact, then scaled and added up in order.
+    private func int8(
+        _ x: Tensor, _ matrix: Tensor, _ scale: Tensor, _ bias: Tensor?, _ activation: Activation,
+        _ dtype: DType
+    ) -> Tensor? {
+        let (columns, inner) = (matrix.shape[0], matrix.shape[1])
+        guard inner % 128 == 0, let scales = x.scales?.hostPointer else { return nil }
+        let blocks = inner / 128
+        let products = KeptCopies.of(matrix, "oneDNN i8") {
+            let block = definitions.memory.tensor([columns, 128], .i8)
+            return Products(
+                (0..<blocks).compactMap { index in
+                    for column in 0..<columns {
+                        (block.hostAddress + column * 128).copyMemory(
+                            from: matrix.hostAddress + column * inner + index * 128, byteCount: 128)
+                    }
+                    return OneDNNProduct(block, definitions.memory)
+                })
+        }
+        guard products.list.count == blocks else { return nil }
+        let result = definitions.memory.tensor(x.shape.replacingLast(columns), dtype)
+        let output = Rows(result)
+        let bias = bias.map { definitions.vector($0, roundedTo: dtype) }
+        let xScales = scales.assumingMemoryBound(to: Float.self)
+        let wScales = scale.hostAddress.assumingMemoryBound(to: Float.self)
+        eachChunk(x.shape.rows, products.list[0]) { rows, memory in
+            scratch(Self.rows * columns) { totals in
+                totals.update(repeating: 0, count: rows.count * columns)
+                for block in 0..<blocks {
+                    for (index, row) in rows.enumerated() {
+                        (memory.input + index * 128).copyMemory(
+                            from: x.hostAddress + row * inner + block * 128, byteCount: 128)
+                    }
+                    products.list[block].run(
+                        memory.input, into: memory.sums, scratch: memory.library)
+                    let xScale = xScales[rows.lowerBound / 128 * blocks + block]
+                    memory.sums.withMemoryRebound(to: Int32.self, capacity: rows.count * columns) {
+                        for index in 0..<rows.count {
+                            for column in 0..<columns {
+                                let scale = xScale * wScales[column / 128 * blocks + block]
+                                let at = index * columns + column
+                                totals[at].addProduct(Float($0[at]), scale)
+                            }
+                        }
+                    }
+                }
+                for (index, row) in rows.enumerated() {
+                    let line = totals + index * columns
+                    round(line, columns, to: dtype)
+                    if let bias { Vector.add(line, bias, columns) }
+                    if activation != .none {
+                        round(line, columns, to: dtype)
+                        Vector.apply(activation, line, columns)
+                    }
+                    output.store(row, columns, line)
+                }
+            }
+        }
+        return withExtendedLifetime((x, scale)) { result }
+    }
+
+    // MARK: Convolutions
+
+    func convolution(
+        _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
+        residual: Tensor?
+    ) -> Tensor? {
+        guard let product = self.product(weight.tensor, .f32) else { return nil }
+        let shape = geometry.output
+        let (outputs, depth) = (weight.outputs, product.inner)
+        let result = definitions.memory.tensor(shape, x.dtype)
+        let out = Rows(result)
+        let added = residual.map { Rows($0) }
+        let bias = weight.bias.map { definitions.vector($0) }
+        let frames = (Rows(x), history.map { Rows($0) })
+        eachChunk(out.count, product) { pixels, memory in
+            let patches = memory.input.assumingMemoryBound(to: Float.self)
+            for (index, pixel) in pixels.enumerated() {
+                definitions.gather(
+                    frames.0, frames.1, geometry, frame: pixel / (shape[1] * shape[2]),
+                    line: pixel / shape[2] % shape[1], column: pixel % shape[2],
+                    into: patches + index * depth)
+            }
+            product.run(memory.input, into: memory.sums, scratch: memory.library)
+            scratch(outputs) { line in
+                for (index, pixel) in pixels.enumerated() {
+                    let y = memory.sums + index * outputs
+                    if let bias { Vector.add(y, bias, outputs) }
+                    if let added {
+                        round(y, outputs, to: x.dtype)
+                        added.load(pixel, outputs, into: line)
+                        Vector.add(y, line, outputs)
+                    }
+                    out.store(pixel, outputs, y)
+                }
+            }
+        }
+        return result
+    }
+
+    // MARK: Products
+
+    /// The library's product with a weight, in bf16 where that is asked for, stored and supported, else in f32.
+    /// weight: [columns, inner...]
+    private func product(_ weight: Tensor, _ dtype: DType) -> OneDNNProduct? {
+        let columns = weight.shape[0]
+        guard weight.shape.count > 0 else { return nil }
+        func make(_ dtype: DType) -> OneDNNProduct? {
+            let products = KeptCopies.of(weight, "oneDNN \(dtype)") {
+                let elements = definitions.converted(weight, to: dtype)
+                let matrix = elements.reshaped([columns, weight.shape.count / columns])
+                return Products([OneDNNProduct(matrix, definitions.memory)].compactMap { $0 })
+            }
+            return products.list.first
+        }
+        if dtype == .bf16 && weight.dtype == .bf16, let product = make(.bf16) { return product }
+        return make(.f32)
+    }
+
+    /// Working memory of one chunk.
+    private struct ChunkMemory {
+        /// Rows of x, zeros at first.
+        let input: UnsafeMutableRawPointer
+        let sums: UnsafeMutablePointer<Float>
+        let library: UnsafeMutableRawPointer
+
+        /// 64 rows of x from `rows` on: x itself, or a copy filled up with what was there before.
+        func filled(_ x: UnsafeMutableRawPointer, _ rows: Range<Int>, _ byteCount: Int)
+            -> UnsafeRawPointer
+        {
+            let start = x + rows.lowerBound * byteCount
+            if rows.count == OneDNNProduct.rows { return UnsafeRawPointer(start) }
+            input.copyMemory(from: start, byteCount: rows.count * byteCount)
+            return UnsafeRawPointer(input)
+        }
+    }
+
+    private func eachChunk(
+        _ count: Int, _ product: OneDNNProduct, _ body: (Range<Int>, ChunkMemory) -> Void
+    ) {
+        let input = Self.rows * product.inner
+        let sums = Self.rows * product.columns
+        definitions.threads.parallel(count, grain: Self.rows) { range in
+            scratch(input + sums + 32 + product.scratchBytes / 4 + 16) { memory in
+                if range.count < Self.rows { memory.update(repeating: 0, count: input) }
+                let library = UnsafeMutableRawPointer(memory + (input + sums + 31) / 16 * 16)
+                body(range, ChunkMemory(input: memory, sums: memory + input, library: library))
+            }
+        }
+    }
+}
