@@ -28,11 +28,11 @@ enum LinearPlan: Hashable {
     /// linear_mma.cu: tiles of 128x128.
     case mma
 
-    /// Tiles of Hopper's kernel. A consumer of int8 computes exactly one 128x128 block of scales.
+    /// Tiles of Hopper's kernel, see there.
     static func tiles(of element: LinearProblem.Element) -> [(
         height: Int, width: Int, cluster: Int
     )] {
-        element == .i8 ? [(2, 128, 2)] : [(1, 256, 2), (1, 128, 1), (1, 64, 1)]
+        element == .bf16 ? [(1, 256, 2), (1, 128, 1), (1, 64, 1)] : [(2, 128, 2)]
     }
 
     static func choose(
@@ -111,7 +111,8 @@ enum Linear {
 
     private static func epilogues(_ group: Group, _ activations: [Activation]) -> [String] {
         activations.map { arguments(group, $0, adds: false) }
-            + (group.output == .i8 ? [] : [arguments(group, .none, adds: true)])
+            + (group.output == .i8 || group.element == .e4m3
+                ? [] : [arguments(group, .none, adds: true)])
     }
 
     private static func arguments(_ group: Group, _ activation: Activation, adds: Bool) -> String {
@@ -226,7 +227,14 @@ extension CUDABackend {
                 && (gate == nil || gate!.shape.count == weight.outputs && gate!.dtype == .f32),
             "linearAdd: x \(x.shape), weight \(weight.shape), residual \(residual.shape), "
                 + "gate \(gate.map { "\($0.shape) \($0.dtype)" } ?? "none")")
-        if case .dense(let matrix) = weight, !usesTensorCores(x, matrix, residual.dtype) {
+        // The epilogue of e4m3 rows has no registers left for a residual.
+        let fused =
+            switch weight {
+            case .dense(let matrix): usesTensorCores(x, matrix, residual.dtype)
+            case .int8Blocks: true
+            case .fp8Rows: false
+            }
+        if !fused {
             let y = linear(
                 x, weight, bias: bias, activation: .none, format: .plain, dtype: residual.dtype)
             return gatedAdd(residual, y, gate: gate)

@@ -42,11 +42,11 @@ extension SelfTest {
                     (1100, 3200, 1536),
                 ] { add(element, .bf16, m, n, k, plan) }
                 add(element, .bf16, 300, 392, 1152, plan, .geluTanh)
-                add(element, .bf16, 300, 392, 1152, plan, adds: true)
+                if element != .e4m3 { add(element, .bf16, 300, 392, 1152, plan, adds: true) }
                 if element != .i8 || plan == .mma {
                     add(element, .f32, 300, 392, 1152, plan)
-                    add(element, .f32, 300, 392, 1152, plan, adds: true)
                 }
+                if element == .bf16 { add(element, .f32, 300, 392, 1152, plan, adds: true) }
                 if element == .i8 { add(element, .i8, 300, 384, 1152, plan, .geluTanh) }
             }
             add(element, .bf16, 77, 202, 640, .mma)
@@ -57,9 +57,10 @@ extension SelfTest {
             for element in [LinearProblem.Element.i8, .bf16, .e4m3] {
                 let plan = hopper(element)[0]
                 add(element, .bf16, m, d, d, plan, timed: true)
-                add(element, .bf16, m, d, d, plan, adds: true, timed: true)
+                let adds = element != .e4m3
+                add(element, .bf16, m, d, d, plan, adds: adds, timed: true)
                 add(element, element == .i8 ? .i8 : .bf16, m, f, d, plan, .geluTanh, timed: true)
-                add(element, .bf16, m, d, f, plan, adds: true, timed: true)
+                add(element, .bf16, m, d, f, plan, adds: adds, timed: true)
             }
         }
         add(.i8, .bf16, 32760, 1536, 1536, .mma, timed: true)
@@ -233,11 +234,11 @@ private struct LinearOperands {
             inputs: Int32(problem.inputs))
     }
 
-    /// Sums in another order flip a bf16 rounding here and there; e4m3 products are summed in about
-    /// 14 bits by the chip.
+    /// Sums in another order flip a bf16 rounding here and there; 128 e4m3 products at a time are summed
+    /// in about 14 bits by the chip.
     var tolerance: Double {
         switch (problem.element, problem.output) {
-        case (.e4m3, _): 4e-3
+        case (.e4m3, _): 3e-3
         case (_, .i8): 8e-3
         case (.bf16, .f32), (.i8, .f32): problem.activation == .none ? 1e-5 : 1e-4
         default: 1.5e-3

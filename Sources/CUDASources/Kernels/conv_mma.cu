@@ -5,7 +5,7 @@
 
 /// Grid: (tiles of pixels, tiles of outputs). kPairs: the outputs are even, and are stored in pairs.
 template <bool kPairs>
-__global__ void __launch_bounds__(kMmaThreads) conv_mma(const ConvolutionArguments a) {
+__global__ void __launch_bounds__(kMmaThreads, 1) conv_mma(const ConvolutionArguments a) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
     const int pixels = a.out_frames * a.out_height * a.out_width;

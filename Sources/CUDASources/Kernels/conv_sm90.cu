@@ -131,8 +131,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             const int slices =
                 (a.kernel_time - first_tap(a, tile.frame)) * plane * channel_slices;
             float acc[2][kN / 2];
-            multiply<Element::bf16, S, P, 2, kN, kSlice>(acc, ring_base, pipeline, ring, slices,
-                                                         group * 128, lane);
+            multiply<S, P, 2, kN, kSlice>(acc, ring_base, pipeline, ring, slices, group * 128, lane);
             // Or the compiler computes all addresses below once and keeps them, in memory.
             asm volatile("" : "+r"(thread_row), "+r"(thread_column));
             const u32 swizzle = thread_row % 8 * 16;

@@ -227,6 +227,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 ring_a.advance();
             }
             wgmma_wait<0>();
+            wgmma_hold(acc[0]);
+            wgmma_hold(acc[1]);
             pipeline_b.release(read_b, lane);
             pipeline_a.release(read_a, lane);
 

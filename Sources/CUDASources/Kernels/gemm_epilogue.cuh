@@ -74,13 +74,31 @@ DEVICE float activate(float x) {
     }
 }
 
+/// The scales of e4m3 rows in the rows `row` and `row + 8` and two columns from `column` on.
+struct RowScales {
+    float x[2];
+
+    DEVICE RowScales(const LinearArguments& args, int row) {
+        x[0] = __ldg(args.x_scales + min(row, args.rows - 1));
+        x[1] = __ldg(args.x_scales + min(row + 8, args.rows - 1));
+    }
+    /// Scales four accumulators: two rows, two columns. The outputs are even.
+    DEVICE void apply(const LinearArguments& args, int column, float& a, float& b, float& c,
+                      float& d) const {
+        const float2 w = load_pair(args.w_scales + min(column, args.outputs - 2));
+        a *= x[0] * w.x;
+        b *= x[0] * w.y;
+        c *= x[1] * w.x;
+        d *= x[1] * w.y;
+    }
+};
+
 /// Where a thread's part of the epilogue's operands lies: two neighbouring columns from `column`, in the
 /// rows `row` and `row + 8`. Later columns are at constant offsets.
 template <Element kElement, Output kOutput, bool kAdd>
 struct Place {
     const float* bias;
     const float* gate;
-    const float* w_scale;
     /// In the residual; in bf16 or float.
     const u8* residual[2];
     /// Columns from `column` to the end; negative or zero where there are none.
@@ -90,7 +108,6 @@ struct Place {
     DEVICE Place(const LinearArguments& args, int row, int column) {
         bias = args.bias ? args.bias + column : nullptr;
         columns = args.outputs - column;
-        if constexpr (kElement == Element::e4m3) w_scale = args.w_scales + column;
         if constexpr (kAdd) {
             constexpr int kSize = kOutput == Output::f32 ? 4 : 2;
             gate = args.gate ? args.gate + column : nullptr;
@@ -106,7 +123,7 @@ struct Place {
 /// What the epilogue needs to know about the two columns `offset` further on.
 template <Element kElement, Output kOutput, bool kAdd>
 struct Columns {
-    float2 bias, w_scale, gate;
+    float2 bias, gate;
     /// bf16 pairs, or floats as bits.
     u32 residual[2][kOutput == Output::f32 ? 2 : 1];
 
@@ -116,10 +133,6 @@ struct Columns {
         if (place.bias && inside) bias = load_pair(place.bias + offset);
         // Block-scaled int8 adds the bias in the result's type.
         if constexpr (kElement == Element::i8) bias = round_between<kOutput>(bias);
-        if constexpr (kElement == Element::e4m3) {
-            w_scale = make_float2(0.0f, 0.0f);
-            if (inside) w_scale = load_pair(place.w_scale + offset);
-        }
         if constexpr (kAdd) {
             gate = make_float2(1.0f, 1.0f);
             if (place.gate && inside) gate = round_between<kOutput>(load_pair(place.gate + offset));
@@ -144,14 +157,11 @@ struct Columns {
         }
     }
 
-    /// `v`: the product of row `row + 8 h`, without the scales of e4m3 rows. The results are
+    /// `v`: the product of row `row + 8 h`, scaled. The results are
     /// representable in the output's type (in bf16 before the quantisation of Output::i8).
     /// Block-scaled int8 rounds the product before the bias joins, the other kinds after.
     template <Activation kActivation>
-    DEVICE float2 finish(float2 v, float x_scale, int h) const {
-        if constexpr (kElement == Element::e4m3) {
-            v = make_float2(v.x * (x_scale * w_scale.x), v.y * (x_scale * w_scale.y));
-        }
+    DEVICE float2 finish(float2 v, int h) const {
         if constexpr (kElement == Element::i8) v = round_between<kOutput>(v);
         v = round_between<kOutput>(make_float2(v.x + bias.x, v.y + bias.y));
         if constexpr (kActivation != Activation::none) {

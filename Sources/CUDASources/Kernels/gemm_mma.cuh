@@ -15,6 +15,18 @@ constexpr u32 kMmaSharedBytes = kMmaStages * 2 * kOperandBytes;
 /// row 16 i + l / 4 + 8 (r / 2), column 8 j + 2 (l % 4) + r % 2, as in mma.sync.
 using WarpTile = float[4][4][4];
 
+template <class Body>
+DEVICE void for_each(const WarpTile&, Body body) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int r = 0; r < 4; r++) body(i, j, r);
+        }
+    }
+}
+
 /// Where a warp's tile begins in the block's.
 DEVICE int warp_row() { return warp_id() / 4 * 64; }
 DEVICE int warp_column() { return warp_id() % 4 * 32; }
@@ -40,7 +52,9 @@ DEVICE void multiply_stage(T (&acc)[4][4][4], u32 a_tile, u32 b_tile) {
     const int lane = lane_id();
     const u32 a_row = (warp_row() + lane % 16) * 128 + lane / 16 * 16;
     const u32 b_row = (warp_column() + lane % 8 + lane / 16 * 8) * 128 + lane / 8 % 2 * 16;
-#pragma unroll
+    // Where e4m3 is carried out in f16 the conversions need registers.
+    constexpr int kUnroll = kElement == Element::e4m3 && __CUDA_ARCH__ == 900 ? 1 : 4;
+#pragma unroll kUnroll
     for (int k = 0; k < 4; k++) {
         u32 a[4][4], b[2][4];
 #pragma unroll

@@ -82,6 +82,16 @@ struct Pipeline {
     }
 };
 
+/// One type or the other.
+template <bool kFirst, typename First, typename Second>
+struct Choice {
+    using Type = First;
+};
+template <typename First, typename Second>
+struct Choice<false, First, Second> {
+    using Type = Second;
+};
+
 /// Waits for all threads of the block, or of the cluster.
 template <int kCluster>
 DEVICE void sync_blocks() {
@@ -97,19 +107,9 @@ DEVICE u64 wgmma_descriptor_64b(u32 shared) {
     return wgmma_descriptor(shared, 16, 512, Swizzle::bytes64);
 }
 
-/// d (+)= a * b over 32 bytes of K.
-template <Element kElement, int kN>
-DEVICE void wgmma_step(float (&d)[kN / 2], u64 a, u64 b, bool accumulate) {
-    if constexpr (kElement == Element::bf16) {
-        wgmma_bf16<kN>(d, a, b, accumulate);
-    } else {
-        wgmma_e4m3<kN>(d, a, b, accumulate);
-    }
-}
-
-/// acc = sum over `slices` stages of A B^T, f32 accumulators, for one consumer: kM64 times 64 rows
+/// acc = sum over `slices` stages of A B^T for bf16, by one consumer: kM64 times 64 rows
 /// from row `row` of the stage.
-template <Element kElement, class S, class P, int kM64, int kN, int kSlice>
+template <class S, class P, int kM64, int kN, int kSlice>
 DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
                      Ring<S::kCount>& ring, int slices, int row, int lane) {
     int previous = 0;
@@ -123,7 +123,7 @@ DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipelin
         for (int k = 0; k < 4; k++) {
 #pragma unroll
             for (int m = 0; m < kM64; m++) {
-                wgmma_step<kElement, kN>(acc[m], a + 512 * m + 2 * k, b + 2 * k, i > 0 || k > 0);
+                wgmma_bf16<kN>(acc[m], a + 512 * m + 2 * k, b + 2 * k, i > 0 || k > 0);
             }
         }
         if constexpr (kSlice == 192) {
@@ -133,8 +133,7 @@ DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipelin
             for (int k = 0; k < 2; k++) {
 #pragma unroll
                 for (int m = 0; m < kM64; m++) {
-                    wgmma_step<kElement, kN>(acc[m], tail_a + 256 * m + 2 * k, tail_b + 2 * k,
-                                             true);
+                    wgmma_bf16<kN>(acc[m], tail_a + 256 * m + 2 * k, tail_b + 2 * k, true);
                 }
             }
         }
@@ -148,46 +147,62 @@ DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipelin
         ring.advance();
     }
     wgmma_wait<0>();
+#pragma unroll
+    for (int m = 0; m < kM64; m++) wgmma_hold(acc[m]);
     pipeline.release(previous, lane);
 }
 
-/// As `multiply` for int8 with a scale for each slice of 128: acc = sum of f32(int32 dot) * scale, in
-/// ascending order. The int32 sums of 64 rows at a time live beside the accumulators; while this
-/// group scales its sums the other group's instructions keep the tensor cores busy.
-template <class S, class P, int kM64, int kN>
-DEVICE void multiply_scaled(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
+/// As `multiply` for 8-bit operands, whose products leave the tensor cores after each slice of 128.
+/// int8: acc = sum of f32(int32 dot) * scale in ascending order, with a scale for each slice. e4m3: acc =
+/// sum of the slices' sums, because the tensor cores add with some 14 bits only.
+/// The sums of 64 rows at a time live beside the accumulators; while this group adds its sums the other
+/// group's instructions keep the tensor cores busy.
+template <Element kElement, class S, class P, int kM64, int kN>
+DEVICE void multiply_slices(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
                             Ring<S::kCount>& ring, int slices, int row, int lane,
                             const float* __restrict__ x_scales,
                             const float* __restrict__ w_scales) {
+    constexpr bool kScaled = kElement == Element::i8;
 #pragma unroll
     for (int m = 0; m < kM64; m++) {
 #pragma unroll
         for (int i = 0; i < kN / 2; i++) acc[m][i] = 0.0f;
     }
-    float x_scale = __ldg(x_scales), w_scale = __ldg(w_scales);
+    float x_scale = kScaled ? __ldg(x_scales) : 1.0f, w_scale = kScaled ? __ldg(w_scales) : 1.0f;
     for (int i = 0; i < slices; i++) {
         const float scale = x_scale * w_scale;
         mbarrier_wait(pipeline.full(ring.stage), ring.parity);
         const u32 stage = ring_base + ring.stage * S::kBytes;
         const u64 a = wgmma_descriptor_128b(stage + S::kA + row * 128);
         const u64 b = wgmma_descriptor_128b(stage + S::kB);
-        const int next = min(i + 1, slices - 1);
-        x_scale = __ldg(x_scales + next);
-        w_scale = __ldg(w_scales + next);
+        if constexpr (kScaled) {
+            const int next = min(i + 1, slices - 1);
+            x_scale = __ldg(x_scales + next);
+            w_scale = __ldg(w_scales + next);
+        }
 #pragma unroll
         for (int m = 0; m < kM64; m++) {
-            i32 sum[kN / 2];
+            typename Choice<kScaled, i32, float>::Type sum[kN / 2];
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                wgmma_s8<kN>(sum, a + 512 * m + 2 * k, b + 2 * k, k > 0);
+                if constexpr (kScaled) {
+                    wgmma_s8<kN>(sum, a + 512 * m + 2 * k, b + 2 * k, k > 0);
+                } else {
+                    wgmma_e4m3<kN>(sum, a + 512 * m + 2 * k, b + 2 * k, k > 0);
+                }
             }
             wgmma_commit();
             wgmma_wait<0>();
+            wgmma_hold(sum);
             if (m == kM64 - 1) pipeline.release(ring.stage, lane);
 #pragma unroll
             for (int j = 0; j < kN / 2; j++) {
-                acc[m][j] = fmaf(float(sum[j]), scale, acc[m][j]);
+                if constexpr (kScaled) {
+                    acc[m][j] = fmaf(float(sum[j]), scale, acc[m][j]);
+                } else {
+                    acc[m][j] += sum[j];
+                }
             }
         }
         ring.advance();

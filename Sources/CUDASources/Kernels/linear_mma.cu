@@ -17,7 +17,7 @@ DEVICE void load_rows(u32 shared, const u8* matrix, int first, int rows, int row
 /// Grid: tiles, a band of eight rows of tiles after another. args.outputs is even; Output::i8 wants a
 /// multiple of 128.
 template <Element kElement, Output kOutput, Activation kActivation, bool kAdd>
-__global__ void __launch_bounds__(kMmaThreads) linear_mma(const LinearArguments args) {
+__global__ void __launch_bounds__(kMmaThreads, 1) linear_mma(const LinearArguments args) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
     const int tiles_m = ceil_div(args.rows, kTile), tiles_n = ceil_div(args.outputs, kTile);
@@ -41,21 +41,21 @@ __global__ void __launch_bounds__(kMmaThreads) linear_mma(const LinearArguments 
             const float scale = __ldg(x_scales + slice) * __ldg(w_scales + slice);
             i32 sums[4][4][4] = {};
             multiply_stage<kElement>(sums, a, b);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-#pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        acc[i][j][r] = fmaf(float(sums[i][j][r]), scale, acc[i][j][r]);
-                    }
-                }
-            }
+            for_each(acc, [&](int i, int j, int r) {
+                acc[i][j][r] = fmaf(float(sums[i][j][r]), scale, acc[i][j][r]);
+            });
+        });
+    } else if constexpr (kElement == Element::e4m3 && __CUDA_ARCH__ != 900) {
+        // The tensor cores add e4m3 products with some 14 bits only: not more than 128 of them. (On
+        // sm_90 this instruction is carried out in f16 with float sums.)
+        run_stages(base, slices, load, [&](int, u32 a, u32 b) {
+            WarpTile sums = {};
+            multiply_stage<kElement>(sums, a, b);
+            for_each(acc, [&](int i, int j, int r) { acc[i][j][r] += sums[i][j][r]; });
         });
     } else {
-        run_stages(base, slices, load, [&](int slice, u32 a, u32 b) {
-            multiply_stage<kElement>(acc, a, b);
-        });
+        run_stages(base, slices, load,
+                   [&](int, u32 a, u32 b) { multiply_stage<kElement>(acc, a, b); });
     }
 
     const int lane = lane_id();
@@ -65,10 +65,13 @@ __global__ void __launch_bounds__(kMmaThreads) linear_mma(const LinearArguments 
     for (int i = 0; i < 4; i++) {
         const int row = row0 + warp_row() + 16 * i + lane / 4;
         const Place<kElement, kOutput, kAdd> place(args, row, column);
-        float x_scale[2] = {1.0f, 1.0f};
         if constexpr (kElement == Element::e4m3) {
-            x_scale[0] = __ldg(args.x_scales + min(row, args.rows - 1));
-            x_scale[1] = __ldg(args.x_scales + min(row + 8, args.rows - 1));
+            const RowScales scales(args, row);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float(&a)[4] = acc[i][j];
+                scales.apply(args, column + 8 * j, a[0], a[1], a[2], a[3]);
+            }
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -78,7 +81,7 @@ __global__ void __launch_bounds__(kMmaThreads) linear_mma(const LinearArguments 
             for (int h = 0; h < 2; h++) {
                 float(&pair)[4] = acc[i][j];
                 const float2 v = columns.template finish<kActivation>(
-                    make_float2(pair[2 * h], pair[2 * h + 1]), x_scale[h], h);
+                    make_float2(pair[2 * h], pair[2 * h + 1]), h);
                 const bool write = row + 8 * h < args.rows && 8 * j < place.columns;
                 const i64 at = i64(row + 8 * h) * args.outputs + column + 8 * j;
                 if constexpr (kOutput == Output::i8) {

@@ -17,8 +17,8 @@ DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
     return make_int2(band * kBand + inside % height, inside / height);
 }
 
-/// kM64: times 64 rows of a consumer; kN: columns of a tile. int8 needs kM64 = 2, kN = 128, so that one
-/// consumer's tile is one block of scales.
+/// kM64: times 64 rows of a consumer; kN: columns of a tile. 8-bit operands need kM64 = 2, kN = 128: room
+/// for the sums of a slice beside the accumulators, and a consumer's tile is one block of int8 scales.
 template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kM64, int kN,
           int kCluster>
 __global__ void __launch_bounds__(kGemmThreads, 1)
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     constexpr bool kShareW = kCluster == 2 && !kShareX;
     constexpr int kClusterM = kShareW ? 2 * kM : kM;
     constexpr int kClusterN = kShareX ? 2 * kN : kN;
-    static_assert(kElement != Element::i8 || (kM64 == 2 && kN == 128));
+    static_assert(kElement == Element::bf16 || (kM64 == 2 && kN == 128));
     static_assert(kOutput != Output::i8 || kElement == Element::i8);
 
     extern __shared__ u8 shared[];
@@ -106,17 +106,17 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             const int row0 = position.x * kClusterM + (kShareW ? rank * kM : 0) + group * 64 * kM64;
             const int column0 = position.y * kClusterN + (kShareX ? rank * kN : 0);
             float acc[kM64][kN / 2];
-            if constexpr (kElement == Element::i8) {
+            if constexpr (kElement == Element::bf16) {
+                multiply<S, P, kM64, kN, 128>(acc, ring_base, pipeline, ring, slices,
+                                              group * 64 * kM64, lane);
+            } else {
                 // Tiles outside the matrix are computed from zeros; their scales must be readable.
                 const int block_row = min(row0, args.rows - 1) / 128;
                 const int block_column = min(column0, args.outputs - 1) / 128;
-                multiply_scaled<S, P, kM64, kN>(
+                multiply_slices<kElement, S, P, kM64, kN>(
                     acc, ring_base, pipeline, ring, slices, group * 64 * kM64, lane,
                     args.x_scales + i64(block_row) * slices,
                     args.w_scales + i64(block_column) * slices);
-            } else {
-                multiply<kElement, S, P, kM64, kN, 128>(acc, ring_base, pipeline, ring, slices,
-                                                        group * 64 * kM64, lane);
             }
             if (row0 >= args.rows || column0 >= args.outputs) continue;
             // Or the compiler computes all addresses below once and keeps them, in memory.
@@ -137,10 +137,13 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             for (int m = 0; m < kM64; m++) {
                 const int row = row0 + 64 * m + thread_row;
                 const Place<kElement, kOutput, kAdd> place(args, row, column0 + thread_column);
-                float2 x_scale = make_float2(1.0f, 1.0f);
                 if constexpr (kElement == Element::e4m3) {
-                    x_scale.x = __ldg(args.x_scales + min(row, args.rows - 1));
-                    x_scale.y = __ldg(args.x_scales + min(row + 8, args.rows - 1));
+                    const RowScales scales(args, row);
+#pragma unroll
+                    for (int j = 0; j < kN / 8; j++) {
+                        float* const a = acc[m] + 4 * j;
+                        scales.apply(args, column0 + 8 * j + thread_column, a[0], a[1], a[2], a[3]);
+                    }
                 }
 #pragma unroll
                 for (int c = 0; c < kN / kPiece; c++) {
@@ -166,8 +169,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                                 const int at = 4 * (c * kPiece / 8 + first_j + j) + 2 * h;
                                 const float2 v =
                                     columns[j].template finish<kActivation>(
-                                        make_float2(acc[m][at], acc[m][at + 1]),
-                                        h ? x_scale.y : x_scale.x, h);
+                                        make_float2(acc[m][at], acc[m][at + 1]), h);
                                 if constexpr (kOutput == Output::bf16) {
                                     st_shared(address + 1024 * h, pack_bf16(v.x, v.y));
                                 } else if constexpr (kOutput == Output::f32) {
