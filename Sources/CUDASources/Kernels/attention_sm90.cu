@@ -214,10 +214,23 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
         done(barriers.key_empty(keys.stage));
         keys.advance();
         softmax.step(s, work.key(0, a), a, decay);
-        pack<kBlock>(p, s);
 
+        // Waits for P V(tile - 2) and makes P(tile - 1) of its logits. It comes after the wait for other
+        // tiles, a loop: ptxas moves the wait to the start of its block, before the softmax otherwise.
+        auto finish = [&](int tile) {
+            wgmma_wait<0>();
+            wgmma_hold(o);
+            if (tile > 1) {
+                done(barriers.value_empty(values.stage));
+                values.advance();
+            }
+#pragma unroll
+            for (int i = 0; i < kDim / 2; i++) o[i] *= decay[i / 2 % 2];
+            pack<kBlock>(p, s);
+        };
         for (int tile = 1; tile < work.tiles; tile++) {
             mbarrier_wait(barriers.key_full(keys.stage), keys.parity);
+            finish(tile);
             take_turn();
             wgmma_fence();
             scores<kDim, kBlock>(s, q_tile, k_tiles + keys.stage * (L::kTileBytes / 16));
@@ -232,15 +245,10 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
             done(barriers.key_empty(keys.stage));
             keys.advance();
             softmax.step(s, work.key(tile, a), a, decay);
-            wgmma_wait<0>();
-            wgmma_hold(o);
-            done(barriers.value_empty(values.stage));
-            values.advance();
-#pragma unroll
-            for (int i = 0; i < kDim / 2; i++) o[i] *= decay[i / 2 % 2];
-            pack<kBlock>(p, s);
+            wgmma_hold(s);
         }
         done(barriers.query_empty());
+        finish(work.tiles);
         mbarrier_wait(barriers.value_full(values.stage), values.parity);
         wgmma_fence();
         weigh<kDim, kBlock>(o, p, v_tiles + values.stage * (L::kTileBytes / 16));
