@@ -97,6 +97,8 @@ public struct CheckpointSummary: Sendable {
     public let tensors: [TensorInfo]
     public let metadata: [String: String]
     public let model: DetectedModel?
+    /// Whose names the tensors have; nil where no model is known.
+    public let layout: KeyLayout?
     /// Tensors that the model needs and the file has not, in the model's order.
     public let missing: [ExpectedTensor]
     /// Tensors that the model has no use for, in the file's order.
@@ -114,16 +116,19 @@ public struct CheckpointSummary: Sendable {
             .sorted { ($0.2, $0.0.rawValue) > ($1.2, $1.0.rawValue) }
     }
 
+    /// Names of other programs are understood; what is missing is named in the original way.
     public init(_ checkpoint: any Checkpoint, heads: Int? = nil) {
         path = checkpoint.path
         format = checkpoint.format
         metadata = checkpoint.metadata
         tensors = checkpoint.names.compactMap { checkpoint.info($0) }
-        model = DetectedModel(checkpoint, heads: heads)
-        let expected = model?.tensors(storedAs: checkpoint) ?? []
-        missing = expected.filter { checkpoint.info($0.name) == nil }
+        layout = KeyLayout.detect(checkpoint.names)?.1
+        let original = (try? inOriginalNames(checkpoint)) ?? checkpoint
+        model = DetectedModel(original, heads: heads)
+        let expected = model?.tensors(storedAs: original) ?? []
+        missing = expected.filter { original.info($0.name) == nil }
         mismatched = expected.compactMap { tensor in
-            guard let info = checkpoint.info(tensor.name), !tensor.accepts(info) else {
+            guard let info = original.info(tensor.name), !tensor.accepts(info) else {
                 return nil
             }
             return Mismatch(
@@ -131,7 +136,7 @@ public struct CheckpointSummary: Sendable {
                 dtype: "\(info.dtype)")
         }
         let known = Set(expected.map(\.name))
-        surplus = model == nil ? [] : checkpoint.names.filter { !known.contains($0) }
+        surplus = model == nil ? [] : original.names.filter { !known.contains($0) }
     }
 
     /// The file holds all that its model needs, in the right shapes.

@@ -141,20 +141,17 @@ public func openCheckpoint(_ path: String) throws(CheckpointError) -> any Checkp
     }
     if path.hasSuffix(".index.json") { return try openShards(index: path) }
     let file = try MappedFile(path)
-    let start = file.bytes.prefix(8)
-    if start.starts(with: [0x50, 0x4B]) { return try openTorchArchive(file) }
-    // A safetensors header of 640 bytes, say, starts like a pickle of protocol 2.
-    let startsHeader = file.bytes.count > 8 && file.bytes[8] == UInt8(ascii: "{")
-    if start.first == 0x80, start.count > 1, (2...5).contains(start[start.startIndex + 1]),
-        !startsHeader
-    {
-        return try openTorchLegacy(file)
-    }
-    // Four bytes and more of a header length that no file can have: not safetensors either.
-    if file.bytes.count >= 8, file.bytes[5...7].contains(where: { $0 != 0 }),
-        !path.hasSuffix(".safetensors")
-    {
-        throw file.fail("neither a safetensors nor a PyTorch file")
+    // The brace first: the length before it may look like the start of the other formats.
+    let hasHeader = file.bytes.count > 8 && file.bytes[8] == UInt8(ascii: "{")
+    if !hasHeader {
+        let start = file.bytes.prefix(2)
+        if start.elementsEqual([0x50, 0x4B]) { return try openTorchArchive(file) }
+        if start.count == 2, start[0] == 0x80, (2...5).contains(start[1]) {
+            return try openTorchLegacy(file)
+        }
+        guard path.hasSuffix(".safetensors") else {
+            throw file.fail("neither a safetensors nor a PyTorch file")
+        }
     }
     let header = try SafetensorsHeader(file)
     return try TensorFile(

@@ -151,15 +151,6 @@ public struct Weights {
             let scale = try host("scale", [outputs], nil)
             weight = device.place(
                 .fp8Rows(weight: codes, scale: scale.converted(to: .f32)), as: dtype, in: group)
-        } else if contains("scale_weight") {
-            // ComfyUI's scaled fp8: one scale for the whole matrix
-            let codes = try host("weight", [outputs, inputs], .f8e4m3)
-            let scale = try host("scale_weight", [1], nil).floats()[0]
-            weight = device.place(
-                .fp8Rows(
-                    weight: codes,
-                    scale: Tensor([Float](repeating: scale, count: outputs), [outputs])),
-                as: dtype, in: group)
         } else {
             let dense = try host("weight", [outputs, inputs], nil)
             if quantizable, context.linearFormat != .plain {

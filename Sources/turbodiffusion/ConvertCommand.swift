@@ -42,7 +42,15 @@ struct ConvertCommand: AsyncParsableCommand {
     @Option(help: "Store floating-point tensors as f32, f16 or bf16.")
     var dtype: ElementType?
 
-    @Flag(help: "Add proj_l as zeros, so that a plain checkpoint can run sparse-linear attention.")
+    @Flag(
+        help:
+            "Make the matrices of quantised layers plain again (bf16 unless --dtype says otherwise)."
+    )
+    var dequantize = false
+
+    @Flag(
+        name: [.customLong("add-proj-l"), .customLong("add-sla")],
+        help: "Add proj_l as zeros, so that a plain checkpoint can run sparse-linear attention.")
     var addProjL = false
 
     @Option(help: "Attention heads of a transformer whose head width is not 128.")
@@ -59,6 +67,7 @@ struct ConvertCommand: AsyncParsableCommand {
         var conversion = Conversion()
         conversion.layout = names.flatMap { KeyLayout(rawValue: $0.rawValue) }
         conversion.dtype = dtype?.dtype
+        conversion.dequantizes = dequantize
         conversion.addsSparseLinear = addProjL
         conversion.heads = numHeads
         let source = try openCheckpoint(input)

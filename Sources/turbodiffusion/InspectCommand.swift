@@ -72,6 +72,7 @@ struct InspectCommand: AsyncParsableCommand {
         } else {
             Output.line("model      none that is known here")
         }
+        if summary.layout == .diffusers { Output.line("names      Hugging Face's") }
         let types = summary.types.map { type in
             "\(type.tensors) \(type.dtype) (\(Output.bytes(type.byteCount)))"
         }
@@ -245,6 +246,7 @@ private struct SummaryReport: Encodable {
     var path: String
     var format: String?
     var model: Model?
+    var names: String?
     var complete: Bool
     var parameters, bytes: Int
     var types: [String: Int]
@@ -263,6 +265,7 @@ private struct SummaryReport: Encodable {
                 sizes: Dictionary(
                     uniqueKeysWithValues: model.properties.map { ($0.name, $0.value) }))
         }
+        names = summary.layout?.rawValue
         complete = summary.isComplete
         parameters = summary.parameters
         bytes = summary.byteCount

@@ -1,5 +1,6 @@
 /// Ctrl-C: stops the work within a second and leaves no half-written file.
 
+import Checkpoints
 import Media
 import Synchronization
 
@@ -48,6 +49,7 @@ enum Interruption {
     private static func stop(_ signal: Int32) {
         let open = writers.withLock { Array($0.values) }
         let code = 128 + signal
+        removeUnfinishedCheckpoints()
         Task.detached {
             for writer in open { await writer.cancel() }
             end(code)

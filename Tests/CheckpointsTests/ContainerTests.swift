@@ -98,6 +98,22 @@ struct ContainerTests {
         }
     }
 
+    @Test("a header as long as the magic of another format is no other format")
+    func ambiguousLengths() throws {
+        let folder = try TemporaryFolder()
+        // 0x0280 starts like a pickle, 0x4B50 like a zip archive.
+        for length in [0x0280, 0x4B50] {
+            let text = #"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#
+            let header =
+                Array(text.utf8) + [UInt8](repeating: 0x20, count: length - text.utf8.count)
+            let size = withUnsafeBytes(of: UInt64(length).littleEndian) { Array($0) }
+            for name in ["x.safetensors", "x"] {
+                let path = try folder.file(name, size + header + [7])
+                #expect(try openCheckpoint(path).tensor("a")?.bytes == [7])
+            }
+        }
+    }
+
     @Test("damaged files never crash the reader")
     func mutations() throws {
         let folder = try TemporaryFolder()

@@ -142,6 +142,22 @@ struct ModelTests {
         #expect(!summary.isComplete)
     }
 
+    @Test("models are known by other programs' names too")
+    func foreignNames() throws {
+        var conversion = Conversion()
+        conversion.layout = .diffusers
+        for tensors in [
+            WanTransformerArchitecture.nano.tensors(), UMT5Architecture.nano.tensors(),
+            WanVAEArchitecture(dim: 24).tensors(),
+        ] {
+            let original = Outline(tensors)
+            let summary = CheckpointSummary(try converted(original, conversion))
+            #expect(summary.model == DetectedModel(original))
+            #expect(summary.isComplete && summary.surplus.isEmpty)
+            #expect(summary.layout == .diffusers)
+        }
+    }
+
     @Test("the image branch of Wan2.1 is told apart")
     func imageBranch() {
         let branch = TensorInfo(name: "img_emb.proj.1.weight", shape: [4, 4], dtype: .f16)

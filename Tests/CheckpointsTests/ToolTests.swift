@@ -223,6 +223,36 @@ struct ToolTests {
         #expect(kept.info("blocks.0.ffn.0.int8_weight")?.dtype == .i8)
         #expect(kept.info("blocks.0.ffn.0.scale")?.dtype == .f32)
         #expect(kept.info("blocks.0.ffn.0.bias")?.dtype == .f16)
+        conversion.dequantizes = true
+        let plain = try converted(quantizedOnce, conversion)
+        #expect(Set(plain.names) == Set(model.tensors().map(\.name)))
+        #expect(plain.info("blocks.0.ffn.0.weight")?.dtype == .f16)
+    }
+}
+
+@Suite("ComfyUI's scaled fp8")
+struct ScaledFP8Tests {
+    @Test("blocks keep their codes, other matrices become plain")
+    func scaled() throws {
+        let codes = Tensor([1, -2, 3, 4] as [Float], [2, 2]).converted(to: .f8e4m3)
+        let base = MemoryCheckpoint([
+            ("scaled_fp8", .zeros([0], .f8e4m3)),
+            ("blocks.0.self_attn.q.weight", codes),
+            ("blocks.0.self_attn.q.scale_weight", Tensor([0.5], [1])),
+            ("blocks.0.self_attn.q.scale_input", Tensor([1] as [Float], [1])),
+            ("head.head.weight", codes), ("head.head.scale_weight", Tensor([2] as [Float], [])),
+        ])
+        let own = try inOriginalNames(base)
+        #expect(
+            own.names == [
+                "blocks.0.self_attn.q.fp8_weight", "blocks.0.self_attn.q.scale",
+                "head.head.weight",
+            ])
+        #expect(try own.tensor("blocks.0.self_attn.q.fp8_weight")?.bytes == codes.bytes)
+        #expect(try own.tensor("blocks.0.self_attn.q.scale")?.floats() == [0.5, 0.5])
+        #expect(try own.tensor("head.head.weight")?.floats() == [2, -4, 6, 8])
+        let plain = try dequantized(base, to: .f32)
+        #expect(try plain.tensor("blocks.0.self_attn.q.weight")?.floats() == [0.5, -1, 1.5, 2])
     }
 }
 

@@ -6,8 +6,10 @@ public import Tensors
 public struct Conversion: Sendable, Equatable {
     /// nil keeps the names.
     public var layout: KeyLayout?
-    /// Floating-point tensors take this type; nil keeps it. Quantised layers are never touched.
+    /// Floating-point tensors take this type; nil keeps it. Quantised layers stay as they are.
     public var dtype: DType?
+    /// Quantised layers become plain matrices, of `dtype` or bf16.
+    public var dequantizes = false
     /// Adds the linear branch of sparse-linear attention where it is missing, as zeros: the model then
     /// runs with sparse attention and gives what it would give without the branch.
     public var addsSparseLinear = false
@@ -22,6 +24,9 @@ public func converted(
     _ base: any Checkpoint, _ conversion: Conversion
 ) throws(CheckpointError) -> DerivedCheckpoint {
     var checkpoint: any Checkpoint = base
+    if conversion.dequantizes {
+        checkpoint = try dequantized(checkpoint, to: conversion.dtype ?? .bf16)
+    }
     if conversion.addsSparseLinear || conversion.layout != nil {
         checkpoint = try inOriginalNames(checkpoint)
     }
@@ -34,11 +39,18 @@ public func converted(
     let source = checkpoint
     let entries = source.infos.map { info in
         let keeps =
-            !info.dtype.isFloatingPoint || info.dtype.byteCount == 1 || isScale(info, in: source)
+            !info.dtype.isFloatingPoint || info.dtype.byteCount == 1 && isCode(info, in: source)
+            || isScale(info, in: source)
         return DerivedCheckpoint.Entry.from(
             source, info, dtype: keeps ? nil : conversion.dtype)
     }
     return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}
+
+/// fp8 numbers that mean nothing without their scale.
+private func isCode(_ info: TensorInfo, in checkpoint: any Checkpoint) -> Bool {
+    let (layer, leaf) = splitLeaf(info.name)
+    return leaf == "fp8_weight" || checkpoint.info(layer + ".scale_weight") != nil
 }
 
 /// Scales of quantised layers stay f32.
@@ -49,7 +61,7 @@ private func isScale(_ info: TensorInfo, in checkpoint: any Checkpoint) -> Bool 
         || checkpoint.info(layer + "fp8_weight") != nil
 }
 
-/// The checkpoint with Wan's own names; itself where it has them.
+/// The checkpoint with Wan's own names and this program's 8-bit layouts; itself where it has them.
 /// - Throws: `.incompatible` where the names are of no known model.
 public func inOriginalNames(
     _ base: any Checkpoint
@@ -57,6 +69,7 @@ public func inOriginalNames(
     guard let (kind, layout) = KeyLayout.detect(base.names) else {
         throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
     }
+    let base = try withOwnQuantization(base)
     let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
     if translation == nil, base.info("patch_embedding.weight")?.shape.count ?? 2 == 2 {
         return base

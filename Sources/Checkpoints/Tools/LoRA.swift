@@ -57,7 +57,7 @@ public func adapted(
     }
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {
-        let (module, leaf) = split(info.name)
+        let (module, leaf) = splitLeaf(info.name)
         let list = changes[module + (leaf == "bias" ? ".bias" : ".weight")] ?? changes[info.name]
         switch (list, leaf) {
         case (let list?, "int8_weight"), (let list?, "fp8_weight"):
@@ -66,14 +66,8 @@ public func adapted(
             entries += quantizedEntries(module, info.shape, format) {
                 () throws(CheckpointError) in
                 defer { base.forget(info.name) }
-                let codes = try base.require(info.name)
-                let scale = try base.require(module + ".scale").converted(to: .f32)
-                if format == .int8 {
-                    let plain = Int8Blocks.dequantize(codes, scale: scale)
-                    return Int8Blocks.quantize(try changed(plain, by: list))
-                }
-                let plain = FP8Rows.dequantize(codes, scale: scale)
-                return FP8Rows.quantize(try changed(plain, by: list))
+                let matrix = try changed(try numbers(of: module, format, base), by: list)
+                return format == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
             }
         case (_?, "scale"):
             continue  // made with its codes
@@ -92,22 +86,6 @@ public func adapted(
         changed: changes.keys.sorted(), unmatched: unmatched)
 }
 
-/// Codes and scales of a layer must be what their names say before numbers are made of them.
-private func checkQuantized(
-    _ codes: TensorInfo, _ module: String, _ format: LinearStorage, _ base: any Checkpoint
-) throws(CheckpointError) {
-    let expected =
-        codes.shape.count == 2 ? format.tensors(module, codes.shape[0], codes.shape[1]) : []
-    let scale = base.info(module + ".scale")
-    guard expected.count == 2, expected[0].accepts(codes), let scale, expected[1].accepts(scale)
-    else {
-        throw .incompatible(
-            path: base.path,
-            reason: "'\(codes.name)' \(codes.shape) \(codes.dtype) does not go with its scales "
-                + "\(scale.map { "\($0.shape)" } ?? "(none)")")
-    }
-}
-
 // MARK: - Reading the keys
 
 /// A change of one tensor.
@@ -118,11 +96,6 @@ private enum Change {
     case full(any Checkpoint, String, scale: Float)
 }
 
-private func split(_ name: String) -> (module: String, leaf: String) {
-    guard let dot = name.lastIndex(of: ".") else { return (name, "") }
-    return (String(name[..<dot]), String(name[name.index(after: dot)...]))
-}
-
 /// The modules of a checkpoint by all the names that adaptations give them.
 private struct ModuleTable {
     private var modules: [String: String] = [:]
@@ -130,7 +103,7 @@ private struct ModuleTable {
     init(_ base: any Checkpoint) {
         let translation = KeyLayout.detect(base.names).map { KeyTranslation($0.0) }
         for name in base.names {
-            let module = split(name).module
+            let module = splitLeaf(name).module
             let foreign = translation?.foreign(module) ?? module
             for alias in [module, foreign] {
                 modules[alias] = modules[alias] ?? module

@@ -36,7 +36,7 @@ public func merged(
                 throw .shape(name, in: file.path, expected: info.shape, found: other.shape)
             }
             for (stored, path) in [(info, base.path), (other, file.path)]
-            where !stored.dtype.isFloatingPoint {
+            where !stored.dtype.isFloatingPoint || stored.dtype.byteCount == 1 {
                 throw .incompatible(
                     path: path,
                     reason: "'\(name)' holds \(stored.dtype); only plain checkpoints can be merged")

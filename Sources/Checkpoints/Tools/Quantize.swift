@@ -20,6 +20,7 @@ public func quantized(
 ) throws(CheckpointError) -> QuantizedCheckpoint {
     precondition(format != .plain, "quantized: .plain is no quantised format")
     try CheckpointSummary(base).require(.wanTransformer)
+    let base = try inOriginalNames(base)
     var entries: [DerivedCheckpoint.Entry] = []
     var layers: [String] = []
     var skipped: [String] = []
