@@ -80,7 +80,10 @@ enum Attention {
         /// Queries, rings of K and V, barriers.
         var sharedBytes: Int { 128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 }
     }
+    /// Few keys (a trimmed prompt) take the narrow tile.
     static let hopperTiles = [
+        HopperTile(dim: 64, keys: 64, stages: 6, visits: .all),
+        HopperTile(dim: 128, keys: 64, stages: 4, visits: .all),
         HopperTile(dim: 64, keys: 128, stages: 4, visits: .all),
         HopperTile(dim: 128, keys: 128, stages: 2, visits: .all),
         HopperTile(dim: 64, keys: 64, stages: 6, visits: .listed),
@@ -181,7 +184,10 @@ extension Context {
         _ arguments: AttentionArguments, _ visits: AttentionKeys
     ) -> Bool {
         let dim = Int(arguments.dim)
-        let fitting = Attention.hopperTiles.first { $0.dim == dim && $0.visits == visits }
+        let fitting = Attention.hopperTiles.first {
+            $0.dim == dim && $0.visits == visits
+                && (visits == .listed || ($0.keys == 64) == (arguments.keys <= 64))
+        }
         guard properties.architecture == .hopper, let tile = fitting else { return false }
         let heads = Int(arguments.heads)
         func map(_ pointer: DevicePointer, _ rows: Int32, box: Int) -> TensorMap {

@@ -8,6 +8,8 @@
 #include "attention_tile.cuh"
 
 constexpr int kThreads = 256;
+/// Blocks of linear_branch_project that share a multiprocessor, by its shared memory.
+constexpr int kProjectBlocks = __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 ? 2 : 1;
 
 /// The rows of the partial sums of one chunk of keys.
 enum Statistic { kFeatureSum, kKeySum, kValueMaximum, kStatistics };
@@ -212,7 +214,7 @@ __global__ void linear_branch_join(const float* kv_parts, const float* statistic
 /// bias: f32 [dim] or null → out: bf16 [queries, heads, dim]; grid (chunks, heads); `chunk` is a multiple
 /// of 128 rows.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kProjectBlocks)
 linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, const bf16* weight,
                       const float* bias, bf16* out, int queries, int heads, int chunk) {
     constexpr int kRows = 128;
@@ -260,27 +262,32 @@ linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, co
             });
         __syncthreads();
 
-        float o[kDim / 8][4] = {};
-#pragma unroll
-        for (int step = 0; step < kDim / 16; step++) {
-            u32 a[4];
-            ldmatrix_x4(a, q_lane.at<kRows>(0, step));
-#pragma unroll
-            for (int j = 0; j < kDim / 16; j++) {
-                u32 b[4];
-                ldmatrix_x4_trans(b, kv_lane.at<kDim>(step, j));
-                mma_m16n8k16_bf16(o[2 * j], a, b[0], b[1]);
-                mma_m16n8k16_bf16(o[2 * j + 1], a, b[2], b[3]);
-            }
-        }
+        // Half of the columns at a time: two blocks fit a multiprocessor.
         u32 quotient[kDim / 8][2];
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const float denominator = denominators[warp_row + lane / 4 + 8 * r];
+        for (int half = 0; half < 2; half++) {
+            float o[kDim / 16][4] = {};
 #pragma unroll
-            for (int j = 0; j < kDim / 8; j++) {
-                quotient[j][r] = pack_bf16(round_bf16(o[j][2 * r]) / denominator,
-                                           round_bf16(o[j][2 * r + 1]) / denominator);
+            for (int step = 0; step < kDim / 16; step++) {
+                u32 a[4];
+                ldmatrix_x4(a, q_lane.at<kRows>(0, step));
+#pragma unroll
+                for (int j = 0; j < kDim / 32; j++) {
+                    u32 b[4];
+                    ldmatrix_x4_trans(b, kv_lane.at<kDim>(step, half * (kDim / 32) + j));
+                    mma_m16n8k16_bf16(o[2 * j], a, b[0], b[1]);
+                    mma_m16n8k16_bf16(o[2 * j + 1], a, b[2], b[3]);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float denominator = denominators[warp_row + lane / 4 + 8 * r];
+#pragma unroll
+                for (int j = 0; j < kDim / 16; j++) {
+                    quotient[half * (kDim / 16) + j][r] =
+                        pack_bf16(__fdividef(round_bf16(o[j][2 * r]), denominator),
+                                  __fdividef(round_bf16(o[j][2 * r + 1]), denominator));
+                }
             }
         }
         __syncthreads();  // everybody has read the tile: the next one may come

@@ -1,0 +1,30 @@
+// What the attention operations promise their kernels, checked without a GPU.
+
+import Testing
+
+@testable import CUDA
+
+@Suite struct AttentionPlanTests {
+    @Test func argumentsAreAsLargeAsTheKernels() {
+        // attention.cuh: seven pointers, ten words.
+        #expect(MemoryLayout<AttentionArguments>.size == 7 * 8 + 10 * 4)
+    }
+
+    @Test func tilesFitTheCardsTheyAreFor() {
+        let hopper = 227 << 10
+        for tile in Attention.hopperTiles { #expect(tile.sharedBytes <= hopper, "\(tile.kernel)") }
+        for dim in [64, 128] { #expect(Sage.hopperBytes(dim) <= hopper) }
+        // The autoencoder's 384 columns have a tile on every card.
+        #expect(Attention.wideTiles.contains { $0.dim == 384 && $0.sharedBytes <= 99 << 10 })
+    }
+
+    @Test func everyDimensionHasOneTile() {
+        for dim in [64, 128] {
+            #expect(
+                Attention.hopperTiles.filter { $0.dim == dim && $0.visits == .listed }.count == 1)
+            #expect(
+                Attention.hopperTiles.filter { $0.dim == dim && $0.visits == .all }.map(\.keys)
+                    .sorted() == [64, 128])
+        }
+    }
+}
