@@ -34,7 +34,7 @@ import Testing
 }
 
 @Suite struct ChannelPlanTests {
-    @Test(arguments: [3, 16, 24, 48, 96, 192, 384])
+    @Test(arguments: [3, 16, 24, 48, 96, 192, 384, 1536, 2048])
     func everyChannelHasALane(channels: Int) {
         for dtype in [DType.bf16, .f32] {
             let aligned = channels * dtype.byteCount % 16 == 0

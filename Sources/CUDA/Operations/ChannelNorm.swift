@@ -6,15 +6,14 @@ public import Tensors
 struct ChannelPlan: Hashable {
     let vector, lanes, count: Int
 
-    private static let counts = [1, 2, 4]
-    private static let scalarCount = 16
+    /// Accesses of one lane that the kernels are compiled for: up to 64 elements in all.
+    private static func counts(vector: Int) -> [Int] { vector == 1 ? [64] : [1, 2, 4, 64 / vector] }
 
     init(channels: Int, dtype: DType, aligned: Bool) {
         let vector = aligned ? 16 / dtype.byteCount : 1
         let vectors = (channels + vector - 1) / vector
         let lanes = aligned ? [8, 16].first { vectors <= $0 } ?? 32 : 32
-        let counts = aligned ? Self.counts : [Self.scalarCount]
-        guard let count = counts.first(where: { vectors <= $0 * lanes }) else {
+        guard let count = Self.counts(vector: vector).first(where: { vectors <= $0 * lanes }) else {
             preconditionFailure("channelNorm: \(channels) channels are too many")
         }
         self.vector = vector
@@ -24,8 +23,8 @@ struct ChannelPlan: Hashable {
 
     static func instances(_ dtype: DType) -> [String] {
         let vector = 16 / dtype.byteCount
-        return [8, 16].map { "\(vector), \($0), 1" } + counts.map { "\(vector), 32, \($0)" }
-            + ["1, 32, \(scalarCount)"]
+        return [8, 16].map { "\(vector), \($0), 1" }
+            + [vector, 1].flatMap { v in counts(vector: v).map { "\(v), 32, \($0)" } }
     }
 
     var arguments: String { "\(vector), \(lanes), \(count)" }
