@@ -4,7 +4,8 @@
 public enum CheckpointError: Error, Sendable, Equatable {
     /// The file cannot be opened or mapped.
     case unreadable(path: String, reason: String)
-    /// The bytes are not a checkpoint that this program accepts: damaged, hostile or of another kind.
+    /// The bytes are not a checkpoint that this program accepts: damaged, hostile or of another
+    /// kind.
     case malformed(path: String, reason: String)
     /// A tensor that the model needs is not there.
     case missing(_ name: String, in: String, nearest: [String])

@@ -9,7 +9,8 @@ public enum DetectedModel: Sendable, Hashable {
     case wanVAE(WanVAEArchitecture)
 
     /// nil where no part of any known model is there.
-    /// - Parameter heads: of a transformer whose head width is not 128 and whose file does not tell it.
+    /// - Parameter heads: of a transformer whose head width is not 128 and whose file does not tell
+    ///   it.
     public init?(_ checkpoint: any Checkpoint, heads: Int? = nil) {
         if let model = WanTransformerArchitecture(detecting: checkpoint, heads: heads) {
             self = .wanTransformer(model)

@@ -7,7 +7,8 @@ public struct CheckpointDifference: Sendable {
     public struct Change: Sendable, Hashable {
         public let name: String
         public let first, second: TensorInfo
-        /// Of the values as real numbers; nil where the shapes differ or the values were not compared.
+        /// Of the values as real numbers; nil where the shapes differ or the values were not
+        /// compared.
         public let largest: Double?
         /// ||first - second|| / ||second||
         public let relative: Double?

@@ -1,4 +1,5 @@
-/// A strict JSON pull parser for headers that may be hostile: it keeps nothing that is not asked for.
+/// A strict JSON pull parser for headers that may be hostile: it keeps nothing that is not asked
+/// for.
 
 /// Reads one JSON text from its start to its end. Depth is bounded and so is recursion.
 struct JSONReader {

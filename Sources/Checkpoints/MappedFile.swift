@@ -43,7 +43,8 @@ final class MappedFile: @unchecked Sendable {
 
     func fail(_ reason: String) -> CheckpointError { .malformed(path: path, reason: reason) }
 
-    /// Lets the system forget the pages that lie wholly inside `range`; a later access reads them again.
+    /// Lets the system forget the pages that lie wholly inside `range`; a later access reads them
+    /// again.
     func forget(_ range: Range<Int>) {
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
         let start = (range.lowerBound + page - 1) / page * page

@@ -1,8 +1,9 @@
 /// A closed pickle interpreter: it builds plain values and tensors, and calls nothing.
 ///
-/// A pickle is a program that may import and call anything. Here a global is one of the few names in
-/// `PickleGlobal`; every other one ends the reading with its name. Containers live in flat tables, so that
-/// neither reading nor freeing a nested value recurses, and shared values are never walked as a tree.
+/// A pickle is a program that may import and call anything. Here a global is one of the few names
+/// in `PickleGlobal`; every other one ends the reading with its name. Containers live in flat
+/// tables, so that neither reading nor freeing a nested value recurses, and shared values are never
+/// walked as a tree.
 
 import Tensors
 
@@ -67,7 +68,8 @@ struct PickleMachine {
     private(set) var tensors: [PickledTensor] = []
 
     /// - Parameters:
-    ///   - bytes: the pickle and whatever follows it; `reader.position` is the end of the pickle after `run`.
+    ///   - bytes: the pickle and whatever follows it; `reader.position` is the end of the pickle
+    ///     after `run`.
     init(_ file: MappedFile, _ bytes: UnsafeRawBufferPointer, at position: Int = 0) {
         self.file = file
         reader = ByteReader(bytes, at: position)
@@ -387,7 +389,8 @@ struct PickleMachine {
         }
     }
 
-    /// torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])
+    /// torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[,
+    /// metadata])
     private mutating func tensor(
         _ arguments: [PickleValue], dtype: DType?
     ) throws(CheckpointError) -> PickleValue {

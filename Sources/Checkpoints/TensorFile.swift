@@ -131,8 +131,9 @@ enum WrapperPrefix {
 }
 
 /// Opens a checkpoint without reading its tensors.
-/// - Parameter path: a safetensors file, its `*.safetensors.index.json`, a folder that holds either, or a
-///   PyTorch file (`.pth`, `.pt`, `.bin`, `.ckpt`). The format is told by the content, not by the name.
+/// - Parameter path: a safetensors file, its `*.safetensors.index.json`, a folder that holds
+///   either, or a PyTorch file (`.pth`, `.pt`, `.bin`, `.ckpt`). The format is told by the content,
+///   not by the name.
 /// - Throws: `.unreadable` or `.malformed`.
 public func openCheckpoint(_ path: String) throws(CheckpointError) -> any Checkpoint {
     var status = stat()

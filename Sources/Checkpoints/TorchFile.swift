@@ -126,8 +126,8 @@ private struct TorchTensors {
         return try TensorFile(file.path, format, metadata: [:], tensors: stored)
     }
 
-    /// The dictionary that holds tensors: this one, or the first of those inside, known names first.
-    /// `seen` holds the dictionaries that hold none: shared ones are searched once.
+    /// The dictionary that holds tensors: this one, or the first of those inside, known names
+    /// first. `seen` holds the dictionaries that hold none: shared ones are searched once.
     private func stateDictionary(_ index: Int32, depth: Int, seen: inout Set<Int32>) -> Int32? {
         guard depth < Self.maximumDepth, seen.insert(index).inserted else { return nil }
         let entries = machine.dictionaries[Int(index)]

@@ -1,4 +1,5 @@
-/// The cursor through a checkpoint: models ask for exact names and shapes and get tensors on a device.
+/// The cursor through a checkpoint: models ask for exact names and shapes and get tensors on a
+/// device.
 
 public import Tensors
 
@@ -16,7 +17,8 @@ public protocol Checkpoint: AnyObject {
     var metadata: [String: String] { get }
     /// How the file is written; nil for tensors that come from elsewhere.
     var format: CheckpointFormat? { get }
-    /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them again.
+    /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them
+    /// again.
     func forget(_ name: String)
 }
 
@@ -103,9 +105,9 @@ public struct Weights {
     /// Names of tensors that nobody has asked for, in file order.
     public var unread: [String] { context.checkpoint.names.filter { !context.read.contains($0) } }
 
-    /// A tensor in host memory as stored. `shape` must have the stored extents, ignoring those of one
-    /// (`[1, 6, dim]` may be asked for as `[6, dim]`) or with the stored ones after the first folded
-    /// into one: the patch embedding `[dim, in, 1, 2, 2]` as `[dim, in * 4]`.
+    /// A tensor in host memory as stored. `shape` must have the stored extents, ignoring those of
+    /// one (`[1, 6, dim]` may be asked for as `[6, dim]`) or with the stored ones after the first
+    /// folded into one: the patch embedding `[dim, in, 1, 2, 2]` as `[dim, in * 4]`.
     public func host(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor {
         let name = full(name)
         guard let tensor = try context.checkpoint.tensor(name) else {
@@ -130,8 +132,9 @@ public struct Weights {
         return placed
     }
 
-    /// The linear layer here: `weight`, `int8_weight` + `scale` (the original's `-quant` checkpoints) or
-    /// `fp8_weight` + `scale` (one a row), and `bias` where there is one (f32 on the device).
+    /// The linear layer here: `weight`, `int8_weight` + `scale` (the original's `-quant`
+    /// checkpoints) or `fp8_weight` + `scale` (one a row), and `bias` where there is one (f32 on
+    /// the device).
     /// - Parameters:
     ///   - quantizable: a dense weight here takes the `linearFormat` of the whole cursor.
     ///   - dtype: what a dense weight becomes; nil for the dtype of activations.

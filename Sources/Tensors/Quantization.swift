@@ -4,9 +4,10 @@ private import Dispatch
 
 /// W8A8 as in the original: int8 codes with one f32 scale for each 128x128 block.
 ///
-/// q = sat(rne(x * (128 / amax))), scale = amax / 128, amax = max(|x|, 1e-8) over the block, so that +amax
-/// saturates to 127 and -amax is -128. Blocks at the edges are as if filled up with zeros.
-/// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/ops/quant/quant.hpp
+/// q = sat(rne(x * (128 / amax))), scale = amax / 128, amax = max(|x|, 1e-8) over the block, so
+/// that +amax saturates to 127 and -amax is -128. Blocks at the edges are as if filled up with
+/// zeros.
+/// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/ops/core.py
 public enum Int8Blocks {
     public static let side = 128
 

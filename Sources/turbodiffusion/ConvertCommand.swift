@@ -1,4 +1,5 @@
-/// `turbodiffusion convert`: the same weights in another file format, under other names or in another type.
+/// `turbodiffusion convert`: the same weights in another file format, under other names or in
+/// another type.
 
 import ArgumentParser
 import Checkpoints
@@ -25,8 +26,8 @@ struct ConvertCommand: AsyncParsableCommand {
         commandName: "convert",
         abstract: "Rewrite a checkpoint: .pth and safetensors, names of other programs, types.",
         discussion: """
-            Prefixes such as 'net.' or 'model.diffusion_model.' are removed. Without options names and types \
-            stay as they are.
+            Prefixes such as 'net.' or 'model.diffusion_model.' are removed. Without \
+            options names and types stay as they are.
             """)
 
     @Argument(
@@ -44,7 +45,7 @@ struct ConvertCommand: AsyncParsableCommand {
 
     @Flag(
         help:
-            "Make the matrices of quantised layers plain again (bf16 unless --dtype says otherwise)."
+            "Make the matrices of quantised layers plain again (bf16, or what --dtype says)."
     )
     var dequantize = false
 

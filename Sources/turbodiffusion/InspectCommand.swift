@@ -16,8 +16,8 @@ struct InspectCommand: AsyncParsableCommand {
         abstract: "Show what checkpoints hold: model, tensors, what is missing, how two differ.",
         discussion: """
             Reads safetensors (single files, or an index or folder of shards) and PyTorch files.
-            Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint lacks \
-            tensors of its model, or where two compared ones differ.
+            Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint \
+            lacks tensors of its model, or where two compared ones differ.
             """)
 
     @Argument(help: "Checkpoints to show.", completion: .file())

@@ -27,8 +27,9 @@ struct LoRACommand: AsyncParsableCommand {
         commandName: "lora",
         abstract: "Merge LoRA files into a checkpoint.",
         discussion: """
-            Understands the layouts of kohya, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, \
-            changed and quantised again. Keys that belong to nothing in the checkpoint are named.
+            Understands the layouts of kohya, ComfyUI, diffusers and PEFT. Quantised layers are \
+            dequantised, changed and quantised again. Keys that belong to nothing in the \
+            checkpoint are named.
             """)
 
     @Argument(help: "The checkpoint to change.", completion: .file())

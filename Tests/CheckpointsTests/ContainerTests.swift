@@ -1,4 +1,5 @@
-// Every container format against the checksums of its tensors; every hostile file against its verdict.
+// Every container format against the checksums of its tensors; every hostile file against its
+// verdict.
 
 import Checkpoints
 import FoundationEssentials

@@ -89,5 +89,6 @@ func countEntries(_ prefix: String, in checkpoint: any Checkpoint) -> Int {
     return highest + 1
 }
 
-/// Whether a number read from a file may be an extent of a model: sums and products of a few stay small.
+/// Whether a number read from a file may be an extent of a model: sums and products of a few stay
+/// small.
 func isPlausible(_ extents: Int...) -> Bool { extents.allSatisfy { (1...1 << 20).contains($0) } }

@@ -20,8 +20,8 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     public var hasSparseLinearAttention: Bool
     /// The form of most of the linear layers in the blocks.
     public var linears: LinearStorage
-    /// Wan2.1's image-to-video models have a second cross attention to CLIP features. Its tensors are
-    /// not among `tensors`: this program does not run them.
+    /// Wan2.1's image-to-video models have a second cross attention to CLIP features. Its tensors
+    /// are not among `tensors`: this program does not run them.
     public var hasImageBranch = false
 
     public var headDim: Int { dim / heads }
@@ -64,8 +64,8 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         return Self.known.first { $0.1 == plain }?.0 ?? "Wan transformer"
     }
 
-    /// - Parameter heads: needed where the checkpoint does not tell the head width (only `proj_l` does)
-    ///   and it is not 128.
+    /// - Parameter heads: needed where the checkpoint does not tell the head width (only `proj_l`
+    ///   does) and it is not 128.
     init?(detecting checkpoint: any Checkpoint, heads: Int? = nil) {
         func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
         let layers = countEntries("blocks.", in: checkpoint)

@@ -37,8 +37,8 @@ public enum KeyLayout: String, Sendable, CaseIterable {
     var hasConvolutionalPatches: Bool { self != .original }
 }
 
-/// Original names ⇄ Hugging Face's. A name is a module and a leaf (`weight`, `bias`, `int8_weight`, …);
-/// modules are looked up, leaves stay, and what is not in a table keeps its name.
+/// Original names ⇄ Hugging Face's. A name is a module and a leaf (`weight`, `bias`, `int8_weight`,
+/// …); modules are looked up, leaves stay, and what is not in a table keeps its name.
 struct KeyTranslation {
     private let toForeign: [String: String]
     private let toOriginal: [String: String]
@@ -167,8 +167,8 @@ struct KeyTranslation {
                     ("\(side).middle.1.\(part)", "\(side).mid_block.attentions.0.\(part)"))
             }
         }
-        // Going down, both number all steps alike; going up, Hugging Face groups them by resolution:
-        // three residual blocks and one step up.
+        // Going down, both number all steps alike; going up, Hugging Face groups them by
+        // resolution: three residual blocks and one step up.
         for index in 0..<11 {
             let (ours, theirs) = ("encoder.downsamples.\(index)", "encoder.down_blocks.\(index)")
             for (a, b) in residual { pairs.append(("\(ours).\(a)", "\(theirs).\(b)")) }

@@ -2,7 +2,8 @@
 
 public import Tensors
 
-/// What to change; the default changes nothing but wrapper prefixes, which reading has already removed.
+/// What to change; the default changes nothing but wrapper prefixes, which reading has already
+/// removed.
 public struct Conversion: Sendable, Equatable {
     /// nil keeps the names.
     public var layout: KeyLayout?
@@ -10,8 +11,8 @@ public struct Conversion: Sendable, Equatable {
     public var dtype: DType?
     /// Quantised layers become plain matrices, of `dtype` or bf16.
     public var dequantizes = false
-    /// Adds the linear branch of sparse-linear attention where it is missing, as zeros: the model then
-    /// runs with sparse attention and gives what it would give without the branch.
+    /// Adds the linear branch of sparse-linear attention where it is missing, as zeros: the model
+    /// then runs with sparse attention and gives what it would give without the branch.
     public var addsSparseLinear = false
     /// Heads of the transformer, for the size of the branch; nil: width / 128.
     public var heads: Int?
@@ -19,7 +20,8 @@ public struct Conversion: Sendable, Equatable {
     public init() {}
 }
 
-/// - Throws: `.incompatible` where the names are of no known model, or there is nothing to add `proj_l` to.
+/// - Throws: `.incompatible` where the names are of no known model, or there is nothing to add
+///   `proj_l` to.
 public func converted(
     _ base: any Checkpoint, _ conversion: Conversion
 ) throws(CheckpointError) -> DerivedCheckpoint {

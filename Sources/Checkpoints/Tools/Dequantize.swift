@@ -64,8 +64,8 @@ func checkQuantized(
             + "\(scale.map { "\($0.shape)" } ?? "(none)")")
 }
 
-/// ComfyUI's scaled fp8 (`weight` in e4m3 and one number `scale_weight` for the whole matrix): layers of a
-/// transformer's blocks take this program's fp8 form, other matrices become bf16.
+/// ComfyUI's scaled fp8 (`weight` in e4m3 and one number `scale_weight` for the whole matrix):
+/// layers of a transformer's blocks take this program's fp8 form, other matrices become bf16.
 func withOwnQuantization(_ base: any Checkpoint) throws(CheckpointError) -> any Checkpoint {
     guard base.names.contains(where: { $0.hasSuffix(".scale_weight") }) else { return base }
     var entries: [DerivedCheckpoint.Entry] = []

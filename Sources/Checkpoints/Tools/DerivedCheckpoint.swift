@@ -1,4 +1,5 @@
-/// Checkpoints made of others: the tools below describe their result, the writer or a model asks for it.
+/// Checkpoints made of others: the tools below describe their result, the writer or a model asks
+/// for it.
 
 private import Dispatch
 public import Tensors
@@ -75,7 +76,8 @@ extension Checkpoint {
     var infos: [TensorInfo] { names.compactMap { info($0) } }
 }
 
-/// A new tensor computed in f32 piece by piece on several threads: the memory beside it stays small.
+/// A new tensor computed in f32 piece by piece on several threads: the memory beside it stays
+/// small.
 /// - Parameter piece: the numbers of a range of the elements.
 func computed(
     _ shape: Shape, _ dtype: DType, _ piece: @escaping (Range<Int>) -> [Float]

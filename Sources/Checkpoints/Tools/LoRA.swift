@@ -25,17 +25,20 @@ public struct AdaptedCheckpoint {
     public let checkpoint: any Checkpoint
     /// Tensors that were changed.
     public let changed: [String]
-    /// Keys of the adaptations that belong to nothing in the checkpoint, with the file's name before them.
+    /// Keys of the adaptations that belong to nothing in the checkpoint, with the file's name
+    /// before them.
     public let unmatched: [String]
 }
 
 /// weight + strength · (alpha / rank) · up · down for every layer that an adaptation names.
 ///
-/// Understood are the layouts of kohya (`lora_unet_blocks_0_self_attn_q.lora_down.weight`, `.alpha`), ComfyUI
-/// (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`, full differences `.diff`, `.diff_b`, `.diff_m`)
-/// and diffusers or PEFT (`transformer.blocks.0.attn1.to_q.lora_A.weight`). Quantised layers are
-/// dequantised, changed and quantised again.
-/// - Throws: `.incompatible` where an adaptation was made for another model or is of an unknown kind.
+/// Understood are the layouts of kohya (`lora_unet_blocks_0_self_attn_q.lora_down.weight`,
+/// `.alpha`), ComfyUI (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`, full differences
+/// `.diff`, `.diff_b`, `.diff_m`) and diffusers or PEFT
+/// (`transformer.blocks.0.attn1.to_q.lora_A.weight`). Quantised layers are dequantised, changed and
+/// quantised again.
+/// - Throws: `.incompatible` where an adaptation was made for another model or is of an unknown
+///   kind.
 public func adapted(
     _ base: any Checkpoint, by loras: [LoRA]
 ) throws(CheckpointError) -> AdaptedCheckpoint {

@@ -13,12 +13,13 @@ public struct MergedCheckpoint {
     public let takenFromTarget: [String]
 }
 
-/// base + weight · (target − diffBase), tensor by tensor, in f32, rounded to the base's type: what an
-/// attention fine-tuning changed, put on top of a distilled model.
+/// base + weight · (target − diffBase), tensor by tensor, in f32, rounded to the base's type: what
+/// an attention fine-tuning changed, put on top of a distilled model.
 ///
 /// As https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/scripts/merge_models.py, but
 /// tensors of one name and different shapes are refused and not skipped.
-/// - Throws: `.shape`, or `.incompatible` where a tensor is quantised or the files have nothing in common.
+/// - Throws: `.shape`, or `.incompatible` where a tensor is quantised or the files have nothing in
+///   common.
 public func merged(
     base: any Checkpoint, target: any Checkpoint, diffBase: any Checkpoint, weight: Float = 1
 ) throws(CheckpointError) -> MergedCheckpoint {

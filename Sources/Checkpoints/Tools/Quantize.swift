@@ -11,8 +11,8 @@ public struct QuantizedCheckpoint {
     public let skipped: [String]
 }
 
-/// Quantises every linear layer in the blocks of a Wan transformer but `proj_l`; the norms become f32 and
-/// the patch embedding a matrix, as the original's `modify_model.py --quant_linear` does.
+/// Quantises every linear layer in the blocks of a Wan transformer but `proj_l`; the norms become
+/// f32 and the patch embedding a matrix, as the original's `modify_model.py --quant_linear` does.
 /// - Parameter format: `.int8` (128x128 blocks) or `.fp8` (rows).
 /// - Throws: `.wrongModel`, or `.incompatible` where the layers are quantised already.
 public func quantized(
@@ -69,7 +69,8 @@ func isBlockLinear(_ info: TensorInfo) -> Bool {
         && info.dtype.isFloatingPoint && !info.name.contains("proj_l")
 }
 
-/// Codes and scales of one layer, which `make` yields together: the writer asks for one after the other.
+/// Codes and scales of one layer, which `make` yields together: the writer asks for one after the
+/// other.
 func quantizedEntries(
     _ layer: String, _ shape: [Int], _ format: LinearStorage,
     _ make: @escaping () throws(CheckpointError) -> (codes: Tensor, scale: Tensor)

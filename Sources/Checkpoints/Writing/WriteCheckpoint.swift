@@ -21,7 +21,8 @@ public enum WritableFormat: String, Sendable, CaseIterable {
     }
 }
 
-/// Writes every tensor of `checkpoint` to a new file under a temporary name and renames it when it is whole.
+/// Writes every tensor of `checkpoint` to a new file under a temporary name and renames it when it
+/// is whole.
 /// - Parameters:
 ///   - format: nil for the one that the ending of `path` means.
 ///   - overwrite: whether a file at `path` may be replaced; it may be one that `checkpoint` reads.
@@ -73,8 +74,8 @@ public func writeCheckpoint(
     try file.commit()
 }
 
-/// The tensors in their own order where every one then begins at a multiple of its element size, and else
-/// with the widest elements first.
+/// The tensors in their own order where every one then begins at a multiple of its element size,
+/// and else with the widest elements first.
 private func aligned(_ tensors: [TensorInfo]) -> [TensorInfo] {
     var offset = 0
     for info in tensors {
