@@ -7,6 +7,12 @@ import Testing
 @Suite struct FixtureTests {
     let device = CPUBackend(threads: 2, engine: .definition)
 
+    /// Without its files every test below would pass by running nothing.
+    @Test(arguments: ["norms", "int8_quant", "int8_linear", "attention"])
+    func theGroupHasCases(_ group: String) {
+        #expect(!Fixture.names(group).isEmpty)
+    }
+
     @Test(arguments: Fixture.names("norms")) func norms(_ name: String) throws {
         let fixture = try Fixture(name)
         let (weight, bias) = (fixture["w.weight"], fixture["w.bias"])
