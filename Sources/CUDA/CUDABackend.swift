@@ -82,7 +82,8 @@ public final class CUDABackend: Backend {
         DeviceStorage(context.buffer(byteCount: byteCount), byteCount: byteCount)
     }
 
-    /// A small host array on the device.
+    /// A small host array on the device. Keep the storage in a variable until the launch is queued: a
+    /// temporary's memory may be given to the next argument.
     func upload<T: BitwiseCopyable>(_ values: [T]) -> DeviceStorage {
         let storage = storage(byteCount: values.count * MemoryLayout<T>.stride)
         // Pageable memory: the copy returns when the values have been taken.

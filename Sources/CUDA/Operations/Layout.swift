@@ -35,12 +35,13 @@ extension CUDABackend {
                 id >= 0 && Int(id) < table.shape[0], "embedding: row \(id) of \(table.shape)")
         }
         let out = tensor([ids.count, columns], table.dtype)
+        let rows = upload(ids)
         let unit = Layout.unit(columns * table.dtype.byteCount, table.pointer)
         let units = out.byteCount / unit.size
         let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32> =
             context.kernel("embedding<\(unit.name)>", of: Layout.unit)
         kernel(
-            .elements(units), out.pointer, table.pointer, upload(ids).location, Int64(units),
+            .elements(units), out.pointer, table.pointer, rows.location, Int64(units),
             Int32(columns * table.dtype.byteCount / unit.size))
         return out
     }
@@ -90,6 +91,7 @@ extension CUDABackend {
             x.shape.rank == 4 && scale.count == x.shape[0] && shift.count == x.shape[0],
             "channelsLast: x \(x.shape), \(scale.count) scales, \(shift.count) shifts")
         let channels = x.shape[0]
+        let affine = upload(scale + shift)
         let out = tensor([x.shape[1], x.shape[2], x.shape[3], channels], dtype)
         let kernel:
             Kernel<DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int64> =
@@ -97,8 +99,8 @@ extension CUDABackend {
                     "channels_last<\(Self.typeName(x.dtype)), \(Self.typeName(dtype))>",
                     of: Layout.unit)
         kernel(
-            .elements(x.shape.count), out.pointer, x.pointer, upload(scale).location,
-            upload(shift).location, Int32(channels), Int64(x.shape.count / channels))
+            .elements(x.shape.count), out.pointer, x.pointer, affine.location,
+            affine.location + 4 * channels, Int32(channels), Int64(x.shape.count / channels))
         return out
     }
 
@@ -107,13 +109,14 @@ extension CUDABackend {
         precondition(
             x.shape.rank == 4 && scale.count == channels && shift.count == channels,
             "channelsFirst: x \(x.shape), \(scale.count) scales, \(shift.count) shifts")
+        let affine = upload(scale + shift)
         let out = tensor([channels, x.shape[0], x.shape[1], x.shape[2]], .f32)
         let kernel:
             Kernel<DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int64> =
                 context.kernel("channels_first<\(Self.typeName(x.dtype))>", of: Layout.unit)
         kernel(
-            .elements(x.shape.count), out.pointer, x.pointer, upload(scale).location,
-            upload(shift).location, Int32(channels), Int64(x.shape.count / channels))
+            .elements(x.shape.count), out.pointer, x.pointer, affine.location,
+            affine.location + 4 * channels, Int32(channels), Int64(x.shape.count / channels))
         return out
     }
 
