@@ -197,6 +197,24 @@ import Testing
         }
     }
 
+    // MARK: Ceilings
+
+    @Test func `the ceilings are there, and no product exceeds them`() {
+        let ceilings = CPUCeilings.measure(threads: 1)
+        #expect(ceilings.copy > 0 && ceilings.bf16 > 0 && ceilings.int8 > 0)
+        var random = Uniform(seed: 10)
+        let backend = CPUBackend(threads: 1)
+        let x = random.tensor([192, 256], .f32)
+        let weight = LinearWeight.dense(random.tensor([256, 256], .f32))
+        let best = (0..<20).map { _ in
+            let clock = ContinuousClock()
+            let time = clock.measure { _ = backend.linear(x, weight, bias: nil) }
+            return 2 * 192 * 256 * 256 / (time / .seconds(1))
+        }.max()!
+        // One in ten for clocks that change.
+        #expect(best <= 1.1 * ceilings.f32)
+    }
+
     // MARK: Determinism
 
     @Test func `the number of threads does not change a bit`() {

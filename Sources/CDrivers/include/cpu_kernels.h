@@ -170,6 +170,12 @@ enum { CPU_LARGEST_LINEAR_HEAD = 256 };
 void cpu_channel_norm(const void *x, int bf16, size_t rows, size_t channels, const float *factors,
                       int silu, void *y);
 
+/// Multiplies and adds in registers alone, `steps` times on as many independent sums as hide the
+/// latency: what no kernel can exceed.
+void cpu_peak(enum cpu_kind kind, size_t steps);
+/// The operations of one such call, two for each product.
+double cpu_peak_operations(enum cpu_kind kind, size_t steps);
+
 #pragma clang assume_nonnull end
 
 #endif

@@ -1,0 +1,82 @@
+/// What this machine could do at best: the measure for how good an operation is.
+
+internal import CDrivers
+internal import Glibc
+internal import Tensors
+
+/// Limits of the machine at hand, measured; all threads together.
+public struct CPUCeilings: Sendable, Hashable {
+    /// Operations in a second, two for a multiplication and its addition.
+    public let f32, bf16, int8: Double
+    /// Bytes in a second read and written by copying blocks that no cache holds.
+    public let copy: Double
+    /// Whether the arithmetic was measured in registers; otherwise it is that of a large product of matrices.
+    public let isRegisterPeak: Bool
+
+    /// Takes about a second. Each figure is the best of many short runs, so that other work disturbs it little.
+    public static func measure(threads: Int? = nil) -> CPUCeilings {
+        let threads = Threads(count: threads ?? Threads.available)
+        let inRegisters = cpu_kernels_available() != 0
+        let arithmetic = [CPU_F32, CPU_BF16, CPU_INT8].map {
+            inRegisters ? registerPeak($0, threads) : productPeak($0, threads)
+        }
+        return CPUCeilings(
+            f32: arithmetic[0], bf16: arithmetic[1], int8: arithmetic[2],
+            copy: copyRate(threads), isRegisterPeak: inRegisters)
+    }
+
+    private static func registerPeak(_ kind: cpu_kind, _ threads: Threads) -> Double {
+        let steps = 100_000
+        return best(of: 200) {
+            threads.parallel(threads.count) { for _ in $0 { cpu_peak(kind, steps) } }
+            return cpu_peak_operations(kind, steps) * Double(threads.count)
+        }
+    }
+
+    /// 512 x 1024 times 1024 x 1024 by the fastest operations there are.
+    private static func productPeak(_ kind: cpu_kind, _ threads: Threads) -> Double {
+        let backend = CPUBackend(threads: threads.count)
+        let dtype: DType = kind == CPU_F32 ? .f32 : .bf16
+        let x = Tensor.zeros([512, 1024], dtype)
+        let dense = Tensor.zeros([1024, 1024], dtype)
+        let weight =
+            kind == CPU_INT8
+            ? backend.place(dense, quantizedTo: .int8Blocks, in: nil) : .dense(dense)
+        let input = backend.quantize(x, to: weight.inputFormat)
+        return best(of: 20) {
+            _ = backend.linear(input, weight, bias: nil)
+            return 2 * 512 * 1024 * 1024
+        }
+    }
+
+    private static func copyRate(_ threads: Threads) -> Double {
+        let bytes = 64 << 20
+        let blocks = (0..<2 * threads.count).map { _ in
+            let block = UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: 4096)
+            memset(block, 1, bytes)
+            return block
+        }
+        defer { for block in blocks { block.deallocate() } }
+        return best(of: 20) {
+            threads.parallel(threads.count) {
+                for thread in $0 { memcpy(blocks[2 * thread], blocks[2 * thread + 1], bytes) }
+            }
+            return 2 * Double(bytes * threads.count)
+        }
+    }
+
+    /// The best rate: the amount that `run` returns over the time it took.
+    private static func best(of count: Int, _ run: () -> Double) -> Double {
+        (0..<count).map { _ in
+            let start = seconds()
+            let amount = run()
+            return amount / (seconds() - start)
+        }.max()!
+    }
+
+    private static func seconds() -> Double {
+        var time = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &time)
+        return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
+    }
+}
