@@ -59,6 +59,14 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
         }
     }
 
+    /// Whose 8-bit arithmetic the original would use on this device. On a CPU, that of a Hopper card is imitated.
+    static func sageArchitecture(of backend: any Backend) -> SageArchitecture {
+        guard let gpu = backend as? CUDABackend else { return .sm90 }
+        let architecture = gpu.context.properties.architecture
+        if architecture == .hopper { return .sm90 }
+        return architecture >= .ada ? .sm89Accumulate16 : .sm80
+    }
+
     /// A machine without an NVIDIA GPU is nothing to talk about.
     private static func meansNoDevice(_ error: CUDAUnavailable) -> Bool {
         switch error {

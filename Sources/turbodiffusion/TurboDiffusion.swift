@@ -19,7 +19,9 @@ struct TurboDiffusion: AsyncParsableCommand {
         discussion: "Options may be written with '-' or '_' between words.",
         version: programVersion,
         subcommands: [
-            InspectCommand.self, VerifyCommand.self, KernelsCommand.self, DoctorCommand.self,
+            TextToVideoCommand.self, ImageToVideoCommand.self, InspectCommand.self,
+            QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
+            VerifyCommand.self, KernelsCommand.self, DoctorCommand.self,
         ])
 
     static func main() async {
