@@ -8,13 +8,11 @@ public struct StoredRun: Codable, Sendable, Equatable {
     public var program: String
     public var request: VideoRequest
     public var models: ModelSet
-    public var device: String
 
-    public init(program: String, request: VideoRequest, models: ModelSet, device: String) {
+    public init(program: String, request: VideoRequest, models: ModelSet) {
         self.program = program
         self.request = request
         self.models = models
-        self.device = device
     }
 
     /// One line of JSON.

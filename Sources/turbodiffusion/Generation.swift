@@ -61,7 +61,7 @@ struct Generation {
             framesPerSecond: request.framesPerSecond, crf: execution.crf,
             metadata: StoredRun(
                 program: "turbodiffusion \(TurboDiffusion.programVersion)", request: request,
-                models: models, device: report.device
+                models: models
             ).json)
         do {
             for try await chunk in pipeline.frames { try await output.append(chunk) }

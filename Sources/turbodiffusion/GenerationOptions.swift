@@ -220,7 +220,11 @@ extension GenerationOptions {
             if options.textEmbedding == nil { files += [models.textEncoder, models.tokenizer] }
         }
         files += [options.latents, options.textEmbedding, image].compactMap { $0 }
-        for file in files where !FileManager.default.fileExists(atPath: file) {
+        for file in files { try checkExistence(file) }
+    }
+
+    func checkExistence(_ file: String) throws {
+        guard FileManager.default.fileExists(atPath: file) else {
             throw RequestError("no such file: \(file)")
         }
     }

@@ -67,6 +67,7 @@ struct ImageToVideoCommand: AsyncParsableCommand {
             throw RequestError(
                 "both experts are needed: --high_noise_model_path FILE --low_noise_model_path FILE")
         }
+        for file in [high, low] { try options.checkExistence(file) }
         let textEncoder = options.textEncoderPath ?? "checkpoints/models_t5_umt5-xxl-enc-bf16.pth"
         var defaults = ModelSet.Defaults()
         defaults.sigmaMax = 200

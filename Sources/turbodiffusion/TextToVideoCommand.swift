@@ -45,6 +45,7 @@ struct TextToVideoCommand: AsyncParsableCommand {
                 throw RequestError(
                     "--model \(options.model ?? "") needs its transformer: --dit_path FILE")
             }
+            try options.checkExistence(ditPath)
             let textEncoder =
                 options.textEncoderPath ?? "checkpoints/models_t5_umt5-xxl-enc-bf16.pth"
             return ModelSet(
