@@ -1,0 +1,83 @@
+/// What the machine can do at best: the measure for operations and stages.
+
+import CPU
+import CUDA
+import Tensors
+
+/// Measured rates of a machine.
+struct Ceilings {
+    /// Bytes in a second, read and written, by copying.
+    var copy: Double
+    /// Operations in a second, two for a multiplication and its addition.
+    var arithmetic: [Arithmetic: Double]
+    /// How the rates of arithmetic were found.
+    var method: String
+
+    static func measure(_ backend: any Backend, threads: Int?) throws -> Ceilings {
+        if let gpu = backend as? CUDABackend { return try measure(gpu) }
+        let found = CPUCeilings.measure(threads: threads)
+        return Ceilings(
+            copy: found.copy,
+            arithmetic: [.f32: found.f32, .bf16: found.bf16, .int8: found.int8],
+            method: found.isRegisterPeak ? "in registers" : "large matrix products")
+    }
+
+    /// The least time in which this machine could do the work, in seconds; nil where its arithmetic was not measured.
+    func floor(_ cost: NullBackend.Cost, _ kind: Arithmetic) -> Double? {
+        let traffic = Double(cost.bytes) / copy
+        if cost.flops == 0 { return traffic }
+        guard let rate = arithmetic[kind] else { return nil }
+        return max(Double(cost.flops) / rate, traffic)
+    }
+
+    // MARK: On a GPU
+
+    private static func measure(_ gpu: CUDABackend) throws -> Ceilings {
+        let stopwatch = EventStopwatch(gpu.context)
+        /// The median of five after a first one, in seconds.
+        func time(_ body: () -> Void) throws -> Double {
+            body()
+            let marks = (0..<5).map { _ in
+                let start = stopwatch.mark()
+                body()
+                return (start, stopwatch.mark())
+            }
+            try gpu.synchronize()
+            defer { stopwatch.reset() }
+            return median(marks.map { stopwatch.seconds(from: $0.0, to: $0.1) })
+        }
+
+        var generator = PhiloxNoise(seed: 0)
+        let block = gpu.noise([1 << 26], generator: &generator)
+        let copied = 2 * 2 * Double(block.byteCount)
+        let copy = copied / (try time { _ = gpu.concatenate([block, block]) })
+
+        var rates: [Arithmetic: Double] = [:]
+        for kind in Arithmetic.allCases {
+            let side = kind == .f32 ? 4096 : 8192
+            let format: ActivationFormat =
+                switch kind {
+                case .f32, .bf16: .plain
+                case .int8: .int8Blocks
+                case .fp8: .fp8Rows
+                }
+            let noise = gpu.noise([side, side], generator: &generator)
+            let x = gpu.combine([noise], [1], as: kind == .f32 ? .f32 : .bf16)
+            let weight: LinearWeight =
+                format == .plain ? .dense(x) : gpu.place(x, quantizedTo: format, in: nil)
+            let input = gpu.quantize(x, to: format)
+            let seconds = try time { _ = gpu.linear(input, weight, bias: nil) }
+            rates[kind] = 2 * Double(side) * Double(side) * Double(side) / seconds
+        }
+        return Ceilings(
+            copy: copy, arithmetic: rates, method: "linear layers of 8192^3, f32 of 4096^3")
+    }
+}
+
+/// The middle of the sorted values; the mean of the two in the middle of an even number of them.
+func median(_ values: [Double]) -> Double {
+    let sorted = values.sorted()
+    let middle = sorted.count / 2
+    if sorted.isEmpty { return .nan }
+    return sorted.count % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+}

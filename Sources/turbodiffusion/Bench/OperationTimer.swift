@@ -1,0 +1,181 @@
+/// Times every operation of a model, and counts what it had to do.
+
+import CUDA
+import Tensors
+
+/// Moments on the time line of a device. Times may be asked for once the device has been waited for.
+protocol Stopwatch: AnyObject {
+    /// Notes the moment when the device has done what it was told so far.
+    func mark() -> Int
+    func seconds(from start: Int, to end: Int) -> Double
+    func reset()
+}
+
+/// For devices that have done their work when an operation returns.
+final class HostStopwatch: Stopwatch {
+    private var marks: [ContinuousClock.Instant] = []
+
+    func mark() -> Int {
+        marks.append(.now)
+        return marks.count - 1
+    }
+    func seconds(from start: Int, to end: Int) -> Double {
+        (marks[end] - marks[start]) / .seconds(1)
+    }
+    func reset() { marks = [] }
+}
+
+/// Events in the stream of a GPU: the host does not wait, so that the measured work runs as it always does.
+final class EventStopwatch: Stopwatch {
+    private let context: Context
+    private var events: [Event] = []
+    private var used = 0
+
+    init(_ context: Context) { self.context = context }
+
+    func mark() -> Int {
+        if used == events.count {
+            do {
+                events.append(try Event(context.device, timing: true))
+            } catch {
+                // Reported by the next synchronisation, after which no times are asked for.
+                context.device.fail(error)
+                return 0
+            }
+        }
+        events[used].record(in: context.stream)
+        used += 1
+        return used - 1
+    }
+    func seconds(from start: Int, to end: Int) -> Double {
+        Double(events[start].milliseconds(to: events[end])) / 1000
+    }
+    func reset() { used = 0 }
+}
+
+/// The kinds of arithmetic whose rate a machine limits.
+enum Arithmetic: String, CaseIterable, Codable {
+    case f32, bf16, int8, fp8
+
+    /// Of an operation on elements of this type.
+    init(_ dtype: DType) {
+        switch dtype {
+        case .bf16, .f16: self = .bf16
+        case .i8: self = .int8
+        case .f8e4m3, .f8e5m2: self = .fp8
+        default: self = .f32
+        }
+    }
+}
+
+/// All calls of one operation with the same shapes.
+struct TimedOperation {
+    struct Key: Hashable {
+        let operation, shapes: String
+        let arithmetic: Arithmetic
+    }
+
+    let key: Key
+    var calls = 0
+    var seconds = 0.0
+    var cost = NullBackend.Cost()
+}
+
+/// Passes operations on between two marks of a stopwatch, and runs them on the machine that computes nothing to learn
+/// their arithmetic and traffic.
+final class OperationTimer: ForwardingBackend {
+    private let stopwatch: any Stopwatch
+    private let counter = NullBackend()
+    private var isCounting = false
+    /// What the shapes of the next operation do not tell.
+    private var detail: (text: String, arithmetic: Arithmetic?)?
+    private var calls: [(key: TimedOperation.Key, start: Int, end: Int, cost: NullBackend.Cost)] =
+        []
+
+    init(_ base: any Backend, _ stopwatch: any Stopwatch) {
+        self.stopwatch = stopwatch
+        super.init(base)
+    }
+
+    override var base: any Backend { isCounting ? counter : super.base }
+
+    override func perform<Result>(
+        _ operation: String, _ inputs: [Tensor], _ compute: () -> Result
+    ) -> Result {
+        counter.resetCounts()
+        isCounting = true
+        _ = compute()
+        isCounting = false
+        let cost = counter.total
+
+        let start = stopwatch.mark()
+        let result = compute()
+        let end = stopwatch.mark()
+        let arithmetic = detail?.arithmetic ?? Arithmetic(inputs.first?.dtype ?? .f32)
+        let shapes = Self.describe(inputs, result as? Tensor) + (detail.map { " " + $0.text } ?? "")
+        detail = nil
+        calls.append(
+            (
+                TimedOperation.Key(operation: operation, shapes: shapes, arithmetic: arithmetic),
+                start, end, cost
+            ))
+        return result
+    }
+
+    /// What was done since the last call, the slowest first. Waits for the device.
+    func takeOperations() throws -> [TimedOperation] {
+        try synchronize()
+        var found: [TimedOperation.Key: TimedOperation] = [:]
+        for call in calls {
+            var entry = found[call.key] ?? TimedOperation(key: call.key)
+            entry.calls += 1
+            entry.seconds += stopwatch.seconds(from: call.start, to: call.end)
+            entry.cost += call.cost
+            found[call.key] = entry
+        }
+        calls = []
+        stopwatch.reset()
+        return found.values.sorted {
+            ($0.seconds, $1.key.shapes) > ($1.seconds, $0.key.shapes)
+        }
+    }
+
+    /// Inputs, each shape once, and the result where it differs: `32760x1536 i8 → 32760x8960 bf16`.
+    private static func describe(_ inputs: [Tensor], _ result: Tensor?) -> String {
+        func text(_ tensor: Tensor) -> String {
+            tensor.shape.dimensions.map(String.init).joined(separator: "x") + " \(tensor.dtype)"
+        }
+        var parts: [String] = []
+        for input in inputs.map(text) where !parts.contains(input) { parts.append(input) }
+        let list = parts.joined(separator: ", ")
+        guard let result = result.map(text), result != list else { return list }
+        return list.isEmpty ? result : list + " → " + result
+    }
+
+    // MARK: What shapes do not tell
+
+    override func convolution(
+        _ x: Tensor, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
+        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
+        residual: Tensor?
+    ) -> Tensor {
+        let kernel = "\(weight.time)x\(weight.height)x\(weight.width)"
+        detail = ("kernel \(kernel)" + (upsample ? " upsampling" : ""), nil)
+        return super.convolution(
+            x, history: history, leadingZeros: leadingZeros, weight, timeStride: timeStride,
+            spatialStride: spatialStride, padding: padding, upsample: upsample, residual: residual)
+    }
+
+    override func sparseLinearAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
+        _ spec: SparseAttention
+    ) -> Tensor {
+        switch spec.arithmetic {
+        case .sage(let card): detail = ("top \(spec.topK) sage \(card.rawValue)", .int8)
+        case .bf16: detail = ("top \(spec.topK)", .bf16)
+        case .exact: detail = ("top \(spec.topK)", nil)
+        }
+        return super.sparseLinearAttention(
+            q, k, v, projection: projection, bias: bias, spec)
+    }
+}

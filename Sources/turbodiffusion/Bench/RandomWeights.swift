@@ -1,0 +1,125 @@
+/// Random weights of the real shapes, made on the device.
+
+import Checkpoints
+import Models
+import Tensors
+
+/// The bytes of a tensor that is still to be made.
+final class UnmadeStorage: Storage {
+    let name: String
+
+    init(_ name: String, byteCount: Int) {
+        self.name = name
+        super.init(byteCount: byteCount)
+    }
+}
+
+/// An outline whose tensors carry their names to the backend that makes them.
+final class UnmadeCheckpoint: Checkpoint {
+    private let outline: Outline
+
+    init(_ outline: Outline) { self.outline = outline }
+
+    var path: String { outline.path }
+    var names: [String] { outline.names }
+    func info(_ name: String) -> TensorInfo? { outline.info(name) }
+
+    func tensor(_ name: String) -> Tensor? {
+        outline.info(name).map {
+            Tensor(
+                Shape($0.shape), $0.dtype, storage: UnmadeStorage(name, byteCount: $0.byteCount))
+        }
+    }
+}
+
+/// Makes what an ``UnmadeCheckpoint`` leaves open: matrices of normal numbers / sqrt(inputs), small biases, norms
+/// near one. The numbers depend on the seed and on the tensor's name alone.
+final class RandomWeights: ForwardingBackend {
+    private let seed: UInt64
+    /// Rows that stand for those of an unmade vocabulary. [n, dim]
+    private var vocabularyRows: Tensor?
+
+    init(_ base: any Backend, seed: UInt64) {
+        self.seed = seed
+        super.init(base)
+    }
+
+    override func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
+        base.place(made(host, as: dtype), as: dtype, in: group)
+    }
+
+    override func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?)
+        -> LinearWeight
+    {
+        guard case .dense(let matrix) = weight else {
+            return base.place(weight, as: dtype, in: group)
+        }
+        return base.place(.dense(made(matrix, as: dtype)), as: dtype, in: group)
+    }
+
+    override func place(
+        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+    ) -> LinearWeight {
+        base.place(made(weight, as: .bf16), quantizedTo: format, in: group)
+    }
+
+    override func place(
+        convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
+    ) -> ConvolutionWeight {
+        guard kernel.storage is UnmadeStorage else {
+            return base.place(convolution: kernel, bias: bias, as: dtype, in: group)
+        }
+        // Random numbers need no rearranging: they are made with the channels last.
+        let shape = kernel.shape
+        let channelsLast = kernel.reshaped([shape[0], shape[2], shape[3], shape[4], shape[1]])
+        return ConvolutionWeight(
+            place(channelsLast, as: dtype, in: group),
+            bias: bias.map { place($0, as: .f32, in: group) })
+    }
+
+    override func embedding(_ ids: [Int32], hostTable table: Tensor, as dtype: DType) -> Tensor {
+        guard let unmade = table.storage as? UnmadeStorage else {
+            return base.embedding(ids, hostTable: table, as: dtype)
+        }
+        let shape: Shape = [ids.count, table.shape[1]]
+        let rows: Tensor
+        if let kept = vocabularyRows, kept.shape == shape {
+            rows = kept
+        } else {
+            rows = base.read(normal(shape, unmade.name, times: 1, as: .bf16))
+            vocabularyRows = rows
+        }
+        return base.embedding((0..<ids.count).map { Int32($0) }, hostTable: rows, as: dtype)
+    }
+
+    /// The tensor itself where it exists already.
+    private func made(_ tensor: Tensor, as dtype: DType) -> Tensor {
+        guard let unmade = tensor.storage as? UnmadeStorage else { return tensor }
+        let (shape, name) = (tensor.shape, unmade.name)
+        let isVector = shape.count == shape.dimensions.max()
+        guard isVector else {
+            let inputs = shape.count / shape[0]
+            return normal(
+                shape, name, times: 1 / Double(inputs).squareRoot(), as: dtype)
+        }
+        guard !name.hasSuffix("bias"), name.contains("norm") || name.hasSuffix("gamma") else {
+            return normal(shape, name, times: 0.02, as: dtype)
+        }
+        let ones = base.place(
+            Tensor([Float](repeating: 1, count: shape.count), shape), as: .f32)
+        let noise = normal(shape, name, times: 1, as: .f32)
+        return base.combine([ones, noise], [1, 0.1], as: dtype)
+    }
+
+    private func normal(_ shape: Shape, _ name: String, times factor: Double, as dtype: DType)
+        -> Tensor
+    {
+        var generator = PhiloxNoise(seed: seed ^ Self.hash(name))
+        return base.combine([base.noise(shape, generator: &generator)], [factor], as: dtype)
+    }
+
+    /// FNV-1a: the same in every run.
+    private static func hash(_ name: String) -> UInt64 {
+        name.utf8.reduce(0xcbf2_9ce4_8422_2325) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
+    }
+}

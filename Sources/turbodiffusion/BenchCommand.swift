@@ -1,0 +1,131 @@
+/// `turbodiffusion bench`: how fast this machine runs a model, stage by stage and operation by operation.
+
+import ArgumentParser
+import CPU
+import Media
+import Pipelines
+import Tensors
+
+struct BenchCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "bench",
+        abstract: "Measure a model on this machine: time, arithmetic and memory.",
+        discussion: """
+            The named models are measured with random weights of the real shapes, made on the device: nothing is \
+            downloaded. Times are medians; the first run, which loads kernels and fills pools, is shown apart. \
+            The share compares an operation with the larger of its arithmetic at the machine's measured rate and \
+            its traffic at the measured rate of copying.
+            """)
+
+    @Option(help: "nano, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, or a folder with a config.json.")
+    var model = "nano"
+    @Option(name: [.long, .customLong("size")], help: "480p, 720p, 480, 512, 720 or WIDTHxHEIGHT.")
+    var resolution: String?
+    @Option(help: "Of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1.")
+    var aspectRatio = "16:9"
+    @Option(help: "Frames, 4n + 1.")
+    var numFrames: Int?
+    @Option(help: "Steps of the sampler, 1 to 4.")
+    var numSteps = 4
+    @Option(help: "Tokens of the prompt.")
+    var tokens: Int?
+    @Option(help: "Self-attention: original, sla or sagesla.")
+    var attentionType: AttentionChoice?
+    @Option(help: "Share of key blocks that SLA and SageSLA attend exactly.")
+    var slaTopk: Double?
+    @Option(help: "Linear layers: bf16, int8 or fp8 (default: int8, or as a folder's files are).")
+    var linear: BenchLinears?
+    @Option(help: "Arithmetic: f32 or bf16.")
+    var precision = Precision.bf16
+    @Option(help: "Norms: exact, or the original's fast ones (reference).")
+    var norms = NormChoice.exact
+    @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
+    var device = DeviceChoice.automatic
+    @Option(help: "Threads of the CPU (default: all).")
+    var threads: Int?
+    @Option(help: "What to measure: all, text, transformer, decode, encode or load.")
+    var stage = BenchStage.all
+    @Flag(inversion: .prefixedNo, help: "Measure single operations too.")
+    var operations = true
+    @Option(name: .customLong("repeat"), help: "Runs after the first one.")
+    var repeats = 3
+    @Option(help: "Determines the weights.")
+    var seed: UInt64 = 0
+    @Flag(help: "Print JSON, one object a line.")
+    var json = false
+    @Option(name: .shortAndLong, help: "Write a table of all figures, as CSV.", completion: .file())
+    var output: String?
+
+    func validate() throws {
+        if repeats < 1 { throw ValidationError("--repeat must be at least 1, not \(repeats)") }
+        if let tokens, tokens < 1 {
+            throw ValidationError("--tokens must be at least 1, not \(tokens)")
+        }
+    }
+
+    func run() async throws {
+        let model = try BenchModel(model)
+        let request = try request(model)
+        if let tokens, tokens > model.textLength {
+            throw RequestError("--tokens must be at most \(model.textLength), not \(tokens)")
+        }
+        let start = ContinuousClock.now
+        let backend = try device.open(threads: threads) { Output.note($0) }
+        let opening = (ContinuousClock.now - start) / .seconds(1)
+        if backend is CPUBackend { try model.checkMemory(request, stage) }
+
+        let report = BenchReport(
+            Machine(backend, threads: threads), model.name, request, openingSeconds: opening,
+            asJSON: json)
+        report.showHeader()
+        let ceilings =
+            operations && stage != .load ? try Ceilings.measure(backend, threads: threads) : nil
+        if let ceilings { report.show(ceilings) }
+        let run = BenchRun(
+            model, request, on: backend, seed: seed, repeats: repeats, tokens: tokens,
+            ceilings: ceilings, report: report)
+        try run.measure(stage)
+        report.finish()
+        if let output { try report.writeCSV(output) }
+    }
+
+    /// The request whose work is measured.
+    private func request(_ model: BenchModel) throws -> VideoRequest {
+        var (width, height) = (model.defaults.width, model.defaults.height)
+        if let resolution {
+            let size = try Resolution(resolution, aspectRatio: aspectRatio)
+            (width, height) = (size.width, size.height)
+        }
+        var request = VideoRequest(
+            prompt: "bench", width: width, height: height,
+            frames: numFrames ?? model.defaults.frames)
+        request.seed = seed
+        request.steps = numSteps
+        request.sigmaMax = model.defaults.sigmaMax
+        request.attention = attentionType ?? model.defaults.attention
+        request.topK = slaTopk ?? model.defaults.topK
+        request.referenceNorms = norms == .reference
+        request.precision = precision
+        request.linears = (linear ?? (model.isRandom ? .int8 : .bf16)).choice
+        try request.validate()
+        return request
+    }
+}
+
+/// What is measured.
+enum BenchStage: String, ExpressibleByArgument, CaseIterable {
+    case all, text, transformer, decode, encode, load
+}
+
+/// The form of the linear layers in the transformer's blocks.
+enum BenchLinears: String, ExpressibleByArgument, CaseIterable {
+    case bf16, int8, fp8
+
+    var choice: LinearChoice {
+        switch self {
+        case .bf16: .stored
+        case .int8: .int8
+        case .fp8: .fp8
+        }
+    }
+}
