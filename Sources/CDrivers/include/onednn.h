@@ -1,5 +1,5 @@
-// What we use of oneDNN 2 (libdnnl.so.2), as a table that `onednn_load` fills. Version 3 changed the layout
-// of descriptors and is not accepted.
+// What we use of oneDNN 2 (libdnnl.so.2), as a table that `onednn_load` fills. Version 3 changed the
+// layout of descriptors and is not accepted.
 // Values and signatures: https://oneapi-src.github.io/oneDNN/v2.6/
 #ifndef ONEDNN_H
 #define ONEDNN_H

@@ -10,10 +10,12 @@ public struct CPUCeilings: Sendable, Hashable {
     public let f32, bf16, int8: Double
     /// Bytes in a second read and written by copying blocks that no cache holds.
     public let copy: Double
-    /// Whether the arithmetic was measured in registers; otherwise it is that of a large product of matrices.
+    /// Whether the arithmetic was measured in registers; otherwise it is that of a large product of
+    /// matrices.
     public let isRegisterPeak: Bool
 
-    /// Takes about a second. Each figure is the best of many short runs, so that other work disturbs it little.
+    /// Takes about a second. Each figure is the best of many short runs, so that other work
+    /// disturbs it little.
     public static func measure(threads: Int? = nil) -> CPUCeilings {
         let threads = Threads(count: threads ?? Threads.available)
         let inRegisters = cpu_kernels_available() != 0

@@ -15,8 +15,8 @@ func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
 }
 
 extension CPUBackend {
-    /// What this machine lacks to compute at full speed and how to get it, in one line; nil if nothing. Without it
-    /// operations run by their definitions: right, and several times slower.
+    /// What this machine lacks to compute at full speed and how to get it, in one line; nil if
+    /// nothing. Without it operations run by their definitions: right, and several times slower.
     public static var advice: String? {
         if cpu_kernels_available() != 0 { return nil }
         if case .failure(let reason) = OneDNN.shared { return reason.description }

@@ -43,13 +43,15 @@ final class OneDNN: @unchecked Sendable {
 struct OneDNNUnavailable: Error, CustomStringConvertible {
     let reason: String
     var description: String {
-        "oneDNN 2 (libdnnl.so.2) cannot be opened: \(reason); install it with `apt-get install libdnnl2`"
+        "oneDNN 2 (libdnnl.so.2) cannot be opened: \(reason); "
+            + "install it with `apt-get install libdnnl2`"
     }
 }
 
 /// x W^T for 64 rows of x at a time, with W packed as the library likes it.
 final class OneDNNProduct {
-    /// Rows of x and of the result. Fewer need a filled-up copy: the arithmetic is that of 64 always.
+    /// Rows of x and of the result. Fewer need a filled-up copy: the arithmetic is that of 64
+    /// always.
     static let rows = 64
 
     /// The type of x and the weight.
@@ -62,8 +64,8 @@ final class OneDNNProduct {
     /// Bytes of working memory that `run` wants.
     let scratchBytes: Int
 
-    /// nil where the library has no such product. weight: [columns, inner], f32, bf16 or i8; the result is f32,
-    /// or i32 for i8.
+    /// nil where the library has no such product. weight: [columns, inner], f32, bf16 or i8; the
+    /// result is f32, or i32 for i8.
     init?(_ weight: Tensor, _ memory: MemoryPool) {
         let (columns, inner, dtype) = (weight.shape[0], weight.shape[1], weight.dtype)
         guard let library = try? OneDNN.shared.get() else { return nil }
@@ -145,7 +147,8 @@ final class OneDNNProduct {
 
     deinit { _ = library.functions.dnnl_primitive_destroy(primitive) }
 
-    /// x: [64, inner] → result: f32 or i32 [64, columns]; scratch: `scratchBytes` bytes, aligned to 64
+    /// x: [64, inner] → result: f32 or i32 [64, columns]; scratch: `scratchBytes` bytes, aligned to
+    /// 64
     func run(
         _ x: UnsafeRawPointer, into result: UnsafeMutableRawPointer,
         scratch: UnsafeMutableRawPointer

@@ -3,8 +3,8 @@
 internal import CDrivers
 import Tensors
 
-/// Rows go through the library 64 at a time, one thread each, so that results do not depend on the number of
-/// threads.
+/// Rows go through the library 64 at a time, one thread each, so that results do not depend on the
+/// number of threads.
 final class OneDNNOperations: FastOperations {
     let name: String
     let definitions: Definitions
@@ -69,7 +69,8 @@ final class OneDNNOperations: FastOperations {
         return withExtendedLifetime(x) { result }
     }
 
-    /// x: int8 codes. The products of each block of 128 inputs are exact, then scaled and added up in order.
+    /// x: int8 codes. The products of each block of 128 inputs are exact, then scaled and added up
+    /// in order.
     private func int8(
         _ x: Tensor, _ matrix: Tensor, _ scale: Tensor, _ bias: Tensor?, _ activation: Activation,
         _ dtype: DType
@@ -171,8 +172,8 @@ final class OneDNNOperations: FastOperations {
 
     // MARK: Products
 
-    /// The library's product with a weight, in bf16 where that is asked for, stored and supported, else in f32.
-    /// weight: [columns, inner...]
+    /// The library's product with a weight, in bf16 where that is asked for, stored and supported,
+    /// else in f32. weight: [columns, inner...]
     private func product(_ weight: Tensor, _ dtype: DType) -> OneDNNProduct? {
         let columns = weight.shape[0]
         guard weight.shape.count > 0 else { return nil }

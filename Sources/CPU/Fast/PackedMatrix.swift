@@ -26,8 +26,8 @@ final class PackedMatrix {
         }
     }
 
-    /// The packed copy of a weight that is never written to: made at its first use, then kept with its storage.
-    /// weight: [columns, inner...]
+    /// The packed copy of a weight that is never written to: made at its first use, then kept with
+    /// its storage. weight: [columns, inner...]
     static func of(_ weight: Tensor, _ kind: cpu_kind, _ definitions: Definitions) -> PackedMatrix {
         let columns = weight.shape[0]
         let inner = weight.shape.count / max(1, columns)
@@ -38,7 +38,8 @@ final class PackedMatrix {
     }
 }
 
-/// Copies of weights in other layouts, kept with the storage of the original, which may hold a whole file.
+/// Copies of weights in other layouts, kept with the storage of the original, which may hold a
+/// whole file.
 final class KeptCopies {
     private struct Key: Hashable {
         let offset: Int
@@ -47,7 +48,8 @@ final class KeptCopies {
     }
     private var copies: [Key: AnyObject] = [:]
 
-    /// The copy of `weight` in `layout`, made by `make` at its first use. The weight is never written to.
+    /// The copy of `weight` in `layout`, made by `make` at its first use. The weight is never
+    /// written to.
     static func of<Copy: AnyObject>(
         _ weight: Tensor, _ layout: String, _ make: () -> Copy
     ) -> Copy {

@@ -153,8 +153,8 @@ struct AttentionOperands {
         packedKeys(head) + blocks * keyBytes
     }
 
-    /// softmax(q k^T * scale + bias) v of some queries of one head over some blocks of keys, ascending.
-    /// bias: [heads, 2 L - 1]; result: [Lq, heads, headDim]
+    /// softmax(q k^T * scale + bias) v of some queries of one head over some blocks of keys,
+    /// ascending. bias: [heads, 2 L - 1]; result: [Lq, heads, headDim]
     func attend(
         head: Int, queries: Range<Int>, blocks: ArraySlice<Int32>, scale: Float, lastKeyCount: Int,
         bias: [Float]?, into result: Tensor

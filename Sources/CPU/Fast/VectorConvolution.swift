@@ -65,8 +65,8 @@ extension VectorOperations {
         return withExtendedLifetime((x, history, packed, residual)) { result }
     }
 
-    /// Rows of the result that one piece of work makes: about 2048 pixels, fewer where there would be too few
-    /// pieces. output: [T, H, W, C]
+    /// Rows of the result that one piece of work makes: about 2048 pixels, fewer where there would
+    /// be too few pieces. output: [T, H, W, C]
     private func linesInPiece(_ output: Shape) -> Int {
         let large = max(1, 2048 / max(1, output[2]))
         let fair = output[0] * output[1] / (8 * definitions.threads.count)

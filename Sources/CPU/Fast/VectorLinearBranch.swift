@@ -4,8 +4,9 @@ internal import CDrivers
 import Tensors
 
 extension VectorOperations {
-    /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)), cq and ck the softmax of q and k over the head's width,
-    /// every step rounded to the type of the operands. k, added: [tokens, heads, dim] → same shape in `dtype`
+    /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)), cq and ck the softmax of q and k over the
+    /// head's width, every step rounded to the type of the operands. k, added: [tokens, heads, dim]
+    /// → same shape in `dtype`
     func linearBranch(
         _ operands: AttentionOperands, k: Tensor, projection: Tensor, bias: Tensor?, added: Tensor,
         as dtype: DType

@@ -3,15 +3,16 @@
 internal import CDrivers
 import Tensors
 
-/// The heavy operations in f32, bf16 and int8. How the work is cut does not change a bit of the results.
+/// The heavy operations in f32, bf16 and int8. How the work is cut does not change a bit of the
+/// results.
 final class VectorOperations: FastOperations {
     let name = "AVX-512"
     let definitions: Definitions
 
     init(_ definitions: Definitions) { self.definitions = definitions }
 
-    /// Calls `body` for pieces of a result of `rows` x `panels`: at most `step` rows each, whose starts are
-    /// multiples of it, and as few panels as it takes to keep the threads equally busy.
+    /// Calls `body` for pieces of a result of `rows` x `panels`: at most `step` rows each, whose
+    /// starts are multiples of it, and as few panels as it takes to keep the threads equally busy.
     func pieces(
         rows: Int, step: Int, panels: Int,
         _ body: (_ rows: Range<Int>, _ panels: Range<Int>) -> Void
@@ -102,7 +103,8 @@ extension VectorOperations {
         return withExtendedLifetime((input, packed, scale, residual)) { result }
     }
 
-    /// x as the kernels take it, what they multiply, and the weight's scales; nil where they cannot.
+    /// x as the kernels take it, what they multiply, and the weight's scales; nil where they
+    /// cannot.
     private func operands(_ x: Tensor, _ weight: LinearWeight) -> (Tensor, cpu_kind, Tensor?)? {
         guard weight.inputs > 0 && weight.inputs <= 65_536 else { return nil }
         switch weight {
