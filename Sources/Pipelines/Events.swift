@@ -3,7 +3,7 @@
 import Tensors
 
 /// The stages of a run, in order.
-public enum Stage: Sendable, Hashable, Codable {
+public enum Stage: Sendable, Hashable, Encodable {
     case load(ModelRole)
     case textEncoder
     case imageEncoder
@@ -23,10 +23,15 @@ public enum Stage: Sendable, Hashable, Codable {
         case .encode: "video encoder"
         }
     }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        try container.encode(name)
+    }
 }
 
 /// The models of a run.
-public enum ModelRole: String, Sendable, Hashable, Codable {
+public enum ModelRole: String, Sendable, Hashable {
     case textEncoder = "text encoder"
     case imageEncoder = "VAE encoder"
     case transformer
@@ -35,7 +40,7 @@ public enum ModelRole: String, Sendable, Hashable, Codable {
 }
 
 /// What one stage took.
-public struct StageReport: Sendable, Hashable, Codable {
+public struct StageReport: Sendable, Hashable, Encodable {
     public let stage: Stage
     public let seconds: Double
     /// Most device memory held at once during the stage, weights included.
@@ -61,7 +66,7 @@ public enum PipelineEvent: Sendable {
 }
 
 /// A whole run.
-public struct RunReport: Sendable, Codable {
+public struct RunReport: Sendable, Encodable {
     public var device: String
     public var stages: [StageReport]
     public var totalSeconds: Double
@@ -95,6 +100,11 @@ public struct NonFiniteError: Error, Sendable, CustomStringConvertible {
     public let tensor: String?
 
     public var description: String {
+        if case .load = stage, let tensor {
+            return
+                "\(stage.name): tensor \(tensor) holds numbers that are not finite (NaN or infinity): "
+                + "the file is damaged; download it again"
+        }
         let place = "\(stage.name) produced numbers that are not finite (NaN or infinity)"
         guard let tensor else {
             return place + "; the weights are finite: try --precision f32"

@@ -102,12 +102,15 @@ extension ModelSet {
 
     /// Name of the first tensor in a checkpoint that holds a number that is not finite.
     func firstNonFinite(_ role: ModelRole) -> String? {
-        guard let checkpoint = try? checkpoint(role) else { return nil }
+        (try? checkpoint(role)).flatMap { nonFinite(in: $0, elementLimit: .max) }
+    }
+
+    /// The same among tensors of at most `elementLimit` elements.
+    func nonFinite(in checkpoint: any Checkpoint, elementLimit: Int) -> String? {
         for name in checkpoint.names {
-            guard let tensor = try? checkpoint.tensor(name), tensor.dtype.isFloatingPoint else {
-                continue
-            }
-            defer { checkpoint.forget(name) }
+            guard let info = checkpoint.info(name), info.dtype.isFloatingPoint,
+                info.shape.reduce(1, *) <= elementLimit, let tensor = try? checkpoint.tensor(name)
+            else { continue }
             if !tensor.isFinite { return name }
         }
         return nil
@@ -117,15 +120,30 @@ extension ModelSet {
 extension Tensor {
     /// Whether every element of a host tensor is a finite number.
     var isFinite: Bool {
+        // The exponent is all ones in what is not finite.
         switch dtype {
-        case .f32:
-            // The exponent is all ones in what is not finite.
-            withElements(UInt32.self) { x in
-                !x.contains { $0 & 0x7F80_0000 == 0x7F80_0000 }
-            }
-        case .bf16: withElements(UInt16.self) { x in !x.contains { $0 & 0x7F80 == 0x7F80 } }
-        case .f16: withElements(UInt16.self) { x in !x.contains { $0 & 0x7C00 == 0x7C00 } }
+        case .f32: !contains(UInt32.self, exponent: 0x7F80_0000)
+        case .bf16: !contains(UInt16.self, exponent: 0x7F80)
+        case .f16: !contains(UInt16.self, exponent: 0x7C00)
+        case .f8e4m3, .f8e5m2: true
         default: floats().allSatisfy(\.isFinite)
+        }
+    }
+
+    /// Whether all bits of `exponent` are set in some element; in runs that the compiler turns into vectors.
+    private func contains<Word: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Word.Type, exponent: Word
+    ) -> Bool {
+        withElements(Word.self) { x in
+            var start = 0
+            while start < x.count {
+                let end = min(start + 8192, x.count)
+                var found: Word = 0
+                for index in start..<end { found |= x[index] & exponent == exponent ? 1 : 0 }
+                if found != 0 { return true }
+                start = end
+            }
+            return false
         }
     }
 }

@@ -250,6 +250,12 @@ public actor VideoPipeline {
                 run.tell(.progress(.load(role), min(1, Double(done) / Double(max(total, 1)))))
             }
             defer { device.afterPlacing = nil }
+            // A number that is not finite may be lost on its way (a maximum, a softmax, a rounding to 8 bits) and
+            // still spoil the frames. Small tensors cost nothing to look at, nor do small files.
+            let limit = total <= 1 << 30 ? Int.max : 1 << 20
+            if let name = models.nonFinite(in: checkpoint, elementLimit: limit) {
+                throw NonFiniteError(stage: .load(role), tensor: name)
+            }
             return try make(checkpoint)
         }
     }

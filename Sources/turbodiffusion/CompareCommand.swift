@@ -1,0 +1,244 @@
+/// `turbodiffusion compare`: how far two videos, pictures or latents are apart.
+
+import ArgumentParser
+import Checkpoints
+import Media
+import Pipelines
+import Tensors
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+struct CompareCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "compare",
+        abstract: "Measure how far two videos, pictures or latents are apart.",
+        discussion: """
+            Videos, animations, pictures and sequences (frames/%04d.png) are compared frame by frame: PSNR over all \
+            channels, SSIM (11x11 Gaussian windows) of the luma. Files of tensors are compared tensor by tensor.
+            """)
+
+    @Argument(help: "The reference.", completion: .file())
+    var first: String
+    @Argument(help: "What is compared with it.", completion: .file())
+    var second: String
+    @Option(
+        help: "Write a picture: reference, other, and their difference times eight.",
+        completion: .file())
+    var picture: String?
+    @Flag(help: "Print JSON.")
+    var json = false
+    @Flag(help: "Print nothing for single frames.")
+    var summary = false
+
+    private struct Frame: Encodable {
+        var frame: Int
+        var psnr: Double?
+        var ssim: Double
+    }
+    private struct Overall: Encodable {
+        var frames: Int
+        /// Absent where the videos are equal.
+        var psnr: Double?
+        var ssim: Double
+    }
+    private struct TensorDistance: Encodable {
+        var tensor: String
+        var relativeL2, maximum: Double
+    }
+
+    func run() async throws {
+        if Self.isTensorFile(first), Self.isTensorFile(second) { return try compareTensors() }
+        let a = try await readVideo(path: first)
+        let b = try await readVideo(path: second)
+        guard a.width == b.width, a.height == b.height, a.count == b.count else {
+            throw RequestError(
+                "\(first) has \(a.count) frames of \(a.width)x\(a.height), "
+                    + "\(second) \(b.count) of \(b.width)x\(b.height)")
+        }
+        let size = a.width * a.height * 3
+        var total = 0.0
+        var similarity = 0.0
+        for frame in 0..<a.count {
+            let range = frame * size..<(frame + 1) * size
+            let error = FrameDistance.squaredError(a.pixels[range], b.pixels[range])
+            let ssim = FrameDistance.similarity(
+                a.pixels[range], b.pixels[range], width: a.width, height: a.height)
+            total += error
+            similarity += ssim
+            show(Frame(frame: frame, psnr: FrameDistance.psnr(error / Double(size)), ssim: ssim))
+        }
+        let overall = Overall(
+            frames: a.count, psnr: FrameDistance.psnr(total / Double(size * a.count)),
+            ssim: similarity / Double(a.count))
+        if json {
+            Output.json(overall)
+        } else {
+            Output.line(
+                "overall: PSNR \(Self.decibels(overall.psnr)), SSIM \(Output.fixed(overall.ssim, 5)), "
+                    + "\(overall.frames) frames")
+        }
+        if let picture { try await draw(a, b, to: picture) }
+    }
+
+    private func show(_ frame: Frame) {
+        if summary { return }
+        if json { return Output.json(frame) }
+        Output.line(
+            "frame \(frame.frame): PSNR \(Self.decibels(frame.psnr)), "
+                + "SSIM \(Output.fixed(frame.ssim, 5))")
+    }
+
+    private static func decibels(_ value: Double?) -> String {
+        value.map { Output.fixed($0, 2) + " dB" } ?? "infinite (equal)"
+    }
+
+    // MARK: Tensors
+
+    private static func isTensorFile(_ path: String) -> Bool {
+        [".safetensors", ".pth", ".pt"].contains { path.hasSuffix($0) }
+    }
+
+    private func compareTensors() throws {
+        let a = try openCheckpoint(first)
+        let b = try openCheckpoint(second)
+        let common = a.names.filter { b.info($0)?.shape == a.info($0)?.shape }
+        guard !common.isEmpty else {
+            throw RequestError("\(first) and \(second) have no tensor of one name and shape")
+        }
+        for name in common {
+            guard let x = try a.tensor(name)?.floats(), let y = try b.tensor(name)?.floats() else {
+                continue
+            }
+            var (error, norm, maximum) = (0.0, 0.0, 0.0)
+            for (p, q) in zip(x, y) {
+                let distance = abs(Double(p) - Double(q))
+                error += distance * distance
+                norm += Double(p) * Double(p)
+                maximum = max(maximum, distance)
+            }
+            let distance = TensorDistance(
+                tensor: name,
+                relativeL2: norm > 0 ? (error / norm).squareRoot() : error.squareRoot(),
+                maximum: maximum)
+            if json {
+                Output.json(distance)
+            } else {
+                Output.line(
+                    "\(name): relative L2 \(distance.relativeL2), largest difference \(maximum)")
+            }
+        }
+    }
+
+    // MARK: Picture
+
+    /// Up to four frames, evenly chosen: one row each.
+    private func draw(_ a: Video, _ b: Video, to path: String) async throws {
+        let rows = min(4, a.count)
+        let (width, height) = (a.width, a.height)
+        var image = RGBImage(width: 3 * width, height: rows * height, red: 0, green: 0, blue: 0)
+        for row in 0..<rows {
+            let frame = rows == 1 ? 0 : row * (a.count - 1) / (rows - 1)
+            let start = frame * width * height * 3
+            for line in 0..<height {
+                for index in 0..<width * 3 {
+                    let source = start + line * width * 3 + index
+                    let (p, q) = (a.pixels[source], b.pixels[source])
+                    let target = ((row * height + line) * 3 * width) * 3 + index
+                    image.pixels[target] = p
+                    image.pixels[target + width * 3] = q
+                    image.pixels[target + 2 * width * 3] = UInt8(
+                        clamping: 8 * abs(Int(p) - Int(q)))
+                }
+            }
+        }
+        let writer = try VideoWriter(
+            VideoWriter.Options(path: path, width: image.width, height: image.height))
+        Interruption.opened(writer)
+        defer { Interruption.closed(writer) }
+        try await writer.append(image)
+        try await writer.finish()
+    }
+}
+
+/// Distances of two frames of 8-bit RGB.
+enum FrameDistance {
+    static func squaredError(_ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>) -> Double {
+        var sum = 0
+        for (x, y) in zip(a, b) {
+            let distance = Int(x) - Int(y)
+            sum += distance * distance
+        }
+        return Double(sum)
+    }
+
+    /// nil where there is no error.
+    static func psnr(_ meanSquaredError: Double) -> Double? {
+        meanSquaredError == 0 ? nil : 10 * log10(255 * 255 / meanSquaredError)
+    }
+
+    /// Mean structural similarity (Wang et al. 2004) of the luma: Gaussian windows of 11x11, sigma 1.5, inside the frame.
+    static func similarity(
+        _ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>, width: Int, height: Int
+    ) -> Double {
+        let smallest = min(width, height)
+        let taps = min(11, smallest % 2 == 1 ? smallest : smallest - 1)
+        let kernel = (0..<taps).map { exp(-pow(Double($0 - taps / 2), 2) / (2 * 1.5 * 1.5)) }
+        let norm = kernel.reduce(0, +)
+        let weights = kernel.map { $0 / norm }
+        let (x, y) = (luma(a), luma(b))
+
+        /// The Gaussian mean of a plane over all windows inside it.
+        func blurred(_ plane: [Double]) -> [Double] {
+            let (columns, rows) = (width - taps + 1, height - taps + 1)
+            var horizontal = [Double](repeating: 0, count: columns * height)
+            for row in 0..<height {
+                for column in 0..<columns {
+                    var sum = 0.0
+                    for tap in 0..<taps { sum += weights[tap] * plane[row * width + column + tap] }
+                    horizontal[row * columns + column] = sum
+                }
+            }
+            var result = [Double](repeating: 0, count: columns * rows)
+            for row in 0..<rows {
+                for column in 0..<columns {
+                    var sum = 0.0
+                    for tap in 0..<taps {
+                        sum += weights[tap] * horizontal[(row + tap) * columns + column]
+                    }
+                    result[row * columns + column] = sum
+                }
+            }
+            return result
+        }
+        let (meanX, meanY) = (blurred(x), blurred(y))
+        let squaresX = blurred(x.map { $0 * $0 })
+        let squaresY = blurred(y.map { $0 * $0 })
+        let products = blurred(zip(x, y).map(*))
+        let c1 = pow(0.01 * 255, 2)
+        let c2 = pow(0.03 * 255, 2)
+        var sum = 0.0
+        for index in meanX.indices {
+            let mx = meanX[index]
+            let my = meanY[index]
+            let variances = squaresX[index] - mx * mx + squaresY[index] - my * my
+            let covariance = products[index] - mx * my
+            let luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
+            sum += luminance * (2 * covariance + c2) / (variances + c2)
+        }
+        return sum / Double(meanX.count)
+    }
+
+    /// BT.601 luma. rgb: [height, width, 3]
+    private static func luma(_ rgb: ArraySlice<UInt8>) -> [Double] {
+        stride(from: rgb.startIndex, to: rgb.endIndex, by: 3).map { start in
+            let red = Double(rgb[start])
+            let green = Double(rgb[start + 1])
+            let blue = Double(rgb[start + 2])
+            return 0.299 * red + 0.587 * green + 0.114 * blue
+        }
+    }
+}
