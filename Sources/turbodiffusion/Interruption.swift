@@ -10,32 +10,49 @@ import Synchronization
     import Darwin
 #endif
 
+/// Where a signal's handler writes its number; set once, before a handler is installed.
+private nonisolated(unsafe) var signalPipe: Int32 = -1
+
 /// What SIGINT and SIGTERM stop. A computation on the device may take longer than a user waits, so the
 /// open files are removed and the process ends without it.
 enum Interruption {
     private static let writers = Mutex<[ObjectIdentifier: VideoWriter]>([:])
 
-    /// Takes the signals away from all threads and gives them to one that waits for them. Called once,
-    /// before any other thread starts.
+    /// Handles the signals from now on. Called once, before the first command runs.
     static func install() {
-        var set = sigset_t()
-        sigemptyset(&set)
-        sigaddset(&set, SIGINT)
-        sigaddset(&set, SIGTERM)
-        pthread_sigmask(SIG_BLOCK, &set, nil)
+        var ends: [Int32] = [0, 0]
+        guard pipe(&ends) == 0 else { return }
+        signalPipe = ends[1]
+        for number in [SIGINT, SIGTERM] {
+            // Whoever starts a job in the background lets it ignore Ctrl-C.
+            if isIgnored(number) { continue }
+            signal(number) { number in
+                // Whatever thread is hit: only tell the one that waits.
+                var byte = UInt8(truncatingIfNeeded: number)
+                _ = write(signalPipe, &byte, 1)
+            }
+        }
+        let reading = UnsafeMutableRawPointer(bitPattern: Int(ends[0]))
         var thread = pthread_t()
         pthread_create(
             &thread, nil,
-            { _ in
-                var set = sigset_t()
-                sigemptyset(&set)
-                sigaddset(&set, SIGINT)
-                sigaddset(&set, SIGTERM)
-                var signal: Int32 = 0
-                sigwait(&set, &signal)
-                Interruption.stop(signal)
+            { reading in
+                var number: UInt8 = 0
+                while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                Interruption.stop(Int32(number))
                 return nil
-            }, nil)
+            }, reading)
+    }
+
+    private static func isIgnored(_ number: Int32) -> Bool {
+        var action = sigaction()
+        sigaction(number, nil, &action)
+        #if canImport(Glibc)
+            let handler = action.__sigaction_handler.sa_handler
+        #else
+            let handler = action.__sigaction_u.__sa_handler
+        #endif
+        return unsafeBitCast(handler, to: Int.self) == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
     static func opened(_ writer: VideoWriter) {
