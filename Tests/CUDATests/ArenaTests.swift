@@ -11,11 +11,14 @@ import Testing
         return arena
     }
 
+    /// `#require` captures its expression, which cannot mutate.
+    private func required(_ start: UInt64?) throws -> UInt64 { try #require(start) }
+
     @Test func blocksAreAlignedAndDisjoint() throws {
         var arena = arena()
-        let a = try #require(arena.allocate(1))
-        let b = try #require(arena.allocate(513))
-        let c = try #require(arena.allocate(0))
+        let a = try required(arena.allocate(1))
+        let b = try required(arena.allocate(513))
+        let c = try required(arena.allocate(0))
         #expect([a, b, c].allSatisfy { $0 % 512 == 0 })
         #expect(b == a + 512 && c == b + 1024)
         #expect(arena.current == 4 * 512)
@@ -23,7 +26,7 @@ import Testing
 
     @Test func freedNeighboursJoin() throws {
         var arena = arena(4096)
-        let blocks = try (0..<8).map { _ in try #require(arena.allocate(512)) }
+        let blocks = try (0..<8).map { _ in try required(arena.allocate(512)) }
         #expect(arena.allocate(1) == nil)
         for index in [1, 3, 2] { arena.deallocate(blocks[index]) }
         #expect(arena.free == [Arena.Block(start: blocks[1], end: blocks[4])])
@@ -32,9 +35,9 @@ import Testing
 
     @Test func theSmallestFittingBlockIsTaken() throws {
         var arena = arena(8192)
-        let large = try #require(arena.allocate(2048))
+        let large = try required(arena.allocate(2048))
         _ = arena.allocate(512)
-        let small = try #require(arena.allocate(1024))
+        let small = try required(arena.allocate(1024))
         _ = arena.allocate(512)
         arena.deallocate(large)
         arena.deallocate(small)
@@ -43,7 +46,7 @@ import Testing
 
     @Test func peaksAreKeptUntilReset() throws {
         var arena = arena()
-        let a = try #require(arena.allocate(10_240))
+        let a = try required(arena.allocate(10_240))
         arena.deallocate(a)
         _ = arena.allocate(512)
         #expect(arena.current == 512 && arena.peak == 10_240)
@@ -62,11 +65,11 @@ import Testing
 
     @Test func addressesOfAGraphStayItsOwn() throws {
         var arena = arena(8192)
-        let outside = try #require(arena.allocate(512))
+        let outside = try required(arena.allocate(512))
         arena.beginRecording()
-        let dropped = try #require(arena.allocate(1024))
+        let dropped = try required(arena.allocate(1024))
         arena.deallocate(dropped)
-        let kept = try #require(arena.allocate(2048))
+        let kept = try required(arena.allocate(2048))
         let held = arena.endRecording()
         #expect(arena.allocate(1024) != dropped)
         arena.deallocate(kept)

@@ -39,10 +39,13 @@ public enum CUDAUnavailable: Error, Hashable, Sendable, CustomStringConvertible 
 
     public var description: String {
         switch self {
+        case .missingLibrary(let name, _, _) where name.hasPrefix("libcuda."):
+            "no CUDA device: no NVIDIA driver (\(name)) is installed"
         case .missingLibrary(let name, let searched, let reason):
             """
-            \(name) not found (\(reason)); looked in \(searched.joined(separator: ", ")). \
-            \(advice(for: name))
+            \(name) not found (\(reason)); looked in \(searched.joined(separator: ", ")). Install it (pip \
+            install nvidia-cuda-nvrtc nvidia-cublas, or the CUDA toolkit) or name its folder with \
+            --cuda-libraries or TURBODIFFUSION_CUDA_LIBRARIES
             """
         case .missingSymbol(let symbol, let library):
             "\(library) has no function \(symbol): it is older than CUDA 12.0; update it"
@@ -57,14 +60,5 @@ public enum CUDAUnavailable: Error, Hashable, Sendable, CustomStringConvertible 
         case .failed(let error):
             error.description
         }
-    }
-
-    private func advice(for library: String) -> String {
-        if library.hasPrefix("libcuda.") {
-            return "no CUDA device: it comes with the NVIDIA driver"
-        }
-        return
-            "Install it (pip install nvidia-cuda-nvrtc nvidia-cublas, or the CUDA toolkit) or name "
-            + "its folder with --cuda-libraries or TURBODIFFUSION_CUDA_LIBRARIES"
     }
 }
