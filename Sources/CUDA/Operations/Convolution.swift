@@ -88,7 +88,11 @@ enum ConvolutionPlan: Hashable {
         let slice = inputs % 64 != 0 && inputs % 96 == 0 ? 96 : 64
         let hopper = ConvolutionPlan.hopper(widthLog2: widthLog2, outputs: columns, slice: slice)
         if arguments.kernelHeight > 3 || arguments.kernelWidth > 3 { return [hopper, .mma, .simt] }
-        return [hopper, .taps(outputs: columns, slice: slice), .mma, .simt]
+        let taps = ConvolutionPlan.taps(outputs: columns, slice: slice)
+        // Where neighbouring outputs share pixels, one rectangle serves all taps of a plane.
+        let shares =
+            arguments.kernelHeight * arguments.kernelWidth > 1 && arguments.spatialStride == 1
+        return (shares ? [taps, hopper] : [hopper, taps]) + [.mma, .simt]
     }
 
     private static func tiles(_ widthLog2: Int, _ width: Int, _ height: Int) -> Int {

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const u32 ring_base = (shared_address(shared) + 1023) & ~1023u;
     const u32 staging_base = ring_base + kConvRingBytes;
     const P pipeline{staging_base + kConsumers * kPieceBytes};
-    const int warp = warp_id();
+    const int warp = uniform_warp_id();
     const int lane = lane_id();
     if (threadIdx.x == 0) pipeline.init();
     __syncthreads();

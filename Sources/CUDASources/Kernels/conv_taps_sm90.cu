@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const u32 base = (shared_address(shared) + 1023) & ~1023u;
     const Pipeline<L::kCountA, 1> pipeline_a{base + L::kBarriers};
     const Pipeline<L::kCountB, 1> pipeline_b{base + L::kBarriers + 64};
-    const int warp = warp_id();
+    const int warp = uniform_warp_id();
     const int lane = lane_id();
     if (threadIdx.x == 0) {
         pipeline_a.init();

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     float* const words = reinterpret_cast<float*>(
         shared + (pipeline.barriers + 256 - shared_address(shared)));
 
-    const int warp = warp_id();
+    const int warp = uniform_warp_id();
     const int lane = lane_id();
     const int rank = kCluster == 1 ? 0 : int(cluster_rank());
     if (threadIdx.x == 0) {

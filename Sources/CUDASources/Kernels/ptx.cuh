@@ -20,8 +20,12 @@ DEVICE int lane_id() {
     return int(r);
 }
 
-/// The warp's index in its block, the same value in every lane as far as the compiler knows.
-DEVICE int warp_id() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
+/// The warp's index in its block.
+DEVICE int warp_id() { return int(threadIdx.x) / 32; }
+
+/// The same, and the compiler knows that all lanes agree. All 32 lanes must be here: within a branch
+/// that some lanes did not take, the shuffle waits for them for ever.
+DEVICE int uniform_warp_id() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
 
 // ---- arithmetic -------------------------------------------------------------------------------
 
