@@ -78,6 +78,12 @@ let package = Package(
             dependencies: ["Pipelines", "CPU", "Tensors", "Checkpoints", "Media"],
             swiftSettings: swift),
         .testTarget(
+            name: "CommandTests",
+            dependencies: [
+                "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Pipelines",
+            ],
+            swiftSettings: swift),
+        .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
     ]

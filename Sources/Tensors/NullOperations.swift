@@ -252,10 +252,14 @@ extension NullBackend {
         check(
             frames >= weight.time && residual.map { $0.shape == shape } ?? true, "convolution",
             x.shape, weight.tensor.shape, residual?.shape ?? shape)
-        let taps = weight.time * weight.height * weight.width
+        // Frames of zeros take no arithmetic.
+        let frameTaps = (0..<shape[0]).reduce(0) { sum, frame in
+            sum + weight.time - min(weight.time, max(0, leadingZeros - frame * timeStride))
+        }
+        let products = frameTaps * weight.height * weight.width * weight.inputs
         return noting(
             "convolution", [x] + [history, residual].compactMap { $0 }, result(shape, x.dtype),
-            weightBytes: weight.tensor.byteCount, flops: 2 * shape.count * weight.inputs * taps)
+            weightBytes: weight.tensor.byteCount, flops: 2 * shape.tail.count * products)
     }
 
     public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {

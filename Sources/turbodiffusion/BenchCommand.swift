@@ -76,7 +76,7 @@ struct BenchCommand: AsyncParsableCommand {
 
         let report = BenchReport(
             Machine(backend, threads: threads), model.name, request, openingSeconds: opening,
-            asJSON: json)
+            style: json ? .json : .text)
         report.showHeader()
         let ceilings =
             operations && stage != .load ? try Ceilings.measure(backend, threads: threads) : nil

@@ -179,8 +179,15 @@ struct BenchModel {
 
     // MARK: Memory
 
+    static var hostMemory: Int {
+        sysconf(Int32(_SC_PHYS_PAGES)) * sysconf(Int32(_SC_PAGESIZE))
+    }
+
     /// Refuses random weights that would not fit in the host's memory, before any is made.
-    func checkMemory(_ request: VideoRequest, _ stage: BenchStage) throws {
+    /// - Parameter present: bytes of the host's memory.
+    func checkMemory(
+        _ request: VideoRequest, _ stage: BenchStage, present: Int = hostMemory
+    ) throws {
         guard isRandom else { return }
         let needed: Int
         let plan = NullBackend()
@@ -193,10 +200,9 @@ struct BenchModel {
             let model = try transformer(request, sage: .sm90, on: plan)
             needed = withExtendedLifetime(model) { plan.placedBytes }
         case .all, .load:
-            try checkMemory(request, .text)
-            return try checkMemory(request, .transformer)
+            try checkMemory(request, .text, present: present)
+            return try checkMemory(request, .transformer, present: present)
         }
-        let present = sysconf(Int32(_SC_PHYS_PAGES)) * sysconf(Int32(_SC_PAGESIZE))
         guard needed < present / 10 * 9 else {
             throw RequestError(
                 "the weights of the \(stage == .text ? Part.textEncoder.rawValue : name) take "

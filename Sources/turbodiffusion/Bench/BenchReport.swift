@@ -6,6 +6,8 @@ import Tensors
 
 /// Collects figures and prints them as they come.
 final class BenchReport {
+    enum Style { case text, json, silent }
+
     /// One line of JSON and one row of CSV.
     struct Record: Encodable {
         var record: String
@@ -33,8 +35,8 @@ final class BenchReport {
     }
 
     private let header: Header
-    private let asJSON: Bool
-    private var records: [Record] = []
+    private let style: Style
+    private(set) var records: [Record] = []
     private var rows = [stageTitles]
     private static let stageTitles = [
         "stage", "cold", "median", "best", "TFLOP/s", "of ceiling", "peak memory",
@@ -47,9 +49,9 @@ final class BenchReport {
 
     init(
         _ machine: Machine, _ model: String, _ request: VideoRequest, openingSeconds: Double,
-        asJSON: Bool
+        style: Style
     ) {
-        self.asJSON = asJSON
+        self.style = style
         let isSparse = request.attention != .original
         header = Header(
             machine: machine, model: model, width: request.width, height: request.height,
@@ -60,7 +62,8 @@ final class BenchReport {
     }
 
     func showHeader() {
-        if asJSON { return Output.json(header) }
+        if style == .json { Output.json(header) }
+        guard style == .text else { return }
         for line in header.machine.lines { Output.line(line) }
         let top = header.topK.map { " top-k \($0)" } ?? ""
         Output.line(
@@ -80,7 +83,7 @@ final class BenchReport {
             parts.append("\(kind.rawValue) \(Self.rate(rate / 1e12)) TFLOP/s")
             add(Record(record: "ceiling", operation: kind.rawValue, teraflops: rate / 1e12))
         }
-        if !asJSON {
+        if style == .text {
             Output.line(
                 "ceilings   \(parts.joined(separator: ", ")) (\(ceilings.method))")
         }
@@ -103,7 +106,7 @@ final class BenchReport {
             figures.warm.min().map(Output.seconds) ?? "", rate.map(Self.rate) ?? "",
             share.map(Self.percent) ?? "", Output.bytes(figures.peakBytes),
         ])
-        if !asJSON { Output.note("\(figures.name): \(Output.seconds(figures.seconds))") }
+        if style == .text { Output.note("\(figures.name): \(Output.seconds(figures.seconds))") }
     }
 
     /// The operations of one run of a stage.
@@ -132,7 +135,7 @@ final class BenchReport {
                 share.map(Self.percent) ?? "",
             ])
         }
-        if asJSON { return }
+        guard style == .text else { return }
         let rest = operations.dropFirst(Self.mostRows)
         if !rest.isEmpty {
             let seconds = rest.reduce(0) { $0 + $1.seconds }
@@ -147,13 +150,13 @@ final class BenchReport {
 
     /// The table of stages, after all of them.
     func finish() {
-        if asJSON { return }
+        guard style == .text else { return }
         Output.line("\n" + Output.table(rows))
     }
 
     private func add(_ record: Record) {
         records.append(record)
-        if asJSON { Output.json(record) }
+        if style == .json { Output.json(record) }
     }
 
     // MARK: Numbers

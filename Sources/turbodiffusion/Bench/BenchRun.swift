@@ -167,19 +167,21 @@ struct BenchRun {
         let text = TextEmbedding(rows: rows, count: tokens)
         let sampler = try request.makeSampler(roundTimesteps: model.defaults.roundTimesteps)
 
-        /// The first `limit` steps. `step` surrounds each of them.
-        func run(_ limit: Int, on device: any Backend, step: (() -> Void) -> Void) {
+        /// The first `limit` steps, on `stepDevice`. `step` surrounds each of them.
+        func run(_ limit: Int, on stepDevice: any Backend, step: (() -> Void) -> Void) {
             var generator = PhiloxNoise(seed: request.seed)
             let batch = Shape([1] + shape.dimensions)
-            func draw() -> Tensor { device.noise(batch, generator: &generator) }
             let context = net.prepare(text, size: size, on: device)
-            var denoiser = Denoiser(sampler, noise: draw(), on: device, draw: draw)
+            let start = device.noise(batch, generator: &generator)
+            var denoiser = Denoiser(sampler, noise: start, on: stepDevice) {
+                stepDevice.noise(batch, generator: &generator)
+            }
             for _ in 0..<limit {
                 step {
                     denoiser.advance { latents, step in
                         let parts = [latents.reshaped(shape)] + condition
-                        let v = net(parts, timestep: step.timestep, context, on: device)
-                        return v.reshaped(batch)
+                        return net(parts, timestep: step.timestep, context, on: stepDevice)
+                            .reshaped(batch)
                     }
                 }
             }
