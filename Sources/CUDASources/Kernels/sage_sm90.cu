@@ -206,13 +206,14 @@ DEVICE void consume(const SageArguments& a, u8* shared, Barriers barriers, int c
         __syncwarp();
         if (lane_id() == 0) mbarrier_arrive(barriers.empty(stage));
     };
-    // Goes to the next stage that is ours and fills `stage`; false after the pair's last one. A list that
-    // has none at all (beyond the last query block) ends there, too.
+    // Goes to the next stage that is ours and fills `stage`; false after the pair's last one (`ended`), or
+    // after `most` stages. A list that has none at all (beyond the last query block) ends there, too.
     Stage stage;
     int at = 0;
     bool ended = false;
-    auto advance = [&] {
-        while (!ended) {
+    constexpr int kAll = 0x7fffffff;
+    auto advance = [&](int most) {
+        for (; !ended && most > 0; most--) {
             mbarrier_wait(barriers.full(ring.stage), ring.parity);
             const Stage next = info[ring.stage];
             ended = next.flags & kLast;
@@ -247,7 +248,7 @@ DEVICE void consume(const SageArguments& a, u8* shared, Barriers barriers, int c
         Softmax softmax;
         mbarrier_wait(barriers.query_full(), u32(item) / gridDim.x & 1);
         ended = false;
-        bool more = advance();
+        bool more = advance(kAll);
         if (more) {
             multiply();
             while (more) {
@@ -274,12 +275,19 @@ DEVICE void consume(const SageArguments& a, u8* shared, Barriers barriers, int c
                 }
                 weigh<kDim>(part, high, v_tile, 1);
                 // The next block's products follow at once; after the last block they are this one's
-                // again, and nobody looks.
-                more = advance();
+                // again, and nobody looks. A block further away than the ring is long cannot come while
+                // we keep this one.
+                more = advance(kStages - 1);
+                const bool far = !more && !ended;
+                if (far) {
+                    wgmma_wait<0>();
+                    release(current);
+                    more = advance(kAll);
+                }
                 multiply();
                 wgmma_wait<1>();
                 wgmma_hold(part);
-                release(current);
+                if (!far) release(current);
 #pragma unroll
                 for (int i = 0; i < kDim / 2; i++) {
                     o[i] = __fmaf_rn(o[i], softmax.decay[i / 2 % 2], part[i]);
