@@ -1,4 +1,4 @@
-/// `turbodiffusion bench`: how fast this machine runs a model, stage by stage and operation by operation.
+/// `turbodiffusion bench`: how fast this machine runs a model, its stages and its operations.
 
 import ArgumentParser
 import CPU
@@ -11,10 +11,10 @@ struct BenchCommand: AsyncParsableCommand {
         commandName: "bench",
         abstract: "Measure a model on this machine: time, arithmetic and memory.",
         discussion: """
-            The named models are measured with random weights of the real shapes, made on the device: nothing is \
-            downloaded. Times are medians; the first run, which loads kernels and fills pools, is shown apart. \
-            The share compares an operation with the larger of its arithmetic at the machine's measured rate and \
-            its traffic at the measured rate of copying.
+            The named models are measured with random weights of the real shapes, made on the \
+            device: nothing is downloaded. Times are medians; the first run, which loads kernels \
+            and fills pools, is shown apart. The ceiling of an operation is the larger of two \
+            times: its arithmetic at the machine's measured rate, its traffic at that of copying.
             """)
 
     @Option(help: "nano, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, or a folder with a config.json.")
@@ -69,6 +69,7 @@ struct BenchCommand: AsyncParsableCommand {
         if let tokens, tokens > model.textLength {
             throw RequestError("--tokens must be at most \(model.textLength), not \(tokens)")
         }
+        if let output { try BenchReport.checkWritable(output) }
         let start = ContinuousClock.now
         let backend = try device.open(threads: threads) { Output.note($0) }
         let opening = (ContinuousClock.now - start) / .seconds(1)

@@ -56,6 +56,22 @@ import Testing
         #expect(sparse.key.shapes == "256x1x64 bf16 top 0.5 sage sm90")
     }
 
+    @Test("a quantised weight decides the arithmetic, also of plain activations")
+    func quantized() throws {
+        let device = CPUBackend(threads: 1)
+        let timer = OperationTimer(device, HostStopwatch())
+        let weight = device.place(.zeros([128, 128], .bf16), quantizedTo: .int8Blocks, in: nil)
+        let x = Tensor.zeros([128, 128], .bf16)
+        _ = timer.linearAdd(x, weight, bias: nil, to: x, gate: nil)
+        _ = timer.linear(timer.quantize(x, to: .int8Blocks), weight, bias: nil)
+        let operations = try timer.takeOperations().filter { $0.key.operation != "quantize" }
+        #expect(operations.allSatisfy { $0.key.arithmetic == .int8 })
+        #expect(
+            Set(operations.map(\.key.shapes)) == [
+                "128x128 bf16 int8 weight", "128x128 i8 → 128x128 bf16",
+            ])
+    }
+
     @Test("the least time is the larger of arithmetic and traffic")
     func floors() {
         let ceilings = Ceilings(copy: 100, arithmetic: [.bf16: 1000], method: "")

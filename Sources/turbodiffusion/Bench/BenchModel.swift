@@ -50,8 +50,8 @@ struct BenchModel {
             source = .files(models)
         } catch {
             throw RequestError(
-                "no model '\(name)': expected \(Self.published.joined(separator: ", ")) or a folder "
-                    + "with a config.json (\(error))")
+                "no model '\(name)': expected \(Self.published.joined(separator: ", ")) or a "
+                    + "folder with a config.json (\(error))")
         }
     }
 
@@ -205,7 +205,7 @@ struct BenchModel {
         }
         guard needed < present / 10 * 9 else {
             throw RequestError(
-                "the weights of the \(stage == .text ? Part.textEncoder.rawValue : name) take "
+                "the weights of \(stage == .text ? "the text encoder of " : "")\(name) take "
                     + "\(Output.bytes(needed)), this machine has \(Output.bytes(present)); "
                     + "measure other stages with --stage, or a smaller model")
         }

@@ -67,8 +67,8 @@ final class BenchReport {
         for line in header.machine.lines { Output.line(line) }
         let top = header.topK.map { " top-k \($0)" } ?? ""
         Output.line(
-            "model      \(header.model), \(header.width)x\(header.height), \(header.frames) frames, "
-                + "\(header.attention)\(top), linears \(header.linears), \(header.precision)")
+            "model      \(header.model), \(header.width)x\(header.height), \(header.frames) frames"
+                + ", \(header.attention)\(top), linears \(header.linears), \(header.precision)")
         Output.line(
             "opened in  \(Output.seconds(header.openingMilliseconds / 1000)), kernels included")
     }
@@ -200,8 +200,21 @@ final class BenchReport {
         do {
             try data.write(to: URL(fileURLWithPath: path), options: .atomic)
         } catch {
-            throw RequestError("cannot write \(path): \(error)")
+            throw Self.unwritable(path)
         }
+    }
+
+    /// Refuses a file that could not be written, before anything is measured.
+    static func checkWritable(_ path: String) throws {
+        let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
+        let manager = FileManager.default
+        guard manager.isWritableFile(atPath: manager.fileExists(atPath: path) ? path : folder)
+        else { throw unwritable(path) }
+    }
+
+    private static func unwritable(_ path: String) -> RequestError {
+        RequestError(
+            "cannot write \(path): expected a file in a folder that exists and is writable")
     }
 
     /// A field of CSV (RFC 4180).

@@ -22,7 +22,8 @@ struct Ceilings {
             method: found.isRegisterPeak ? "in registers" : "large matrix products")
     }
 
-    /// The least time in which this machine could do the work, in seconds; nil where its arithmetic was not measured.
+    /// The least time in which this machine could do the work, in seconds; nil where its
+    /// arithmetic was not measured.
     func floor(_ cost: NullBackend.Cost, _ kind: Arithmetic) -> Double? {
         let traffic = Double(cost.bytes) / copy
         if cost.flops == 0 { return traffic }

@@ -3,7 +3,7 @@
 import CUDA
 import Tensors
 
-/// Moments on the time line of a device. Times may be asked for once the device has been waited for.
+/// Moments on the time line of a device. Times are known once the device has been waited for.
 protocol Stopwatch: AnyObject {
     /// Notes the moment when the device has done what it was told so far.
     func mark() -> Int
@@ -25,7 +25,7 @@ final class HostStopwatch: Stopwatch {
     func reset() { marks = [] }
 }
 
-/// Events in the stream of a GPU: the host does not wait, so that the measured work runs as it always does.
+/// Events in the stream of a GPU: the host does not wait, so that the work runs as it always does.
 final class EventStopwatch: Stopwatch {
     private let context: Context
     private var events: [Event] = []
@@ -81,8 +81,8 @@ struct TimedOperation {
     var cost = NullBackend.Cost()
 }
 
-/// Passes operations on between two marks of a stopwatch, and runs them on the machine that computes nothing to learn
-/// their arithmetic and traffic.
+/// Passes operations on between two marks of a stopwatch, and runs them on the one that computes
+/// nothing to learn their arithmetic and traffic.
 final class OperationTimer: ForwardingBackend {
     private let stopwatch: any Stopwatch
     private let counter = NullBackend()
@@ -112,7 +112,7 @@ final class OperationTimer: ForwardingBackend {
         let result = compute()
         let end = stopwatch.mark()
         let arithmetic = detail?.arithmetic ?? Arithmetic(inputs.first?.dtype ?? .f32)
-        let shapes = Self.describe(inputs, result as? Tensor) + (detail.map { " " + $0.text } ?? "")
+        let shapes = Self.describe(inputs, result as? Tensor) + (detail.map { $0.text } ?? "")
         detail = nil
         calls.append(
             (
@@ -154,13 +154,39 @@ final class OperationTimer: ForwardingBackend {
 
     // MARK: What shapes do not tell
 
+    override func linear(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor {
+        detail = Self.detail(x, weight)
+        return super.linear(
+            x, weight, bias: bias, activation: activation, format: format, dtype: dtype)
+    }
+
+    override func linearAdd(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
+    ) -> Tensor {
+        detail = Self.detail(x, weight)
+        return super.linearAdd(x, weight, bias: bias, to: residual, gate: gate)
+    }
+
+    /// Plain activations are quantised on the way where the weight is.
+    private static func detail(_ x: Tensor, _ weight: LinearWeight) -> (String, Arithmetic?) {
+        let isPlain = x.scales == nil
+        return switch weight.inputFormat {
+        case .plain: ("", nil)
+        case .int8Blocks: (isPlain ? " int8 weight" : "", .int8)
+        case .fp8Rows: (isPlain ? " fp8 weight" : "", .fp8)
+        }
+    }
+
     override func convolution(
         _ x: Tensor, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
         timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
         residual: Tensor?
     ) -> Tensor {
         let kernel = "\(weight.time)x\(weight.height)x\(weight.width)"
-        detail = ("kernel \(kernel)" + (upsample ? " upsampling" : ""), nil)
+        detail = (" kernel \(kernel)" + (upsample ? " upsampling" : ""), nil)
         return super.convolution(
             x, history: history, leadingZeros: leadingZeros, weight, timeStride: timeStride,
             spatialStride: spatialStride, padding: padding, upsample: upsample, residual: residual)
@@ -171,9 +197,9 @@ final class OperationTimer: ForwardingBackend {
         _ spec: SparseAttention
     ) -> Tensor {
         switch spec.arithmetic {
-        case .sage(let card): detail = ("top \(spec.topK) sage \(card.rawValue)", .int8)
-        case .bf16: detail = ("top \(spec.topK)", .bf16)
-        case .exact: detail = ("top \(spec.topK)", nil)
+        case .sage(let card): detail = (" top \(spec.topK) sage \(card.rawValue)", .int8)
+        case .bf16: detail = (" top \(spec.topK)", .bf16)
+        case .exact: detail = (" top \(spec.topK)", nil)
         }
         return super.sparseLinearAttention(
             q, k, v, projection: projection, bias: bias, spec)

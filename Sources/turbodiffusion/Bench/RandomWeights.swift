@@ -32,8 +32,8 @@ final class UnmadeCheckpoint: Checkpoint {
     }
 }
 
-/// Makes what an ``UnmadeCheckpoint`` leaves open: matrices of normal numbers / sqrt(inputs), small biases, norms
-/// near one. The numbers depend on the seed and on the tensor's name alone.
+/// Makes what an ``UnmadeCheckpoint`` leaves open: matrices of normal numbers / sqrt(inputs), small
+/// biases, norms near one. The numbers depend on the seed and on the tensor's name alone.
 final class RandomWeights: ForwardingBackend {
     private let seed: UInt64
     /// Rows that stand for those of an unmade vocabulary. [n, dim]
