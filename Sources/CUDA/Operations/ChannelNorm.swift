@@ -7,7 +7,9 @@ struct ChannelPlan: Hashable {
     let vector, lanes, count: Int
 
     /// Accesses of one lane that the kernels are compiled for: up to 64 elements in all.
-    private static func counts(vector: Int) -> [Int] { vector == 1 ? [64] : [1, 2, 4, 64 / vector] }
+    private static func counts(vector: Int) -> [Int] {
+        vector == 1 ? [64] : [1, 2, 4, 64 / vector]
+    }
 
     init(channels: Int, dtype: DType, aligned: Bool) {
         let vector = aligned ? 16 / dtype.byteCount : 1
