@@ -46,15 +46,19 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
                 note("kernels of \(built.file) ready after \(Output.seconds(built.seconds))")
             }
         }
+        func cpu() -> any Backend {
+            if let advice = CPUBackend.advice { note(advice) }
+            return CPUBackend(threads: threads)
+        }
         switch self {
-        case .cpu: return CPUBackend(threads: threads)
+        case .cpu: return cpu()
         case .cuda(let ordinal): return try gpu(ordinal)
         case .automatic:
             do {
                 return try gpu(0)
             } catch let error as CUDAUnavailable {
                 if !Self.meansNoDevice(error) { note("\(error); the CPU is used") }
-                return CPUBackend(threads: threads)
+                return cpu()
             }
         }
     }

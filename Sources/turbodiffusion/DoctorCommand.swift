@@ -47,7 +47,10 @@ struct DoctorCommand: AsyncParsableCommand {
     }
 
     private func processor() -> Finding {
-        Finding("processor", .fine, CPUBackend(threads: nil).name)
+        let advice = CPUBackend.advice
+        return Finding(
+            "processor", advice == nil ? .fine : .warning, CPUBackend(threads: nil).name,
+            advice: advice)
     }
 
     private func ffmpeg() -> Finding {
