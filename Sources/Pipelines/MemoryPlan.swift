@@ -85,10 +85,12 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
                     "this request needs at least \(least >> 20) MiB of device memory, the limit is "
                         + "\(limit >> 20) MiB: choose fewer frames or a smaller size")
             }
+            // What allocators lose between blocks of different sizes.
+            let usable = limit - limit / 32 - (256 << 20)
             plan.residentWeights = plan.stages.filter { $0.groupedBytes > 0 }.map { stage in
-                limit - (stage.weightBytes - stage.groupedBytes) - 2 * stage.largestGroup
+                usable - (stage.weightBytes - stage.groupedBytes) - 2 * stage.largestGroup
                     - stage.activationBytes
-            }.min()
+            }.min().map { max(0, $0) }
             plan.settle()
             plan.peakBytes = min(plan.peakBytes, limit)
         }
@@ -118,7 +120,7 @@ extension MemoryPlan {
     private static func stage(
         _ name: String, _ body: (NullBackend) throws -> (() -> Void)
     ) throws -> Stage {
-        let device = NullBackend()
+        let device = NullBackend(workspace: workspace(of:))
         let run = try body(device)
         let weights = device.placedBytes
         let groups = device.groups.map(\.byteCount)
@@ -129,6 +131,15 @@ extension MemoryPlan {
             name: name, weightBytes: weights, largestGroup: groups.max() ?? 0,
             groupedBytes: groups.reduce(0, +), activationBytes: device.memory.peak - weights,
             operations: Double(device.total.flops), traffic: Double(device.total.bytes))
+    }
+
+    /// Scratch memory of sparse attention's kernels: 8-bit copies of q, k and v, the linear branch's
+    /// result in bf16, block scores.
+    private static func workspace(of operation: NullBackend.Operation) -> Int {
+        guard operation.name == "sparseLinearAttention", let q = operation.inputs.first else {
+            return 0
+        }
+        return 6 * q.shape.count
     }
 
     private static func textEncoder(_ models: ModelSet, _ request: VideoRequest) throws -> Stage {

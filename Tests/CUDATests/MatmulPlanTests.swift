@@ -56,15 +56,24 @@ struct MatmulPlanTests {
         #expect(
             plans([4, 480, 832, 96], [96, 3, 3, 3, 96])
                 == [
-                    .hopper(widthLog2: 6, outputs: 96, slice: 96), .taps(outputs: 96, slice: 96),
+                    .taps(outputs: 96, slice: 96), .hopper(widthLog2: 6, outputs: 96, slice: 96),
                     .mma, .simt,
                 ])
         #expect(
-            plans([1, 60, 104, 384], [384, 3, 3, 3, 384])[0]
+            plans([1, 60, 104, 384], [384, 3, 3, 3, 384])[1]
                 == .hopper(widthLog2: 3, outputs: 192, slice: 64))
         #expect(
-            plans([4, 240, 416, 192], [96, 1, 3, 3, 192], upsample: true)[0]
+            plans([4, 240, 416, 192], [96, 1, 3, 3, 192], upsample: true)[1]
                 == .hopper(widthLog2: 5, outputs: 96, slice: 64))
+    }
+
+    @Test func `a kernel of one pixel has no use for a shared rectangle`() {
+        #expect(
+            plans([1, 60, 104, 384], [384, 3, 1, 1, 384]).prefix(2)
+                == [
+                    .hopper(widthLog2: 3, outputs: 192, slice: 64),
+                    .taps(outputs: 192, slice: 64),
+                ])
     }
 
     @Test func `convolutions fall back from kernel to kernel`() {

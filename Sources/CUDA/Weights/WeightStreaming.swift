@@ -102,8 +102,13 @@ final class WeightStreaming {
         if let current, let slot = current.slot { slots[slot].used.record(in: context.stream) }
         current = group.attachment as? StreamedGroup
         if let current {
-            let slot = fetch(current)
-            guard let slot else { return }
+            guard let slot = fetch(current) else {
+                // The device has failed and launches nothing more; addresses only have to exist.
+                for member in current.members where member.storage.location == .null {
+                    member.storage.location = DevicePointer(address: UInt64(Arena.alignment))
+                }
+                return
+            }
             context.stream.wait(for: slots[slot].filled)
         }
         if let next = next?.attachment as? StreamedGroup, next !== current { _ = fetch(next) }
