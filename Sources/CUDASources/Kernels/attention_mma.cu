@@ -7,8 +7,9 @@
 #include "attention_tile.cuh"
 
 /// q: bf16 [queries, heads, dim] → out; grid (ceil(queries / (16 kWarps)), heads), 32 kWarps threads.
+/// The compiler is told of the four blocks that it aims at, or it spills to reach them; 0: its own choice.
 template <int kDim, int kWarps, int kBlock, Keys kKeys>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, kDim == 64 && kKeys != Keys::relative ? 4 : 0)
 attention_mma(const AttentionArguments a) {
     constexpr int kThreads = 32 * kWarps;
     constexpr int kQueries = 16 * kWarps;

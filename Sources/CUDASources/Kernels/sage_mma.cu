@@ -14,8 +14,9 @@ constexpr int kThreads = 256;
 
 /// The operands: q, k int8 [heads, blocks * rows, dim]; v e4m3 [heads, dim, padded keys] in the order of
 /// sage_quantize_values, or f16 [keys, heads, dim]. Grid (query blocks, heads).
+/// Before Hopper the compiler spills to fit two blocks of kDim 64 unless told of them; 0: its own choice.
 template <int kDim, Product kProduct>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kDim == 64 && __CUDA_ARCH__ < 900 ? 2 : 0)
 sage_mma(const SageArguments a) {
     constexpr bool kHalf = kProduct == Product::f16;
     using QTile = Tile<kQueries, 64>;
