@@ -197,6 +197,7 @@ extension CUDABackend {
             element: weight.element, output: result == .f32 ? .f32 : .bf16, activation: activation,
             rows: x.shape.rows, outputs: weight.outputs, inputs: weight.inputs)
         let shape = x.shape.replacingLast(weight.outputs)
+        let addend = bias.map { converted($0, to: .f32) }
         // The tile of an int8 product is one block of scales of an int8 result.
         let fused =
             format == .int8Blocks && problem.element == .i8 && problem.output == .bf16
@@ -208,13 +209,13 @@ extension CUDABackend {
             let scales = storage(
                 byteCount: ceilDivide(problem.rows, 128) * (problem.outputs / 128) * 4)
             out = tensor(shape, .i8, scales: scales)
-            arguments = linearArguments(problem, x, weight, bias, out)
+            arguments = linearArguments(problem, x, weight, addend, out)
             arguments.outScales = scales.location
         } else {
             out = tensor(shape, result)
-            arguments = linearArguments(problem, x, weight, bias, out)
+            arguments = linearArguments(problem, x, weight, addend, out)
         }
-        Linear.launch(problem, arguments, context)
+        withExtendedLifetime(addend) { Linear.launch(problem, arguments, context) }
         return fused ? out : quantize(out, to: format)
     }
 
@@ -245,10 +246,11 @@ extension CUDABackend {
             element: weight.element, output: residual.dtype == .f32 ? .f32 : .bf16, adds: true,
             rows: x.shape.rows, outputs: weight.outputs, inputs: weight.inputs)
         let out = tensor(residual.shape, residual.dtype)
-        var arguments = linearArguments(problem, x, weight, bias, out)
+        let addend = bias.map { converted($0, to: .f32) }
+        var arguments = linearArguments(problem, x, weight, addend, out)
         arguments.residual = residual.pointer
         arguments.gate = gate?.pointer ?? .null
-        Linear.launch(problem, arguments, context)
+        withExtendedLifetime(addend) { Linear.launch(problem, arguments, context) }
         return out
     }
 
@@ -269,6 +271,7 @@ extension CUDABackend {
                 + "bias \(bias.map { "\($0.shape)" } ?? "none")")
     }
 
+    /// bias: f32; the caller keeps it until the launch is queued.
     private func linearArguments(
         _ problem: LinearProblem, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?,
         _ out: Tensor
@@ -286,8 +289,7 @@ extension CUDABackend {
             arguments.xScales = x.scalesPointer
             arguments.wScales = scale.pointer
         }
-        // Converted in stream order: the copy may be dropped when the launch is queued.
-        arguments.bias = bias.map { converted($0, to: .f32).pointer } ?? .null
+        arguments.bias = bias?.pointer ?? .null
         return arguments
     }
 }
