@@ -35,6 +35,18 @@ public final class CUDABackend: Backend {
 
     public var name: String { context.properties.name }
 
+    public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
+        switch arithmetic {
+        case .exact, .bf16: true
+        case .sage(let architecture):
+            Sage.family(of: architecture).includes(context.properties.architecture)
+        }
+    }
+
+    public func supports(_ format: ActivationFormat) -> Bool {
+        format != .fp8Rows || KernelFamily.fp8.includes(context.properties.architecture)
+    }
+
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
     /// - Parameter progress: told of every kernel file that becomes ready, from any thread.
     /// - Throws: ``CUDAUnavailable``, ``KernelError`` or ``CUDAError``.

@@ -76,6 +76,11 @@ public actor VideoPipeline {
         var image: RGBImage?
         if let path = request.image { image = try await readImage(path: path) }
         let (device, _) = try openedDevice()
+        guard device.supports(request.linears.format) else {
+            throw RequestError(
+                "\(device.name) has no arithmetic for \(request.linears.rawValue) linear layers; "
+                    + "choose int8")
+        }
         forgetModels(unlessMadeFor: request)
         let run = VideoRun(request, options, events: events)
         if let path = options.latents {

@@ -141,6 +141,11 @@ public protocol Backend: AnyObject {
     /// For messages and reports: "CPU (2 threads)", "NVIDIA H200".
     var name: String { get }
 
+    /// Whether `sparseLinearAttention` computes in this arithmetic here: some need certain cards.
+    func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
+    /// Whether `linear` multiplies weights of this format here.
+    func supports(_ format: ActivationFormat) -> Bool
+
     // MARK: Memory
 
     /// Brings a host tensor (a mapped file's, say) to this device as `dtype`; read-only from then on.
@@ -319,6 +324,9 @@ public struct MemoryUse: Sendable, Hashable {
 // MARK: - Definitions of the fused operations
 
 extension Backend {
+    public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
+    public func supports(_ format: ActivationFormat) -> Bool { true }
+
     public func linearAdd(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor {

@@ -51,6 +51,13 @@ public final class CheckedBackend: Backend {
     public var name: String { "\(subject.name) checked against \(reference.name)" }
     public var firstDisagreement: Disagreement? { disagreements.first }
 
+    public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
+        subject.supports(arithmetic) && reference.supports(arithmetic)
+    }
+    public func supports(_ format: ActivationFormat) -> Bool {
+        subject.supports(format) && reference.supports(format)
+    }
+
     // MARK: Pairs
 
     /// The same tensor on both machines.

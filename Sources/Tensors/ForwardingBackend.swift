@@ -17,6 +17,10 @@ open class ForwardingBackend: Backend {
     }
 
     open var name: String { base.name }
+    open func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
+        base.supports(arithmetic)
+    }
+    open func supports(_ format: ActivationFormat) -> Bool { base.supports(format) }
 
     // MARK: Memory
 

@@ -13,6 +13,8 @@ public struct OperationTable {
     struct Entry {
         let operation, variant: String
         let tolerance: Tolerance
+        /// Whether a device has the arithmetic.
+        let isSupported: (any Backend) -> Bool
         let compute: (any Backend) -> [Tensor]
     }
 
@@ -25,11 +27,13 @@ public struct OperationTable {
 
         mutating func add(
             _ operation: String, _ variant: String, _ tolerance: Tolerance,
+            where isSupported: @escaping (any Backend) -> Bool = { _ in true },
             _ compute: @escaping (any Backend) -> [Tensor]
         ) {
             entries.append(
                 Entry(
                     operation: operation, variant: variant, tolerance: tolerance,
+                    isSupported: isSupported,
                     compute: { device in compute(device).map(device.read) }))
         }
     }
@@ -56,6 +60,17 @@ public struct OperationTable {
             guard filter.map({ "operations/\(name)".contains($0) }) ?? true else { return nil }
             let checks = Checks(acceptsLoose: true)
             let start = ContinuousClock.now
+            func finish() -> CaseResult {
+                let result = CaseResult(
+                    group: "operations", name: name, operation: entry.operation,
+                    checks: checks.results, seconds: (ContinuousClock.now - start) / .seconds(1))
+                each(result)
+                return result
+            }
+            for device in [subject, reference] where !entry.isSupported(device) {
+                checks.skip("result", "\(device.name) has not this arithmetic")
+                return finish()
+            }
             let expected = entry.compute(reference)
             let actual = entry.compute(subject)
             let repeated = entry.compute(subject)
@@ -77,11 +92,7 @@ public struct OperationTable {
                     actual[index].isBitwiseEqual(to: repeated[index]), "\(label) repeated",
                     "a second run gives other bits")
             }
-            let result = CaseResult(
-                group: "operations", name: name, operation: entry.operation,
-                checks: checks.results, seconds: (ContinuousClock.now - start) / .seconds(1))
-            each(result)
-            return result
+            return finish()
         }
     }
 }

@@ -71,7 +71,10 @@ extension OperationTable.Builder {
                 Tolerance(maximum: format == .fp8Rows ? 32 : 1, mismatches: 1e-3)
             ) { [$0.quantize($0.place(x, as: .bf16), to: format)].map { $0.withoutScales } }
             for activation in [Activation.none, .geluTanh] {
-                add("linear", "\(format) \(size) \(activation)", half) { device in
+                add(
+                    "linear", "\(format) \(size) \(activation)", half,
+                    where: { $0.supports(format) }
+                ) { device in
                     let weight = device.place(w, quantizedTo: format, in: nil)
                     return [
                         device.linear(
@@ -81,7 +84,10 @@ extension OperationTable.Builder {
                 }
             }
             // A norm that quantises, then two layers of which the first quantises: a wrong scale shows.
-            add("linear", "\(format) \(size) after norm", Tolerance(relativeL2: 2e-2)) { device in
+            add(
+                "linear", "\(format) \(size) after norm", Tolerance(relativeL2: 2e-2),
+                where: { $0.supports(format) }
+            ) { device in
                 let first = device.place(w, quantizedTo: format, in: nil)
                 let y = device.modulatedLayerNorm(
                     device.place(x, as: .bf16), shift: device.place(shift, as: .f32),
@@ -89,7 +95,9 @@ extension OperationTable.Builder {
                     format: format, dtype: nil)
                 return [device.linear(y, first, bias: nil, activation: .geluTanh)]
             }
-            add("linearAdd", "\(format) \(size) gate", half) { device in
+            add(
+                "linearAdd", "\(format) \(size) gate", half, where: { $0.supports(format) }
+            ) { device in
                 let weight = device.place(w, quantizedTo: format, in: nil)
                 let residual = Tensor(
                     [Float](repeating: 1, count: x.shape[0] * w.shape[0]),
@@ -238,7 +246,10 @@ extension OperationTable.Builder {
         }
         for (name, arithmetic, dtype, tolerance) in choices {
             let spec = SparseAttention(topK: topK, arithmetic: arithmetic)
-            add("sparseLinearAttention", "\(name) \(size)", tolerance) {
+            add(
+                "sparseLinearAttention", "\(name) \(size)", tolerance,
+                where: { $0.supports(arithmetic) }
+            ) {
                 [
                     $0.sparseLinearAttention(
                         $0.place(q, as: dtype), $0.place(k, as: dtype), $0.place(v, as: dtype),

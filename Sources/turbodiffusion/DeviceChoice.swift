@@ -65,10 +65,7 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
 
     /// Whose 8-bit arithmetic the original would use on this device. On a CPU, that of a Hopper card is imitated.
     static func sageArchitecture(of backend: any Backend) -> SageArchitecture {
-        guard let gpu = backend as? CUDABackend else { return .sm90 }
-        let architecture = gpu.context.properties.architecture
-        if architecture == .hopper { return .sm90 }
-        return architecture >= .ada ? .sm89Accumulate16 : .sm80
+        [SageArchitecture.sm90, .sm89Accumulate16].first { backend.supports(.sage($0)) } ?? .sm80
     }
 
     /// A machine without an NVIDIA GPU is nothing to talk about.

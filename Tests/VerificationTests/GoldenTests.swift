@@ -49,4 +49,44 @@ struct GoldenTests {
             }
         }
     }
+
+    @Test("Arithmetic that a device has not is skipped, with a reason, and everything else checked")
+    func missingArithmetic() throws {
+        let device = Limited(CPUBackend())
+        let table = OperationTable(seed: 7).run(subject: device, reference: CPUBackend())
+        let verifier = try Verifier(folder: golden, on: device, acceptsLoose: false)
+        let cases = verifier.run(filter: "attention/") + verifier.run(filter: "dit_sla/")
+        #expect((table + cases).allSatisfy { $0.verdict != .failed })
+        let skipped = table.filter { $0.verdict == .skipped }
+        #expect(!skipped.isEmpty)
+        #expect(skipped.allSatisfy { $0.name.contains("sm") || $0.name.contains("fp8Rows") })
+        let notes = cases.flatMap(\.checks).compactMap(\.note)
+        #expect(notes.contains { $0.contains("has not the arithmetic") })
+        #expect(notes.contains { $0.contains("has not this arithmetic") })
+    }
+}
+
+/// A card without SageAttention and without fp8, which refuses what it has not.
+private final class Limited: ForwardingBackend {
+    override func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
+        arithmetic == .exact || arithmetic == .bf16
+    }
+    override func supports(_ format: ActivationFormat) -> Bool { format != .fp8Rows }
+
+    override func sparseLinearAttention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
+        _ spec: SparseAttention
+    ) -> Tensor {
+        precondition(supports(spec.arithmetic))
+        return super.sparseLinearAttention(q, k, v, projection: projection, bias: bias, spec)
+    }
+
+    override func linear(
+        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor {
+        precondition(supports(weight.inputFormat))
+        return super.linear(
+            x, weight, bias: bias, activation: activation, format: format, dtype: dtype)
+    }
 }

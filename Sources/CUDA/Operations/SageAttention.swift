@@ -25,6 +25,15 @@ enum Sage {
 
     static let units = [prepare, hopper, halves, eighths]
 
+    /// The cards that have this arithmetic.
+    static func family(of architecture: SageArchitecture) -> KernelFamily {
+        switch architecture {
+        case .sm80: halves.family
+        case .sm89, .sm89Accumulate16: eighths.family
+        case .sm90: hopper.family
+        }
+    }
+
     /// Shared memory of sage_sm90: six stages of K and V, two query blocks, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 6 * 256 * dim + 128 * dim + 6 * 16 + 14 * 8 }
 }
@@ -58,6 +67,9 @@ extension CUDABackend {
         _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture
     ) -> Tensor {
         checkSageBlocks(spec, architecture)
+        precondition(
+            supports(.sage(architecture)),
+            "sparseLinearAttention: \(name) has not the arithmetic of \(architecture.rawValue)")
         let operands = sageLayout(q, k, v, branch, spec, architecture)
         let map = map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)
         return sageBlocks(operands, map.indices, linear, architecture)
@@ -89,10 +101,6 @@ extension CUDABackend {
     }
 
     private func hopperSage(_ arguments: SageArguments, _ operands: SageLayout, _ dim: Int) {
-        precondition(
-            context.properties.architecture == .hopper,
-            "sparseLinearAttention: the arithmetic of sm90 needs a Hopper card, this is "
-                + "\(context.properties.name); choose that of sm89 or sm80")
         let heads = Int(arguments.heads)
         func rows(_ codes: Tensor) -> TensorMap {
             context.tensorMap(
@@ -116,10 +124,6 @@ extension CUDABackend {
     private func mmaSage(
         _ arguments: SageArguments, _ dim: Int, _ product: String, _ unit: KernelUnit
     ) {
-        precondition(
-            unit.family.includes(context.properties.architecture),
-            "sparseLinearAttention: this arithmetic needs fp8, which \(context.properties.name) "
-                + "has not; choose that of sm80")
         let kernel: Kernel<SageArguments> =
             context.kernel("sage_mma<\(dim), Product::\(product)>", of: unit)
         let valueRows = product == "f16" ? 64 * dim * 2 : dim * 128

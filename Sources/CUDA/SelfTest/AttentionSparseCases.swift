@@ -39,13 +39,8 @@ extension SelfTest {
         let name =
             "attention \(label) \(length) \(heads) heads of \(dim)" + (smooth ? " smooth" : "")
         return SelfTestCase(name) { context in
-            if case .sage(let architecture) = arithmetic,
-                !supports(architecture, context.properties.architecture)
-            {
-                return SelfTestResult(
-                    relativeError: 0, maximumError: 0, tolerance: 0, note: "not on this card")
-            }
             let backend = try CUDABackend(context)
+            guard backend.supports(arithmetic) else { return .notOnThisCard }
             let operand = smooth ? backend.smoothOperand : backend.plainOperand
             let (q, k) = (operand([length, heads, dim], 1), operand([length, heads, dim], 2))
             let v = backend.plainOperand([length, heads, dim], 3)
@@ -78,14 +73,6 @@ extension SelfTest {
                 result.note += try parts(backend, q, k, v, weight, bias, spec)
             }
             return result
-        }
-    }
-
-    private static func supports(_ kernel: SageArchitecture, _ card: Architecture) -> Bool {
-        switch kernel {
-        case .sm80: true
-        case .sm89, .sm89Accumulate16: KernelFamily.fp8.includes(card)
-        case .sm90: KernelFamily.hopper.includes(card)
         }
     }
 

@@ -80,6 +80,9 @@ extension SelfTest {
 
     private static func run(_ test: ConvolutionCase, _ plan: ConvolutionPlan) -> SelfTestCase {
         SelfTestCase("\(test.name) \(plan.label)") { context in
+            if plan != .mma, plan != .simt, context.properties.architecture != .hopper {
+                return .notOnThisCard
+            }
             var arguments = test.arguments
             let isHalf = test.dtype == .bf16
             func array(_ seed: UInt64, _ count: Int, _ scale: Float) -> SelfTestArray {

@@ -89,6 +89,9 @@ extension SelfTest {
         }
         let name = "gemm \(problem.element) \(problem.output) \(m)x\(n)x\(k)\(suffix) \(way)"
         return SelfTestCase(name) { context in
+            let family: KernelFamily =
+                plan != .mma ? .hopper : problem.element == .e4m3 ? .fp8 : .any
+            guard family.includes(context.properties.architecture) else { return .notOnThisCard }
             let operands = LinearOperands(problem, context)
             Linear.launch(problem, operands.arguments, context, plan: plan)
             try context.synchronize()

@@ -15,7 +15,7 @@ public struct SelfTestCase {
 }
 
 /// What came out of it.
-public struct SelfTestResult {
+public struct SelfTestResult: Sendable {
     /// ||got - expected|| / ||expected|| over the compared elements, and the largest difference.
     public var relativeError: Double
     public var maximumError: Double
@@ -40,6 +40,10 @@ public struct SelfTestResult {
         self.bytes = bytes
         self.note = note
     }
+
+    /// A kernel that this card cannot run.
+    static let notOnThisCard = SelfTestResult(
+        relativeError: 0, maximumError: 0, tolerance: 0, note: "not on this card")
 
     public var passed: Bool { relativeError <= tolerance }
 }
