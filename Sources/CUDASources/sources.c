@@ -56,6 +56,9 @@ static const char quantize_cu[] = {
 static const char conv_cuh[] = {
 #embed "Kernels/conv.cuh"
     , 0};
+static const char conv_sm90_cuh[] = {
+#embed "Kernels/conv_sm90.cuh"
+    , 0};
 static const char conv_mma_cu[] = {
 #embed "Kernels/conv_mma.cu"
     , 0};
@@ -129,6 +132,7 @@ static const struct cuda_source sources[] = {
     SOURCE("linear_sm90.cu", linear_sm90_cu),
     SOURCE("quantize.cu", quantize_cu),
     SOURCE("conv.cuh", conv_cuh),
+    SOURCE("conv_sm90.cuh", conv_sm90_cuh),
     SOURCE("conv_mma.cu", conv_mma_cu),
     SOURCE("conv_simt.cu", conv_simt_cu),
     SOURCE("conv_taps_sm90.cu", conv_taps_sm90_cu),

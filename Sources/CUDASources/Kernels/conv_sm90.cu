@@ -1,9 +1,7 @@
 // Convolutions of bf16 frames on Hopper: matrix products whose A tile is a rectangle of pixels of one
 // frame. For each tap of the kernel the copy engine fetches the rectangle shifted by that tap; what lies
 // outside the frame arrives as zeros, which is the padding.
-#include "conv.cuh"
-#include "gemm_epilogue.cuh"
-#include "gemm_sm90.cuh"
+#include "conv_sm90.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -125,7 +123,6 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         int thread_row = 16 * (warp % 4) + lane / 4;
         int thread_column = 2 * (lane % 4);
         const int scale = a.upsample ? 2 : 1;
-        const bf16* residual = static_cast<const bf16*>(a.residual);
         for (int t = blockIdx.x; t < count; t += gridDim.x) {
             const TilePosition tile(t, tiles, a.out_frames, kN);
             const int slices =
@@ -139,9 +136,11 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 #pragma unroll
             for (int m = 0; m < 2; m++) {
                 const int first_row = group * 128 + 64 * m;
-                // Elements of out from this thread's two pixels on; whether they exist.
-                i64 at[2];
-                bool inside[2];
+                PixelPair pixels;
+                pixels.channel = thread_column;
+                pixels.columns = a.outputs - tile.output - thread_column;
+                pixels.staging_row = staging_row;
+                pixels.swizzle = swizzle;
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int row = first_row + thread_row + 8 * h;
@@ -150,80 +149,18 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     const int column =
                         (tile.column + (row & ((1 << tiles.width_log2) - 1))) * scale +
                         tile.parity % 2;
-                    inside[h] = line < a.out_height && column < a.out_width;
-                    at[h] = ((i64(tile.frame) * a.out_height + line) * a.out_width + column) *
-                                a.outputs +
-                            tile.output + thread_column;
+                    pixels.inside[h] = line < a.out_height && column < a.out_width;
+                    pixels.at[h] =
+                        ((i64(tile.frame) * a.out_height + line) * a.out_width + column) *
+                            a.outputs +
+                        tile.output + thread_column;
                 }
-                const int columns = a.outputs - tile.output - thread_column;
-                if constexpr (kN <= 16) {
-                    bf16* out = static_cast<bf16*>(a.out);
-#pragma unroll
-                    for (int i = 0; i < kN / 2; i++) {
-                        const int h = i / 2 % 2, offset = i / 4 * 8 + i % 2;
-                        if (!inside[h] || offset >= columns) continue;
-                        float y = acc[m][i];
-                        if (a.bias) y += a.bias[tile.output + thread_column + offset];
-                        if (residual) y = float(residual[at[h] + offset]) + round_bf16(y);
-                        out[at[h] + offset] = bf16(y);
-                    }
-                } else {
-#pragma unroll
-                for (int panel = 0; panel < (kN + 63) / 64; panel++) {
-                    if (tile.output + 64 * panel >= a.outputs) break;
-                    if (leader) bulk_wait_read<0>();
-                    bar_sync(1 + group, kGroupThreads);
-                    constexpr int kBatch = 2;
-#pragma unroll
-                    for (int first_j = 0; first_j < 8 && 64 * panel + 8 * first_j < kN;
-                         first_j += kBatch) {
-                        float2 bias[kBatch];
-                        u32 added[kBatch][2];
-#pragma unroll
-                        for (int b = 0; b < kBatch; b++) {
-                            const int offset = 64 * panel + 8 * (first_j + b);
-                            bias[b] = make_float2(0.0f, 0.0f);
-                            added[b][0] = added[b][1] = 0;
-                            if (offset >= columns) continue;
-                            if (a.bias) {
-                                bias[b] = load_pair(a.bias + tile.output + thread_column + offset);
-                            }
-                            if (residual && inside[0]) {
-                                added[b][0] = load_pair(residual + at[0] + offset);
-                            }
-                            if (residual && inside[1]) {
-                                added[b][1] = load_pair(residual + at[1] + offset);
-                            }
-                        }
-#pragma unroll
-                        for (int b = 0; b < kBatch; b++) {
-                            const int j = first_j + b;
-                            const u32 address = staging_row + ((16 * j) ^ swizzle);
-#pragma unroll
-                            for (int h = 0; h < 2; h++) {
-                                const int i = 4 * (8 * panel + j) + 2 * h;
-                                float2 v = make_float2(acc[m][i] + bias[b].x,
-                                                       acc[m][i + 1] + bias[b].y);
-                                u32 pair = pack_bf16(v.x, v.y);
-                                if (residual) {
-                                    v = unpack_bf16(pair);
-                                    const float2 r = unpack_bf16(added[b][h]);
-                                    pair = pack_bf16(r.x + v.x, r.y + v.y);
-                                }
-                                st_shared(address + 1024 * h, pair);
-                            }
-                        }
-                    }
-                    fence_proxy_async();
-                    bar_sync(1 + group, kGroupThreads);
-                    if (leader) {
+                write_piece<kN, kGroupThreads>(
+                    acc[m], a, tile.output, pixels, 1 + group, leader, [&](int panel) {
                         tma_store_4d(maps.out[tile.parity], staging, tile.output + 64 * panel,
-                                     tile.column,
-                                     tile.line + (first_row >> tiles.width_log2), tile.frame);
-                        bulk_commit();
-                    }
-                }
-                }
+                                     tile.column, tile.line + (first_row >> tiles.width_log2),
+                                     tile.frame);
+                    });
             }
         }
         if (leader) bulk_wait<0>();

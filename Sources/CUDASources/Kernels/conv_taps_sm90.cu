@@ -2,9 +2,7 @@
 // fetches the input rectangle that all taps of one plane of the kernel read, once; wgmma then reads it
 // in place, shifted by each tap, while the weights of the taps stream by. What lies outside the frame
 // arrives as zeros, which is the padding.
-#include "conv.cuh"
-#include "gemm_epilogue.cuh"
-#include "gemm_sm90.cuh"
+#include "conv_sm90.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -159,7 +157,6 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         int thread_line = 2 * (warp % 4);
         int thread_column = lane / 4;
         const int scale = a.upsample ? 2 : 1;
-        const bf16* residual = static_cast<const bf16*>(a.residual);
         for (int t = blockIdx.x; t < count; t += gridDim.x) {
             const TilePosition tile(t, tiles, a.out_frames, kN);
             const int rectangles = (a.kernel_time - first_tap(a, tile.frame)) *
@@ -238,90 +235,30 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             const int channel = 2 * (lane % 4);
             const u32 staging_row =
                 staging + (8 * thread_line + thread_column) * 128 + channel * 2;
-            const int columns = a.outputs - tile.output - channel;
 #pragma unroll
             for (int m = 0; m < 2; m++) {
-                // Elements of out from this thread's two pixels on; whether they exist.
-                i64 at[2];
-                bool inside[2];
+                PixelPair pixels;
+                pixels.channel = channel;
+                pixels.columns = a.outputs - tile.output - channel;
+                pixels.staging_row = staging_row;
+                pixels.swizzle = swizzle;
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int line =
                         (tile.line + 8 * group + thread_line + h) * scale + tile.parity / 2;
                     const int column =
                         (tile.column + 8 * m + thread_column) * scale + tile.parity % 2;
-                    inside[h] = line < a.out_height && column < a.out_width;
-                    at[h] = ((i64(tile.frame) * a.out_height + line) * a.out_width + column) *
-                                a.outputs +
-                            tile.output + channel;
+                    pixels.inside[h] = line < a.out_height && column < a.out_width;
+                    pixels.at[h] =
+                        ((i64(tile.frame) * a.out_height + line) * a.out_width + column) *
+                            a.outputs +
+                        tile.output + channel;
                 }
-                if constexpr (kN <= 16) {
-                    bf16* out = static_cast<bf16*>(a.out);
-#pragma unroll
-                    for (int i = 0; i < kN / 2; i++) {
-                        const int h = i / 2 % 2, offset = i / 4 * 8 + i % 2;
-                        if (!inside[h] || offset >= columns) continue;
-                        float y = acc[m][i];
-                        if (a.bias) y += a.bias[tile.output + channel + offset];
-                        if (residual) y = float(residual[at[h] + offset]) + round_bf16(y);
-                        out[at[h] + offset] = bf16(y);
-                    }
-                } else {
-#pragma unroll
-                    for (int panel = 0; panel < (kN + 63) / 64; panel++) {
-                        if (tile.output + 64 * panel >= a.outputs) break;
-                        if (leader) bulk_wait_read<0>();
-                        bar_sync(1 + group, kGroupThreads);
-                        constexpr int kBatch = 2;
-#pragma unroll
-                        for (int first_j = 0; first_j < 8 && 64 * panel + 8 * first_j < kN;
-                             first_j += kBatch) {
-                            float2 bias[kBatch];
-                            u32 added[kBatch][2];
-#pragma unroll
-                            for (int b = 0; b < kBatch; b++) {
-                                const int offset = 64 * panel + 8 * (first_j + b);
-                                bias[b] = make_float2(0.0f, 0.0f);
-                                added[b][0] = added[b][1] = 0;
-                                if (offset >= columns) continue;
-                                if (a.bias) {
-                                    bias[b] = load_pair(a.bias + tile.output + channel + offset);
-                                }
-                                if (residual && inside[0]) {
-                                    added[b][0] = load_pair(residual + at[0] + offset);
-                                }
-                                if (residual && inside[1]) {
-                                    added[b][1] = load_pair(residual + at[1] + offset);
-                                }
-                            }
-#pragma unroll
-                            for (int b = 0; b < kBatch; b++) {
-                                const int j = first_j + b;
-                                const u32 address = staging_row + ((16 * j) ^ swizzle);
-#pragma unroll
-                                for (int h = 0; h < 2; h++) {
-                                    const int i = 4 * (8 * panel + j) + 2 * h;
-                                    float2 v = make_float2(acc[m][i] + bias[b].x,
-                                                           acc[m][i + 1] + bias[b].y);
-                                    u32 pair = pack_bf16(v.x, v.y);
-                                    if (residual) {
-                                        v = unpack_bf16(pair);
-                                        const float2 r = unpack_bf16(added[b][h]);
-                                        pair = pack_bf16(r.x + v.x, r.y + v.y);
-                                    }
-                                    st_shared(address + 1024 * h, pair);
-                                }
-                            }
-                        }
-                        fence_proxy_async();
-                        bar_sync(1 + group, kGroupThreads);
-                        if (leader) {
-                            tma_store_4d(maps.out[tile.parity], staging, tile.output + 64 * panel,
-                                         tile.column + 8 * m, tile.line + 8 * group, tile.frame);
-                            bulk_commit();
-                        }
-                    }
-                }
+                write_piece<kN, kGroupThreads>(
+                    acc[m], a, tile.output, pixels, 1 + group, leader, [&](int panel) {
+                        tma_store_4d(maps.out[tile.parity], staging, tile.output + 64 * panel,
+                                     tile.column + 8 * m, tile.line + 8 * group, tile.frame);
+                    });
             }
         }
         if (leader) bulk_wait<0>();
