@@ -91,7 +91,7 @@ public final class CPUBackend: Backend {
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor {
         Self.checkLinear("linearAdd", x, weight, bias)
-        precondition(
+        ensure(
             residual.shape == x.shape.replacingLast(weight.outputs),
             "linearAdd: residual \(residual.shape) for x \(x.shape), weight \(weight.shape)")
         if let y = fast?.linearAdd(x, weight, bias: bias, to: residual, gate: gate) { return y }
@@ -136,7 +136,7 @@ public final class CPUBackend: Backend {
         Self.checkVectors("rmsNormRope", x, [weight])
         let width = x.shape.columns
         let table: Shape = [x.shape.rows, width / heads / 2]
-        precondition(
+        ensure(
             width % (2 * heads) == 0 && rope.cosine.shape == table && rope.sine.shape == table,
             "rmsNormRope: x \(x.shape), \(heads) heads, angles \(rope.cosine.shape)")
         return definitions.rmsNormRope(
@@ -144,13 +144,13 @@ public final class CPUBackend: Backend {
     }
 
     public func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
-        precondition(x.shape == y.shape, "gatedAdd: \(x.shape) and \(y.shape)")
+        ensure(x.shape == y.shape, "gatedAdd: \(x.shape) and \(y.shape)")
         Self.checkVectors("gatedAdd", x, [gate])
         return definitions.gatedAdd(x, y, gate: gate)
     }
 
     public func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
-        precondition(gate.shape == up.shape, "geluGate: \(gate.shape) and \(up.shape)")
+        ensure(gate.shape == up.shape, "geluGate: \(gate.shape) and \(up.shape)")
         return definitions.geluGate(gate, up, format: format)
     }
 
@@ -160,14 +160,14 @@ public final class CPUBackend: Backend {
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
     ) -> Tensor {
         Self.checkHeads("attention", q, k, v)
-        precondition(lastKeyCount >= 1, "attention: the last key counts \(lastKeyCount) times")
+        ensure(lastKeyCount >= 1, "attention: the last key counts \(lastKeyCount) times")
         return fast?.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
             ?? definitions.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
     }
 
     public func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {
         Self.checkHeads("relativeAttention", q, k, v)
-        precondition(
+        ensure(
             q.shape == k.shape && table.shape == [32, q.shape[1]],
             "relativeAttention: q \(q.shape), k \(k.shape), table \(table.shape)")
         return fast?.relativeAttention(q, k, v, table: table)
@@ -176,7 +176,7 @@ public final class CPUBackend: Backend {
 
     public func blockMap(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
         Self.checkHeads("blockMap", q, k, k)
-        precondition(q.shape == k.shape, "blockMap: q \(q.shape), k \(k.shape)")
+        ensure(q.shape == k.shape, "blockMap: q \(q.shape), k \(k.shape)")
         return definitions.blockMap(q, k, spec)
     }
 
@@ -186,7 +186,7 @@ public final class CPUBackend: Backend {
     ) -> Tensor {
         Self.checkHeads("sparseLinearAttention", q, k, v)
         let dim = q.shape[2]
-        precondition(
+        ensure(
             q.shape == k.shape && projection.shape == [dim, dim] && bias?.shape.count ?? dim == dim,
             "sparseLinearAttention: q \(q.shape), k \(k.shape), projection \(projection.shape)")
         return fast?.sparseLinearAttention(q, k, v, projection: projection, bias: bias, spec)
@@ -205,13 +205,13 @@ public final class CPUBackend: Backend {
     // MARK: Tokens and latents
 
     public func embedding(_ ids: [Int32], table: Tensor) -> Tensor {
-        precondition(table.shape.rank == 2, "embedding: table \(table.shape)")
+        ensure(table.shape.rank == 2, "embedding: table \(table.shape)")
         return definitions.embedding(ids, table: table)
     }
 
     public func patchify(_ parts: [Tensor], dtype: DType) -> Tensor {
         let size = parts[0].shape
-        precondition(
+        ensure(
             parts.allSatisfy { $0.shape.rank == 4 && $0.shape.tail == size.tail }
                 && size[2] % 2 == 0 && size[3] % 2 == 0,
             "patchify: \(parts.map(\.shape))")
@@ -219,7 +219,7 @@ public final class CPUBackend: Backend {
     }
 
     public func unpatchify(_ x: Tensor, size: (t: Int, h: Int, w: Int)) -> Tensor {
-        precondition(
+        ensure(
             x.shape.rank == 2 && x.shape[0] == size.t * (size.h / 2) * (size.w / 2)
                 && size.h % 2 == 0 && size.w % 2 == 0 && x.shape[1] % 4 == 0,
             "unpatchify: \(x.shape) to latents of \(size)")
@@ -229,14 +229,14 @@ public final class CPUBackend: Backend {
     public func rcmStep(_ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double)
         -> Tensor
     {
-        precondition(
+        ensure(
             x.shape == velocity.shape && noise?.shape ?? x.shape == x.shape,
             "rcmStep: x \(x.shape), velocity \(velocity.shape)")
         return definitions.rcmStep(x, velocity: velocity, noise: noise, t: t, next: next)
     }
 
     public func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
-        precondition(
+        ensure(
             !terms.isEmpty && terms.count == coefficients.count
                 && terms.allSatisfy { $0.shape == terms[0].shape },
             "combine: \(terms.map(\.shape)) with \(coefficients.count) coefficients")
@@ -250,14 +250,14 @@ public final class CPUBackend: Backend {
     // MARK: Video autoencoder
 
     public func channelsLast(_ x: Tensor, scale: [Float], shift: [Float], dtype: DType) -> Tensor {
-        precondition(
+        ensure(
             x.shape.rank == 4 && scale.count == x.shape[0] && shift.count == x.shape[0],
             "channelsLast: \(x.shape), \(scale.count) scales, \(shift.count) shifts")
         return definitions.channelsLast(x, scale: scale, shift: shift, dtype: dtype)
     }
 
     public func channelsFirst(_ x: Tensor, scale: [Float], shift: [Float]) -> Tensor {
-        precondition(
+        ensure(
             x.shape.rank == 4 && scale.count == x.shape[3] && shift.count == x.shape[3],
             "channelsFirst: \(x.shape), \(scale.count) scales, \(shift.count) shifts")
         return definitions.channelsFirst(x, scale: scale, shift: shift)
@@ -272,7 +272,7 @@ public final class CPUBackend: Backend {
             x.shape, history: history?.shape, leadingZeros: leadingZeros, weight,
             timeStride: timeStride, spatialStride: spatialStride, padding: padding,
             upsample: upsample)
-        precondition(
+        ensure(
             residual?.shape ?? geometry.output == geometry.output,
             "convolution: residual \(residual?.shape ?? []) for \(geometry.output)")
         return fast?.convolution(x, history: history, weight, geometry, residual: residual)
@@ -286,12 +286,12 @@ public final class CPUBackend: Backend {
     }
 
     public func interleaveTime(_ x: Tensor) -> Tensor {
-        precondition(x.shape.rank == 4 && x.shape[3] % 2 == 0, "interleaveTime: \(x.shape)")
+        ensure(x.shape.rank == 4 && x.shape[3] % 2 == 0, "interleaveTime: \(x.shape)")
         return definitions.interleaveTime(x)
     }
 
     public func concatenate(_ parts: [Tensor]) -> Tensor {
-        precondition(
+        ensure(
             !parts.isEmpty
                 && parts.allSatisfy {
                     $0.shape.tail == parts[0].shape.tail && $0.dtype == parts[0].dtype
@@ -307,7 +307,7 @@ public final class CPUBackend: Backend {
     private static func checkLinear(
         _ operation: String, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?
     ) {
-        precondition(
+        ensure(
             weight.shape.rank == 2 && x.shape.columns == weight.inputs
                 && bias?.shape.count ?? weight.outputs == weight.outputs,
             "\(operation): x \(x.shape), weight \(weight.shape), bias \(bias?.shape ?? [])")
@@ -317,7 +317,7 @@ public final class CPUBackend: Backend {
             case .f8e4m3: .fp8Rows
             default: weight.inputFormat
             }
-        precondition(
+        ensure(
             format == weight.inputFormat,
             "\(operation): x of \(format) for a weight that takes \(weight.inputFormat)")
     }
@@ -325,7 +325,7 @@ public final class CPUBackend: Backend {
     /// x: [..., dim]; vectors: [dim] or nil
     private static func checkVectors(_ operation: String, _ x: Tensor, _ vectors: [Tensor?]) {
         for case let vector? in vectors {
-            precondition(
+            ensure(
                 vector.shape.count == x.shape.columns,
                 "\(operation): x \(x.shape) and a vector \(vector.shape)")
         }
@@ -333,7 +333,7 @@ public final class CPUBackend: Backend {
 
     /// q: [Lq, heads, headDim]; k, v: [Lk, heads, headDim]
     private static func checkHeads(_ operation: String, _ q: Tensor, _ k: Tensor, _ v: Tensor) {
-        precondition(
+        ensure(
             q.shape.rank == 3 && k.shape.tail == q.shape.tail && v.shape == k.shape
                 && q.dtype == k.dtype && q.dtype == v.dtype,
             "\(operation): q \(q.shape) \(q.dtype), k \(k.shape) \(k.dtype), v \(v.shape) \(v.dtype)"

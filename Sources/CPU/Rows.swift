@@ -24,7 +24,7 @@ struct Rows {
 
     /// The first element of an f32 row.
     func floats(_ row: Int) -> UnsafeMutablePointer<Float> {
-        precondition(dtype == .f32, "Rows: \(dtype) rows are not f32")
+        ensure(dtype == .f32, "Rows: \(dtype) rows are not f32")
         return base.assumingMemoryBound(to: Float.self) + row * columns
     }
 
@@ -60,7 +60,7 @@ struct Rows {
             let x = base.assumingMemoryBound(to: Double.self) + offset
             for i in 0..<n { out[i] = Float(x[i]) }
         default:
-            preconditionFailure("Rows: \(dtype) elements cannot be read as f32")
+            programmingError("Rows: \(dtype) elements cannot be read as f32")
         }
     }
 
@@ -82,7 +82,7 @@ struct Rows {
             let x = base.assumingMemoryBound(to: Double.self) + offset
             for i in 0..<n { x[i] = Double(values[i]) }
         default:
-            preconditionFailure("Rows: \(dtype) elements cannot be written from f32")
+            programmingError("Rows: \(dtype) elements cannot be written from f32")
         }
     }
 }
@@ -114,7 +114,7 @@ func round(_ x: UnsafeMutablePointer<Float>, _ n: Int, to dtype: DType) {
     case .f32: break
     case .bf16: for i in 0..<n { x[i] = x[i].roundedToBFloat16 }
     case .f16: for i in 0..<n { x[i] = Float(Float16(x[i])) }
-    default: preconditionFailure("round: activations are f32, f16 or bf16, not \(dtype)")
+    default: programmingError("round: activations are f32, f16 or bf16, not \(dtype)")
     }
 }
 

@@ -2,6 +2,7 @@
 
 import Glibc
 import Synchronization
+import Tensors
 
 /// Runs ranges of a loop on several threads.
 ///
@@ -33,7 +34,7 @@ final class Threads: @unchecked Sendable {
                     Unmanaged<Shared>.fromOpaque(argument!).takeRetainedValue().work()
                     return nil
                 }, argument)
-            precondition(code == 0, "Threads: pthread_create failed with \(code)")
+            ensure(code == 0, "Threads: pthread_create failed with \(code)")
             workers.append(thread)
         }
         pthread_sigmask(SIG_SETMASK, &before, nil)

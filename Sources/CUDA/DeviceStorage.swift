@@ -33,9 +33,9 @@ extension Tensor {
     /// The address of the first element, for a launch.
     var pointer: DevicePointer {
         guard let storage = storage as? DeviceStorage else {
-            preconditionFailure("\(shape) \(dtype) is in host memory: place it on the device first")
+            programmingError("\(shape) \(dtype) is in host memory: place it on the device first")
         }
-        precondition(
+        ensure(
             !storage.isStreamed || storage.location != .null,
             "\(shape) \(dtype) is a streamed weight that is not on the device: require its group")
         return storage.location + byteOffset
@@ -44,7 +44,7 @@ extension Tensor {
     /// The address of the scales of 8-bit activations.
     var scalesPointer: DevicePointer {
         guard let storage = scales as? DeviceStorage else {
-            preconditionFailure("\(shape) \(dtype) has no scales on the device")
+            programmingError("\(shape) \(dtype) has no scales on the device")
         }
         return storage.location
     }

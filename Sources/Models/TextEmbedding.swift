@@ -9,7 +9,7 @@ public struct TextEmbedding {
     public let count: Int
 
     public init(rows: Tensor, count: Int) {
-        precondition(
+        ensure(
             rows.shape.rank == 2 && count >= 0 && count <= rows.shape[0],
             "TextEmbedding: \(count) of \(rows.shape)")
         self.rows = rows

@@ -1,6 +1,7 @@
 /// One thread for one device: tensors and backends never leave it.
 
 import Synchronization
+import Tensors
 
 #if canImport(Glibc)
     import Glibc
@@ -21,7 +22,7 @@ final class DeviceThread: SerialExecutor, Sendable {
             { context in
                 Unmanaged<DeviceThread>.fromOpaque(context!).takeUnretainedValue().run()
             }, Unmanaged.passRetained(self).toOpaque())
-        precondition(status == 0, "DeviceThread: cannot start a thread (errno \(status))")
+        ensure(status == 0, "DeviceThread: cannot start a thread (errno \(status))")
         pthread_detach(thread)
     }
 

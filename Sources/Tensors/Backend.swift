@@ -129,7 +129,7 @@ public enum SpatialPadding: Sendable, Hashable {
     case bottomRight
 }
 
-/// A machine that computes. Operations do not throw: a wrong shape is a precondition failure that names
+/// A machine that computes. Operations do not throw: a wrong shape fails with a message that names
 /// the operation and both shapes, memory is planned before, device errors surface at `synchronize()`.
 ///
 /// Activations keep the dtype of their input (`x`) unless an operation says otherwise; statistics and
@@ -350,7 +350,7 @@ extension Backend {
     }
 
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool {
-        precondition(
+        ensure(
             a.shape == b.shape && a.dtype == b.dtype,
             "equalBits: \(a.shape) \(a.dtype) and \(b.shape) \(b.dtype)")
         let (a, b) = (read(a), read(b))

@@ -107,7 +107,7 @@ public final class CheckedBackend: Backend {
     }
 
     private func pair(_ reference: Tensor, _ subject: Tensor) -> Tensor {
-        precondition(
+        ensure(
             reference.shape == subject.shape && reference.dtype == subject.dtype,
             "CheckedBackend: \(reference.shape) \(reference.dtype) and "
                 + "\(subject.shape) \(subject.dtype)"
@@ -125,7 +125,7 @@ public final class CheckedBackend: Backend {
         case (.fp8Rows(let a, let p), .fp8Rows(let b, let q)):
             .fp8Rows(weight: pair(a, b), scale: pair(p, q))
         default:
-            preconditionFailure("CheckedBackend: weights placed as \(reference) and \(subject)")
+            programmingError("CheckedBackend: weights placed as \(reference) and \(subject)")
         }
     }
 

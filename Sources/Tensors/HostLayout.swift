@@ -12,7 +12,7 @@ extension Tensor {
     /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight,
     /// kernelWidth, in]
     public func kernelChannelsLast() -> Tensor {
-        precondition(
+        ensure(
             shape.rank == 5, "kernelChannelsLast: [out, in, kT, kH, kW] expected, \(shape)")
         let inputs = shape[1]
         let taps = shape[2] * shape[3] * shape[4]
@@ -51,7 +51,7 @@ extension Tensor {
         let bytes = row.count * dtype.byteCount
         let out = Tensor.host(Shape([ids.count] + row.dimensions), dtype)
         for (index, id) in ids.enumerated() {
-            precondition(
+            ensure(
                 id >= 0 && Int(id) < shape[0], "gatheredRows: row \(id) of \(shape)")
             (out.hostAddress + index * bytes).copyMemory(
                 from: hostAddress + Int(id) * bytes, byteCount: bytes)

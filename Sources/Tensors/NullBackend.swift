@@ -90,7 +90,7 @@ public final class NullBackend: Backend {
         private(set) var computedPeak = 0
 
         init(granularity: Int) {
-            precondition(granularity > 0, "NullBackend: granularity \(granularity)")
+            ensure(granularity > 0, "NullBackend: granularity \(granularity)")
             self.granularity = granularity
         }
 
@@ -200,7 +200,7 @@ public final class NullBackend: Backend {
         convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
     ) -> ConvolutionWeight {
         let k = kernel.shape
-        precondition(k.rank == 5, "place convolution: [out, in, kT, kH, kW] expected, \(k)")
+        ensure(k.rank == 5, "place convolution: [out, in, kT, kH, kW] expected, \(k)")
         return ConvolutionWeight(
             place(kernel, as: dtype, in: group).reshaped([k[0], k[2], k[3], k[4], k[1]]),
             bias: bias.map { place($0, as: .f32, in: group) })

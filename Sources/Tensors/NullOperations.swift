@@ -305,7 +305,7 @@ extension NullBackend {
     private func check(
         _ condition: Bool, _ operation: @autoclosure () -> String, _ shapes: Shape...
     ) {
-        precondition(
+        ensure(
             condition,
             "\(operation()): \(shapes.map(\.description).joined(separator: ", "))")
     }

@@ -20,7 +20,7 @@ public enum Int8Blocks {
     /// A NaN gives arbitrary codes in its place and a scale of NaN.
     /// - Returns: codes: i8 [rows, columns]; scale: f32 [ceil(rows/128), ceil(columns/128)]
     public static func quantize(_ matrix: Tensor) -> (codes: Tensor, scale: Tensor) {
-        precondition(
+        ensure(
             matrix.shape.rank == 2 && matrix.dtype.isFloatingPoint,
             "Int8Blocks.quantize: a matrix of numbers expected, \(matrix.shape) \(matrix.dtype)")
         let (rows, columns) = (matrix.shape[0], matrix.shape[1])
@@ -81,7 +81,7 @@ public enum Int8Blocks {
     /// The numbers that codes stand for, as f32 [rows, columns].
     public static func dequantize(_ codes: Tensor, scale: Tensor) -> Tensor {
         let (rows, columns) = (codes.shape[0], codes.shape[1])
-        precondition(
+        ensure(
             codes.dtype == .i8 && scale.shape == scaleShape(rows: rows, columns: columns),
             "Int8Blocks.dequantize: \(codes.shape) \(codes.dtype) with scales \(scale.shape)")
         let out = Tensor.host(codes.shape, .f32)
@@ -111,7 +111,7 @@ public enum FP8Rows {
     /// Quantises `matrix` [rows, columns] of any floating-point type, on several threads.
     /// - Returns: codes: f8e4m3 [rows, columns]; scale: f32 [rows]
     public static func quantize(_ matrix: Tensor) -> (codes: Tensor, scale: Tensor) {
-        precondition(
+        ensure(
             matrix.shape.rank == 2 && matrix.dtype.isFloatingPoint,
             "FP8Rows.quantize: a matrix of numbers expected, \(matrix.shape) \(matrix.dtype)")
         let (rows, columns) = (matrix.shape[0], matrix.shape[1])
@@ -145,7 +145,7 @@ public enum FP8Rows {
     /// The numbers that codes stand for, as f32 [rows, columns].
     public static func dequantize(_ codes: Tensor, scale: Tensor) -> Tensor {
         let (rows, columns) = (codes.shape[0], codes.shape[1])
-        precondition(
+        ensure(
             codes.dtype == .f8e4m3 && scale.shape.count == rows,
             "FP8Rows.dequantize: \(codes.shape) \(codes.dtype) with scales \(scale.shape)")
         let table = (0...255).map { Float8E4M3.decode(UInt8($0)) }

@@ -7,12 +7,12 @@ public struct Shape: Sendable {
     public private(set) var rank: Int
 
     public init(_ dimensions: some Collection<Int>) {
-        precondition(
+        ensure(
             dimensions.count <= Self.maximumRank, "Shape: rank \(dimensions.count) is above 6")
         extents = InlineArray(repeating: 1)
         rank = dimensions.count
         for (axis, extent) in dimensions.enumerated() {
-            precondition(extent >= 0, "Shape: negative extent \(extent)")
+            ensure(extent >= 0, "Shape: negative extent \(extent)")
             extents[axis] = extent
         }
     }
@@ -20,7 +20,7 @@ public struct Shape: Sendable {
     /// The extent along `axis`; negative axes count from the end.
     public subscript(axis: Int) -> Int {
         let index = axis < 0 ? rank + axis : axis
-        precondition(index >= 0 && index < rank, "Shape: axis \(axis) of \(self)")
+        ensure(index >= 0 && index < rank, "Shape: axis \(axis) of \(self)")
         return extents[index]
     }
 

@@ -53,7 +53,7 @@ public struct Tensor {
         _ shape: Shape, _ dtype: DType, storage: Storage, byteOffset: Int = 0,
         scales: Storage? = nil
     ) {
-        precondition(
+        ensure(
             byteOffset >= 0 && byteOffset + shape.count * dtype.byteCount <= storage.byteCount,
             "Tensor: \(shape) \(dtype) at byte \(byteOffset) exceeds \(storage.byteCount) bytes")
         self.shape = shape
@@ -67,7 +67,7 @@ public struct Tensor {
 
     /// The same elements under another shape of equal count.
     public func reshaped(_ shape: Shape) -> Tensor {
-        precondition(
+        ensure(
             shape.count == self.shape.count, "reshaped: \(self.shape) cannot become \(shape)")
         return Tensor(shape, dtype, storage: storage, byteOffset: byteOffset, scales: scales)
     }
@@ -75,10 +75,10 @@ public struct Tensor {
     /// Entries `range` of the outermost axis, sharing the storage.
     /// x: [n, ...] → [range.count, ...]
     public func slice(_ range: Range<Int>) -> Tensor {
-        precondition(
+        ensure(
             shape.rank > 0 && range.lowerBound >= 0 && range.upperBound <= shape[0],
             "slice: \(range) of \(shape)")
-        precondition(scales == nil, "slice: quantised activations cannot be sliced")
+        ensure(scales == nil, "slice: quantised activations cannot be sliced")
         let inner = shape.tail
         return Tensor(
             Shape([range.count] + inner.dimensions), dtype, storage: storage,
@@ -103,21 +103,21 @@ extension Tensor {
     /// A new f32 host tensor holding `values` in row-major order.
     public init(_ values: [Float], _ shape: Shape) {
         self = .host(shape, .f32)
-        precondition(values.count == shape.count, "Tensor: \(values.count) values for \(shape)")
+        ensure(values.count == shape.count, "Tensor: \(values.count) values for \(shape)")
         withMutable(Float.self) { _ = $0.update(fromContentsOf: values) }
     }
 
     /// A new i32 host tensor holding `values` in row-major order.
     public init(_ values: [Int32], _ shape: Shape) {
         self = .host(shape, .i32)
-        precondition(values.count == shape.count, "Tensor: \(values.count) values for \(shape)")
+        ensure(values.count == shape.count, "Tensor: \(values.count) values for \(shape)")
         withMutable(Int32.self) { _ = $0.update(fromContentsOf: values) }
     }
 
-    /// Base address of the elements. A precondition failure where the storage is not in host memory.
+    /// Base address of the elements. Fails where the storage is not in host memory.
     public var hostAddress: UnsafeMutableRawPointer {
         guard let base = storage.hostPointer else {
-            preconditionFailure("hostAddress: \(shape) \(dtype) is not in host memory")
+            programmingError("hostAddress: \(shape) \(dtype) is not in host memory")
         }
         return base + byteOffset
     }
@@ -130,7 +130,7 @@ extension Tensor {
     public func withElements<T: BitwiseCopyable, R>(
         _ type: T.Type, _ body: (UnsafeBufferPointer<T>) throws -> R
     ) rethrows -> R {
-        precondition(
+        ensure(
             MemoryLayout<T>.stride == dtype.byteCount, "withElements: \(T.self) for \(dtype)")
         let start = UnsafeRawPointer(hostAddress).assumingMemoryBound(to: T.self)
         defer { withExtendedLifetime(storage) {} }
@@ -142,7 +142,7 @@ extension Tensor {
     public func withMutable<T: BitwiseCopyable, R>(
         _ type: T.Type, _ body: (UnsafeMutableBufferPointer<T>) throws -> R
     ) rethrows -> R {
-        precondition(
+        ensure(
             MemoryLayout<T>.stride == dtype.byteCount, "withMutable: \(T.self) for \(dtype)")
         let start = hostAddress.assumingMemoryBound(to: T.self)
         defer { withExtendedLifetime(storage) {} }
@@ -185,7 +185,7 @@ extension Tensor {
                 for i in values.indices { o[i] = Float8E4M3.encode(values[i]) }
             }
         default:
-            preconditionFailure("converted: no conversion from \(dtype) to \(target)")
+            programmingError("converted: no conversion from \(dtype) to \(target)")
         }
         return out
     }

@@ -47,7 +47,7 @@ public struct ConvolutionWeight {
     public let bias: Tensor?
 
     public init(_ tensor: Tensor, bias: Tensor?) {
-        precondition(tensor.shape.rank == 5, "ConvolutionWeight: rank 5 expected, \(tensor.shape)")
+        ensure(tensor.shape.rank == 5, "ConvolutionWeight: rank 5 expected, \(tensor.shape)")
         self.tensor = tensor
         self.bias = bias
     }

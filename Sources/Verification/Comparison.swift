@@ -62,7 +62,7 @@ public struct Difference: Sendable, Equatable {
     public var nonFinite = 0
 
     init(_ actual: [Double], _ expected: [Double]) {
-        precondition(actual.count == expected.count, "Difference: counts differ")
+        ensure(actual.count == expected.count, "Difference: counts differ")
         guard !expected.isEmpty else { return }
         var error = 0.0
         var norm = 0.0

@@ -15,7 +15,7 @@ private final class NoiseList {
     private var rest: [Tensor]
     init(_ tensors: [Tensor]) { rest = tensors.reversed() }
     func next() -> Tensor {
-        precondition(!rest.isEmpty, "the sampler draws more noise than the case holds")
+        ensure(!rest.isEmpty, "the sampler draws more noise than the case holds")
         return rest.removeLast()
     }
 }

@@ -19,10 +19,10 @@ struct ConvolutionGeometry {
         _ x: Shape, history: Shape?, leadingZeros: Int, _ weight: ConvolutionWeight,
         timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool
     ) {
-        precondition(
+        ensure(
             x.rank == 4 && x[3] == weight.inputs,
             "convolution: x \(x) for a kernel \(weight.tensor.shape)")
-        precondition(
+        ensure(
             history.map { $0.rank == 4 && $0.tail == x.tail } ?? true,
             "convolution: history \(history ?? x) for x \(x)")
         self.leadingZeros = leadingZeros
@@ -42,7 +42,7 @@ struct ConvolutionGeometry {
         }
         self.padding = (top, left)
         let depth = leadingZeros + historyFrames + frames - weight.time
-        precondition(
+        ensure(
             depth >= 0,
             "convolution: \(depth + weight.time) frames for a kernel of \(weight.time)")
         output = [

@@ -191,7 +191,7 @@ private struct Scaling {
     init(_ x: Tensor, _ weight: LinearWeight) {
         func scales(_ weightScale: Tensor) -> (UnsafePointer<Float>, UnsafePointer<Float>) {
             guard let storage = x.scales, let base = storage.hostPointer else {
-                preconditionFailure("linear: quantised x \(x.shape) \(x.dtype) without scales")
+                programmingError("linear: quantised x \(x.shape) \(x.dtype) without scales")
             }
             return (
                 UnsafePointer(base.assumingMemoryBound(to: Float.self)),

@@ -8,7 +8,7 @@ extension Definitions {
         let bytes = table.shape[1] * table.dtype.byteCount
         let result = memory.tensor([ids.count, table.shape[1]], table.dtype)
         for (index, id) in ids.enumerated() {
-            precondition(
+            ensure(
                 id >= 0 && Int(id) < table.shape[0], "embedding: id \(id) of \(table.shape)")
             (result.hostAddress + index * bytes).copyMemory(
                 from: table.hostAddress + Int(id) * bytes, byteCount: bytes)

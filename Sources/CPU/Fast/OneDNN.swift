@@ -180,6 +180,6 @@ final class OneDNNProduct {
         status |= functions.dnnl_primitive_execute(primitive, stream!, Int32(list.count), list)
         for argument in list { _ = functions.dnnl_memory_destroy(argument.memory) }
         _ = functions.dnnl_stream_destroy(stream!)
-        precondition(status == DNNL_SUCCESS, "oneDNN: a product of \(inner) x \(columns) failed")
+        ensure(status == DNNL_SUCCESS, "oneDNN: a product of \(inner) x \(columns) failed")
     }
 }

@@ -1,6 +1,8 @@
 // The allocator of device memory: which addresses are free. It touches no device, so it is tested
 // without one.
 
+import Tensors
+
 /// Best fit over ranges of addresses, with coalescing. The same sequence of requests gives the same
 /// addresses and the same peak on every run.
 struct Arena {
@@ -63,7 +65,7 @@ struct Arena {
 
     mutating func deallocate(_ start: UInt64) {
         guard let block = live.removeValue(forKey: start) else {
-            preconditionFailure("Arena: \(start) is not allocated")
+            programmingError("Arena: \(start) is not allocated")
         }
         current -= block.byteCount
         if heldWhenFreed.remove(start) == nil { insert(block) }

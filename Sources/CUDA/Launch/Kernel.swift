@@ -1,6 +1,7 @@
 // Typed launches: a kernel knows the types of its arguments.
 
 internal import CDrivers
+import Tensors
 
 /// A kernel of the device, its arguments' types in order. Get one from ``Context/kernel(_:of:)``:
 ///
@@ -48,7 +49,7 @@ final class LaunchArguments {
     func append<Value: BitwiseCopyable>(_ value: Value) {
         // A tensor map wants 64 in the kernel's own parameter space; here 16 serves every type.
         let start = (used + 15) & ~15
-        precondition(start + MemoryLayout<Value>.size <= 4096 && count < 128, "too many arguments")
+        ensure(start + MemoryLayout<Value>.size <= 4096 && count < 128, "too many arguments")
         (bytes + start).storeBytes(of: value, as: Value.self)
         addresses[count] = bytes + start
         used = start + MemoryLayout<Value>.size

@@ -1,6 +1,7 @@
 // Descriptors of tensors for bulk tensor copies (TMA), sm_90 and later.
 
 internal import CDrivers
+import Tensors
 
 /// A tensor in device memory as the copy engine sees it: 128 opaque bytes, passed to a kernel as
 /// `const __grid_constant__ TensorMap`.
@@ -72,7 +73,7 @@ extension Context {
                 byteStrides.append(UInt64(stride))
             }
         }
-        precondition(
+        ensure(
             (1...5).contains(rank) && box.count == rank && byteStrides.count == rank - 1
                 && base.address % 16 == 0 && byteStrides.allSatisfy { $0 % 16 == 0 }
                 && box.allSatisfy { (1...256).contains($0) },

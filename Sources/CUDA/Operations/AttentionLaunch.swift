@@ -145,7 +145,7 @@ extension Context {
     /// Attention in f32 arithmetic: any dim that is a multiple of 4, f32 or bf16.
     func simtAttention(_ arguments: AttentionArguments, _ dtype: DType, _ keys: AttentionKeys) {
         guard let tile = Attention.simtTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
-            preconditionFailure("attention: headDim \(arguments.dim) is above 512")
+            programmingError("attention: headDim \(arguments.dim) is above 512")
         }
         let kernel: Kernel<AttentionArguments> = kernel(
             "attention_simt<\(CUDABackend.typeName(dtype)), \(tile.dim), \(tile.queries), "
@@ -162,7 +162,7 @@ extension Context {
     /// Attention of bf16 tensors on mma.sync, dim a multiple of 8 up to 128.
     func mmaAttention(_ arguments: AttentionArguments, _ keys: AttentionKeys) {
         guard let tile = Attention.mmaTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
-            preconditionFailure("attention: headDim \(arguments.dim) is above 128")
+            programmingError("attention: headDim \(arguments.dim) is above 128")
         }
         let kernel: Kernel<AttentionArguments> = kernel(
             "attention_mma<\(tile.dim), \(tile.warps), \(Attention.mmaKeys), "

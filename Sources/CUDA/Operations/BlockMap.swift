@@ -24,7 +24,7 @@ extension CUDABackend {
     /// The mean of k over the sequence, rounded to its dtype. k: [L, heads, dim] → [heads, dim]
     func keyMean(_ k: Tensor) -> Tensor {
         let (rows, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
-        precondition(256 % dim == 0, "blockMap: headDim \(dim) does not divide 256")
+        ensure(256 % dim == 0, "blockMap: headDim \(dim) does not divide 256")
         let type = Self.typeName(k.dtype)
         let chunks = min(ceilDivide(rows, 64), max(1, 512 / heads))
         let chunk = ceilDivide(rows, chunks)

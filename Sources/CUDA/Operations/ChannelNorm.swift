@@ -16,7 +16,7 @@ struct ChannelPlan: Hashable {
         let vectors = (channels + vector - 1) / vector
         let lanes = aligned ? [8, 16].first { vectors <= $0 } ?? 32 : 32
         guard let count = Self.counts(vector: vector).first(where: { vectors <= $0 * lanes }) else {
-            preconditionFailure("channelNorm: \(channels) channels are too many")
+            programmingError("channelNorm: \(channels) channels are too many")
         }
         self.vector = vector
         self.lanes = lanes
@@ -47,7 +47,7 @@ extension CUDABackend {
     public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
         let channels = x.shape.columns
         requireActivations(x, "channelNorm")
-        precondition(
+        ensure(
             gamma.shape.count == channels, "channelNorm: x \(x.shape), gamma \(gamma.shape)")
         let gamma = converted(gamma, to: .f32)
         let plan = ChannelPlan(

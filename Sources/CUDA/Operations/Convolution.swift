@@ -21,7 +21,7 @@ struct ConvolutionArguments: BitwiseCopyable {
         _ x: Shape, history: Shape?, leadingZeros: Int, _ weight: ConvolutionWeight,
         timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool
     ) {
-        precondition(
+        ensure(
             x.rank == 4 && x[3] == weight.inputs && (history.map { $0.tail == x.tail } ?? true),
             "convolution: x \(x), history \(history ?? x) for a kernel \(weight.tensor.shape)")
         let (top, left) =
@@ -29,7 +29,7 @@ struct ConvolutionArguments: BitwiseCopyable {
         let (extraHeight, extraWidth) = padding == .same ? (2 * top, 2 * left) : (1, 1)
         let past = history?[0] ?? 0
         let depth = leadingZeros + past + x[0] - weight.time
-        precondition(
+        ensure(
             depth >= 0,
             "convolution: \(depth + weight.time) frames for a kernel of \(weight.time)")
         let scale = upsample ? 2 : 1
@@ -299,7 +299,7 @@ extension CUDABackend {
             x.shape, history: history?.shape, leadingZeros: leadingZeros, weight,
             timeStride: timeStride, spatialStride: spatialStride, padding: padding,
             upsample: upsample)
-        precondition(
+        ensure(
             (x.dtype == .f32 || x.dtype == .bf16) && history?.dtype ?? x.dtype == x.dtype
                 && residual?.dtype ?? x.dtype == x.dtype
                 && residual?.shape ?? arguments.output == arguments.output,

@@ -7,7 +7,7 @@ extension CUDABackend {
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
     ) -> Tensor {
         checkAttention("attention", q, k, v)
-        precondition(lastKeyCount >= 1, "attention: lastKeyCount \(lastKeyCount)")
+        ensure(lastKeyCount >= 1, "attention: lastKeyCount \(lastKeyCount)")
         let out = tensor(q.shape, q.dtype)
         let arguments = AttentionArguments(
             q, k, v, out: out, scale: scale, lastKeyCount: lastKeyCount)
@@ -19,7 +19,7 @@ extension CUDABackend {
         _ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor
     ) -> Tensor {
         checkAttention("relativeAttention", q, k, v)
-        precondition(
+        ensure(
             table.shape == [32, q.shape[1]] && table.dtype == .f32,
             "relativeAttention: table \(table.shape) \(table.dtype) for q \(q.shape)")
         let out = tensor(q.shape, q.dtype)
@@ -30,12 +30,12 @@ extension CUDABackend {
     }
 
     func checkAttention(_ operation: String, _ q: Tensor, _ k: Tensor, _ v: Tensor) {
-        precondition(
+        ensure(
             q.shape.rank == 3 && k.shape.rank == 3 && k.shape == v.shape && k.shape[0] > 0
                 && q.shape.tail == k.shape.tail && q.dtype == k.dtype && q.dtype == v.dtype,
             "\(operation): q \(q.shape) \(q.dtype), k \(k.shape) \(k.dtype), v \(v.shape) \(v.dtype)"
         )
-        precondition(
+        ensure(
             (q.dtype == .bf16 || q.dtype == .f32) && q.shape[2] % 4 == 0 && q.shape[2] <= 512,
             "\(operation): no kernel for \(q.dtype) with headDim \(q.shape[2])")
     }

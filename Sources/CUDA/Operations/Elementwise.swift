@@ -45,7 +45,7 @@ extension CUDABackend {
     ) {
         let vector = Elementwise.vector(source, target)
         let name = "convert<\(Self.typeName(from)), \(Self.typeName(to)), \(vector)>"
-        precondition(
+        ensure(
             Elementwise.conversions.kernels.contains(name), "no conversion from \(from) to \(to)")
         let kernel: Kernel<DevicePointer, DevicePointer, Int64> = context.kernel(
             name, of: Elementwise.conversions)
@@ -55,7 +55,7 @@ extension CUDABackend {
     public func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
         let columns = x.shape.columns
         requireActivations(x, "gatedAdd")
-        precondition(
+        ensure(
             x.shape.count == y.shape.count && (gate == nil || gate!.shape.count == columns),
             "gatedAdd: x \(x.shape), y \(y.shape), gate \(gate.map { "\($0.shape)" } ?? "none")")
         let y = converted(y, to: x.dtype)
@@ -75,7 +75,7 @@ extension CUDABackend {
 
     public func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
         requireActivations(gate, "geluGate")
-        precondition(
+        ensure(
             gate.shape == up.shape && gate.dtype == up.dtype,
             "geluGate: gate \(gate.shape) \(gate.dtype), up \(up.shape) \(up.dtype)")
         let out = tensor(gate.shape, gate.dtype)
@@ -91,7 +91,7 @@ extension CUDABackend {
     public func rcmStep(
         _ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double
     ) -> Tensor {
-        precondition(
+        ensure(
             x.dtype == .f64 && velocity.dtype == .f32 && x.shape.count == velocity.shape.count
                 && (noise == nil || noise!.dtype == .f32 && noise!.shape.count == x.shape.count),
             "rcmStep: x \(x.shape) \(x.dtype), velocity \(velocity.shape) \(velocity.dtype)")
@@ -107,7 +107,7 @@ extension CUDABackend {
     }
 
     public func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
-        precondition(
+        ensure(
             (1...5).contains(terms.count) && terms.count == coefficients.count
                 && terms.allSatisfy {
                     $0.shape == terms[0].shape && ($0.dtype == .f32 || $0.dtype == .f64)

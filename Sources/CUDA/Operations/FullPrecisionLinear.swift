@@ -32,7 +32,7 @@ extension CUDABackend {
         _ x: Tensor, _ weight: Tensor, bias: Tensor?, activation: Activation, dtype: DType
     ) -> Tensor {
         let (outputs, inputs, rows) = (weight.shape[0], weight.shape[1], x.shape.rows)
-        precondition(
+        ensure(
             x.shape.columns == inputs && (bias == nil || bias!.shape.count == outputs)
                 && (weight.dtype == .f32 || weight.dtype == .bf16)
                 && (dtype == .f32 || dtype == .bf16),

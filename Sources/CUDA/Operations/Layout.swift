@@ -31,7 +31,7 @@ extension CUDABackend {
     public func embedding(_ ids: [Int32], table: Tensor) -> Tensor {
         let columns = table.shape.columns
         for id in ids {
-            precondition(
+            ensure(
                 id >= 0 && Int(id) < table.shape[0], "embedding: row \(id) of \(table.shape)")
         }
         let out = tensor([ids.count, columns], table.dtype)
@@ -47,7 +47,7 @@ extension CUDABackend {
     }
 
     public func patchify(_ parts: [Tensor], dtype: DType) -> Tensor {
-        precondition(
+        ensure(
             !parts.isEmpty
                 && parts.allSatisfy { $0.shape.rank == 4 && $0.shape.tail == parts[0].shape.tail }
                 && parts[0].shape[2] % 2 == 0 && parts[0].shape[3] % 2 == 0,
@@ -73,7 +73,7 @@ extension CUDABackend {
 
     public func unpatchify(_ x: Tensor, size: (t: Int, h: Int, w: Int)) -> Tensor {
         let channels = x.shape.columns / 4
-        precondition(
+        ensure(
             x.shape.columns % 4 == 0 && size.h % 2 == 0 && size.w % 2 == 0
                 && x.shape.rows == size.t * (size.h / 2) * (size.w / 2),
             "unpatchify: x \(x.shape), size \(size)")
@@ -87,7 +87,7 @@ extension CUDABackend {
     }
 
     public func channelsLast(_ x: Tensor, scale: [Float], shift: [Float], dtype: DType) -> Tensor {
-        precondition(
+        ensure(
             x.shape.rank == 4 && scale.count == x.shape[0] && shift.count == x.shape[0],
             "channelsLast: x \(x.shape), \(scale.count) scales, \(shift.count) shifts")
         let channels = x.shape[0]
@@ -106,7 +106,7 @@ extension CUDABackend {
 
     public func channelsFirst(_ x: Tensor, scale: [Float], shift: [Float]) -> Tensor {
         let channels = x.shape.columns
-        precondition(
+        ensure(
             x.shape.rank == 4 && scale.count == channels && shift.count == channels,
             "channelsFirst: x \(x.shape), \(scale.count) scales, \(shift.count) shifts")
         let affine = upload(scale + shift)
@@ -121,7 +121,7 @@ extension CUDABackend {
     }
 
     public func interleaveTime(_ x: Tensor) -> Tensor {
-        precondition(
+        ensure(
             x.shape.rank == 4 && x.shape[3] % 2 == 0, "interleaveTime: x \(x.shape)")
         let channels = x.shape[3] / 2
         let out = tensor([2 * x.shape[0], x.shape[1], x.shape[2], channels], x.dtype)
@@ -137,7 +137,7 @@ extension CUDABackend {
     }
 
     public func concatenate(_ parts: [Tensor]) -> Tensor {
-        precondition(
+        ensure(
             !parts.isEmpty
                 && parts.allSatisfy {
                     $0.shape.tail == parts[0].shape.tail && $0.dtype == parts[0].dtype
@@ -155,7 +155,7 @@ extension CUDABackend {
     }
 
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool {
-        precondition(
+        ensure(
             a.shape == b.shape && a.dtype == b.dtype && a.byteCount % 4 == 0,
             "equalBits: \(a.shape) \(a.dtype) and \(b.shape) \(b.dtype)")
         let differs = tensor([1], .i32)

@@ -223,7 +223,7 @@ extension CUDABackend {
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor {
         check("linearAdd", x, weight, bias)
-        precondition(
+        ensure(
             residual.shape == x.shape.replacingLast(weight.outputs)
                 && (gate == nil || gate!.shape.count == weight.outputs && gate!.dtype == .f32),
             "linearAdd: x \(x.shape), weight \(weight.shape), residual \(residual.shape), "
@@ -264,7 +264,7 @@ extension CUDABackend {
     private func check(
         _ operation: String, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?
     ) {
-        precondition(
+        ensure(
             x.shape.columns == weight.inputs
                 && (bias == nil || bias!.shape.count == weight.outputs),
             "\(operation): x \(x.shape), weight \(weight.shape), "
@@ -276,7 +276,7 @@ extension CUDABackend {
         _ problem: LinearProblem, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?,
         _ out: Tensor
     ) -> LinearArguments {
-        precondition(
+        ensure(
             problem.rowBytes % 16 == 0 && problem.outputs % 2 == 0,
             "linear: weight \(weight.shape) in 8 bits needs inputs in multiples of 16 and an even "
                 + "number of outputs")

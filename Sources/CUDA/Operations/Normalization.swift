@@ -29,7 +29,7 @@ struct RowPlan: Hashable {
             counts.first { vectors <= $0 * wanted }
             ?? counts.first { vectors <= $0 * Self.mostThreads }
         guard let count else {
-            preconditionFailure("rows of \(columns) \(dtype) elements are too long for the norms")
+            programmingError("rows of \(columns) \(dtype) elements are too long for the norms")
         }
         self.vector = vector
         self.count = count
@@ -111,7 +111,7 @@ extension CUDABackend {
         _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
         format: ActivationFormat, dtype: DType?
     ) -> Tensor {
-        precondition(
+        ensure(
             scale.shape.count == x.shape.columns && shift.shape.count == x.shape.columns,
             "modulatedLayerNorm: x \(x.shape), shift \(shift.shape), scale \(scale.shape)")
         return layerNorm(
@@ -124,7 +124,7 @@ extension CUDABackend {
         format: ActivationFormat
     ) -> Tensor {
         for vector in [weight, bias] {
-            precondition(
+            ensure(
                 vector == nil || vector!.shape.count == x.shape.columns,
                 "layerNorm: x \(x.shape), weight or bias \(vector!.shape)")
         }
@@ -139,7 +139,7 @@ extension CUDABackend {
         _ dtype: DType
     ) -> Tensor {
         requireActivations(x, operation)
-        precondition(
+        ensure(
             dtype == x.dtype || format == .plain && dtype == .f32,
             "\(operation): \(format) of \(x.dtype) rows as \(dtype)")
         let weight = weight.map { converted($0, to: .f32) }
@@ -213,7 +213,7 @@ extension CUDABackend {
     ) -> Tensor {
         let columns = x.shape.columns
         let half = rope.cosine.shape.columns
-        precondition(
+        ensure(
             2 * half * heads == columns && rope.cosine.shape.rows == x.shape.rows
                 && rope.sine.shape == rope.cosine.shape && rope.cosine.dtype == .f32,
             "rmsNormRope: x \(x.shape), \(heads) heads, rope \(rope.cosine.shape)")
@@ -237,7 +237,7 @@ extension CUDABackend {
         _ operation: String, _ x: Tensor, _ weight: Tensor, _ kind: NormKind, narrow: Int = 1
     ) -> (RowPlan, Gain) {
         requireActivations(x, operation)
-        precondition(
+        ensure(
             weight.shape.count == x.shape.columns
                 && (weight.dtype == .f32 || weight.dtype == .bf16),
             "\(operation): x \(x.shape), weight \(weight.shape) \(weight.dtype)")
@@ -275,7 +275,7 @@ extension CUDABackend {
 
     /// Activations are bf16 or f32 here.
     func requireActivations(_ x: Tensor, _ operation: String) {
-        precondition(
+        ensure(
             x.dtype == .bf16 || x.dtype == .f32,
             "\(operation): bf16 or f32 activations expected, x is \(x.shape) \(x.dtype)")
     }

@@ -67,7 +67,7 @@ extension CUDABackend {
         _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture
     ) -> Tensor {
         checkSageBlocks(spec, architecture)
-        precondition(
+        ensure(
             supports(.sage(architecture)),
             "sparseLinearAttention: \(name) has not the arithmetic of \(architecture.rawValue)")
         let operands = sageLayout(q, k, v, branch, spec, architecture)
@@ -191,7 +191,7 @@ extension CUDABackend {
 
     private func checkSageBlocks(_ spec: SparseAttention, _ architecture: SageArchitecture) {
         let wide = architecture == .sm90
-        precondition(
+        ensure(
             spec.queryBlock == (wide ? 64 : 128) && spec.keyBlock == (wide ? 128 : 64),
             "SageAttention of \(architecture.rawValue): blocks of \(spec.queryBlock) x "
                 + "\(spec.keyBlock)")

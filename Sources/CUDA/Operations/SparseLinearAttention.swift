@@ -38,15 +38,15 @@ extension CUDABackend {
     ) -> Tensor {
         checkAttention("sparseLinearAttention", q, k, v)
         let dim = q.shape[2]
-        precondition(
+        ensure(
             (dim == 64 || dim == 128) && q.shape == k.shape,
             "sparseLinearAttention: q \(q.shape), k \(k.shape); headDim must be 64 or 128")
         guard case .dense(let weight) = projection, weight.shape == [dim, dim] else {
-            preconditionFailure(
+            programmingError(
                 "sparseLinearAttention: projection \(projection.shape) for q \(q.shape), "
                     + "it must be dense")
         }
-        precondition(
+        ensure(
             bias == nil || (bias!.dtype == .f32 && bias!.shape.count == dim),
             "sparseLinearAttention: bias must be f32 [\(dim)]")
         if spec.arithmetic == .exact {
@@ -76,7 +76,7 @@ extension CUDABackend {
         _ map: BlockMap?, _ spec: SparseAttention
     ) -> Tensor {
         let dim = q.shape[2]
-        precondition(
+        ensure(
             spec.queryBlock % 128 == 0 && spec.keyBlock % 64 == 0,
             "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
                 + "multiples of 128 x 64 wanted")
@@ -157,7 +157,7 @@ extension CUDABackend {
         _ spec: SparseAttention
     ) -> Tensor {
         let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        precondition(
+        ensure(
             spec.queryBlock % 32 == 0 && spec.keyBlock % 32 == 0,
             "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
                 + "multiples of 32 wanted")

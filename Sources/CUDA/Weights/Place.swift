@@ -30,7 +30,7 @@ extension CUDABackend {
         // Quantisers read bf16, as the original's does.
         let quantized = quantize(uploaded(weight, as: .bf16), to: format)
         guard let scales = quantized.scales else {
-            preconditionFailure("place: quantize returned no scales for \(format)")
+            programmingError("place: quantize returned no scales for \(format)")
         }
         let codes = Tensor(quantized.shape, quantized.dtype, storage: quantized.storage)
         let matrix = streaming.admit(codes, to: group)

@@ -18,7 +18,7 @@ public struct QuantizedCheckpoint {
 public func quantized(
     _ base: any Checkpoint, to format: LinearStorage
 ) throws(CheckpointError) -> QuantizedCheckpoint {
-    precondition(format != .plain, "quantized: .plain is no quantised format")
+    ensure(format != .plain, "quantized: .plain is no quantised format")
     try CheckpointSummary(base).require(.wanTransformer)
     let base = try inOriginalNames(base)
     var entries: [DerivedCheckpoint.Entry] = []

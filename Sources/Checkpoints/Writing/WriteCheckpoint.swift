@@ -41,7 +41,7 @@ public func writeCheckpoint(
         guard let tensor = try checkpoint.tensor(info.name) else {
             throw .missing(info.name, in: checkpoint.path, nearest: [])
         }
-        precondition(
+        ensure(
             tensor.dtype == info.dtype && tensor.shape.dimensions == info.shape,
             "writeCheckpoint: '\(info.name)' was announced as \(info.shape) \(info.dtype), "
                 + "is \(tensor.shape) \(tensor.dtype)")

@@ -38,7 +38,7 @@ public struct UMT5 {
     public func callAsFunction(_ ids: [Int32], textLength: Int = 512, on device: any Backend)
         -> TextEmbedding
     {
-        precondition(
+        ensure(
             !ids.isEmpty && ids.count <= textLength,
             "UMT5: \(ids.count) tokens for \(textLength) rows")
         var x = device.embedding(ids, hostTable: tokenEmbedding, as: activations)

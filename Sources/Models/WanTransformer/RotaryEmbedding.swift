@@ -20,7 +20,7 @@ package enum RotaryEmbedding {
     package static func table(
         _ size: (t: Int, h: Int, w: Int), headDim: Int, on device: any Backend
     ) -> RotaryTable {
-        precondition(
+        ensure(
             max(size.t, size.h, size.w) <= longestAxis,
             "RotaryEmbedding: grid \(size) exceeds \(longestAxis)")
         let spatial = headDim / 6

@@ -96,7 +96,7 @@ struct AttentionBlock: CausalLayer {
 
     /// x: [1, H, W, C]: a chunk has one frame at this resolution
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        precondition(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
+        ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
         let (pixels, channels) = (x.shape.rows, x.shape[3])
         let rows = x.reshaped([pixels, channels])
         let oneHead: Shape = [pixels, 1, channels]

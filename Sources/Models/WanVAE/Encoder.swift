@@ -66,7 +66,7 @@ extension WanVAE {
         /// video: [T, H, W, 3] in -1...1, in the dtype of activations → f32 [C, n + 1, H/8, W/8]
         public func callAsFunction(_ video: Tensor, on device: any Backend) -> Tensor {
             let count = video.shape[0]
-            precondition(count % temporalFactor == 1, "WanVAE: \(count) frames are not 4n + 1")
+            ensure(count % temporalFactor == 1, "WanVAE: \(count) frames are not 4n + 1")
             let stream = CausalStream(stages, on: device)
             var means = [stream(video.slice(0..<1))]
             for start in stride(from: 1, to: count, by: temporalFactor) {
@@ -86,7 +86,7 @@ extension WanVAE {
             _ picture: Tensor, frameCount: Int, on device: any Backend,
             afterChunk: (EncodingProgress) -> Void = { _ in }
         ) -> Tensor {
-            precondition(
+            ensure(
                 frameCount % temporalFactor == 1, "WanVAE: \(frameCount) frames are not 4n + 1")
             let (height, width) = (picture.shape[0], picture.shape[1])
             let stream = CausalStream(stages, on: device)

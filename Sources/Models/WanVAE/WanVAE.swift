@@ -23,7 +23,7 @@ public struct LatentStatistics: Sendable, Hashable {
     public var mean, std: [Float]
 
     public init(mean: [Float], std: [Float]) {
-        precondition(mean.count == std.count, "LatentStatistics: \(mean.count), \(std.count)")
+        ensure(mean.count == std.count, "LatentStatistics: \(mean.count), \(std.count)")
         self.mean = mean
         self.std = std
     }
@@ -40,7 +40,7 @@ public struct LatentStatistics: Sendable, Hashable {
         ])
 
     func check(channels: Int) {
-        precondition(
+        ensure(
             mean.count == channels,
             "WanVAE: statistics of \(mean.count) channels, \(channels) expected")
     }
