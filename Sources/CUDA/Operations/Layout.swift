@@ -13,7 +13,7 @@ enum Layout {
         kernels: pairs.map { "patchify<\($0)>" } + pairs.map { "channels_last<\($0)>" }
             + ["float", "bf16"].flatMap { ["unpatchify<\($0)>", "channels_first<\($0)>"] }
             + moved.flatMap { ["embedding<\($0)>", "interleave_time<\($0)>"] }
-            + ["compare_bits"])
+            + ["u32", "u16"].map { "kernel_channels_last<\($0)>" } + ["compare_bits"])
 
     static let units = [unit]
 

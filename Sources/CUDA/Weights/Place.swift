@@ -44,6 +44,27 @@ extension CUDABackend {
         }
     }
 
+    /// The file's layout travels as it is and is turned on the device.
+    public func place(
+        convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
+    ) -> ConvolutionWeight {
+        ensure(
+            kernel.shape.rank == 5, "place: [out, in, kT, kH, kW] expected, \(kernel.shape)")
+        let (outputs, inputs) = (kernel.shape[0], kernel.shape[1])
+        let window = Array(kernel.shape.dimensions[2...])
+        let taps = window.reduce(1, *)
+        let stored = uploaded(kernel, as: dtype)
+        let turned = tensor(Shape([outputs] + window + [inputs]), dtype)
+        let unit = dtype.byteCount == 4 ? "u32" : "u16"
+        let turn: Kernel<DevicePointer, DevicePointer, Int64, Int32, Int32> = context.kernel(
+            "kernel_channels_last<\(unit)>", of: Layout.unit)
+        turn(
+            .elements(turned.shape.count), turned.pointer, stored.pointer,
+            Int64(turned.shape.count), Int32(inputs), Int32(taps))
+        return ConvolutionWeight(
+            streaming.admit(turned, to: group), bias: bias.map { place($0, as: .f32, in: group) })
+    }
+
     public func require(_ group: WeightGroup, next: WeightGroup?) {
         streaming.require(group, next: next)
     }
@@ -54,6 +75,10 @@ extension CUDABackend {
         context.stream.copy(x.pointer, to: host.hostAddress, byteCount: x.byteCount)
         context.stream.drain()
         return host
+    }
+
+    public func beginRead(_ x: Tensor) -> HostCopy {
+        x.isOnHost ? HostCopy(x) : downloads.begin(x)
     }
 
     /// A copy on the device as `dtype`: the bytes travel as they are and are converted there.

@@ -74,6 +74,17 @@ __global__ void interleave_time(Unit* out, const Unit* in, i64 count, i64 positi
     out[i] = in[((frame / 2 * positions + position) * 2 + frame % 2) * units + unit];
 }
 
+/// The kernel of a convolution with its input channels innermost.
+/// in: [count / (inputs * taps), inputs, taps] → out: [.., taps, inputs]
+template <typename Unit>
+__global__ void kernel_channels_last(Unit* out, const Unit* in, i64 count, int inputs, int taps) {
+    const i64 i = element_index();
+    if (i >= count) return;
+    const int input = int(i % inputs);
+    const i64 row = i / inputs;
+    out[i] = in[(row / taps * inputs + input) * taps + row % taps];
+}
+
 /// Sets *differs where the bytes of a and b are not the same. `count` units of 4 bytes.
 __global__ void compare_bits(u32* differs, const u32* a, const u32* b, i64 count) {
     bool different = false;
