@@ -302,6 +302,12 @@ public final class CPUBackend: Backend {
 
     public func rgb8(_ x: Tensor) -> Tensor { definitions.rgb8(x) }
 
+    public func nv12(_ x: Tensor) -> Tensor {
+        let s = x.shape
+        ensure(s.rank == 4 && s[1] % 2 == 0 && s[2] % 2 == 0 && s[3] == 3, "nv12: \(s)")
+        return definitions.nv12(x)
+    }
+
     // MARK: Shapes
 
     private static func checkLinear(

@@ -31,6 +31,7 @@ public final class CUDABackend: Backend {
 
     public let context: Context
     let uploads: Uploads
+    let downloads: Downloads
     let streaming: WeightStreaming
 
     public var name: String { context.properties.name }
@@ -60,6 +61,7 @@ public final class CUDABackend: Backend {
         context = try Context(device, memoryLimit: options.memoryLimit, kernels: kernels)
         context.waitsForEachKernel = options.waitsForEachKernel
         uploads = try Uploads(context)
+        downloads = Downloads(context)
         streaming = try WeightStreaming(context, residentBytes: options.residentWeights)
         try context.kernels.prepare(progress: progress)
     }
@@ -68,6 +70,7 @@ public final class CUDABackend: Backend {
     init(_ context: Context) throws {
         self.context = context
         uploads = try Uploads(context)
+        downloads = Downloads(context)
         streaming = try WeightStreaming(context, residentBytes: nil)
     }
 

@@ -26,6 +26,9 @@ static const char normalization_cu[] = {
 static const char elementwise_cu[] = {
 #embed "Kernels/elementwise.cu"
     , 0};
+static const char frames_cu[] = {
+#embed "Kernels/frames.cu"
+    , 0};
 static const char layout_cu[] = {
 #embed "Kernels/layout.cu"
     , 0};
@@ -122,6 +125,7 @@ static const struct cuda_source sources[] = {
     SOURCE("rows.cuh", rows_cuh),
     SOURCE("normalization.cu", normalization_cu),
     SOURCE("elementwise.cu", elementwise_cu),
+    SOURCE("frames.cu", frames_cu),
     SOURCE("layout.cu", layout_cu),
     SOURCE("channel_norm.cu", channel_norm_cu),
     SOURCE("full_precision_linear.cu", full_precision_linear_cu),

@@ -165,6 +165,8 @@ public protocol Backend: AnyObject {
     func require(_ group: WeightGroup, next: WeightGroup?)
     /// A copy in host memory, same dtype. Waits for the device.
     func read(_ x: Tensor) -> Tensor
+    /// Begins a copy in host memory, behind the work that is queued, and does not wait for it.
+    func beginRead(_ x: Tensor) -> HostCopy
     /// Whether two tensors of equal shape and dtype hold the same bits. Waits for the device.
     func equalBits(_ a: Tensor, _ b: Tensor) -> Bool
     /// Waits for all work and throws the first error that the device reported since the last call.
@@ -310,6 +312,13 @@ public protocol Backend: AnyObject {
 
     /// floor(clamp((x + 1) / 2, 0, 1) * 255 + 0.5). x: [T, H, W, 3] → u8
     func rgb8(_ x: Tensor) -> Tensor
+
+    /// Frames as video encoders take them: BT.709 (ITU-R BT.709-6, 3.2 and 3.4), limited range, a chroma sample in
+    /// the middle of each 2x2 pixels. x: [T, H, W, 3], H and W even → u8 [T, H * 3 / 2, W]: in each frame H rows
+    /// of Y, then H / 2 rows of Cb and Cr in turn. Each number of x is clamped to [-1, 1], NaN to -1; then, in f32,
+    ///   y = 0.2126 r + 0.7152 g + 0.0722 b, Y = floor(125.5 + 109.5 y + 0.5), and with means over 2x2 pixels
+    ///   Cb = floor(128 + 112 (b - y) / 1.8556 + 0.5), Cr = floor(128 + 112 (r - y) / 1.5748 + 0.5).
+    func nv12(_ x: Tensor) -> Tensor
 }
 
 /// Bytes of device memory.
@@ -348,6 +357,8 @@ extension Backend {
             place(kernel.kernelChannelsLast(), as: dtype, in: group),
             bias: bias.map { place($0, as: .f32, in: group) })
     }
+
+    public func beginRead(_ x: Tensor) -> HostCopy { HostCopy(x.isOnHost ? x : read(x)) }
 
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool {
         ensure(

@@ -367,4 +367,7 @@ public final class CheckedBackend: Backend {
     public func rgb8(_ x: Tensor) -> Tensor {
         both("rgb8") { $0.rgb8($1(x)) }
     }
+    public func nv12(_ x: Tensor) -> Tensor {
+        both("nv12") { $0.nv12($1(x)) }
+    }
 }

@@ -46,6 +46,7 @@ open class ForwardingBackend: Backend {
         base.require(group, next: next)
     }
     open func read(_ x: Tensor) -> Tensor { base.read(x) }
+    open func beginRead(_ x: Tensor) -> HostCopy { base.beginRead(x) }
     open func equalBits(_ a: Tensor, _ b: Tensor) -> Bool { base.equalBits(a, b) }
     open func synchronize() throws { try base.synchronize() }
     open var memory: MemoryUse { base.memory }
@@ -205,5 +206,8 @@ open class ForwardingBackend: Backend {
     }
     open func rgb8(_ x: Tensor) -> Tensor {
         perform("rgb8", [x]) { base.rgb8(x) }
+    }
+    open func nv12(_ x: Tensor) -> Tensor {
+        perform("nv12", [x]) { base.nv12(x) }
     }
 }

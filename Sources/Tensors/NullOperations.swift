@@ -291,6 +291,12 @@ extension NullBackend {
         return noting("rgb8", [x], result(x.shape, .u8))
     }
 
+    public func nv12(_ x: Tensor) -> Tensor {
+        let s = x.shape
+        check(s.rank == 4 && s[1] % 2 == 0 && s[2] % 2 == 0 && s[3] == 3, "nv12", s)
+        return noting("nv12", [x], result([s[0], s[1] / 2 * 3, s[2]], .u8))
+    }
+
     // MARK: Checks
 
     private func noting(

@@ -299,6 +299,12 @@ extension OperationTable.Builder {
             add("rgb8", "\(dtype)", Tolerance(maximum: 1, mismatches: 1e-3)) {
                 [$0.rgb8($0.place(pixels, as: dtype))]
             }
+            for shape: Shape in [[2, 10, 14, 3], [3, 6, 24, 3]] {
+                let frames = random.normal(shape, as: dtype, scale: 0.7)
+                add("nv12", "\(dtype) \(shape)", Tolerance(maximum: 1, mismatches: 1e-3)) {
+                    [$0.nv12($0.place(frames, as: dtype))]
+                }
+            }
             let scale = random.normal([16]).floats()
             let shift = random.normal([16]).floats()
             add("channelsLast", "\(dtype)", tolerance(dtype)) {

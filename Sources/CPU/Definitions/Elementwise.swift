@@ -97,25 +97,4 @@ extension Definitions {
             if silu { Vector.apply(.silu, out, rows.count * n) }
         }
     }
-
-    /// floor(clamp((x + 1) / 2, 0, 1) * 255 + 0.5); see `Backend.rgb8`.
-    func rgb8(_ x: Tensor) -> Tensor {
-        let count = x.shape.count
-        let result = memory.tensor(x.shape, .u8)
-        let bytes = result.hostAddress.assumingMemoryBound(to: UInt8.self)
-        let line = Line(x)
-        threads.parallel(count, grain: 16_384) { range in
-            scratch(range.count) { values in
-                line.rows.load(0, from: range.lowerBound, range.count, into: values)
-                let out = bytes + range.lowerBound
-                for i in 0..<range.count {
-                    let unit = (values[i] + 1) / 2
-                    // Written so that NaN becomes black rather than a trap.
-                    let clamped = unit > 0 ? min(unit, 1) : 0
-                    out[i] = UInt8(clamped * 255 + 0.5)
-                }
-            }
-        }
-        return result
-    }
 }

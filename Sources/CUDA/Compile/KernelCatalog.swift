@@ -3,7 +3,7 @@
 /// The list of units; a test compares it with the files in Kernels/.
 public enum KernelCatalog {
     public static let units: [KernelUnit] =
-        Normalization.units + Elementwise.units + Layout.units + ChannelNorm.units
+        Normalization.units + Elementwise.units + Frames.units + Layout.units + ChannelNorm.units
         + FullPrecisionLinear.units + Linear.units + Quantize.units + Attention.units
         + BlockMaps.units
         + SparseLinearAttention.units + Sage.units + Convolution.units

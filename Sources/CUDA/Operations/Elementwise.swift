@@ -1,4 +1,4 @@
-// Operations that go element by element: conversions, gated sums, samplers, noise, frames to bytes.
+// Operations that go element by element: conversions, gated sums, samplers, noise.
 
 public import Tensors
 
@@ -10,7 +10,7 @@ enum Elementwise {
         kernels: types.flatMap { t in
             [
                 "gated_add<\(t), 8>", "gated_add<\(t), 1>", "gelu_gate<\(t), 8>",
-                "gelu_gate<\(t), 1>", "rgb8<\(t), 8>", "rgb8<\(t), 1>",
+                "gelu_gate<\(t), 1>",
             ]
         } + ["rcm_step", "combine<float>", "combine<double>", "combine<bf16>", "normal_noise"])
 
@@ -136,18 +136,6 @@ extension CUDABackend {
         kernel(
             .elements(draw.threads), out.pointer, draw.seed, draw.firstRound,
             Int64(draw.threads), Int64(shape.count))
-        return out
-    }
-
-    public func rgb8(_ x: Tensor) -> Tensor {
-        requireActivations(x, "rgb8")
-        let out = tensor(x.shape, .u8)
-        let vector = Elementwise.vector(x.pointer)
-        let kernel: Kernel<DevicePointer, DevicePointer, Int64> = context.kernel(
-            "rgb8<\(Self.typeName(x.dtype)), \(vector)>", of: Elementwise.unit)
-        kernel(
-            .elements(x.shape.count, perThread: vector), out.pointer, x.pointer,
-            Int64(x.shape.count))
         return out
     }
 }

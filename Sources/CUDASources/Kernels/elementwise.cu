@@ -1,22 +1,5 @@
-// Element by element: conversions, gated sums, gated GELU, sampler updates, frames to bytes.
+// Element by element: conversions, gated sums, gated GELU, sampler updates, noise.
 #include "rows.cuh"
-
-/// The first element of this thread, kVector a thread.
-template <int kVector>
-DEVICE i64 first_element() {
-    return (i64(blockIdx.x) * blockDim.x + threadIdx.x) * kVector;
-}
-
-/// Calls body(start, vector size) on the whole vectors, and element by element on the tail.
-template <int kVector, typename F>
-DEVICE void for_vector(i64 count, F body) {
-    const i64 start = first_element<kVector>();
-    if (start + kVector <= count) {
-        body.template operator()<kVector>(start);
-    } else {
-        for (i64 i = start; i < count; ++i) body.template operator()<1>(i);
-    }
-}
 
 /// in: [count] → out: [count], through float
 template <typename In, typename Out, int kVector>
@@ -63,23 +46,6 @@ __global__ void gelu_gate(T* out, const T* gate, const T* up, i64 count) {
 #pragma unroll
         for (int j = 0; j < kSize; ++j) a[j] = round_to<T>(gelu_tanh(a[j])) * b[j];
         store_floats(out + i, a);
-    });
-}
-
-/// floor(clamp((x + 1) / 2, 0, 1) * 255 + 0.5): [count]
-template <typename T, int kVector>
-__global__ void rgb8(u8* out, const T* x, i64 count) {
-    for_vector<kVector>(count, [&]<int kSize>(i64 i) {
-        float values[kSize];
-        load_floats(values, x + i);
-        Vector<u8, kSize> bytes;
-#pragma unroll
-        for (int j = 0; j < kSize; ++j) {
-            // NaN becomes 0: fmaxf returns its other operand.
-            const float unit = fminf(fmaxf((values[j] + 1.0f) * 0.5f, 0.0f), 1.0f);
-            bytes[j] = u8(floorf(unit * 255.0f + 0.5f));
-        }
-        bytes.store(out + i);
     });
 }
 

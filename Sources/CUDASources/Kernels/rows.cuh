@@ -2,6 +2,23 @@
 #pragma once
 #include "ptx.cuh"
 
+/// The first element of this thread, kVector a thread.
+template <int kVector>
+DEVICE i64 first_element() {
+    return (i64(blockIdx.x) * blockDim.x + threadIdx.x) * kVector;
+}
+
+/// Calls body(start, vector size) on the whole vectors, and element by element on the tail.
+template <int kVector, typename F>
+DEVICE void for_vector(i64 count, F body) {
+    const i64 start = first_element<kVector>();
+    if (start + kVector <= count) {
+        body.template operator()<kVector>(start);
+    } else {
+        for (i64 i = start; i < count; ++i) body.template operator()<1>(i);
+    }
+}
+
 /// x as T can hold it; nothing for float.
 template <typename T>
 DEVICE float round_to(float x) {
