@@ -46,11 +46,17 @@ let package = Package(
                 "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
             ],
             swiftSettings: numeric),
+        .target(
+            name: "Quality",
+            dependencies: [
+                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+            ],
+            swiftSettings: numeric),
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
                 "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
-                "Media", "Pipelines", "Verification",
+                "Media", "Pipelines", "Verification", "Quality",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),
@@ -86,5 +92,9 @@ let package = Package(
         .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
+        .testTarget(
+            name: "QualityTests",
+            dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media", "Pipelines"],
+            swiftSettings: swift),
     ]
 )

@@ -9,6 +9,16 @@ public struct Video: Sendable {
     /// frames: [count, height, width, 3]
     public let pixels: [UInt8]
     public var count: Int { pixels.count / (3 * width * height) }
+
+    /// pixels: [count, height, width, 3]
+    public init(width: Int, height: Int, pixels: [UInt8]) {
+        precondition(
+            width > 0 && height > 0 && pixels.count % (3 * width * height) == 0,
+            "Video: whole frames")
+        self.width = width
+        self.height = height
+        self.pixels = pixels
+    }
 }
 
 /// Decodes at most `frameLimit` frames as 8-bit RGB.

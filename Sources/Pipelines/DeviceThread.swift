@@ -11,11 +11,11 @@ import Tensors
 
 /// Runs an actor's jobs on a thread of its own, so that a device context stays current and long
 /// computations never block Swift's shared thread pool. Lives as long as the process.
-final class DeviceThread: SerialExecutor, Sendable {
+package final class DeviceThread: SerialExecutor, Sendable {
     private let jobs = Mutex<[UnownedJob]>([])
     private let available = Semaphore()
 
-    init() {
+    package init() {
         var thread = pthread_t()
         let status = pthread_create(
             &thread, nil,
@@ -26,13 +26,13 @@ final class DeviceThread: SerialExecutor, Sendable {
         pthread_detach(thread)
     }
 
-    func enqueue(_ job: consuming ExecutorJob) {
+    package func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
         jobs.withLock { $0.append(job) }
         available.signal()
     }
 
-    func asUnownedSerialExecutor() -> UnownedSerialExecutor {
+    package func asUnownedSerialExecutor() -> UnownedSerialExecutor {
         UnownedSerialExecutor(ordinary: self)
     }
 

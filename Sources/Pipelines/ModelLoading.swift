@@ -1,9 +1,9 @@
 /// Opening the models of a request on a device.
 
-import Checkpoints
+package import Checkpoints
 import Diffusion
-import Models
-import Tensors
+package import Models
+package import Tensors
 import Tokenizers
 
 extension Precision {
@@ -31,17 +31,17 @@ extension ModelSet {
         }
     }
 
-    var statistics: LatentStatistics {
+    package var statistics: LatentStatistics {
         guard let mean = defaults.latentMean, let std = defaults.latentStd else { return .wan }
         return LatentStatistics(mean: mean, std: std)
     }
 
     /// Opens the checkpoint of a model and checks that it is one of that kind.
-    func checkpoint(_ role: ModelRole) throws -> any Checkpoint {
+    package func checkpoint(_ role: ModelRole) throws -> any Checkpoint {
         try inOriginalNames(try openCheckpoint(path(role)))
     }
 
-    func weights(
+    package func weights(
         _ role: ModelRole, of checkpoint: any Checkpoint, for request: VideoRequest,
         on device: any Backend
     ) -> Weights {
@@ -73,7 +73,7 @@ extension ModelSet {
     }
 
     /// The transformer of a role, on `device`.
-    func makeTransformer(
+    package func makeTransformer(
         _ role: ModelRole, from checkpoint: any Checkpoint, for request: VideoRequest,
         sage: SageArchitecture, on device: any Backend
     ) throws -> WanTransformer {

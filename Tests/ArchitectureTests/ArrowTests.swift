@@ -19,9 +19,12 @@ private let arrows: [String: Set<String>] = [
     "Verification": [
         "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
     ],
+    "Quality": [
+        "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+    ],
     "turbodiffusion": [
         "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-        "Pipelines", "Verification",
+        "Pipelines", "Verification", "Quality",
     ],
     "CDrivers": [],
     "CUDASources": [],

@@ -1,0 +1,173 @@
+/// What is measured: one way of running one of the two models, and the order in which they come.
+
+public import Pipelines
+
+/// The arithmetic of the transformer's linear layers, and with it of everything else.
+public enum Linears: String, CaseIterable, Sendable {
+    /// Everything in f32, from the text encoder to the autoencoder.
+    case f32
+    /// Everything in bf16.
+    case bf16
+    /// As bf16, the linear layers of the blocks in int8 (128x128 blocks).
+    case int8
+    /// As bf16, the linear layers of the blocks in fp8 (one scale a row).
+    case fp8
+
+    public var precision: Precision { self == .f32 ? .f32 : .bf16 }
+    var choice: LinearChoice {
+        switch self {
+        case .f32, .bf16: .stored
+        case .int8: .int8
+        case .fp8: .fp8
+        }
+    }
+}
+
+/// One row of the report.
+public struct QualityConfiguration: Hashable, Sendable {
+    public enum Model: String, CaseIterable, Sendable {
+        /// The undistilled model: Euler with shift 3, guidance 3.5, dense attention.
+        case teacher
+        /// The distilled one.
+        case student
+    }
+
+    public var model: Model
+    public var steps: Int
+    public var attention: AttentionChoice
+    public var linears: Linears
+    /// Share of the key blocks that are attended exactly; nil for dense attention.
+    public var topK: Double?
+
+    public init(
+        _ model: Model, steps: Int, attention: AttentionChoice, linears: Linears,
+        topK: Double? = nil
+    ) {
+        self.model = model
+        self.steps = steps
+        self.attention = attention
+        self.linears = linears
+        self.topK = topK
+    }
+
+    public static let teacher = QualityConfiguration(
+        .teacher, steps: 50, attention: .original, linears: .bf16)
+
+    /// What the videos of `steps` are compared with: nothing approximated but the number of steps.
+    public static func reference(steps: Int) -> QualityConfiguration {
+        QualityConfiguration(.student, steps: steps, attention: .original, linears: .f32)
+    }
+
+    /// The reference of this configuration; the teacher's videos are compared with the student's of four steps.
+    public var reference: QualityConfiguration {
+        .reference(steps: model == .teacher ? Self.mostSteps : steps)
+    }
+    public var isReference: Bool { self == reference }
+
+    static let mostSteps = 4
+    /// Where the student was trained, and one below.
+    static let usualTopK = 0.2
+    static let smallTopK = 0.1
+
+    /// "student, 4 steps, sla 0.2, int8"
+    public var title: String {
+        let top = topK.map { " \(shortest($0))" } ?? ""
+        return "\(model.rawValue), \(steps) step\(steps == 1 ? "" : "s"), "
+            + "\(attention.rawValue)\(top), \(linears.rawValue)"
+    }
+}
+
+extension QualityConfiguration {
+    /// The request for a prompt. Noise does not come from its seed: see ``NoiseStream``.
+    func request(_ prompt: String, _ defaults: ModelSet.Defaults) -> VideoRequest {
+        var request = VideoRequest(
+            prompt: prompt, width: defaults.width, height: defaults.height,
+            frames: defaults.frames)
+        request.steps = steps
+        request.attention = attention
+        request.topK = topK ?? 1
+        request.precision = linears.precision
+        request.linears = linears.choice
+        switch model {
+        case .student:
+            request.sigmaMax = defaults.sigmaMax
+        case .teacher:
+            request.sampler = .euler
+            request.sigmaMax = nil
+            request.shift = 3
+            request.guidance = 3.5
+        }
+        return request
+    }
+}
+
+/// Which configurations are measured.
+public struct QualitySelection: Sendable, Equatable {
+    public var models = QualityConfiguration.Model.allCases
+    public var steps = [4, 3, 2, 1]
+    public var attention = AttentionChoice.allCases
+    public var linears = Linears.allCases
+    public var topK = [0.05, 0.1, 0.15, 0.2, 0.5, 1]
+
+    /// Everything.
+    public init() {}
+
+    /// What a CPU can do in about a minute for four captions: where the student was trained, without the arithmetic
+    /// that a CPU only imitates.
+    public static var brief: QualitySelection {
+        var selection = QualitySelection()
+        selection.steps = [4]
+        selection.attention = [.original, .sla]
+        selection.linears = [.f32, .bf16, .int8]
+        selection.topK = [QualityConfiguration.usualTopK]
+        return selection
+    }
+
+    /// All selected configurations, those that tell most first: the teacher and what it is compared with, the other
+    /// references, four steps (SLA, then SageSLA, for every top-k), fewer steps at top-k 0.2 and 0.1, the rest.
+    public var configurations: [QualityConfiguration] {
+        var list: [QualityConfiguration] = []
+        if models.contains(.teacher) { list.append(.teacher) }
+        if models.contains(.student) {
+            for steps in steps {
+                for attention in attention {
+                    for linears in linears {
+                        for topK in attention == .original ? [nil] : topK.map(Optional.some) {
+                            list.append(
+                                QualityConfiguration(
+                                    .student, steps: steps, attention: attention,
+                                    linears: linears, topK: topK))
+                        }
+                    }
+                }
+            }
+        }
+        let unique = list.enumerated().filter { index, item in
+            list.firstIndex(of: item) == index
+        }.map(\.element)
+        return unique.sorted { $0.rank.lexicographicallyPrecedes($1.rank) }
+    }
+}
+
+extension QualityConfiguration {
+    /// Place in the order of measuring.
+    fileprivate var rank: [Double] {
+        func place<T: Equatable>(_ value: T, _ order: [T]) -> Double {
+            Double(order.firstIndex(of: value) ?? order.count)
+        }
+        let fewer = Double(Self.mostSteps - steps)
+        let attention = place(attention, [.original, .sla, .sagesla])
+        let top = topK.map { place($0, [Self.usualTopK, Self.smallTopK, 0.05, 0.15, 0.5, 1]) } ?? 0
+        let linears = place(linears, [.bf16, .int8, .fp8, .f32])
+        if model == .teacher { return [0, 1] }
+        if isReference { return steps == Self.mostSteps ? [0, 0] : [1, fewer] }
+        if steps == Self.mostSteps { return [2, attention, top, topK ?? 0, linears] }
+        let isUsual = topK.map { $0 == Self.usualTopK || $0 == Self.smallTopK } ?? true
+        return [isUsual ? 3 : 4, fewer, attention, top, topK ?? 0, linears]
+    }
+}
+
+/// A number in as few digits as tell it apart: 0.2, 1, 0.05.
+func shortest(_ value: Double) -> String {
+    value == value.rounded() && value.magnitude < 1e9 ? "\(Int(value))" : "\(value)"
+}

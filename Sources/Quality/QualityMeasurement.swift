@@ -1,0 +1,229 @@
+/// Measures configurations one after another: devices make videos while the processor's cores judge those made before.
+
+import Media
+public import Pipelines
+import Synchronization
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+/// A measurement in progress, for whoever watches.
+public enum QualityEvent: Sendable {
+    /// A device is there; these configurations it has no arithmetic for.
+    case opened(device: String, unsupported: [QualityConfiguration])
+    /// So many videos of a configuration are made, out of as many as there are captions.
+    case progress(QualityConfiguration, made: Int)
+    case measured(QualityRow)
+}
+
+/// Videos of the first captions by several configurations, judged.
+public struct QualityMeasurement: Sendable {
+    public var models: QualityModels
+    public var classifier: AttributeClassifier
+    public var captions: [Caption]
+    /// Makers of videos that work side by side on one device. A small model leaves most of a GPU idle.
+    public var lanes: Int
+    /// Opens the device; called once in each lane, on its own thread.
+    public var open: @Sendable () throws -> OpenedDevice
+
+    /// So many videos are made alone, for the time; the first one warms up.
+    private static let timed = 4
+
+    public init(
+        models: QualityModels, classifier: AttributeClassifier, captions: [Caption], lanes: Int,
+        open: @escaping @Sendable () throws -> OpenedDevice
+    ) {
+        self.models = models
+        self.classifier = classifier
+        self.captions = captions
+        self.lanes = max(1, lanes)
+        self.open = open
+    }
+
+    /// Videos by caption, of the references that are still needed.
+    private typealias References = [QualityConfiguration: [Video]]
+
+    /// Measures those of `configurations` that `table` has no row for. References whose videos are needed are made
+    /// again where their row is there already.
+    /// - Parameter finished: given every row when it is complete.
+    public func run(
+        _ configurations: [QualityConfiguration], besides table: QualityTable,
+        events: @escaping @Sendable (QualityEvent) -> Void,
+        finished: (QualityRow) throws -> Void
+    ) async throws {
+        var missing = configurations.filter { table[$0] == nil }
+        guard !missing.isEmpty else { return }
+        let defaults = models.student.defaults
+        try classifier.check(
+            frames: defaults.frames, width: defaults.width, height: defaults.height)
+        let alone = min(Self.timed, captions.count)
+        let makers = (0..<lanes).map { lane in
+            let others = Array(stride(from: alone + lane, to: captions.count, by: lanes))
+            return Lane(
+                share: others,
+                maker: VideoMaker(
+                    models, captions, share: (lane == 0 ? Array(0..<alone) : []) + others,
+                    open: open))
+        }
+        // One after another: the first may have kernels to compile, which the others then find.
+        let device = try await makers[0].maker.start(missing)
+        for lane in makers.dropFirst() { _ = try await lane.maker.start(missing) }
+        let supported = Set(device.supported)
+        events(
+            .opened(device: device.name, unsupported: missing.filter { !supported.contains($0) }))
+        missing = missing.filter(supported.contains)
+
+        var references: References = [:]
+        for (index, configuration) in missing.enumerated() {
+            if references[configuration.reference] == nil, !configuration.isReference {
+                let reference = configuration.reference
+                let result = try await measure(reference, makers, against: nil, events)
+                references[reference] = result.videos
+            }
+            let known = references[configuration.reference]
+            let result = try await measure(configuration, makers, against: known, events)
+            let row = result.row(configuration, device: device.name)
+            try finished(row)
+            events(.measured(row))
+            if configuration.isReference { references[configuration] = result.videos }
+            // 33 frames of 256x144 for 200 captions are 730 MB.
+            let wanted = Set(missing[(index + 1)...].filter { !$0.isReference }.map(\.reference))
+            references = references.filter { wanted.contains($0.key) }
+        }
+    }
+
+    private struct Lane {
+        let share: [Int]
+        let maker: VideoMaker
+    }
+
+    /// One configuration for all captions.
+    private func measure(
+        _ configuration: QualityConfiguration, _ lanes: [Lane], against references: [Video]?,
+        _ events: @escaping @Sendable (QualityEvent) -> Void
+    ) async throws -> Measured {
+        try await withThrowingTaskGroup { group in
+            for lane in lanes { group.addTask { try await lane.maker.prepare(configuration) } }
+            try await group.waitForAll()
+        }
+        let alone = Array(0..<min(Self.timed, captions.count))
+        let timed = try await judge(
+            alone, by: lanes[0].maker, against: references, keeps: configuration.isReference
+        ) { events(.progress(configuration, made: $0)) }
+        let counter = Counter(from: alone.count)
+        let judged = try await withThrowingTaskGroup(of: [Judged].self) { group in
+            for lane in lanes {
+                group.addTask {
+                    try await judge(
+                        lane.share, by: lane.maker, against: references,
+                        keeps: configuration.isReference
+                    ) { _ in events(.progress(configuration, made: counter.next())) }
+                }
+            }
+            return try await group.reduce(into: timed) { $0 += $1 }
+        }
+        return Measured(judged.sorted { $0.caption < $1.caption }, timed: alone.count)
+    }
+
+    /// Makes videos one after another and has each judged while the next ones are made.
+    private func judge(
+        _ share: [Int], by maker: VideoMaker, against references: [Video]?, keeps: Bool,
+        made: @Sendable (Int) -> Void
+    ) async throws -> [Judged] {
+        // Frames that wait to be judged are memory: a maker that is far ahead waits.
+        let most = 4
+        return try await withThrowingTaskGroup(of: Judged.self) { group in
+            var results: [Judged] = []
+            for (index, caption) in share.enumerated() {
+                if index - results.count >= most, let next = try await group.next() {
+                    results.append(next)
+                }
+                let (video, seconds) = try await maker.make(caption)
+                made(index + 1)
+                group.addTask {
+                    judged(
+                        caption, video, seconds, against: references?[caption], keeps: keeps)
+                }
+            }
+            return try await group.reduce(into: results) { $0.append($1) }
+        }
+    }
+
+    private func judged(
+        _ caption: Int, _ video: Video, _ seconds: Double, against reference: Video?, keeps: Bool
+    ) -> Judged {
+        let found = classifier.classes(video)
+        return Judged(
+            caption: caption, seconds: seconds,
+            isRight: zip(found, captions[caption].answers).map { $0 == $1 },
+            distance: reference.map { FrameDistance.between($0, video) },
+            video: keeps ? video : nil)
+    }
+}
+
+/// One video's result.
+private struct Judged: Sendable {
+    let caption: Int
+    let seconds: Double
+    /// For each attribute.
+    let isRight: [Bool]
+    let distance: FrameDistance.OfVideos?
+    let video: Video?
+}
+
+/// All results of a configuration, by caption.
+private struct Measured: Sendable {
+    let judged: [Judged]
+    let timed: Int
+    var videos: [Video] { judged.compactMap(\.video) }
+
+    init(_ judged: [Judged], timed: Int) {
+        self.judged = judged
+        self.timed = timed
+    }
+
+    func row(_ configuration: QualityConfiguration, device: String) -> QualityRow {
+        let count = Double(judged.count)
+        let accuracy = Attribute.allCases.indices.map { attribute in
+            100 * Double(judged.count { $0.isRight[attribute] }) / count
+        }
+        let distances = judged.compactMap(\.distance)
+        let error = distances.reduce(0) { $0 + $1.meanSquaredError } / Double(distances.count)
+        return QualityRow(
+            configuration, captions: judged.count, accuracy: accuracy,
+            scoreError: Self.standardError(
+                judged.map { score in
+                    100 * Double(score.isRight.count { $0 }) / Double(score.isRight.count)
+                }),
+            psnr: distances.isEmpty ? nil : FrameDistance.psnr(error),
+            similarity: distances.isEmpty
+                ? nil : distances.reduce(0) { $0 + $1.similarity } / Double(distances.count),
+            seconds: median(judged.prefix(timed).dropFirst(timed > 1 ? 1 : 0).map(\.seconds)),
+            device: device)
+    }
+
+    /// Of the mean of independent values.
+    private static func standardError(_ values: [Double]) -> Double {
+        guard values.count > 1 else { return 0 }
+        let count = Double(values.count)
+        let mean = values.reduce(0, +) / count
+        let squares = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) }
+        return (squares / (count - 1) / count).squareRoot()
+    }
+
+    private func median(_ values: [Double]) -> Double {
+        let sorted = values.sorted()
+        guard !sorted.isEmpty else { return 0 }
+        return (sorted[(sorted.count - 1) / 2] + sorted[sorted.count / 2]) / 2
+    }
+}
+
+/// Counts from several tasks.
+private final class Counter: Sendable {
+    private let count: Atomic<Int>
+    init(from start: Int) { count = Atomic(start) }
+    func next() -> Int { count.add(1, ordering: .relaxed).newValue }
+}
