@@ -39,6 +39,12 @@ extension FFmpeg {
     /// Swscale flags for a conversion between RGB and YCbCr without its fast, rough shortcuts.
     static let exactScaling = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
+    /// The colours of video, for the frames that come in as for those that go out.
+    static let videoColors = [
+        "-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709",
+        "-color_range", "tv",
+    ]
+
     /// What a finished child left behind.
     struct Outcome: Sendable {
         var output: [UInt8] = []

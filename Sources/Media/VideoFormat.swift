@@ -4,17 +4,31 @@
 public enum PixelFormat: String, Sendable, CaseIterable {
     /// [height, width, 3], full range.
     case rgb24
-    /// Y [height, width], then CbCr [ceil(height / 2), ceil(width / 2), 2]; BT.709, limited range.
+    /// Y [height, width], then CbCr [ceil(height / 2), ceil(width / 2), 2]; BT.709, limited range, a chroma sample
+    /// in the middle of its four pixels.
     case nv12
-    /// Y, then Cb, then Cr planes, the last two halved; BT.709, limited range.
-    case yuv420p
+
+    /// A part of a frame: its rows, from top to bottom, and the bytes of black.
+    public struct Plane: Sendable, Equatable {
+        public let rows, rowBytes: Int
+        public let black: UInt8
+    }
+
+    /// The parts of a frame, in order.
+    public func planes(width: Int, height: Int) -> [Plane] {
+        switch self {
+        case .rgb24: [Plane(rows: height, rowBytes: 3 * width, black: 0)]
+        case .nv12:
+            [
+                Plane(rows: height, rowBytes: width, black: 16),
+                Plane(rows: (height + 1) / 2, rowBytes: 2 * ((width + 1) / 2), black: 128),
+            ]
+        }
+    }
 
     /// The bytes of one frame.
     public func frameBytes(width: Int, height: Int) -> Int {
-        switch self {
-        case .rgb24: 3 * width * height
-        case .nv12, .yuv420p: width * height + 2 * ((width + 1) / 2) * ((height + 1) / 2)
-        }
+        planes(width: width, height: height).reduce(0) { $0 + $1.rows * $1.rowBytes }
     }
 }
 
@@ -76,29 +90,39 @@ public enum VideoFormat: Sendable, Equatable {
         }
     }
 
+    /// The frames that are written without a conversion of colours.
+    public var pixelFormat: PixelFormat {
+        switch self {
+        case .mp4, .webm: .nv12
+        case .gif, .webp, .png, .pngSequence: .rgb24
+        }
+    }
+
     /// The arguments between the input and the output.
     func encoding(crf: Int?, input: PixelFormat, width: Int, height: Int) -> [String] {
         let crf = crf ?? qualities?.standard ?? 0
         let source = input == .rgb24 ? "" : "in_color_matrix=bt709:in_range=tv:"
+        // From NV12 this only parts Cb from Cr.
         let toVideo =
-            "scale=\(source)out_color_matrix=bt709:out_range=tv:\(FFmpeg.exactScaling)"
-            + ",format=yuv420p"
+            "scale=\(source)out_color_matrix=bt709:out_range=tv"
+            + ":out_h_chr_pos=128:out_v_chr_pos=128:\(FFmpeg.exactScaling),format=yuv420p"
         let toRGB = "scale=\(source)\(FFmpeg.exactScaling),format="
-        let tags = [
-            "-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709",
-            "-color_range", "tv",
-        ]
+        let tags = FFmpeg.videoColors + ["-chroma_sample_location", "center"]
         switch self {
         case .mp4:
             let (right, bottom) = (width & 1, height & 1)
+            let settings =
+                ["-c:v", "libx264", "-preset", "medium", "-crf", "\(crf)"] + tags
+                + ["-movflags", "+faststart", "-f", "mp4"]
+            // What x264 itself works on.
+            if input == .nv12, right + bottom == 0 { return ["-pix_fmt", "nv12"] + settings }
             // The edge is repeated rather than black, so that it does not bleed into the picture.
             let even =
                 right + bottom == 0
                 ? ""
                 : ",pad=\(width + right):\(height + bottom)"
                     + ",fillborders=right=\(right):bottom=\(bottom):mode=smear"
-            return ["-vf", toVideo + even, "-c:v", "libx264", "-preset", "medium"]
-                + ["-crf", "\(crf)"] + tags + ["-movflags", "+faststart", "-f", "mp4"]
+            return ["-vf", toVideo + even] + settings
         case .webm:
             return ["-vf", toVideo, "-c:v", "libvpx-vp9", "-crf", "\(crf)", "-b:v", "0"]
                 + ["-deadline", "good", "-cpu-used", "3", "-row-mt", "1"] + tags + ["-f", "webm"]

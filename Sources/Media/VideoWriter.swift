@@ -230,6 +230,7 @@ extension VideoWriter {
     ) async throws {
         var arguments = FFmpeg.quiet
         arguments += ["-f", "rawvideo", "-pixel_format", options.pixelFormat.rawValue]
+        if options.pixelFormat != .rgb24 { arguments += FFmpeg.videoColors }
         arguments += ["-video_size", "\(options.width)x\(options.height)"]
         arguments += ["-framerate", "\(options.framesPerSecond)", "-i", "pipe:0", "-an"]
         arguments += format.encoding(

@@ -1,6 +1,6 @@
 /// What a run tells its caller: where it is, how long each stage took, how much memory it needed.
 
-import Tensors
+public import Media
 
 /// The stages of a run, in order.
 public enum Stage: Sendable, Hashable, Encodable {
@@ -89,8 +89,9 @@ public struct RunReport: Sendable, Encodable {
 public struct FrameChunk: Sendable {
     public let sample: Int
     public let width, height, count: Int
-    /// [count, height, width, 3]
-    public let rgb: [UInt8]
+    public let format: PixelFormat
+    /// `count` frames in `format`, one after the other.
+    public let bytes: [UInt8]
 }
 
 /// The model produced numbers that are not finite.

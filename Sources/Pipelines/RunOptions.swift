@@ -1,5 +1,6 @@
 /// How a run is carried out: what does not change the frames.
 
+public import Media
 public import Tensors
 
 /// Stages that start from a file or are written to one, and what stays in memory.
@@ -10,6 +11,8 @@ public struct RunOptions: Sendable, Equatable {
     public var latents: String?
     public var saveTextEmbedding: String?
     public var saveLatents: String?
+    /// How frames are delivered: as pictures want them, or as video encoders do.
+    public var pixelFormat = PixelFormat.rgb24
     /// Keep the text encoder on the device after use, for the next run.
     public var keepsTextEncoder = false
     /// Keep the transformer on the device while frames are decoded, and for the next run.

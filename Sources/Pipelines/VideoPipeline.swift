@@ -369,23 +369,14 @@ public actor VideoPipeline {
             }
         }
         try Task.checkCancellation()
+        let start = ContinuousClock.now
         if run.decoding == nil {
             run.tell(.started(.decode))
             device.resetPeak()
+            run.decoding = FrameDecoding(
+                latents, decoder!, as: run.options.pixelFormat, on: device)
         }
-        let start = ContinuousClock.now
-        let samples = latents.shape[0]
-        var sample = run.decoding?.sample ?? 0
-        var frames = run.decoding?.frames ?? decoder!(latents[0], on: device)
-        var chunk = frames.next()
-        if chunk == nil, sample + 1 < samples {
-            sample += 1
-            frames = decoder!(latents[sample], on: device)
-            chunk = frames.next()
-        }
-        let done = (run.decoding?.chunks ?? 0) + 1
-        run.decoding = (sample, frames, done)
-        guard let chunk else {
+        guard let chunk = run.decoding!.next() else {
             run.latents = nil
             run.decoding = nil
             run.finish(
@@ -393,19 +384,15 @@ public actor VideoPipeline {
                     stage: .decode, seconds: run.decodeSeconds, peakBytes: run.decodePeak))
             return nil
         }
-        let rgb = device.read(device.rgb8(chunk))
-        try device.synchronize()
+        let frames = try chunk.frames()
         try Task.checkCancellation()
-        // The first chunk passes the spatial layers, the second one those over time as well.
-        if done <= 2, !device.read(chunk).isFinite {
+        guard try chunk.isFinite() else {
             throw NonFiniteError(stage: .decode, tensor: models.firstNonFinite(.decoder))
         }
         run.decodeSeconds += (ContinuousClock.now - start) / .seconds(1)
         run.decodePeak = max(run.decodePeak, device.memory.peak)
-        run.tell(.progress(.decode, Double(done) / Double(samples * latents.shape[2])))
-        return FrameChunk(
-            sample: sample, width: chunk.shape[2], height: chunk.shape[1], count: chunk.shape[0],
-            rgb: rgb.withElements(UInt8.self) { Array($0) })
+        run.tell(.progress(.decode, run.decoding!.progress))
+        return frames
     }
 }
 

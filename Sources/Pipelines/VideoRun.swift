@@ -28,7 +28,7 @@ final class VideoRun {
         (role: ModelRole, positive: WanTransformer.Context, negative: WanTransformer.Context?)?
     /// f32 [samples, 16, T, H, W], the decoder's input
     var latents: Tensor?
-    var decoding: (sample: Int, frames: WanVAE.Decoding, chunks: Int)?
+    var decoding: FrameDecoding?
     var decodeSeconds = 0.0
     var decodePeak = 0
 

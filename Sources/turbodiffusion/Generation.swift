@@ -53,7 +53,9 @@ struct Generation {
                 backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend))
         }
         let start = ContinuousClock.now
-        try await pipeline.begin(request, fitted.options, events: printer.show)
+        var runOptions = fitted.options
+        runOptions.pixelFormat = try VideoFormat(path: options.savePath).pixelFormat
+        try await pipeline.begin(request, runOptions, events: printer.show)
         for try await _ in pipeline.steps {}
         var report = await pipeline.report()
         let output = try VideoOutput(

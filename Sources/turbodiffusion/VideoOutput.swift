@@ -43,8 +43,11 @@ final class VideoOutput {
         return path[..<dot] + "_\(sample)" + path[dot...]
     }
 
-    private func open(_ path: String, _ width: Int, _ height: Int) throws -> VideoWriter {
+    private func open(_ path: String, _ width: Int, _ height: Int, _ format: PixelFormat) throws
+        -> VideoWriter
+    {
         var options = VideoWriter.Options(path: path, width: width, height: height)
+        options.pixelFormat = format
         options.framesPerSecond = Double(framesPerSecond)
         options.crf = crf
         options.metadata = metadata
@@ -55,12 +58,13 @@ final class VideoOutput {
 
     func append(_ chunk: FrameChunk) async throws {
         if writers[chunk.sample] == nil {
-            writers[chunk.sample] = try open(paths[chunk.sample], chunk.width, chunk.height)
+            writers[chunk.sample] = try open(
+                paths[chunk.sample], chunk.width, chunk.height, chunk.format)
         }
-        try await writers[chunk.sample]!.append(chunk.rgb)
+        try await writers[chunk.sample]!.append(chunk.bytes)
         guard samples > 1 else { return }
         if chunk.sample < samples - 1 {
-            try earlier?.append(chunk.rgb, to: chunk.sample)
+            try earlier?.append(chunk.bytes, to: chunk.sample)
         } else {
             try await appendToGrid(chunk)
         }
@@ -71,28 +75,32 @@ final class VideoOutput {
         var columns = 1
         while columns * columns < samples { columns += 1 }
         let rows = (samples + columns - 1) / columns
-        let (width, height) = (chunk.width * columns, chunk.height * rows)
-        if grid == nil { grid = try open(gridPath, width, height) }
-        let frameBytes = chunk.width * chunk.height * 3
+        if grid == nil {
+            grid = try open(
+                gridPath, chunk.width * columns, chunk.height * rows, chunk.format)
+        }
+        let frameBytes = chunk.bytes.count / chunk.count
         for frame in 0..<chunk.count {
-            var image = RGBImage(width: width, height: height, red: 0, green: 0, blue: 0)
-            for sample in 0..<samples {
-                let pixels: [UInt8]
-                if sample == samples - 1 {
-                    pixels = Array(chunk.rgb[frame * frameBytes..<(frame + 1) * frameBytes])
-                } else {
-                    pixels = try earlier!.read(
-                        sample, from: (framesOfLast + frame) * frameBytes, count: frameBytes)
+            var pictures: [ArraySlice<UInt8>] = try (0..<samples - 1).map { sample in
+                try earlier!.read(
+                    sample, from: (framesOfLast + frame) * frameBytes, count: frameBytes)[...]
+            }
+            pictures.append(chunk.bytes[frame * frameBytes..<(frame + 1) * frameBytes])
+            var image: [UInt8] = []
+            image.reserveCapacity(rows * columns * frameBytes)
+            var start = 0
+            for plane in chunk.format.planes(width: chunk.width, height: chunk.height) {
+                for row in 0..<rows * plane.rows {
+                    let line = start + row % plane.rows * plane.rowBytes
+                    for sample in row / plane.rows * columns..<(row / plane.rows + 1) * columns {
+                        if sample < samples {
+                            image += pictures[sample].dropFirst(line).prefix(plane.rowBytes)
+                        } else {
+                            image += repeatElement(plane.black, count: plane.rowBytes)
+                        }
+                    }
                 }
-                let column = sample % columns
-                let row = sample / columns
-                for line in 0..<chunk.height {
-                    let target = ((row * chunk.height + line) * width + column * chunk.width) * 3
-                    let source = line * chunk.width * 3
-                    image.pixels.replaceSubrange(
-                        target..<target + chunk.width * 3,
-                        with: pixels[source..<source + chunk.width * 3])
-                }
+                start += plane.rows * plane.rowBytes
             }
             try await grid!.append(image)
         }

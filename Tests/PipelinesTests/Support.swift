@@ -44,6 +44,6 @@ func frames(
     of request: VideoRequest, _ pipeline: VideoPipeline, _ options: RunOptions = RunOptions()
 ) async throws -> [UInt8] {
     var frames: [UInt8] = []
-    _ = try await pipeline.generate(request, options) { frames += $0.rgb }
+    _ = try await pipeline.generate(request, options) { frames += $0.bytes }
     return frames
 }

@@ -15,7 +15,7 @@ struct VideoPipelineTests {
         var counts: [Int] = []
         let report = try await pipeline.generate(tinyRequest(), events: events.add) { chunk in
             counts.append(chunk.count)
-            #expect(chunk.rgb.count == chunk.count * 64 * 64 * 3)
+            #expect(chunk.bytes.count == chunk.count * 64 * 64 * 3)
         }
         let stages = [
             "load text encoder", "text encoder", "load transformer", "step 1/4", "step 2/4",
@@ -50,7 +50,7 @@ struct VideoPipelineTests {
         request.frames = 5
         var samples: [Int: [UInt8]] = [:]
         _ = try await pipeline(try nano()).generate(request) { chunk in
-            samples[chunk.sample, default: []] += chunk.rgb
+            samples[chunk.sample, default: []] += chunk.bytes
         }
         #expect(samples.count == 2)
         #expect(samples[0]?.count == 5 * 64 * 64 * 3)

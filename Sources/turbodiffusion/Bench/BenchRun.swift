@@ -136,7 +136,7 @@ struct BenchRun {
         let size = request.latentSize
         let latents = noise([decoder.config.latentChannels, size.t, size.h, size.w], as: .f32)
         return try stage("VAE decode, \(request.frames) frames to the host") { device in
-            for chunk in decoder(latents, on: device) { _ = device.read(device.rgb8(chunk)) }
+            for chunk in decoder(latents, on: device) { _ = device.read(device.nv12(chunk)) }
         }
     }
 
