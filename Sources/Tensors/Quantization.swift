@@ -78,7 +78,7 @@ public enum Int8Blocks {
         }
     }
 
-    /// The numbers that codes stand for, as f32 [rows, columns].
+    /// The numbers that codes stand for, as f32 [rows, columns], on several threads.
     public static func dequantize(_ codes: Tensor, scale: Tensor) -> Tensor {
         let (rows, columns) = (codes.shape[0], codes.shape[1])
         ensure(
@@ -89,12 +89,15 @@ public enum Int8Blocks {
         out.withMutable(Float.self) { out in
             codes.withElements(Int8.self) { codes in
                 scale.withElements(Float.self) { scale in
-                    for row in 0..<rows {
-                        for column in 0..<columns {
-                            let at = row &* columns &+ column
-                            out[at] =
-                                Float(codes[at])
-                                * scale[row / side &* blocks &+ column / side]
+                    nonisolated(unsafe) let (out, codes, scale) = (out, codes, scale)
+                    DispatchQueue.concurrentPerform(iterations: (rows + side - 1) / side) { strip in
+                        for row in strip * side..<min((strip + 1) * side, rows) {
+                            for block in 0..<blocks {
+                                let factor = scale[strip * blocks + block]
+                                let start = row * columns + block * side
+                                let end = min(start + side, (row + 1) * columns)
+                                for at in start..<end { out[at] = Float(codes[at]) * factor }
+                            }
                         }
                     }
                 }
@@ -142,7 +145,7 @@ public enum FP8Rows {
         return (codes, scale)
     }
 
-    /// The numbers that codes stand for, as f32 [rows, columns].
+    /// The numbers that codes stand for, as f32 [rows, columns], on several threads.
     public static func dequantize(_ codes: Tensor, scale: Tensor) -> Tensor {
         let (rows, columns) = (codes.shape[0], codes.shape[1])
         ensure(
@@ -153,7 +156,8 @@ public enum FP8Rows {
         out.withMutable(Float.self) { out in
             codes.withElements(UInt8.self) { codes in
                 scale.withElements(Float.self) { scale in
-                    for row in 0..<rows {
+                    nonisolated(unsafe) let (out, codes, scale) = (out, codes, scale)
+                    DispatchQueue.concurrentPerform(iterations: rows) { row in
                         for at in row * columns..<(row + 1) * columns {
                             out[at] = table[Int(codes[at])] * scale[row]
                         }

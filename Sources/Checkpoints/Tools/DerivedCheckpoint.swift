@@ -78,12 +78,14 @@ extension Checkpoint {
 
 /// A new tensor computed in f32 piece by piece on several threads: the memory beside it stays
 /// small.
-/// - Parameter piece: the numbers of a range of the elements.
+/// - Parameters:
+///   - unit: pieces begin and end at multiples of so many elements, such as rows.
+///   - piece: the numbers of a range of the elements.
 func computed(
-    _ shape: Shape, _ dtype: DType, _ piece: @escaping (Range<Int>) -> [Float]
+    _ shape: Shape, _ dtype: DType, unit: Int = 1, _ piece: @escaping (Range<Int>) -> [Float]
 ) -> Tensor {
     let out = Tensor.host(shape, dtype)
-    let (count, length) = (shape.count, 1 << 18)
+    let (count, length) = (shape.count, max((1 << 18) / unit, 1) * unit)
     nonisolated(unsafe) let (target, piece) = (out.hostAddress, piece)
     DispatchQueue.concurrentPerform(iterations: (count + length - 1) / length) { index in
         let range = index * length..<min((index + 1) * length, count)

@@ -1,6 +1,5 @@
 /// Low-rank adaptations: merged into a checkpoint on disk, or while it is loaded.
 
-private import Dispatch
 import Tensors
 
 /// An adaptation and how strongly it is wanted.
@@ -43,6 +42,7 @@ public func adapted(
     _ base: any Checkpoint, by loras: [LoRA]
 ) throws(CheckpointError) -> AdaptedCheckpoint {
     let base = try inOriginalNames(base)
+    if loras.isEmpty { return AdaptedCheckpoint(checkpoint: base, changed: [], unmatched: []) }
     let modules = ModuleTable(base)
     var changes: [String: [Change]] = [:]
     var unmatched: [String] = []
@@ -92,7 +92,7 @@ public func adapted(
 // MARK: - Reading the keys
 
 /// A change of one tensor.
-private enum Change {
+enum Change {
     /// scale · up · down. up: [out, rank]; down: [rank, in]
     case lowRank(any Checkpoint, up: String, down: String, scale: Float)
     /// scale · difference
@@ -186,7 +186,7 @@ private func parsed(
             }
             let found = file.info(key)?.shape ?? []
             guard found.reduce(1, *) == stored.shape.reduce(1, *) else {
-                throw foreign(file, target, found, stored.shape)
+                throw foreign(file, target, found, stored.shape, base)
             }
             changes.append((target, .full(file, key, scale: lora.strength)))
             continue
@@ -213,7 +213,7 @@ private func parsed(
             unmatched += adapter.keys
             continue
         }
-        let change = try lowRank(lora, module, up, down, adapter.alpha, stored.shape)
+        let change = try lowRank(lora, module, up, down, adapter.alpha, stored.shape, base)
         changes.append(("\(module).weight", change))
     }
     return (changes, unmatched)
@@ -230,7 +230,7 @@ private func storedMatrix(
 
 private func lowRank(
     _ lora: LoRA, _ module: String, _ up: String, _ down: String, _ alpha: String?,
-    _ stored: [Int]
+    _ stored: [Int], _ base: any Checkpoint
 ) throws(CheckpointError) -> Change {
     let file = lora.checkpoint
     guard let u = file.info(up)?.shape, let d = file.info(down)?.shape, u.count >= 2, d.count >= 2,
@@ -246,7 +246,8 @@ private func lowRank(
             path: file.path, reason: "'\(module)' has factors \(u) and \(d) that do not multiply")
     }
     guard outputs == stored[0], inputs == stored.dropFirst().reduce(1, *) else {
-        throw foreign(file, module, [outputs, inputs], stored)
+        throw foreign(
+            file, module, [outputs, inputs], [stored[0], stored.dropFirst().reduce(1, *)], base)
     }
     var scale = lora.strength
     if let alpha {
@@ -258,88 +259,21 @@ private func lowRank(
     return .lowRank(file, up: up, down: down, scale: scale)
 }
 
-/// The error for an adaptation of another model, which is named where its width tells.
+/// The error for an adaptation of another model: its width, where the shapes tell it.
 private func foreign(
-    _ file: any Checkpoint, _ module: String, _ found: [Int], _ stored: [Int]
+    _ file: any Checkpoint, _ module: String, _ found: [Int], _ stored: [Int],
+    _ base: any Checkpoint
 ) -> CheckpointError {
-    let known: [(Int, String)] = [
-        (1536, "Wan2.1 1.3B"), (3072, "Wan2.2 TI2V 5B"), (5120, "Wan 14B"), (256, "nano"),
-    ]
-    let name = known.first { found.contains($0.0) }.map { ", probably \($0.1)" } ?? ""
+    if case .wanTransformer(let model) = DetectedModel(base), found.count == stored.count,
+        let place = stored.firstIndex(of: model.dim), found[place] != model.dim
+    {
+        return .incompatible(
+            path: file.path,
+            reason: "made for a transformer of width \(found[place]), \(base.path) has "
+                + "\(model.dim)")
+    }
     return .incompatible(
         path: file.path,
-        reason: "it was made for another model\(name): it changes '\(module)' of shape \(found), "
-            + "the checkpoint has \(stored)")
-}
-
-// MARK: - Computing
-
-/// The tensor with all changes, in its own type.
-private func changed(_ tensor: Tensor, by changes: [Change]) throws(CheckpointError) -> Tensor {
-    let rows = tensor.shape.rank == 0 ? 1 : tensor.shape[0]
-    let columns = rows == 0 ? 0 : tensor.shape.count / rows
-    let matrix = tensor.reshaped([rows, columns])
-    let sum = Tensor.host([rows, columns], .f32)
-    (0..<rows).forEachConcurrently(sum) { row, out in
-        _ = out.update(fromContentsOf: matrix.slice(row..<row + 1).floats())
-    }
-    for change in changes {
-        switch change {
-        case .full(let file, let name, let scale):
-            let difference = try file.require(name).reshaped([rows, columns])
-            (0..<rows).forEachConcurrently(sum) { row, out in
-                let line = difference.slice(row..<row + 1).floats()
-                for column in 0..<columns { out[column] += scale * line[column] }
-            }
-        case .lowRank(let file, let upName, let downName, let scale):
-            let up = try file.require(upName)
-            let rank = up.shape.count / max(up.shape[0], 1)
-            let upValues = up.floats()
-            let down = try file.require(downName).floats()
-            (0..<rows).forEachConcurrently(sum) { row, out in
-                let factors = upValues[row * rank..<(row + 1) * rank]
-                add(factors, down, columns, scale, to: out)
-            }
-        }
-    }
-    return sum.reshaped(tensor.shape).converted(to: tensor.dtype)
-}
-
-/// out += scale · Σ factors[k] · down[k]. down: [rank, columns]
-private func add(
-    _ factors: ArraySlice<Float>, _ down: [Float], _ columns: Int, _ scale: Float,
-    to out: UnsafeMutableBufferPointer<Float>
-) {
-    let total = [Float](unsafeUninitializedCapacity: columns) { total, count in
-        total.update(repeating: 0)
-        count = columns
-        down.withUnsafeBufferPointer { down in
-            for (k, factor) in factors.enumerated() {
-                let line = UnsafeBufferPointer(rebasing: down[k * columns..<(k + 1) * columns])
-                for column in 0..<columns { total[column] += factor * line[column] }
-            }
-        }
-    }
-    for column in 0..<columns { out[column] += scale * total[column] }
-}
-
-extension Range where Bound == Int {
-    /// Runs `body` on each row of an f32 matrix, on several threads.
-    fileprivate func forEachConcurrently(
-        _ matrix: Tensor, _ body: (Int, UnsafeMutableBufferPointer<Float>) -> Void
-    ) {
-        let columns = matrix.shape[1]
-        matrix.withMutable(Float.self) { elements in
-            withoutActuallyEscaping(body) { body in
-                nonisolated(unsafe) let (elements, body) = (elements, body)
-                DispatchQueue.concurrentPerform(iterations: count) { index in
-                    let row = lowerBound + index
-                    body(
-                        row,
-                        UnsafeMutableBufferPointer(
-                            rebasing: elements[row * columns..<(row + 1) * columns]))
-                }
-            }
-        }
-    }
+        reason: "made for another model: it changes '\(module)' of shape \(found), "
+            + "\(base.path) has \(stored)")
 }
