@@ -24,6 +24,8 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
     }
 
     public var stages: [Stage]
+    /// What LoRAs will do, for people.
+    public var loras: [String] = []
     public var peakBytes: Int
     /// Bytes of grouped weights that stay on the device; nil: all.
     public var residentWeights: Int?
@@ -40,7 +42,7 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
     private var base = RunOptions()
 
     private enum CodingKeys: CodingKey {
-        case stages, peakBytes, residentWeights, keepsTransformer, keepsBothExperts
+        case stages, loras, peakBytes, residentWeights, keepsTransformer, keepsBothExperts
     }
 
     /// Reads the headers of the checkpoints, and nothing else.
@@ -49,6 +51,7 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
         stages = []
         peakBytes = 0
         if options.latents == nil {
+            loras = try models.effects(of: request)
             if options.textEmbedding == nil {
                 stages.append(try Self.textEncoder(models, request))
             }

@@ -51,6 +51,45 @@ extension ModelSet {
             linearFormat: isTransformer ? request.linears.format : .plain)
     }
 
+    /// The transformer's checkpoint with the LoRAs of a request merged in, matrix by matrix as they are loaded.
+    /// - Throws: where a LoRA is of another model or changes nothing. No weight has been read then.
+    func adapted(
+        _ checkpoint: any Checkpoint, _ role: ModelRole, for request: VideoRequest
+    ) throws -> AdaptedCheckpoint {
+        try Checkpoints.adapted(
+            checkpoint,
+            by: try request.loras(for: role).map { try LoRA(path: $0.path, strength: $0.strength) })
+    }
+
+    /// What the LoRAs of a request will do, told by the headers of the files.
+    /// - Returns: a line for each transformer that is changed, and one for keys that change nothing.
+    /// - Throws: see `adapted`; also where a LoRA is for an expert of a model that has none.
+    func effects(of request: VideoRequest) throws -> [String] {
+        if request.loras.isEmpty { return [] }
+        if lowNoiseTransformer == nil, let lora = request.loras.first(where: { $0.expert != nil }) {
+            throw RequestError(
+                "\(lora.path) is for one of two experts, but \(name) has one transformer: use --lora"
+            )
+        }
+        let roles: [ModelRole] =
+            lowNoiseTransformer == nil ? [.transformer] : [.transformer, .lowNoiseTransformer]
+        return try roles.flatMap { role in
+            let loras = request.loras(for: role)
+            if loras.isEmpty { return [String]() }
+            let result = try adapted(try checkpoint(role), role, for: request)
+            let files = loras.map { "\($0.path) (\($0.strength))" }.joined(separator: ", ")
+            let keys = result.unmatched
+            let rest = keys.count > 3 ? " and \(keys.count - 3) more" : ""
+            return ["\(role.rawValue): \(result.changed.count) tensors changed by \(files)"]
+                + (keys.isEmpty
+                    ? []
+                    : [
+                        "keys that belong to nothing in the \(role.rawValue): "
+                            + keys.prefix(3).joined(separator: ", ") + rest
+                    ])
+        }
+    }
+
     /// What the transformer is asked to do.
     /// - Parameter sage: whose 8-bit arithmetic SageSLA uses.
     func transformerOptions(_ request: VideoRequest, sage: SageArchitecture)
@@ -114,6 +153,17 @@ extension ModelSet {
             if !tensor.isFinite { return name }
         }
         return nil
+    }
+}
+
+extension VideoRequest {
+    /// The LoRAs that change a model.
+    func loras(for role: ModelRole) -> [RequestedLoRA] {
+        switch role {
+        case .transformer: loras.filter { $0.expert != .lowNoise }
+        case .lowNoiseTransformer: loras.filter { $0.expert != .highNoise }
+        default: []
+        }
     }
 }
 

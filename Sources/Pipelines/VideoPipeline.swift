@@ -88,6 +88,7 @@ public actor VideoPipeline {
             self.run = run
             return
         }
+        for effect in try models.effects(of: request) { run.tell(.note(effect)) }
         try encodeText(run, on: device)
         if let image { try encodeImage(image, run, on: device) }
         try load(.transformer, run, on: device)
@@ -115,7 +116,7 @@ public actor VideoPipeline {
         return made
     }
 
-    /// Models depend on precision, attention, norms and the form of the linear layers.
+    /// Models depend on precision, attention, norms, LoRAs and the form of the linear layers.
     private func forgetModels(unlessMadeFor request: VideoRequest) {
         defer { settings = request }
         guard let settings else { return }
@@ -125,7 +126,7 @@ public actor VideoPipeline {
             transformers = [:]
         }
         if settings.attention != request.attention || settings.topK != request.topK
-            || settings.linears != request.linears
+            || settings.linears != request.linears || settings.loras != request.loras
             || settings.referenceNorms != request.referenceNorms
         {
             transformers = [:]
@@ -269,7 +270,8 @@ public actor VideoPipeline {
         guard transformers[role] == nil, let sage = self.device?.sage else { return }
         transformers[role] = try loading(role, run, on: device) { checkpoint in
             try models.makeTransformer(
-                role, from: checkpoint, for: run.request, sage: sage, on: device)
+                role, from: models.adapted(checkpoint, role, for: run.request).checkpoint,
+                for: run.request, sage: sage, on: device)
         }
         guard let high = transformers[.transformer], let low = transformers[.lowNoiseTransformer],
             high.config.dim != low.config.dim || high.config.layers != low.config.layers

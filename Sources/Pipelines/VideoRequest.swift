@@ -6,8 +6,10 @@ public import Diffusion
 public enum SamplerChoice: String, Codable, Sendable, CaseIterable {
     /// Distilled models: 1 to 4 steps.
     case rcm
-    /// Undistilled models.
+    /// Undistilled models, from pure noise.
     case unipc, euler
+    /// UniPC on the noise levels and whole timesteps of Wan2.1's own generate.py.
+    case wanUniPC = "wan-unipc"
 }
 
 /// Which attention the transformer's self-attention uses.
@@ -26,6 +28,33 @@ public enum LinearChoice: String, Codable, Sendable, CaseIterable {
     case stored
     /// Plain ones are quantised while loading.
     case int8, fp8
+}
+
+/// A LoRA file that is merged into a transformer while it is loaded.
+public struct RequestedLoRA: Codable, Sendable, Equatable {
+    /// One of two experts.
+    public enum Expert: String, Codable, Sendable {
+        case highNoise, lowNoise
+    }
+
+    public var path: String
+    /// Factor of the change; 1 is as it was trained.
+    public var strength: Float
+    /// nil changes both experts, and the transformer of a model that has but one.
+    public var expert: Expert?
+
+    public init(_ path: String, strength: Float = 1, expert: Expert? = nil) {
+        self.path = path
+        self.strength = strength
+        self.expert = expert
+    }
+}
+
+extension KeyedDecodingContainer {
+    /// Requests of earlier versions name no LoRAs.
+    func decode(_ type: [RequestedLoRA].Type, forKey key: Key) throws -> [RequestedLoRA] {
+        try decodeIfPresent(type, forKey: key) ?? []
+    }
 }
 
 /// One request for videos. Two runs of an equal request on one device give the same frames.
@@ -47,7 +76,7 @@ public struct VideoRequest: Codable, Sendable, Equatable {
     public var sigmaMax: Double?
     /// rCM without fresh noise.
     public var ode: Bool
-    /// Schedule shift of UniPC and Euler.
+    /// Schedule shift of undistilled models' samplers.
     public var shift: Double
     public var guidance: Double
 
@@ -58,6 +87,8 @@ public struct VideoRequest: Codable, Sendable, Equatable {
     public var referenceNorms: Bool
     public var precision: Precision
     public var linears: LinearChoice
+    /// In the order in which they are added.
+    public var loras: [RequestedLoRA]
 
     /// Image to video: the picture, and the noise level at which the low-noise expert takes over.
     public var image: String?
@@ -69,7 +100,8 @@ public struct VideoRequest: Codable, Sendable, Equatable {
         sampler: SamplerChoice = .rcm, steps: Int = 4, sigmaMax: Double? = 80, ode: Bool = false,
         shift: Double = 5, guidance: Double = 1, attention: AttentionChoice = .sagesla,
         topK: Double = 0.1, referenceNorms: Bool = false, precision: Precision = .bf16,
-        linears: LinearChoice = .stored, image: String? = nil, boundary: Double = 0.9
+        linears: LinearChoice = .stored, loras: [RequestedLoRA] = [], image: String? = nil,
+        boundary: Double = 0.9
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -90,6 +122,7 @@ public struct VideoRequest: Codable, Sendable, Equatable {
         self.referenceNorms = referenceNorms
         self.precision = precision
         self.linears = linears
+        self.loras = loras
         self.image = image
         self.boundary = boundary
     }
@@ -157,6 +190,14 @@ extension VideoRequest {
                 "distilled models take no guidance: leave --guidance out, or name an undistilled model "
                     + "and --sampler unipc")
         }
+        if sampler == .wanUniPC, sigmaMax != nil {
+            throw RequestError(
+                "wan-unipc begins at a noise level of its own: leave --sigma_max out, or take "
+                    + "--sampler unipc")
+        }
+        for lora in loras where !lora.strength.isFinite {
+            throw RequestError("\(lora.path): the strength must be a number, not \(lora.strength)")
+        }
         do {
             _ = try makeSampler(roundTimesteps: true)
         } catch {
@@ -175,6 +216,8 @@ extension VideoRequest {
             EulerSampler(try FlowSchedule(count: steps, shift: shift, sigmaMax: sigmaMax))
         case .unipc:
             UniPCSampler(try FlowSchedule(count: steps, shift: shift, sigmaMax: sigmaMax))
+        case .wanUniPC:
+            UniPCSampler(try FlowSchedule.wan(count: steps, shift: shift))
         }
     }
 }

@@ -27,7 +27,7 @@ struct Generation {
         }
         let stored = try StoredRun(json: text, path: path)
         let runOptions = try options.runOptions()
-        try options.checkFiles(stored.models, runOptions, image: stored.request.image)
+        try options.checkFiles(stored.models, stored.request, runOptions)
         return Generation(
             models: stored.models, request: stored.request, runOptions: runOptions,
             options: options)
@@ -126,6 +126,7 @@ struct Generation {
             ])
         }
         Output.line(Output.table(rows))
+        for effect in plan.loras { Output.line(effect) }
         Output.line("peak device memory: \(Output.bytes(plan.peakBytes))")
         if let resident = plan.residentWeights {
             Output.line(

@@ -70,10 +70,31 @@ struct GenerationOptions: ParsableArguments {
     var negativePrompt: String?
     @Option(help: "Guidance scale (undistilled models).")
     var guidance: Double?
-    @Option(help: "rcm (distilled models), unipc or euler.")
+    @Option(
+        help: """
+            rcm (distilled models); wan-unipc, unipc or euler (undistilled models). wan-unipc is what Wan's \
+            own generate.py runs; unipc and euler begin at pure noise or at --sigma_max.
+            """)
     var sampler = SamplerChoice.rcm
-    @Option(help: "Schedule shift of unipc and euler.")
-    var shift = 5.0
+    @Option(
+        help: "Schedule shift of undistilled models' samplers (default 5; 3 for pictures at 480p).")
+    var shift: Double?
+    @Option(
+        name: .customLong("lora"),
+        help: """
+            A LoRA file, merged while loading, with its strength after a colon: style.safetensors:0.8. \
+            Repeatable; of two experts it changes both.
+            """,
+        completion: .file())
+    var loras: [LoRAArgument] = []
+    @Option(
+        name: .customLong("high-noise-lora"), help: "The same for the high-noise expert alone.",
+        completion: .file())
+    var highNoiseLoras: [LoRAArgument] = []
+    @Option(
+        name: .customLong("low-noise-lora"), help: "The same for the low-noise expert alone.",
+        completion: .file())
+    var lowNoiseLoras: [LoRAArgument] = []
     @Option(help: "Arithmetic: f32 or bf16.")
     var precision = Precision.bf16
     @Option(help: "Norms: exact, or the original's fast ones (reference).")
@@ -177,13 +198,20 @@ extension GenerationOptions {
         request.steps = numSteps ?? (isDistilled ? 4 : 50)
         request.sigmaMax = sigmaMax ?? (isDistilled ? script.sigmaMax : nil)
         request.ode = ode
-        request.shift = shift
+        request.shift = shift ?? 5
         request.guidance = guidance ?? (isDistilled ? 1 : 5)
         request.attention = attentionType ?? defaults.attention
         request.topK = slaTopk ?? defaults.topK
         request.referenceNorms = norms == .reference && !defaultNorm
         request.precision = precision
         request.linears = linears ?? (quantLinear ? .int8 : .stored)
+        for (arguments, expert) in [
+            (loras, nil), (highNoiseLoras, .highNoise), (lowNoiseLoras, .lowNoise),
+        ] as [([LoRAArgument], RequestedLoRA.Expert?)] {
+            request.loras += arguments.map {
+                RequestedLoRA($0.path, strength: $0.strength, expert: expert)
+            }
+        }
         return request
     }
 
@@ -212,14 +240,17 @@ extension GenerationOptions {
     }
 
     /// Every file that a run will open must be there before anything is loaded.
-    func checkFiles(_ models: ModelSet, _ options: RunOptions, image: String? = nil) throws {
+    func checkFiles(
+        _ models: ModelSet, _ request: VideoRequest, _ options: RunOptions
+    ) throws {
         var files = [models.vae]
         if options.latents == nil {
             files.append(models.transformer)
             if let low = models.lowNoiseTransformer { files.append(low) }
+            files += request.loras.map(\.path)
             if options.textEmbedding == nil { files += [models.textEncoder, models.tokenizer] }
         }
-        files += [options.latents, options.textEmbedding, image].compactMap { $0 }
+        files += [options.latents, options.textEmbedding, request.image].compactMap { $0 }
         for file in files { try checkExistence(file) }
     }
 

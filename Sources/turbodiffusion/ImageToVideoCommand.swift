@@ -35,11 +35,14 @@ struct ImageToVideoCommand: AsyncParsableCommand {
                 "--image_path FILE is needed: the picture that the video starts with")
         }
         let models = try modelSet()
-        try options.checkFiles(models, runOptions, image: imagePath)
+        try options.checkExistence(imagePath)
         let script = GenerationOptions.ScriptDefaults(resolution: "720p", sigmaMax: 200)
         var request = try options.request(models, script, size: try await size(imagePath))
         request.image = imagePath
         request.boundary = boundary
+        // As Wan's own generate.py has it for small videos.
+        if options.shift == nil, request.width * request.height <= 832 * 480 { request.shift = 3 }
+        try options.checkFiles(models, request, runOptions)
         try await Generation(
             models: models, request: request, runOptions: runOptions, options: options
         ).run()

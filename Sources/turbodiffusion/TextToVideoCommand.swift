@@ -32,7 +32,7 @@ struct TextToVideoCommand: AsyncParsableCommand {
         var request = try options.request(models, script)
         request.boundary = boundary
         let runOptions = try options.runOptions()
-        try options.checkFiles(models, runOptions)
+        try options.checkFiles(models, request, runOptions)
         try await Generation(
             models: models, request: request, runOptions: runOptions, options: options
         ).run()
