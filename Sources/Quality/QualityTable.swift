@@ -109,7 +109,8 @@ public struct QualityTable: Sendable {
         var lines = text.split(separator: "\n", omittingEmptySubsequences: false)
         // What follows the last line's end is empty, or a row that is not whole.
         let tail = lines.popLast() ?? ""
-        guard lines.first.map({ $0 == QualityRow.header }) ?? tail.isEmpty else {
+        guard lines.first.map({ $0 == QualityRow.header }) ?? QualityRow.header.hasPrefix(tail)
+        else {
             throw RequestError("\(path) is no table of this command: its first line is another")
         }
         var rows: [QualityRow] = []
@@ -124,7 +125,7 @@ public struct QualityTable: Sendable {
             rows.append(row)
         }
         self.rows = rows
-        if !tail.isEmpty { try write(lines.joined(separator: "\n") + "\n") }
+        if !tail.isEmpty { try write(lines.map { $0 + "\n" }.joined()) }
     }
 
     public subscript(configuration: QualityConfiguration) -> QualityRow? {

@@ -183,7 +183,7 @@ actor VideoMaker {
         let start = ContinuousClock.now
         let latents = try denoise(noise, text, prepared, on: device)
         let chunks = prepared.decoder(latents[0], on: device).map { device.rgb8($0) }
-        let frames = device.read(device.concatenate(chunks))
+        let frames = try device.beginRead(device.concatenate(chunks)).wait()
         try device.synchronize()
         let seconds = (ContinuousClock.now - start) / .seconds(1)
         let video = Video(

@@ -4,13 +4,8 @@ import ArgumentParser
 import Checkpoints
 import Media
 import Pipelines
+import Quality
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 struct CompareCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -161,84 +156,5 @@ struct CompareCommand: AsyncParsableCommand {
         defer { Interruption.closed(writer) }
         try await writer.append(image)
         try await writer.finish()
-    }
-}
-
-/// Distances of two frames of 8-bit RGB.
-enum FrameDistance {
-    static func squaredError(_ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>) -> Double {
-        var sum = 0
-        for (x, y) in zip(a, b) {
-            let distance = Int(x) - Int(y)
-            sum += distance * distance
-        }
-        return Double(sum)
-    }
-
-    /// nil where there is no error.
-    static func psnr(_ meanSquaredError: Double) -> Double? {
-        meanSquaredError == 0 ? nil : 10 * log10(255 * 255 / meanSquaredError)
-    }
-
-    /// Mean structural similarity (Wang et al. 2004) of the luma: Gaussian windows of 11x11, sigma 1.5, inside the frame.
-    static func similarity(
-        _ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>, width: Int, height: Int
-    ) -> Double {
-        let smallest = min(width, height)
-        let taps = min(11, smallest % 2 == 1 ? smallest : smallest - 1)
-        let kernel = (0..<taps).map { exp(-pow(Double($0 - taps / 2), 2) / (2 * 1.5 * 1.5)) }
-        let norm = kernel.reduce(0, +)
-        let weights = kernel.map { $0 / norm }
-        let (x, y) = (luma(a), luma(b))
-
-        /// The Gaussian mean of a plane over all windows inside it.
-        func blurred(_ plane: [Double]) -> [Double] {
-            let (columns, rows) = (width - taps + 1, height - taps + 1)
-            var horizontal = [Double](repeating: 0, count: columns * height)
-            for row in 0..<height {
-                for column in 0..<columns {
-                    var sum = 0.0
-                    for tap in 0..<taps { sum += weights[tap] * plane[row * width + column + tap] }
-                    horizontal[row * columns + column] = sum
-                }
-            }
-            var result = [Double](repeating: 0, count: columns * rows)
-            for row in 0..<rows {
-                for column in 0..<columns {
-                    var sum = 0.0
-                    for tap in 0..<taps {
-                        sum += weights[tap] * horizontal[(row + tap) * columns + column]
-                    }
-                    result[row * columns + column] = sum
-                }
-            }
-            return result
-        }
-        let (meanX, meanY) = (blurred(x), blurred(y))
-        let squaresX = blurred(x.map { $0 * $0 })
-        let squaresY = blurred(y.map { $0 * $0 })
-        let products = blurred(zip(x, y).map(*))
-        let c1 = pow(0.01 * 255, 2)
-        let c2 = pow(0.03 * 255, 2)
-        var sum = 0.0
-        for index in meanX.indices {
-            let mx = meanX[index]
-            let my = meanY[index]
-            let variances = squaresX[index] - mx * mx + squaresY[index] - my * my
-            let covariance = products[index] - mx * my
-            let luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
-            sum += luminance * (2 * covariance + c2) / (variances + c2)
-        }
-        return sum / Double(meanX.count)
-    }
-
-    /// BT.601 luma. rgb: [height, width, 3]
-    private static func luma(_ rgb: ArraySlice<UInt8>) -> [Double] {
-        stride(from: rgb.startIndex, to: rgb.endIndex, by: 3).map { start in
-            let red = Double(rgb[start])
-            let green = Double(rgb[start + 1])
-            let blue = Double(rgb[start + 2])
-            return 0.299 * red + 0.587 * green + 0.114 * blue
-        }
     }
 }

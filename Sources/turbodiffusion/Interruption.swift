@@ -17,6 +17,7 @@ private nonisolated(unsafe) var signalPipe: Int32 = -1
 /// open files are removed and the process ends without it.
 enum Interruption {
     private static let writers = Mutex<[ObjectIdentifier: VideoWriter]>([:])
+    private static let remains = Mutex("nothing was written")
 
     /// Handles the signals from now on. Called once, before the first command runs.
     static func install() {
@@ -63,6 +64,9 @@ enum Interruption {
         _ = writers.withLock { $0.removeValue(forKey: ObjectIdentifier(writer)) }
     }
 
+    /// What is told to be left when the process is stopped from now on.
+    static func keeps(_ text: String) { remains.withLock { $0 = text } }
+
     private static func stop(_ signal: Int32) {
         let open = writers.withLock { Array($0.values) }
         let code = 128 + signal
@@ -76,7 +80,7 @@ enum Interruption {
     }
 
     private static func end(_ code: Int32) -> Never {
-        let message = "\nstopped; nothing was written\n"
+        let message = "\nstopped; " + remains.withLock { $0 } + "\n"
         _ = message.withCString { write(STDERR_FILENO, $0, strlen($0)) }
         _exit(code)
     }

@@ -21,8 +21,8 @@ struct TurboDiffusion: AsyncParsableCommand {
         subcommands: [
             TextToVideoCommand.self, ImageToVideoCommand.self, InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
-            CompareCommand.self, VerifyCommand.self, BenchCommand.self, KernelsCommand.self,
-            DoctorCommand.self,
+            CompareCommand.self, QualityCommand.self, VerifyCommand.self, BenchCommand.self,
+            KernelsCommand.self, DoctorCommand.self,
         ])
 
     static func main() async {

@@ -1,0 +1,131 @@
+/// The report that the measured rows make: a page of Markdown and its charts.
+
+import FoundationEssentials
+import Pipelines
+
+/// What the rows say of the model: where its score falls, and how sure that is.
+public struct QualityReport: Sendable {
+    let rows: [QualityRow]
+    let command: String
+
+    /// A loss of more points than this is called large.
+    static let largeLoss = 3.0
+    /// Two standard errors: one difference in twenty is larger by chance.
+    private static let sureness = 2.0
+
+    /// - Parameter command: how the rows were made, for whoever wants to repeat it.
+    public init(_ table: QualityTable, command: String) {
+        rows = table.rows.sorted { $0.configuration.isBefore($1.configuration) }
+        self.command = command
+    }
+
+    /// Writes `README.md` and the charts beside the table, each one whole.
+    public func write(to folder: String) throws {
+        for (name, text) in files {
+            let path = "\(folder)/\(name)"
+            do {
+                try Data(text.utf8).write(to: URL(filePath: path), options: .atomic)
+            } catch {
+                throw RequestError("cannot write \(path): \(error)")
+            }
+        }
+    }
+
+    var files: [(name: String, text: String)] {
+        let charts = charts
+        return [("README.md", page(charts))] + charts.map { ("\($0.name).svg", $0.chart.svg) }
+    }
+
+    // MARK: Looking up
+
+    var teacher: QualityRow? { rows.first { $0.configuration.model == .teacher } }
+    var students: [QualityRow] { rows.filter { $0.configuration.model == .student } }
+
+    func row(
+        steps: Int, _ attention: AttentionChoice, _ linears: Linears, topK: Double
+    ) -> QualityRow? {
+        let top = attention == .original ? nil : topK
+        return students.first {
+            let item = $0.configuration
+            return item.steps == steps && item.attention == attention && item.linears == linears
+                && item.topK == top
+        }
+    }
+
+    /// Attentions and linears that have rows, in the order of the report.
+    func kinds(_ attentions: [AttentionChoice] = AttentionChoice.allCases) -> [(
+        attention: AttentionChoice, linears: Linears
+    )] {
+        attentions.flatMap { attention in
+            Linears.allCases.filter { linears in
+                students.contains {
+                    $0.configuration.attention == attention && $0.configuration.linears == linears
+                }
+            }.map { (attention, $0) }
+        }
+    }
+
+    // MARK: Falling
+
+    /// Points below the teacher.
+    func loss(_ row: QualityRow) -> Double { (teacher?.score ?? row.score) - row.score }
+
+    /// The loss that chance alone may show. Both rows answer for the same captions and noise, which makes the
+    /// difference surer than this.
+    func noise(_ row: QualityRow) -> Double {
+        let error = teacher?.scoreError ?? 0
+        return Self.sureness
+            * (row.scoreError * row.scoreError + error * error).squareRoot()
+    }
+
+    enum Verdict: Sendable, Equatable { case kept, measurable, large }
+
+    func verdict(_ row: QualityRow) -> Verdict {
+        let loss = loss(row)
+        if loss > max(Self.largeLoss, noise(row)) { return .large }
+        return loss > noise(row) ? .measurable : .kept
+    }
+
+    /// The first row, in this order, that has lost measurably, and the first one that has lost much.
+    func firstFalls(_ ordered: [QualityRow]) -> (measurable: QualityRow?, large: QualityRow?) {
+        (ordered.first { verdict($0) != .kept }, ordered.first { verdict($0) == .large })
+    }
+
+    /// From the top-k that the student was trained with downwards, or upwards; that one included.
+    func byTopK(
+        steps: Int, _ attention: AttentionChoice, _ linears: Linears, down: Bool
+    ) -> [QualityRow] {
+        let usual = QualityConfiguration.usualTopK
+        return students.filter {
+            let item = $0.configuration
+            guard item.steps == steps, item.attention == attention, item.linears == linears,
+                let topK = item.topK
+            else { return false }
+            return down ? topK <= usual : topK >= usual
+        }.sorted {
+            let (a, b) = ($0.configuration.topK ?? 1, $1.configuration.topK ?? 1)
+            return down ? a > b : a < b
+        }
+    }
+
+    /// From four steps downwards, at the top-k that the student was trained with.
+    func bySteps(_ attention: AttentionChoice, _ linears: Linears) -> [QualityRow] {
+        (1...QualityConfiguration.mostSteps).reversed().compactMap {
+            row(steps: $0, attention, linears, topK: QualityConfiguration.usualTopK)
+        }
+    }
+}
+
+extension QualityConfiguration {
+    /// Order of the tables: the teacher, then by steps, attention, linears and top-k.
+    func isBefore(_ other: QualityConfiguration) -> Bool {
+        func key(_ item: QualityConfiguration) -> [Double] {
+            [
+                item.model == .teacher ? 0 : 1, -Double(item.steps),
+                Double(AttentionChoice.allCases.firstIndex(of: item.attention) ?? 0),
+                Double(Linears.allCases.firstIndex(of: item.linears) ?? 0), -(item.topK ?? 0),
+            ]
+        }
+        return key(self).lexicographicallyPrecedes(key(other))
+    }
+}

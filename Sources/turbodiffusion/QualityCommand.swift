@@ -1,0 +1,231 @@
+/// `turbodiffusion quality`: what steps, attention and 8-bit arithmetic cost, measured on captions.
+
+public import ArgumentParser
+import CUDA
+import FoundationEssentials
+import Pipelines
+import Quality
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+extension QualityConfiguration.Model: ExpressibleByArgument {}
+
+struct QualityCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "quality",
+        abstract: "Measure what distilling, sparse attention and 8-bit arithmetic cost.",
+        discussion: """
+            Makes videos of captions with every chosen configuration, has a classifier say what is in them, and writes \
+            quality.csv, README.md and charts to a folder. FOLDER holds the undistilled teacher \
+            (teacher.safetensors), the plain student (student_sla.safetensors), the classifier \
+            (classifier.safetensors) and the captions (captions_eval.json). Rows that quality.csv already has are \
+            not measured again: a run that was stopped goes on, and runs of parts add up. Lists are written with \
+            commas: --steps 4,3. On a CPU, what it is slow at must be asked for.
+            """)
+
+    @Argument(
+        help: "A folder with teacher, student, classifier and captions.", completion: .directory)
+    var folder = "."
+    @Option(help: "The undistilled transformer.", completion: .file())
+    var teacher: String?
+    @Option(help: "The distilled transformer, not quantised.", completion: .file())
+    var student: String?
+    @Option(help: "The classifier.", completion: .file())
+    var classifier: String?
+    @Option(help: "The captions with their attributes.", completion: .file())
+    var captionFile: String?
+    @Option(help: "Whose text encoder, tokenizer and VAE are used: a name or a folder.")
+    var model = "nano"
+
+    @Option(help: "Measure only the first so many captions.")
+    var captions: Int?
+    @Option(
+        help: "Only the teacher or only the student (which is meant where the next four are used).")
+    var only: QualityConfiguration.Model?
+    @Option(help: "Steps of the student: of 4,3,2,1.")
+    var steps: Choices<StepCount>?
+    @Option(name: [.long, .customLong("attention-type")], help: "Of original,sla,sagesla.")
+    var attention: Choices<AttentionChoice>?
+    @Option(help: "Of f32,bf16,int8,fp8.")
+    var linears: Choices<Linears>?
+    @Option(
+        name: [.customLong("top-k"), .customLong("sla-topk")],
+        help: "Shares of key blocks: of 0.05,0.1,0.15,0.2,0.5,1 or others.")
+    var topK: Choices<BlockShare>?
+    @Flag(help: "On a CPU too, measure everything that is not narrowed down.")
+    var all = false
+
+    @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
+    var device = DeviceChoice.automatic
+    @Option(help: "Threads of the CPU (default: all).")
+    var threads: Int?
+    @Option(help: "Videos made side by side on a GPU (default: half as many as cores, at most 8).")
+    var lanes: Int?
+    @Option(name: .shortAndLong, help: "The folder of the report.", completion: .directory)
+    var output = "output/quality"
+    @Flag(help: "Write the report from the rows that are there; measure nothing.")
+    var report = false
+    @Flag(help: "List what would be measured, in its order, and stop.")
+    var dryRun = false
+    @Flag(help: "Print nothing but errors.")
+    var quiet = false
+
+    func validate() throws {
+        for (name, value) in [("captions", captions), ("lanes", lanes), ("threads", threads)] {
+            if let value, value < 1 {
+                throw ValidationError("--\(name) must be at least 1, not \(value)")
+            }
+        }
+    }
+
+    func run() async throws {
+        try makeFolder(output)
+        var table = try QualityTable(path: output + "/quality.csv")
+        if report {
+            guard !table.rows.isEmpty else {
+                throw RequestError("\(table.path) holds no rows: measure some first")
+            }
+            return try finish(table)
+        }
+        let known = try Caption.read(captionFile ?? "\(folder)/captions_eval.json")
+        let count = captions ?? known.count
+        guard count <= known.count else {
+            throw RequestError("--captions \(count): there are \(known.count)")
+        }
+        try table.check(captions: count)
+        let usesGPU = usesGPU
+        let chosen = selection(usesGPU: usesGPU).configurations
+        if dryRun { return list(chosen, table) }
+        guard chosen.contains(where: { table[$0] == nil }) else { return try finish(table) }
+
+        let progress = QualityProgress(
+            of: chosen.count { table[$0] == nil }, captions: count, quiet: quiet)
+        let measurement = try measurement(
+            Array(known.prefix(count)), lanes: usesGPU ? lanes ?? Self.usualLanes : 1,
+            teacherIsNeeded: chosen.contains(.teacher), progress)
+        Interruption.keeps("the rows measured so far are in \(table.path)")
+        try await measurement.run(chosen, besides: table, events: progress.show) { row in
+            try table.append(row)
+            // Always complete: a run may be stopped at any time.
+            try QualityReport(table, command: command).write(to: output)
+        }
+        progress.end()
+        try finish(table)
+    }
+
+    // MARK: What is measured
+
+    private static var usualLanes: Int {
+        min(8, max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))) / 2))
+    }
+
+    /// Whether videos are made on a GPU; no device is opened yet.
+    private var usesGPU: Bool {
+        device != .cpu && ((try? Driver())?.deviceCount ?? 0) > 0
+    }
+
+    private func selection(usesGPU: Bool) -> QualitySelection {
+        let isNarrowed = steps != nil || attention != nil || linears != nil || topK != nil
+        var selection =
+            usesGPU || all || isNarrowed ? QualitySelection() : QualitySelection.brief
+        if let only { selection.models = [only] }
+        if let steps { selection.steps = steps.values.map(\.count) }
+        if let attention { selection.attention = attention.values }
+        if let linears { selection.linears = linears.values }
+        if let topK { selection.topK = topK.values.map(\.value) }
+        // Who asks for a certain student does not ask for the teacher.
+        if isNarrowed, only == nil { selection.models = [.student] }
+        return selection
+    }
+
+    private func measurement(
+        _ captions: [Caption], lanes: Int, teacherIsNeeded: Bool, _ progress: QualityProgress
+    ) throws -> QualityMeasurement {
+        var set = try ModelSet.open(
+            model, executable: CommandLine.arguments.first.map(resolved))
+        set.transformer = student ?? "\(folder)/student_sla.safetensors"
+        let teacher = teacher ?? "\(folder)/teacher.safetensors"
+        let classifier = classifier ?? "\(folder)/classifier.safetensors"
+        for file in [set.transformer, classifier] + (teacherIsNeeded ? [teacher] : [])
+        where !FileManager.default.fileExists(atPath: file) {
+            throw RequestError("no such file: \(file)")
+        }
+        let (device, threads) = (device, threads)
+        return QualityMeasurement(
+            models: QualityModels(student: set, teacher: teacher),
+            classifier: try AttributeClassifier(path: classifier), captions: captions,
+            lanes: lanes
+        ) {
+            let backend = try device.open(threads: threads) { progress.note($0) }
+            return OpenedDevice(
+                backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend))
+        }
+    }
+
+    // MARK: What is written
+
+    /// How the rows can be made again, without what depends on this machine.
+    private var command: String {
+        let name = "turbodiffusion quality FOLDER"
+        return captions.map { "\(name) --captions \($0)" } ?? name
+    }
+
+    private func finish(_ table: QualityTable) throws {
+        try QualityReport(table, command: command).write(to: output)
+        if !quiet { Output.line("wrote \(output)/README.md: \(table.rows.count) rows") }
+    }
+
+    private func list(_ chosen: [QualityConfiguration], _ table: QualityTable) {
+        for (index, item) in chosen.enumerated() {
+            let state = table[item] == nil ? "" : " (measured)"
+            Output.line("\(index + 1). \(item.title)\(state)")
+        }
+    }
+
+    private func makeFolder(_ path: String) throws {
+        do {
+            try FileManager.default.createDirectory(
+                atPath: path, withIntermediateDirectories: true)
+        } catch {
+            throw RequestError("cannot make the folder \(path): \(error)")
+        }
+    }
+}
+
+// MARK: - Lists
+
+/// "4,3": values in the order given, each one once.
+struct Choices<Value: ExpressibleByArgument & Sendable>: ExpressibleByArgument, Sendable {
+    let values: [Value]
+
+    init?(argument: String) {
+        let parts = argument.split(separator: ",", omittingEmptySubsequences: false)
+        let values = parts.compactMap { Value(argument: String($0)) }
+        guard !values.isEmpty, values.count == parts.count else { return nil }
+        self.values = values
+    }
+}
+
+extension Linears: ExpressibleByArgument {}
+
+/// Steps of a distilled model.
+struct StepCount: ExpressibleByArgument, Sendable {
+    let count: Int
+    init?(argument: String) {
+        guard let count = Int(argument), (1...4).contains(count) else { return nil }
+        self.count = count
+    }
+}
+
+/// A share in (0, 1].
+struct BlockShare: ExpressibleByArgument, Sendable {
+    let value: Double
+    init?(argument: String) {
+        guard let value = Double(argument), value > 0, value <= 1 else { return nil }
+        self.value = value
+    }
+}
