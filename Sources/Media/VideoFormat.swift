@@ -102,10 +102,11 @@ public enum VideoFormat: Sendable, Equatable {
     func encoding(crf: Int?, input: PixelFormat, width: Int, height: Int) -> [String] {
         let crf = crf ?? qualities?.standard ?? 0
         let source = input == .rgb24 ? "" : "in_color_matrix=bt709:in_range=tv:"
-        // From NV12 this only parts Cb from Cr.
-        let toVideo =
-            "scale=\(source)out_color_matrix=bt709:out_range=tv"
-            + ":out_h_chr_pos=128:out_v_chr_pos=128:\(FFmpeg.exactScaling),format=yuv420p"
+        func toVideo(from source: String, _ pixels: String) -> String {
+            let center = pixels == "yuv420p" ? ":out_h_chr_pos=128:out_v_chr_pos=128" : ""
+            return "scale=\(source)out_color_matrix=bt709:out_range=tv\(center)"
+                + ":\(FFmpeg.exactScaling),format=\(pixels)"
+        }
         let toRGB = "scale=\(source)\(FFmpeg.exactScaling),format="
         let tags = FFmpeg.videoColors + ["-chroma_sample_location", "center"]
         switch self {
@@ -116,16 +117,26 @@ public enum VideoFormat: Sendable, Equatable {
                 + ["-movflags", "+faststart", "-f", "mp4"]
             // What x264 itself works on.
             if input == .nv12, right + bottom == 0 { return ["-pix_fmt", "nv12"] + settings }
-            // The edge is repeated rather than black, so that it does not bleed into the picture.
+            guard right + bottom > 0 else {
+                return ["-vf", toVideo(from: source, "yuv420p")] + settings
+            }
+            // The edge is repeated rather than black, so that it does not bleed into the picture, and
+            // while every pixel has its own chroma: only then may sides be odd.
             let even =
-                right + bottom == 0
-                ? ""
-                : ",pad=\(width + right):\(height + bottom)"
-                    + ",fillborders=right=\(right):bottom=\(bottom):mode=smear"
-            return ["-vf", toVideo + even] + settings
+                "pad=\(width + right):\(height + bottom)"
+                + ",fillborders=right=\(right):bottom=\(bottom):mode=smear"
+            let steps = [
+                toVideo(from: source, "yuv444p"), even,
+                toVideo(from: "in_color_matrix=bt709:in_range=tv:", "yuv420p"),
+            ]
+            return ["-vf", steps.joined(separator: ",")] + settings
         case .webm:
-            return ["-vf", toVideo, "-c:v", "libvpx-vp9", "-crf", "\(crf)", "-b:v", "0"]
-                + ["-deadline", "good", "-cpu-used", "3", "-row-mt", "1"] + tags + ["-f", "webm"]
+            // From NV12 this only parts Cb from Cr.
+            return ["-vf", toVideo(from: source, "yuv420p")]
+                + [
+                    "-c:v", "libvpx-vp9", "-crf", "\(crf)", "-b:v", "0", "-deadline", "good",
+                    "-cpu-used", "3", "-row-mt", "1",
+                ] + tags + ["-f", "webm"]
         case .gif:
             // Bayer dither is still from frame to frame; error diffusion would crawl.
             let palette =

@@ -41,6 +41,80 @@ struct VideoTests {
         #expect(scratch.names.allSatisfy { !$0.hasPrefix(".") })
     }
 
+    /// A video of one colour in each quarter of its frames. colors: red, green and blue of four
+    private func quarters(_ colors: [[Int]], as format: PixelFormat) -> [UInt8] {
+        func at(_ row: Int, _ column: Int, of height: Int, _ width: Int) -> [Double] {
+            colors[row * 2 / height * 2 + column * 2 / width].map { Double($0) / 255 }
+        }
+        func luma(_ c: [Double]) -> Double { 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2] }
+        let (width, height) = (64, 64)
+        var bytes: [UInt8] = []
+        for row in 0..<height {
+            for column in 0..<width {
+                let color = at(row, column, of: height, width)
+                bytes +=
+                    format == .rgb24
+                    ? color.map { UInt8($0 * 255 + 0.5) } : [UInt8(16.5 + 219 * luma(color))]
+            }
+        }
+        guard format == .nv12 else { return bytes }
+        for row in 0..<height / 2 {
+            for column in 0..<width / 2 {
+                let color = at(row, column, of: height / 2, width / 2)
+                bytes.append(UInt8(128.5 + 224 * (color[2] - luma(color)) / 1.8556))
+                bytes.append(UInt8(128.5 + 224 * (color[0] - luma(color)) / 1.5748))
+            }
+        }
+        return bytes
+    }
+
+    @Test(
+        "colours come back as they went in, from RGB as from NV12", arguments: ["v.mp4", "v.webm"],
+        PixelFormat.allCases)
+    func colors(name: String, format: PixelFormat) async throws {
+        for colors in [
+            [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0]],
+            [[0, 0, 255], [128, 128, 128], [255, 255, 0], [40, 90, 200]],
+        ] {
+            let scratch = Scratch()
+            let path = scratch.path + "/" + name
+            let writer = try VideoWriter(
+                .init(path: path, width: 64, height: 64, pixelFormat: format, crf: 0))
+            for _ in 0..<3 { try await writer.append(quarters(colors, as: format)) }
+            try await writer.finish()
+            let video = try await readVideo(path: path)
+            for quarter in 0..<4 {
+                let (row, column) = (quarter / 2 * 32 + 16, quarter % 2 * 32 + 16)
+                let pixel = video.pixels.dropFirst((row * 64 + column) * 3).prefix(3)
+                for (got, wanted) in zip(pixel, colors[quarter]) {
+                    #expect(abs(Int(got) - wanted) <= 2, "\(Array(pixel)) for \(colors[quarter])")
+                }
+            }
+        }
+    }
+
+    @Test(
+        "odd sides have no black edge, and NV12 makes pictures too", arguments: PixelFormat.allCases
+    )
+    func oddFrames(format: PixelFormat) async throws {
+        let scratch = Scratch()
+        for (name, width, height) in [("v.mp4", 33, 17), ("v.webm", 33, 17), ("%d.png", 34, 18)] {
+            let path = scratch.path + "/" + name
+            let writer = try VideoWriter(
+                .init(path: path, width: width, height: height, pixelFormat: format))
+            let gray = format.planes(width: width, height: height).flatMap { plane in
+                [UInt8](
+                    repeating: plane.black == 16 ? 126 : 128, count: plane.rows * plane.rowBytes)
+            }
+            #expect(gray.count == writer.frameBytes)
+            try await writer.append(gray + gray)
+            try await writer.finish()
+            let video = try await readVideo(path: path)
+            #expect(video.count == 2)
+            #expect(video.pixels.allSatisfy { (126...130).contains($0) }, "\(name)")
+        }
+    }
+
     @Test("equal frames give equal files")
     func deterministic() async throws {
         let scratch = Scratch()

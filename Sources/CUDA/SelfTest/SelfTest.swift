@@ -50,7 +50,7 @@ public struct SelfTestResult: Sendable {
 
 public enum SelfTest {
     /// All cases, in the order they are run: each area of operations contributes its list.
-    public static var cases: [SelfTestCase] { matmulCases + attentionCases }
+    public static var cases: [SelfTestCase] { matmulCases + attentionCases + frameCases }
 
     /// Runs the cases whose name contains `only` and prints a line about each.
     /// - Returns: how many failed.
