@@ -34,8 +34,8 @@ enum Sage {
         }
     }
 
-    /// Shared memory of sage_sm90: six stages of K and V, two query blocks, barriers.
-    static func hopperBytes(_ dim: Int) -> Int { 6 * 256 * dim + 128 * dim + 6 * 16 + 14 * 8 }
+    /// Shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
+    static func hopperBytes(_ dim: Int) -> Int { 4 * 128 * dim + 64 * dim + 9 * 8 }
 }
 
 /// `SageArguments` of sage.cuh.
@@ -102,22 +102,21 @@ extension CUDABackend {
 
     private func hopperSage(_ arguments: SageArguments, _ operands: SageLayout, _ dim: Int) {
         let heads = Int(arguments.heads)
-        func rows(_ codes: Tensor) -> TensorMap {
+        func rows(_ codes: Tensor, _ block: Int) -> TensorMap {
             context.tensorMap(
                 .uint8, at: codes.pointer, extents: [dim, codes.shape[1], heads],
-                box: [dim, 128, 1], swizzle: dim == 128 ? .bytes128 : .bytes64)
+                box: [dim, block, 1], swizzle: dim == 128 ? .bytes128 : .bytes64)
         }
         let values = context.tensorMap(
             .uint8, at: operands.v.pointer, extents: [operands.v.shape[2], heads * dim],
             box: [128, dim])
         let kernel: Kernel<TensorMap, TensorMap, TensorMap, SageArguments> =
             context.kernel("sage_sm90<\(dim)>", of: Sage.hopper)
-        let pairs = ceilDivide(Int(arguments.queryBlocks), 2) * heads
         kernel(
             LaunchShape(
-                grid: Extents(min(context.properties.multiprocessors, pairs)), block: 384,
+                grid: Extents(Int(arguments.queryBlocks), heads), block: 128,
                 sharedBytes: Sage.hopperBytes(dim)),
-            rows(operands.q), rows(operands.k), values, arguments)
+            rows(operands.q, 64), rows(operands.k, 128), values, arguments)
     }
 
     /// The kernels for blocks of 128 x 64.
