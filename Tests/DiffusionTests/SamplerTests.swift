@@ -77,4 +77,13 @@ struct SamplerTests {
             #expect(shifted.sigmas[i] >= plain.sigmas[i])
         }
     }
+
+    @Test("Wan's own schedule has whole timesteps and begins below pure noise")
+    func wanSchedule() throws {
+        let schedule = try FlowSchedule.wan(count: 50, shift: 5)
+        #expect(schedule.timesteps.count == 50 && schedule.timesteps[0] == 999)
+        #expect(schedule.sigmas[0] < 1 && schedule.sigmas.last == 0)
+        #expect(schedule.timesteps.allSatisfy { $0 == $0.rounded() })
+        #expect(zip(schedule.timesteps, schedule.timesteps.dropFirst()).allSatisfy { $0 > $1 })
+    }
 }

@@ -47,6 +47,9 @@ struct RequestTests {
         #expect(line { $0.guidance = 3 }?.contains("distilled") == true)
         #expect(line { $0.guidance = -1 } != nil)
         #expect(line { $0.framesPerSecond = 0 } != nil)
+        #expect(line { $0.sampler = .wanUniPC }?.contains("leave --sigma_max out") == true)
+        #expect(
+            line { $0.loras = [RequestedLoRA("a", strength: .nan)] }?.contains("strength") == true)
         for change in [{ $0.width = 250 }, { $0.frames = 10 }] as [(inout VideoRequest) -> Void] {
             #expect(line(change)?.contains("\n") == false)
         }
