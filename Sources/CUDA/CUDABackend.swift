@@ -22,8 +22,8 @@ public final class CUDABackend: Backend {
         public var waitsForEachKernel = false
         /// The most device memory to take, in bytes; nil: all there is.
         public var memoryLimit: Int?
-        /// The most bytes of grouped weights that stay on the device; the others stream from pinned
-        /// host memory. nil: all stay.
+        /// The most bytes of grouped weights that stay on the device; the others come from host memory for
+        /// each use. nil: all stay.
         public var residentWeights: Int?
 
         public init() {}
@@ -32,7 +32,7 @@ public final class CUDABackend: Backend {
     public let context: Context
     let uploads: Uploads
     let downloads: Downloads
-    let streaming: WeightStreaming
+    let weights: WeightStreaming
 
     public var name: String { context.properties.name }
 
@@ -62,7 +62,7 @@ public final class CUDABackend: Backend {
         context.waitsForEachKernel = options.waitsForEachKernel
         uploads = try Uploads(context)
         downloads = Downloads(context)
-        streaming = try WeightStreaming(context, residentBytes: options.residentWeights)
+        weights = try WeightStreaming(context, uploads, residentBytes: options.residentWeights)
         try context.kernels.prepare(progress: progress)
     }
 
@@ -71,7 +71,7 @@ public final class CUDABackend: Backend {
         self.context = context
         uploads = try Uploads(context)
         downloads = Downloads(context)
-        streaming = try WeightStreaming(context, residentBytes: nil)
+        weights = try WeightStreaming(context, uploads, residentBytes: nil)
     }
 
     public func synchronize() throws { try context.synchronize() }

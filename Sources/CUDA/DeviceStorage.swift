@@ -5,9 +5,9 @@ public import Tensors
 /// Bytes on the GPU. The weights of a streamed group move: ask for the address at each launch and do
 /// not keep it.
 public final class DeviceStorage: Storage {
-    /// nil for streamed weights, which live in host memory and visit the device.
-    private let buffer: DeviceBuffer?
-    /// Where the bytes are now; `.null` while a streamed weight is away.
+    /// nil for weights that visit the device, and for those that have not come yet.
+    private var buffer: DeviceBuffer?
+    /// Where the bytes are now; `.null` while a weight is away.
     var location: DevicePointer
     /// Kept as long as these bytes: what counts them.
     var token: AnyObject?
@@ -19,14 +19,20 @@ public final class DeviceStorage: Storage {
         super.init(byteCount: byteCount)
     }
 
-    /// Streamed bytes, not on the device yet.
-    init(streamed byteCount: Int) {
+    /// Bytes that are not on the device yet.
+    init(away byteCount: Int) {
         buffer = nil
         location = .null
         super.init(byteCount: byteCount)
     }
 
-    var isStreamed: Bool { buffer == nil }
+    var isAway: Bool { buffer == nil && location == .null }
+
+    /// From now on the bytes stay in `buffer`.
+    func settle(in buffer: DeviceBuffer) {
+        self.buffer = buffer
+        location = buffer.pointer
+    }
 }
 
 extension Tensor {
@@ -36,8 +42,8 @@ extension Tensor {
             programmingError("\(shape) \(dtype) is in host memory: place it on the device first")
         }
         ensure(
-            !storage.isStreamed || storage.location != .null,
-            "\(shape) \(dtype) is a streamed weight that is not on the device: require its group")
+            !storage.isAway,
+            "\(shape) \(dtype) is a weight that is not on the device: require its group")
         return storage.location + byteOffset
     }
 

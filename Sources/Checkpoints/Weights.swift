@@ -49,16 +49,18 @@ public struct Weights {
         let device: any Backend
         let activations: DType
         let linearFormat: ActivationFormat
+        let set: WeightSet
         var read: Set<String> = []
 
         init(
             _ checkpoint: any Checkpoint, _ device: any Backend, _ activations: DType,
-            _ linearFormat: ActivationFormat
+            _ linearFormat: ActivationFormat, _ set: WeightSet
         ) {
             self.checkpoint = checkpoint
             self.device = device
             self.activations = activations
             self.linearFormat = linearFormat
+            self.set = set
         }
     }
 
@@ -71,11 +73,12 @@ public struct Weights {
     /// - Parameters:
     ///   - activations: the dtype that dense linear weights take (f32 or bf16).
     ///   - linearFormat: what dense weights of layers that may be quantised become while loading.
+    ///   - set: takes the groups.
     public init(
         _ checkpoint: any Checkpoint, on device: any Backend, activations: DType,
-        linearFormat: ActivationFormat = .plain
+        linearFormat: ActivationFormat = .plain, in set: WeightSet = WeightSet()
     ) {
-        context = Context(checkpoint, device, activations, linearFormat)
+        context = Context(checkpoint, device, activations, linearFormat, set)
         path = ""
         group = nil
     }
@@ -90,7 +93,10 @@ public struct Weights {
     public subscript(_ index: Int) -> Weights { self[String(index)] }
 
     /// This place, with everything asked for below it collected in one group for `Backend.require`.
-    public func grouped() -> Weights { Weights(context, path, WeightGroup(path)) }
+    /// - Parameter isTransient: whether they are used once for each prompt and not in every step.
+    public func grouped(isTransient: Bool = false) -> Weights {
+        Weights(context, path, WeightGroup(path, of: context.set, isTransient: isTransient))
+    }
 
     /// The device that the tensors are placed on.
     public var device: any Backend { context.device }

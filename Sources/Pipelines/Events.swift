@@ -7,8 +7,12 @@ public enum Stage: Sendable, Hashable, Encodable {
     case load(ModelRole)
     case textEncoder
     case imageEncoder
-    /// One step of the sampler: one evaluation of the transformer for each sample, two with guidance.
-    case denoise(step: Int, of: Int)
+    /// What a transformer makes of the prompt, once for all steps.
+    case textProjection(ModelRole)
+    /// One step of the sampler: one evaluation of the transformer for each sample, two with guidance. Weights
+    /// that are on the device for the first time, or only visit it, come behind this computation.
+    /// `expert`: which of two transformers answers; nil where there is one.
+    case denoise(step: Int, of: Int, expert: ModelRole?)
     case decode
     /// Waiting for the video encoder after the last frame was decoded.
     case encode
@@ -18,7 +22,11 @@ public enum Stage: Sendable, Hashable, Encodable {
         case .load(let role): "load \(role.rawValue)"
         case .textEncoder: "text encoder"
         case .imageEncoder: "image encoder"
-        case .denoise(let step, let count): "step \(step)/\(count)"
+        case .textProjection(let role): "text for \(role.rawValue)"
+        case .denoise(let step, let count, nil): "step \(step)/\(count)"
+        case .denoise(let step, let count, .lowNoiseTransformer):
+            "step \(step)/\(count) (low noise)"
+        case .denoise(let step, let count, _): "step \(step)/\(count) (high noise)"
         case .decode: "VAE decode"
         case .encode: "video encoder"
         }

@@ -21,6 +21,9 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
         public var operations: Double
         /// Bytes read and written by all operations.
         public var traffic: Double
+
+        /// Weights that never leave while the stage lasts.
+        fileprivate var fixedBytes: Int { weightBytes - groupedBytes }
     }
 
     public var stages: [Stage]
@@ -56,9 +59,9 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
                 stages.append(try Self.textEncoder(models, request))
             }
             if request.image != nil { stages.append(try Self.imageEncoder(models, request)) }
-            stages.append(try Self.transformer(.transformer, models, request))
-            if models.lowNoiseTransformer != nil {
-                stages.append(try Self.transformer(.lowNoiseTransformer, models, request))
+            let steps = try request.makeSampler(roundTimesteps: true).steps
+            for role in models.experts(for: steps, of: request) {
+                stages.append(try Self.transformer(role, steps, models, request))
             }
         }
         stages.append(try Self.decoder(models, request))
@@ -80,8 +83,7 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
             // Two groups are on their way or in use beside those that stay.
             let least =
                 plan.stages.map { stage in
-                    stage.weightBytes - stage.groupedBytes + 2 * stage.largestGroup
-                        + stage.activationBytes
+                    plan.fixedBytes(in: stage) + 2 * stage.largestGroup + stage.activationBytes
                 }.max() ?? 0
             guard least <= limit else {
                 throw RequestError(
@@ -91,7 +93,7 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
             // What allocators lose between blocks of different sizes.
             let usable = limit - limit / 32 - (256 << 20)
             plan.residentWeights = plan.stages.filter { $0.groupedBytes > 0 }.map { stage in
-                usable - (stage.weightBytes - stage.groupedBytes) - 2 * stage.largestGroup
+                usable - plan.fixedBytes(in: stage) - 2 * stage.largestGroup
                     - stage.activationBytes
             }.min().map { max(0, $0) }
             plan.settle()
@@ -100,18 +102,30 @@ public struct MemoryPlan: Sendable, Codable, Equatable {
         return plan
     }
 
+    private var transformers: [Stage] { stages.filter { $0.name.contains("transformer") } }
+
+    /// Bytes of weights that are on the device during a stage wherever the others are: of two experts that take
+    /// turns, both keep what is in no group.
+    private func fixedBytes(in stage: Stage) -> Int {
+        (transformers.contains(stage) ? transformers : [stage]).reduce(0) { $0 + $1.fixedBytes }
+    }
+
     /// The peak, with what stays on the device from stage to stage.
     private mutating func settle() {
-        let transformers = stages.filter { $0.name.contains("transformer") }
-        let kept = keepsBothExperts ? transformers.reduce(0) { $0 + $1.weightBytes } : 0
+        func weights(in stage: Stage) -> Int {
+            fixedBytes(in: stage) + stage.groupedBytes
+        }
+        let kept =
+            keepsBothExperts
+            ? transformers.reduce(0) { $0 + $1.weightBytes }
+            : transformers.map(weights).max() ?? 0
         peakBytes =
             stages.map { stage in
-                if stage.name.contains("transformer") {
-                    return max(kept, stage.weightBytes) + stage.activationBytes
+                if transformers.contains(stage) {
+                    return (keepsBothExperts ? kept : weights(in: stage)) + stage.activationBytes
                 }
                 let stays = stage.name == ModelRole.decoder.rawValue && keepsTransformer
-                let resident = stays ? transformers.map(\.weightBytes).reduce(0, max) : 0
-                return stage.weightBytes + stage.activationBytes + max(resident, stays ? kept : 0)
+                return stage.weightBytes + stage.activationBytes + (stays ? kept : 0)
             }.max() ?? 0
     }
 }
@@ -125,14 +139,16 @@ extension MemoryPlan {
     ) throws -> Stage {
         let device = NullBackend(workspace: workspace(of:))
         let run = try body(device)
-        let weights = device.placedBytes
-        let groups = device.groups.map(\.byteCount)
+        let placed = device.placedBytes
+        let groups = device.groups.filter { !$0.isVisitor }.map(\.byteCount)
+        // Two groups of those that are only visited are on their way or in use.
+        let visited = device.groups.filter(\.isVisitor).map(\.byteCount).max() ?? 0
         device.resetCounts()
         device.resetPeak()
         run()
         return Stage(
-            name: name, weightBytes: weights, largestGroup: groups.max() ?? 0,
-            groupedBytes: groups.reduce(0, +), activationBytes: device.memory.peak - weights,
+            name: name, weightBytes: placed + 2 * visited, largestGroup: groups.max() ?? 0,
+            groupedBytes: groups.reduce(0, +), activationBytes: device.memory.peak - placed,
             operations: Double(device.total.flops), traffic: Double(device.total.bytes))
     }
 
@@ -176,16 +192,10 @@ extension MemoryPlan {
     }
 
     private static func transformer(
-        _ role: ModelRole, _ models: ModelSet, _ request: VideoRequest
+        _ role: ModelRole, _ steps: [DenoisingStep], _ models: ModelSet, _ request: VideoRequest
     ) throws -> Stage {
-        var steps = try request.makeSampler(roundTimesteps: true).steps
-        if models.lowNoiseTransformer != nil {
-            steps = steps.filter {
-                usesLowNoiseExpert(at: $0.t, boundary: request.boundary)
-                    == (role == .lowNoiseTransformer)
-            }
-        }
-        let count = steps.count
+        let count = steps.count { models.expert(for: $0, of: request) == role }
+        let experts = models.experts(for: steps, of: request).count
         return try stage(role.rawValue) { device in
             let model = try models.makeTransformer(
                 role, from: models.checkpoint(role), for: request, sage: .sm90, on: device)
@@ -196,16 +206,18 @@ extension MemoryPlan {
                     rows: device.place(
                         .zeros([length, model.config.textDim], request.precision.dtype),
                         as: request.precision.dtype), count: length)
-                let context = model.prepare(text, size: size, on: device)
-                let negative =
-                    request.isGuided ? model.prepare(text, size: size, on: device) : nil
+                // Both experts see the texts before the first step.
+                let prompts = request.isGuided ? 2 : 1
+                let contexts = (0..<experts * prompts).map { _ in
+                    model.prepare(text, size: size, on: device)
+                }
                 let x = device.place(.zeros([16, size.t, size.h, size.w], .f32), as: .f32)
                 let conditioning = request.image.map { _ in
                     device.place(.zeros([20, size.t, size.h, size.w], .f32), as: .f32)
                 }
                 let state = device.combine([x], [1], as: .f64)
                 for _ in 0..<count * request.samples {
-                    for context in [context] + (negative.map { [$0] } ?? []) {
+                    for context in contexts.prefix(prompts) {
                         _ = model(
                             [x] + (conditioning.map { [$0] } ?? []), timestep: 500, context,
                             on: device)

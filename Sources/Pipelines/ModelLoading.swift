@@ -36,6 +36,19 @@ extension ModelSet {
         return LatentStatistics(mean: mean, std: std)
     }
 
+    /// The transformer that takes a step.
+    func expert(for step: DenoisingStep, of request: VideoRequest) -> ModelRole {
+        lowNoiseTransformer != nil && usesLowNoiseExpert(at: step.t, boundary: request.boundary)
+            ? .lowNoiseTransformer : .transformer
+    }
+
+    /// The transformers that a run needs, in the order of their use.
+    func experts(for steps: [DenoisingStep], of request: VideoRequest) -> [ModelRole] {
+        steps.map { expert(for: $0, of: request) }.reduce(into: []) {
+            if !$0.contains($1) { $0.append($1) }
+        }
+    }
+
     /// Opens the checkpoint of a model and checks that it is one of that kind.
     package func checkpoint(_ role: ModelRole) throws -> any Checkpoint {
         try inOriginalNames(try openCheckpoint(path(role)))
@@ -48,7 +61,8 @@ extension ModelSet {
         let isTransformer = role == .transformer || role == .lowNoiseTransformer
         return Weights(
             checkpoint, on: device, activations: request.precision.dtype,
-            linearFormat: isTransformer ? request.linears.format : .plain)
+            linearFormat: isTransformer ? request.linears.format : .plain,
+            in: WeightSet(isDeferred: isTransformer))
     }
 
     /// The transformer's checkpoint with the LoRAs of a request merged in, matrix by matrix as they are loaded.

@@ -89,13 +89,15 @@ public actor VideoPipeline {
             return
         }
         for effect in try models.effects(of: request) { run.tell(.note(effect)) }
+        let sampler = try request.makeSampler(roundTimesteps: models.defaults.roundTimesteps)
+        let experts = models.experts(for: sampler.steps, of: request)
+        if !options.keepsBothExperts, experts.count > 1 { transformers = [:] }
+        readAhead(run, experts)
         try encodeText(run, on: device)
         if let image { try encodeImage(image, run, on: device) }
-        try load(.transformer, run, on: device)
-        if models.lowNoiseTransformer != nil, options.keepsBothExperts {
-            try load(.lowNoiseTransformer, run, on: device)
+        for role in experts where role == experts[0] || !comesLate(role, run) {
+            try load(role, run, on: device)
         }
-        let sampler = try request.makeSampler(roundTimesteps: models.defaults.roundTimesteps)
         var generator = PhiloxNoise(seed: request.seed)
         let size = request.latentSize
         let shape: Shape = [request.samples, 16, size.t, size.h, size.w]
@@ -106,6 +108,21 @@ public actor VideoPipeline {
         }
         try Task.checkCancellation()
         self.run = run
+    }
+
+    /// Whether there is no room for the second expert before the first one leaves: where LoRAs are merged in, its
+    /// weights are in no file and come at once. Others take next to no memory until they are required.
+    private func comesLate(_ role: ModelRole, _ run: VideoRun) -> Bool {
+        !run.options.keepsBothExperts && !run.request.loras(for: role).isEmpty
+    }
+
+    /// Has the files read that this run will want, in the order of their use.
+    private func readAhead(_ run: VideoRun, _ experts: [ModelRole]) {
+        let needsText = textEncoder == nil && run.options.textEmbedding == nil
+        let roles =
+            (needsText ? [.textEncoder] : []) + experts.filter { transformers[$0] == nil }
+            + (decoder == nil ? [.decoder] : [])
+        run.readAhead = ReadAhead(roles.map(models.path))
     }
 
     private func openedDevice() throws -> (WatchedBackend, SageArchitecture) {
@@ -266,13 +283,32 @@ public actor VideoPipeline {
         }
     }
 
+    /// Opens a transformer and shows it the texts. Its weights come when they are required.
     private func load(_ role: ModelRole, _ run: VideoRun, on device: WatchedBackend) throws {
-        guard transformers[role] == nil, let sage = self.device?.sage else { return }
-        transformers[role] = try loading(role, run, on: device) { checkpoint in
-            try models.makeTransformer(
-                role, from: models.adapted(checkpoint, role, for: run.request).checkpoint,
-                for: run.request, sage: sage, on: device)
+        guard let sage = self.device?.sage, let texts = run.texts else { return }
+        let model =
+            try transformers[role]
+            ?? loading(role, run, on: device) { checkpoint in
+                try models.makeTransformer(
+                    role, from: models.adapted(checkpoint, role, for: run.request).checkpoint,
+                    for: run.request, sage: sage, on: device)
+            }
+        transformers[role] = model
+        try checkExperts()
+        if run.contexts[role] != nil { return }
+        let size = run.request.latentSize
+        run.contexts[role] = try run.measure(.textProjection(role), on: device) {
+            let contexts = (
+                model.prepare(texts.positive, size: size, on: device),
+                texts.negative.map { model.prepare($0, size: size, on: device) }
+            )
+            // Takes the memory of all blocks, which may last, so that the first step does not wait for it.
+            if run.options.keepsBothExperts { device.require(model.groups.blocks[0]) }
+            return contexts
         }
+    }
+
+    private func checkExperts() throws {
         guard let high = transformers[.transformer], let low = transformers[.lowNoiseTransformer],
             high.config.dim != low.config.dim || high.config.layers != low.config.layers
         else { return }
@@ -288,13 +324,12 @@ public actor VideoPipeline {
     func advance() throws -> DenoisedStep? {
         guard let run, let (device, _) = device, let step = run.denoiser?.next else { return nil }
         let count = run.denoiser!.stepCount
-        let stage = Stage.denoise(step: step.index + 1, of: count)
-        let isLow =
-            models.lowNoiseTransformer != nil
-            && usesLowNoiseExpert(at: step.t, boundary: run.request.boundary)
-        let role = isLow ? ModelRole.lowNoiseTransformer : .transformer
-        try prepare(role, run, on: device)
-        guard let model = transformers[role], let contexts = run.contexts else { return nil }
+        let role = models.expert(for: step, of: run.request)
+        let stage = Stage.denoise(
+            step: step.index + 1, of: count,
+            expert: models.lowNoiseTransformer == nil ? nil : role)
+        try enter(role, run, on: device)
+        guard let model = transformers[role], let contexts = run.contexts[role] else { return nil }
         let request = run.request
         let groups = model.groups.blocks.count * request.samples * (request.isGuided ? 2 : 1)
 
@@ -316,40 +351,33 @@ public actor VideoPipeline {
                     : device.concatenate(answers).reshaped(latents.shape)
             }
         }
-        if run.denoiser!.next == nil { try finishDenoising(run, role, on: device) }
+        if run.denoiser!.next == nil { try finishDenoising(run, stage, role, on: device) }
         return DenoisedStep(number: step.index + 1, count: count, from: step.t, to: step.next)
     }
 
-    /// Makes `role` the transformer that runs: loaded, and with the texts projected.
-    private func prepare(_ role: ModelRole, _ run: VideoRun, on device: WatchedBackend) throws {
-        if run.contexts?.role == role { return }
-        run.contexts = nil
-        if !run.options.keepsBothExperts {
-            transformers = transformers.filter { $0.key == role }
+    /// Makes `role` the transformer that runs: the one before leaves where there is no room for both, and in its
+    /// memory the weights of this one come behind its own first step.
+    private func enter(_ role: ModelRole, _ run: VideoRun, on device: WatchedBackend) throws {
+        if let active = run.active, active != role {
+            run.contexts[active] = nil
+            if !run.options.keepsBothExperts { transformers[active] = nil }
         }
+        run.active = role
         try load(role, run, on: device)
-        guard let model = transformers[role], let texts = run.texts else { return }
-        let size = run.request.latentSize
-        run.contexts = (
-            role, model.prepare(texts.positive, size: size, on: device),
-            texts.negative.map { model.prepare($0, size: size, on: device) }
-        )
     }
 
     private func finishDenoising(
-        _ run: VideoRun, _ role: ModelRole, on device: WatchedBackend
+        _ run: VideoRun, _ stage: Stage, _ role: ModelRole, on device: WatchedBackend
     ) throws {
         let latents = run.denoiser!.latents
         run.latents = latents
         run.denoiser = nil
-        run.contexts = nil
+        run.contexts = [:]
         run.texts = nil
         if !run.options.keepsTransformer { transformers = [:] }
         let host = device.read(latents)
         guard host.isFinite else {
-            let count = run.reports.count { if case .denoise = $0.stage { true } else { false } }
-            throw NonFiniteError(
-                stage: .denoise(step: count, of: count), tensor: models.firstNonFinite(role))
+            throw NonFiniteError(stage: stage, tensor: models.firstNonFinite(role))
         }
         if let path = run.options.saveLatents {
             try StoredTensors.write(

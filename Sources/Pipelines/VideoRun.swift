@@ -23,9 +23,13 @@ final class VideoRun {
     /// f32 [20, T, H, W], image to video only
     var conditioning: Tensor?
     var denoiser: Denoiser?
-    /// Prepared texts of the transformer that runs.
+    /// Texts as the transformers that have not had their last step see them.
     var contexts:
-        (role: ModelRole, positive: WanTransformer.Context, negative: WanTransformer.Context?)?
+        [ModelRole: (positive: WanTransformer.Context, negative: WanTransformer.Context?)] = [:]
+    /// The transformer of the last step.
+    var active: ModelRole?
+    /// Reads files before they are wanted, as long as the run lasts.
+    var readAhead: ReadAhead?
     /// f32 [samples, 16, T, H, W], the decoder's input
     var latents: Tensor?
     var decoding: FrameDecoding?

@@ -20,8 +20,8 @@ final class WatchedBackend: ForwardingBackend {
     /// The device itself.
     var device: any Backend { super.base }
 
-    override func require(_ group: WeightGroup, next: WeightGroup?) {
-        super.require(group, next: next)
+    override func require(_ group: WeightGroup) {
+        super.require(group)
         groups += 1
         afterGroup?(groups)
     }

@@ -161,8 +161,8 @@ public protocol Backend: AnyObject {
     /// kernel: [out, in, kernelTime, kernelHeight, kernelWidth], as checkpoints store it; bias: [out] or nil
     func place(convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?)
         -> ConvolutionWeight
-    /// Before the operations that use the weights of `group`; `next` is wanted soon after.
-    func require(_ group: WeightGroup, next: WeightGroup?)
+    /// Before the operations that use the weights of `group`.
+    func require(_ group: WeightGroup)
     /// A copy in host memory, same dtype. Waits for the device.
     func read(_ x: Tensor) -> Tensor
     /// Begins a copy in host memory, behind the work that is queued, and does not wait for it.
@@ -348,7 +348,7 @@ extension Backend {
         -> SageOperands?
     { nil }
 
-    public func require(_ group: WeightGroup, next: WeightGroup?) {}
+    public func require(_ group: WeightGroup) {}
 
     public func place(
         convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?

@@ -42,8 +42,8 @@ open class ForwardingBackend: Backend {
     ) -> ConvolutionWeight {
         base.place(convolution: kernel, bias: bias, as: dtype, in: group)
     }
-    open func require(_ group: WeightGroup, next: WeightGroup?) {
-        base.require(group, next: next)
+    open func require(_ group: WeightGroup) {
+        base.require(group)
     }
     open func read(_ x: Tensor) -> Tensor { base.read(x) }
     open func beginRead(_ x: Tensor) -> HostCopy { base.beginRead(x) }

@@ -34,8 +34,9 @@ public final class NullBackend: Backend {
     public let name = "no device"
     /// Work since the last `resetCounts()`, by the name of the operation.
     public private(set) var counts: [String: Cost] = [:]
-    /// Bytes of each group of weights, in the order of loading.
-    public private(set) var groups: [(name: String, byteCount: Int)] = []
+    /// Bytes of each group of weights, in the order of loading; those that only visit the device are
+    /// not among the placed bytes.
+    public private(set) var groups: [(name: String, byteCount: Int, isVisitor: Bool)] = []
     private weak var lastGroup: WeightGroup?
     let ledger: Ledger
     private let workspace: ((Operation) -> Int)?
@@ -157,9 +158,8 @@ public final class NullBackend: Backend {
     // MARK: Placing
 
     public func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
-        let bytes = host.shape.count * dtype.byteCount
-        note(bytes, in: group)
-        return Tensor(host.shape, dtype, storage: storage(bytes, isPlaced: true))
+        Tensor(
+            host.shape, dtype, storage: placed(host.shape.count * dtype.byteCount, in: group))
     }
 
     public func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?)
@@ -182,8 +182,7 @@ public final class NullBackend: Backend {
     ) -> LinearWeight {
         let (outputs, inputs) = (weight.shape[0], weight.shape[1])
         func scale(_ shape: Shape) -> Tensor {
-            note(shape.count * 4, in: group)
-            return Tensor(shape, .f32, storage: storage(shape.count * 4, isPlaced: true))
+            Tensor(shape, .f32, storage: placed(shape.count * 4, in: group))
         }
         return switch format {
         case .plain: .dense(place(weight, as: weight.dtype, in: group))
@@ -206,11 +205,14 @@ public final class NullBackend: Backend {
             bias: bias.map { place($0, as: .f32, in: group) })
     }
 
-    private func note(_ bytes: Int, in group: WeightGroup?) {
-        guard let group else { return }
-        if lastGroup !== group { groups.append((group.name, 0)) }
+    private func placed(_ bytes: Int, in group: WeightGroup?) -> Storage {
+        guard let group else { return storage(bytes, isPlaced: true) }
+        let isVisitor = group.isVisitor(byteCount: bytes)
+        if lastGroup !== group { groups.append((group.name, 0, false)) }
         lastGroup = group
         groups[groups.count - 1].byteCount += ledger.rounded(bytes)
+        if isVisitor { groups[groups.count - 1].isVisitor = true }
+        return isVisitor ? Storage(byteCount: bytes) : storage(bytes, isPlaced: true)
     }
 
     /// Zeros.

@@ -36,6 +36,9 @@ public final class HostStorage: Storage {
 
     public override var hostPointer: UnsafeMutableRawPointer? { base }
 
+    /// Whether the bytes are somebody else's, such as a mapped file's.
+    public var isBorrowed: Bool { owner != nil }
+
     deinit { if owner == nil { base.deallocate() } }
 }
 
@@ -123,6 +126,9 @@ extension Tensor {
     }
 
     public var isOnHost: Bool { storage.hostPointer != nil }
+
+    /// Whether the elements lie in a mapped file: to keep the tensor takes no memory.
+    public var isMapped: Bool { (storage as? HostStorage)?.isBorrowed ?? false }
 
     /// The elements as host memory of type `T`, whose size must be the element's.
     /// The pointer must not leave `body`.

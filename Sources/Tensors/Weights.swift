@@ -59,15 +59,43 @@ public struct ConvolutionWeight {
     public var inputs: Int { tensor.shape[4] }
 }
 
+/// The groups of one model, and when their weights come to the device.
+public final class WeightSet {
+    /// Weights that lie in a mapped file come when their group is first required, and not when they
+    /// are placed.
+    public let isDeferred: Bool
+    /// What a backend that defers or streams keeps about this set.
+    public var attachment: AnyObject?
+
+    public init(isDeferred: Bool = false) { self.isDeferred = isDeferred }
+}
+
 /// Weights that are used together (one transformer block): the unit in which a backend may keep them
 /// resident or stream them in behind the computation.
 public final class WeightGroup {
     public let name: String
+    public let set: WeightSet
+    /// Used once for each prompt and not in every step: a deferred set does not keep it on the device.
+    public let isTransient: Bool
     public private(set) var tensors: [Tensor] = []
-    /// What a backend that streams keeps about this group.
+    /// What a backend that defers or streams keeps about this group.
     public var attachment: AnyObject?
 
-    public init(_ name: String) { self.name = name }
+    public init(_ name: String, of set: WeightSet = WeightSet(), isTransient: Bool = false) {
+        self.name = name
+        self.set = set
+        self.isTransient = isTransient
+    }
+
+    /// Bytes of the smallest weight that is deferred or streamed. Smaller ones come at once and stay:
+    /// together they are little.
+    public static let smallestMoving = 1 << 20
+
+    /// Whether a weight of so many bytes leaves the device after each use.
+    public func isVisitor(byteCount: Int) -> Bool {
+        set.isDeferred && isTransient && byteCount >= WeightGroup.smallestMoving
+    }
+
     public func append(_ tensor: Tensor) { tensors.append(tensor) }
     public var byteCount: Int { tensors.reduce(0) { $0 + $1.byteCount } }
 }

@@ -18,8 +18,8 @@ private final class BlockRecorder: ForwardingBackend {
         return result
     }
 
-    override func require(_ group: WeightGroup, next: WeightGroup?) {
-        super.require(group, next: next)
+    override func require(_ group: WeightGroup) {
+        super.require(group)
         if let last { outputs.append(last) }
         last = nil
     }

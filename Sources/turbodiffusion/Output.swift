@@ -155,7 +155,7 @@ final class ProgressPrinter: Sendable {
 
     /// Time left for the steps still to come, at the rate of the slowest so far.
     private func remaining(after stage: Stage) -> String {
-        guard case .denoise(let step, let count) = stage, step < count else { return "" }
+        guard case .denoise(let step, let count, _) = stage, step < count else { return "" }
         let slowest = state.withLock { $0.stepSeconds.max() ?? 0 }
         return " (\(Output.seconds(slowest * Double(count - step))) left for the other steps)"
     }

@@ -18,8 +18,8 @@ struct VideoPipelineTests {
             #expect(chunk.bytes.count == chunk.count * 64 * 64 * 3)
         }
         let stages = [
-            "load text encoder", "text encoder", "load transformer", "step 1/4", "step 2/4",
-            "step 3/4", "step 4/4", "load VAE", "VAE decode",
+            "load text encoder", "text encoder", "load transformer", "text for transformer",
+            "step 1/4", "step 2/4", "step 3/4", "step 4/4", "load VAE", "VAE decode",
         ]
         #expect(events.started == stages)
         #expect(events.finished == stages)
@@ -112,6 +112,55 @@ struct VideoPipelineTests {
         let away = try await frames(of: request, pipeline)
         #expect(guided != plain)
         #expect(away != guided)
+    }
+
+    @Test("Of two experts each takes its steps, and the frames do not depend on which of them stay")
+    func experts() async throws {
+        var models = try nano()
+        models.lowNoiseTransformer = models.transformer
+        var request = tinyRequest()
+        let plain = try await frames(of: request, pipeline(try nano()))
+        request.boundary = 0.9
+        let events = EventList()
+        let pipeline = pipeline(models)
+        var both: [UInt8] = []
+        _ = try await pipeline.generate(request, events: events.add) { both += $0.bytes }
+        #expect(both == plain)
+        #expect(
+            events.finished.filter { $0.contains("step") } == [
+                "step 1/4 (high noise)", "step 2/4 (high noise)", "step 3/4 (low noise)",
+                "step 4/4 (low noise)",
+            ])
+        var options = RunOptions()
+        options.keepsBothExperts = false
+        #expect(try await frames(of: request, pipeline, options) == plain)
+        // The next run on the same device begins with the first expert again.
+        #expect(try await frames(of: request, pipeline, options) == plain)
+
+        request.boundary = 0
+        let one = EventList()
+        _ = try await PipelinesTests.pipeline(models).generate(request, events: one.add) { _ in }
+        #expect(!one.started.contains("load low-noise transformer"))
+    }
+
+    @Test("Two experts take the memory of both, or of one where they take turns")
+    func planOfExperts() throws {
+        var models = try nano()
+        models.lowNoiseTransformer = models.transformer
+        var request = tinyRequest()
+        request.boundary = 0.9
+        let both = try MemoryPlan(models, request, RunOptions())
+        var one = try MemoryPlan(try nano(), request, RunOptions())
+        one.stages.removeAll { $0.name != "transformer" }
+        let expert = one.stages[0]
+        #expect(both.stages.map(\.name).filter { $0.contains("transformer") }.count == 2)
+        let inTurns = try both.fitted(
+            to: both.peakBytes - expert.groupedBytes / 2, RunOptions())
+        #expect(inTurns.residentWeights == nil)
+        #expect(!inTurns.options.keepsBothExperts)
+        #expect(inTurns.peakBytes < both.peakBytes)
+        request.boundary = 0
+        #expect(try MemoryPlan(models, request, RunOptions()).stages.count == 3)
     }
 
     @Test("The plan is what the run then takes, and weights stream where it must be less")

@@ -6,6 +6,8 @@ internal import CDrivers
 public final class Context {
     public let device: Device
     public let stream: Stream
+    /// Where kernels are launched: `stream`, but for the time of `launching(in:_:)`.
+    private var launches: Stream
     public let memory: DeviceMemory
     public let kernels: KernelLibrary
     /// Wait for every kernel, so that a failure names the kernel that caused it. Slow: for debugging.
@@ -20,6 +22,7 @@ public final class Context {
     ) throws(CUDAError) {
         self.device = device
         stream = try Stream(device)
+        launches = stream
         memory = DeviceMemory(device, limit: memoryLimit)
         self.kernels = KernelLibrary(device, kernels)
     }
@@ -44,6 +47,15 @@ public final class Context {
     public func synchronize() throws(CUDAError) {
         if device.failure == nil { stream.drain() }
         if let failure = device.takeFailure() { throw failure }
+    }
+
+    /// Runs `body` with its kernels in another stream. It must take no device memory, which the main
+    /// stream orders.
+    func launching(in stream: Stream, _ body: () -> Void) {
+        let before = launches
+        launches = stream
+        body()
+        launches = before
     }
 
     func launch(_ function: Function, _ shape: LaunchShape, _ arguments: LaunchArguments) {
@@ -72,7 +84,7 @@ public final class Context {
                     gridDimX: UInt32(shape.grid.x), gridDimY: UInt32(shape.grid.y),
                     gridDimZ: UInt32(shape.grid.z), blockDimX: UInt32(shape.block.x),
                     blockDimY: UInt32(shape.block.y), blockDimZ: UInt32(shape.block.z),
-                    sharedMemBytes: UInt32(shape.sharedBytes), hStream: stream.handle,
+                    sharedMemBytes: UInt32(shape.sharedBytes), hStream: launches.handle,
                     attrs: list, numAttrs: count)
                 device.check(
                     device.cuda.cuLaunchKernelEx(
@@ -82,6 +94,6 @@ public final class Context {
                         + "\(shape.sharedBytes) bytes of shared memory")
             }
         }
-        if waitsForEachKernel { stream.drain() }
+        if waitsForEachKernel { launches.drain() }
     }
 }

@@ -30,6 +30,22 @@ enum Elementwise {
     }
 }
 
+extension Elementwise {
+    /// Queues `count` elements at `source` as another type at `target`.
+    static func convert(
+        _ source: DevicePointer, _ from: DType, to target: DevicePointer, _ to: DType, count: Int,
+        _ context: Context
+    ) {
+        let vector = vector(source, target)
+        let name =
+            "convert<\(CUDABackend.typeName(from)), \(CUDABackend.typeName(to)), \(vector)>"
+        ensure(conversions.kernels.contains(name), "no conversion from \(from) to \(to)")
+        let kernel: Kernel<DevicePointer, DevicePointer, Int64> = context.kernel(
+            name, of: conversions)
+        kernel(.elements(count, perThread: vector), target, source, Int64(count))
+    }
+}
+
 /// `Terms` of elementwise.cu.
 private struct Terms: BitwiseCopyable {
     var data: InlineArray<5, DevicePointer> = .init(repeating: .null)
@@ -39,19 +55,6 @@ private struct Terms: BitwiseCopyable {
 }
 
 extension CUDABackend {
-    /// `count` elements at `source` as another type at `target`.
-    func convert(
-        _ source: DevicePointer, _ from: DType, to target: DevicePointer, _ to: DType, count: Int
-    ) {
-        let vector = Elementwise.vector(source, target)
-        let name = "convert<\(Self.typeName(from)), \(Self.typeName(to)), \(vector)>"
-        ensure(
-            Elementwise.conversions.kernels.contains(name), "no conversion from \(from) to \(to)")
-        let kernel: Kernel<DevicePointer, DevicePointer, Int64> = context.kernel(
-            name, of: Elementwise.conversions)
-        kernel(.elements(count, perThread: vector), target, source, Int64(count))
-    }
-
     public func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
         let columns = x.shape.columns
         requireActivations(x, "gatedAdd")

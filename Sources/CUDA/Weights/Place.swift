@@ -4,7 +4,19 @@ public import Tensors
 
 extension CUDABackend {
     public func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
-        streaming.admit(uploaded(host, as: dtype), to: group)
+        let recipe = host.dtype == dtype ? Recipe.copy : .convert(dtype)
+        return place(host, as: dtype, recipe, in: group) { converted(host, to: dtype) }
+    }
+
+    /// - Parameter made: what `recipe` makes of a tensor that is on the device.
+    private func place(
+        _ x: Tensor, as dtype: DType, _ recipe: Recipe, in group: WeightGroup?,
+        _ made: () -> Tensor
+    ) -> Tensor {
+        if let group, x.isOnHost, let storage = weights.promise(x, recipe, as: dtype, to: group) {
+            return Tensor(x.shape, dtype, storage: storage)
+        }
+        return weights.admit(x.isOnHost ? uploaded(x, as: dtype, recipe) : made(), to: group)
     }
 
     public func place(
@@ -27,21 +39,24 @@ extension CUDABackend {
         _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
     ) -> LinearWeight {
         guard format != .plain else { return place(.dense(weight), as: .bf16, in: group) }
-        // Quantisers read bf16, as the original's does.
-        let quantized = quantize(uploaded(weight, as: .bf16), to: format)
-        guard let scales = quantized.scales else {
-            programmingError("place: quantize returned no scales for \(format)")
+        let (rows, columns) = (weight.shape[0], weight.shape[1])
+        let shape: Shape =
+            format == .fp8Rows ? [rows] : [ceilDivide(rows, 128), ceilDivide(columns, 128)]
+        let scale = tensor(shape, .f32)
+        let matrix = place(
+            weight, as: format == .fp8Rows ? .f8e4m3 : .i8,
+            .quantize(format, scales: scale.pointer),
+            in: group
+        ) {
+            let codes = tensor(weight.shape, format == .fp8Rows ? .f8e4m3 : .i8)
+            // Quantisers read bf16, as the original's does.
+            Quantize.launch(
+                converted(weight, to: .bf16).pointer, .bf16, rows: rows, columns: columns, format,
+                codes: codes.pointer, scales: scale.pointer, context)
+            return codes
         }
-        let codes = Tensor(quantized.shape, quantized.dtype, storage: quantized.storage)
-        let matrix = streaming.admit(codes, to: group)
-        switch format {
-        case .int8Blocks:
-            let blocks: Shape = [(weight.shape[0] + 127) / 128, (weight.shape[1] + 127) / 128]
-            return .int8Blocks(weight: matrix, scale: Tensor(blocks, .f32, storage: scales))
-        default:
-            return .fp8Rows(
-                weight: matrix, scale: Tensor([weight.shape[0]], .f32, storage: scales))
-        }
+        return format == .fp8Rows
+            ? .fp8Rows(weight: matrix, scale: scale) : .int8Blocks(weight: matrix, scale: scale)
     }
 
     /// The file's layout travels as it is and is turned on the device.
@@ -53,7 +68,7 @@ extension CUDABackend {
         let (outputs, inputs) = (kernel.shape[0], kernel.shape[1])
         let window = Array(kernel.shape.dimensions[2...])
         let taps = window.reduce(1, *)
-        let stored = uploaded(kernel, as: dtype)
+        let stored = place(kernel, as: dtype, in: nil)
         let turned = tensor(Shape([outputs] + window + [inputs]), dtype)
         let unit = dtype.byteCount == 4 ? "u32" : "u16"
         let turn: Kernel<DevicePointer, DevicePointer, Int64, Int32, Int32> = context.kernel(
@@ -62,12 +77,10 @@ extension CUDABackend {
             .elements(turned.shape.count), turned.pointer, stored.pointer,
             Int64(turned.shape.count), Int32(inputs), Int32(taps))
         return ConvolutionWeight(
-            streaming.admit(turned, to: group), bias: bias.map { place($0, as: .f32, in: group) })
+            weights.admit(turned, to: group), bias: bias.map { place($0, as: .f32, in: group) })
     }
 
-    public func require(_ group: WeightGroup, next: WeightGroup?) {
-        streaming.require(group, next: next)
-    }
+    public func require(_ group: WeightGroup) { weights.require(group) }
 
     public func read(_ x: Tensor) -> Tensor {
         if x.isOnHost { return x }
@@ -81,27 +94,14 @@ extension CUDABackend {
         x.isOnHost ? HostCopy(x) : downloads.begin(x)
     }
 
-    /// A copy on the device as `dtype`: the bytes travel as they are and are converted there.
-    private func uploaded(_ host: Tensor, as dtype: DType) -> Tensor {
-        if !host.isOnHost { return converted(host, to: dtype) }
+    /// What `recipe` makes of a host tensor, on the device.
+    private func uploaded(_ host: Tensor, as dtype: DType, _ recipe: Recipe) -> Tensor {
         let out = tensor(host.shape, dtype)
-        if host.dtype == dtype {
-            uploads.copy(host.hostAddress, to: out.pointer, byteCount: host.byteCount)
-            return out
-        }
-        // In pieces, so that the unconverted copy takes little memory.
-        let piece = Uploads.chunk / host.dtype.byteCount
-        let staging = storage(byteCount: min(piece, host.shape.count) * host.dtype.byteCount)
-        var start = 0
-        while start < host.shape.count {
-            let count = min(piece, host.shape.count - start)
-            uploads.copy(
-                host.hostAddress + start * host.dtype.byteCount, to: staging.location,
-                byteCount: count * host.dtype.byteCount)
-            convert(
-                staging.location, host.dtype, to: out.pointer + start * dtype.byteCount, dtype,
-                count: count)
-            start += count
+        // The main stream orders memory, so scratch may go when everything is queued.
+        var scratch: [DeviceStorage] = []
+        uploads.carry(out: recipe, of: host, to: out.pointer, in: context.stream) {
+            scratch.append(storage(byteCount: $0))
+            return scratch.last!.location
         }
         return out
     }
@@ -110,7 +110,8 @@ extension CUDABackend {
     func converted(_ x: Tensor, to dtype: DType) -> Tensor {
         if x.dtype == dtype { return x }
         let out = tensor(x.shape, dtype)
-        convert(x.pointer, x.dtype, to: out.pointer, dtype, count: x.shape.count)
+        Elementwise.convert(
+            x.pointer, x.dtype, to: out.pointer, dtype, count: x.shape.count, context)
         return out
     }
 }

@@ -13,7 +13,7 @@ final class Uploads {
         let event: Event
     }
 
-    private let context: Context
+    let context: Context
     private var slots: [Slot] = []
     private var next = 0
     private static let slotCount = 4
@@ -26,19 +26,21 @@ final class Uploads {
     }
 
     /// Queues the copy of host bytes to the device. They have been read when this returns.
-    func copy(_ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int) {
+    func copy(
+        _ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int, in stream: Stream
+    ) {
         if byteCount <= 64 << 10 {
-            return context.stream.copy(source, to: destination, byteCount: byteCount)
+            return stream.copy(source, to: destination, byteCount: byteCount)
         }
         var start = 0
         while start < byteCount {
             let size = min(Self.chunk, byteCount - start)
             guard let slot = freeSlot() else { return }
             fill(slot.pinned, from: source + start, byteCount: size)
-            context.stream.copy(
+            stream.copy(
                 UnsafeRawPointer(slot.pinned.bytes.baseAddress!), to: destination + start,
                 byteCount: size)
-            slot.event.record(in: context.stream)
+            slot.event.record(in: stream)
             start += size
         }
     }

@@ -1,20 +1,58 @@
-// Weights that do not fit: kept in pinned host memory, brought to the device group by group behind
-// the computation.
+// Weights in groups: which stay on the device, which visit it, and how both come behind the computation.
+//
+// A weight that lies in a mapped file is only promised when it is placed. When its group is required the host
+// copies its bytes into pinned memory and the copy engine takes them to the device, in a stream of its own. The
+// host is ahead of the device by what it has queued: while it works on one group the device computes with the
+// group before, so that the transfer is hidden where a group's computation takes longer.
 
 import Tensors
 
-/// The streamed weights of one group, laid out as one range.
-private final class StreamedGroup {
-    struct Member {
-        let storage: DeviceStorage
-        let pinned: PinnedBuffer
-        let offset: Int
-    }
+/// One weight that is not on the device: where it comes from and what becomes of it.
+private struct Promise {
+    let storage: DeviceStorage
+    let source: Tensor
+    let recipe: Recipe
+}
 
-    var members: [Member] = []
+/// What has to be done when a group is required.
+private final class GroupWeights {
+    /// Will stay, and have memory, but have not come yet.
+    var expected: [Promise] = []
+    /// Visit the device for each use, at these places in one range of bytes.
+    var visitors: [(promise: Promise, offset: Int)] = []
     var byteCount = 0
-    /// The slot that holds the group now.
-    var slot: Int?
+    /// The slot that holds the visitors now.
+    var slot: Slot?
+}
+
+/// Device memory for the visitors of one group at a time.
+private final class Slot {
+    let buffer: DeviceBuffer
+    weak var group: GroupWeights?
+    /// The last operation that reads the slot has ended.
+    let used: Event
+    /// Time of the last use.
+    var turn = 0
+
+    init(_ buffer: DeviceBuffer, used: Event) {
+        self.buffer = buffer
+        self.used = used
+    }
+}
+
+/// The weights of one set whose memory is taken all at once, when the first group that stays is required, and its
+/// two slots: one computes, the other fills.
+private final class SetWeights {
+    var undecided: [(promise: Promise, group: GroupWeights)] = []
+    var slots: [Slot] = []
+    /// Bytes of the largest group of visitors.
+    var largest = 0
+
+    func visit(_ promise: Promise, _ group: GroupWeights) {
+        group.visitors.append((promise, group.byteCount))
+        group.byteCount += Arena.rounded(promise.storage.byteCount)
+        largest = max(largest, group.byteCount)
+    }
 }
 
 /// Bytes of grouped weights that stay on the device.
@@ -36,133 +74,202 @@ private final class ResidentToken {
     deinit { residents.byteCount -= byteCount }
 }
 
-/// Two slots on the device: one computes, the other fills.
+/// Decides what stays, and brings what was promised.
 final class WeightStreaming {
-    private struct Slot {
-        let buffer: DeviceBuffer
-        weak var group: StreamedGroup?
-        /// The copy into the slot has ended.
-        let filled: Event
-        /// The last operation that reads the slot has ended.
-        let used: Event
-        /// Time of the last use.
-        var turn = 0
-    }
-
     private let context: Context
+    private let uploads: Uploads
     private let copies: Stream
     private let residentLimit: Int?
     private let residents = Residents()
-    /// The last copy from the device to pinned memory.
-    private let admitted: Event
-    private var largestGroup = 0
-    private var slots: [Slot] = []
+    /// A point of one stream that the other waits for.
+    private let mark: Event
     private var turn = 0
-    private var current: StreamedGroup?
+    /// The slot that the queued operations read.
+    private weak var current: Slot?
+    /// Unconverted bytes, for the stream of copies only.
+    private var scratch: DeviceBuffer?
 
-    /// Smaller tensors always stay on the device: together they are little.
-    private static let smallest = 1 << 20
-
-    init(_ context: Context, residentBytes limit: Int?) throws(CUDAError) {
+    init(_ context: Context, _ uploads: Uploads, residentBytes limit: Int?) throws(CUDAError) {
         self.context = context
+        self.uploads = uploads
         residentLimit = limit
         copies = try Stream(context.device)
-        admitted = try Event(context.device)
+        mark = try Event(context.device)
     }
 
-    /// Counts a placed tensor of `group`, or moves it to host memory where the limit is reached.
+    // ---- placing ----
+
+    /// Leaves a host tensor where it is until its group is required; nil where the weight must come now.
+    func promise(
+        _ host: Tensor, _ recipe: Recipe, as dtype: DType, to group: WeightGroup
+    ) -> DeviceStorage? {
+        let byteCount = host.shape.count * dtype.byteCount
+        guard byteCount >= WeightGroup.smallestMoving else { return nil }
+        let isVisitor = group.isVisitor(byteCount: byteCount) || !fits(byteCount)
+        let isDeferred = host.isMapped && group.set.isDeferred
+        var isCopy = false
+        if case .copy = recipe { isCopy = true }
+        // Memory that is not a file's is given back sooner when the weight comes now; where it does not stay, its
+        // final form is the smallest to keep.
+        guard isDeferred || isVisitor && (host.isMapped || isCopy) else { return nil }
+        let promise = Promise(
+            storage: DeviceStorage(away: byteCount), source: host, recipe: recipe)
+        let (weights, set) = attachments(of: group)
+        if isDeferred, !group.isVisitor(byteCount: byteCount) {
+            set.undecided.append((promise, weights))
+        } else {
+            set.visit(promise, weights)
+        }
+        return promise.storage
+    }
+
+    /// Counts a tensor that has come, or lets it visit from host memory where the limit is reached.
     /// - Returns: the tensor to use from now on.
     func admit(_ tensor: Tensor, to group: WeightGroup?) -> Tensor {
-        guard let group, let residentLimit, tensor.byteCount >= Self.smallest else { return tensor }
-        if residents.byteCount + tensor.byteCount <= residentLimit {
-            (tensor.storage as? DeviceStorage)?.token = ResidentToken(residents, tensor.byteCount)
+        guard let group, tensor.byteCount >= WeightGroup.smallestMoving else { return tensor }
+        if !group.isVisitor(byteCount: tensor.byteCount), fits(tensor.byteCount) {
+            count(tensor.storage as? DeviceStorage)
             return tensor
         }
-        let streamed = group.attachment as? StreamedGroup ?? StreamedGroup()
-        group.attachment = streamed
-        do {
-            let pinned = try PinnedBuffer(context.device, byteCount: tensor.byteCount)
-            context.stream.copy(
-                tensor.pointer, to: pinned.bytes.baseAddress!, byteCount: tensor.byteCount)
-            admitted.record(in: context.stream)
-            let storage = DeviceStorage(streamed: tensor.byteCount)
-            streamed.members.append(
-                .init(storage: storage, pinned: pinned, offset: streamed.byteCount))
-            streamed.byteCount += Arena.rounded(tensor.byteCount)
-            largestGroup = max(largestGroup, streamed.byteCount)
-            return Tensor(tensor.shape, tensor.dtype, storage: storage)
-        } catch {
-            context.device.fail(error)
-            return tensor
+        let host = Tensor.host(tensor.shape, tensor.dtype)
+        context.stream.copy(tensor.pointer, to: host.hostAddress, byteCount: tensor.byteCount)
+        context.stream.drain()
+        let promise = Promise(
+            storage: DeviceStorage(away: tensor.byteCount), source: host, recipe: .copy)
+        let (weights, set) = attachments(of: group)
+        set.visit(promise, weights)
+        return Tensor(tensor.shape, tensor.dtype, storage: promise.storage)
+    }
+
+    private func fits(_ byteCount: Int) -> Bool {
+        residentLimit.map { residents.byteCount + byteCount <= $0 } ?? true
+    }
+
+    private func count(_ storage: DeviceStorage?) {
+        guard residentLimit != nil, let storage else { return }
+        storage.token = ResidentToken(residents, storage.byteCount)
+    }
+
+    private func attachments(of group: WeightGroup) -> (GroupWeights, SetWeights) {
+        let set = group.set.attachment as? SetWeights ?? SetWeights()
+        group.set.attachment = set
+        let weights = group.attachment as? GroupWeights ?? GroupWeights()
+        group.attachment = weights
+        return (weights, set)
+    }
+
+    // ---- requiring ----
+
+    /// Makes the weights of `group` usable by what is queued from here on.
+    func require(_ group: WeightGroup) {
+        current?.used.record(in: context.stream)
+        current = nil
+        guard let weights = group.attachment as? GroupWeights,
+            let set = group.set.attachment as? SetWeights
+        else { return }
+        if !group.isTransient { settle(set) }
+        if !weights.expected.isEmpty, context.device.failure == nil {
+            for promise in weights.expected { bring(promise, to: promise.storage.location) }
+            follow(context.stream, copies)
+            if context.device.failure == nil { weights.expected = [] }
+        }
+        if !weights.visitors.isEmpty { current = fetch(weights, of: set) }
+        if context.device.failure != nil {
+            // Nothing more is launched; addresses only have to exist.
+            let undecided = set.undecided.filter { $0.group === weights }.map(\.promise)
+            for promise in weights.visitors.map(\.promise) + undecided
+            where promise.storage.location == .null {
+                promise.storage.location = DevicePointer(address: UInt64(Arena.alignment))
+            }
         }
     }
 
-    /// Makes the weights of `group` usable by what is queued from here on, and starts on `next`.
-    func require(_ group: WeightGroup, next: WeightGroup?) {
-        if let current, let slot = current.slot { slots[slot].used.record(in: context.stream) }
-        current = group.attachment as? StreamedGroup
-        if let current {
-            guard let slot = fetch(current) else {
-                // The device has failed and launches nothing more; addresses only have to exist.
-                for member in current.members where member.storage.location == .null {
-                    member.storage.location = DevicePointer(address: UInt64(Arena.alignment))
-                }
-                return
+    /// Takes the memory of all that stays, in the order of placing.
+    private func settle(_ set: SetWeights) {
+        if set.undecided.isEmpty { return }
+        while let (promise, group) = set.undecided.first {
+            if fits(promise.storage.byteCount) {
+                guard context.device.failure == nil else { return }
+                let buffer = context.buffer(byteCount: promise.storage.byteCount)
+                guard context.device.failure == nil else { return }
+                promise.storage.settle(in: buffer)
+                count(promise.storage)
+                group.expected.append(promise)
+            } else {
+                set.visit(promise, group)
             }
-            context.stream.wait(for: slots[slot].filled)
+            set.undecided.removeFirst()
         }
-        if let next = next?.attachment as? StreamedGroup, next !== current { _ = fetch(next) }
+        // What the main stream did with this memory before comes first.
+        follow(copies, context.stream)
     }
 
     /// The slot of `group`, filling the one that was used longest ago if it is in none.
-    private func fetch(_ group: StreamedGroup) -> Int? {
-        guard context.device.failure == nil, prepareSlots() else { return nil }
+    private func fetch(_ group: GroupWeights, of set: SetWeights) -> Slot? {
         turn += 1
         if let slot = group.slot {
-            slots[slot].turn = turn
+            slot.turn = turn
             return slot
         }
-        let slot = slots.indices.min { slots[$0].turn < slots[$1].turn }!
-        if let old = slots[slot].group {
-            old.slot = nil
-            for member in old.members { member.storage.location = .null }
+        guard prepareSlots(of: set), let slot = set.slots.min(by: { $0.turn < $1.turn }) else {
+            return nil
         }
-        copies.wait(for: slots[slot].used)
-        copies.wait(for: admitted)
-        let base = slots[slot].buffer.pointer
-        for member in group.members {
-            let pinned = UnsafeRawPointer(member.pinned.bytes.baseAddress!)
-            copies.copy(pinned, to: base + member.offset, byteCount: member.pinned.bytes.count)
-            member.storage.location = base + member.offset
+        leave(slot)
+        copies.wait(for: slot.used)
+        for (promise, offset) in group.visitors {
+            promise.storage.location = slot.buffer.pointer + offset
+            bring(promise, to: promise.storage.location)
         }
-        slots[slot].filled.record(in: copies)
-        slots[slot].group = group
-        slots[slot].turn = turn
+        follow(context.stream, copies)
+        guard context.device.failure == nil else { return nil }
+        slot.group = group
+        slot.turn = turn
         group.slot = slot
         return slot
     }
 
-    /// Two slots as large as the largest group.
-    private func prepareSlots() -> Bool {
-        if let slot = slots.first, slot.buffer.byteCount >= largestGroup { return true }
-        for slot in slots {
-            slot.group?.members.forEach { $0.storage.location = .null }
-            slot.group?.slot = nil
-        }
-        slots = []
-        // The copy stream does not wait for what the main stream did with this memory before.
-        context.stream.drain()
-        copies.drain()
+    private func leave(_ slot: Slot) {
+        guard let group = slot.group else { return }
+        group.slot = nil
+        for (promise, _) in group.visitors { promise.storage.location = .null }
+    }
+
+    /// Two slots as large as the largest group of visitors.
+    private func prepareSlots(of set: SetWeights) -> Bool {
+        if let slot = set.slots.first, slot.buffer.byteCount >= set.largest { return true }
+        set.slots.forEach(leave)
+        set.slots = []
         do {
-            for _ in 0..<2 {
+            for _ in 0..<2 where context.device.failure == nil {
                 let slot = Slot(
-                    buffer: context.buffer(byteCount: largestGroup),
-                    filled: try Event(context.device), used: try Event(context.device))
-                slots.append(slot)
+                    context.buffer(byteCount: set.largest), used: try Event(context.device))
+                // What the main stream did with this memory before comes first.
+                slot.used.record(in: context.stream)
+                set.slots.append(slot)
             }
         } catch {
             context.device.fail(error)
         }
+        if context.device.failure != nil { set.slots = [] }
         return context.device.failure == nil
+    }
+
+    /// Queues all that makes the weight at `target`, in the stream of copies.
+    private func bring(_ promise: Promise, to target: DevicePointer) {
+        uploads.carry(out: promise.recipe, of: promise.source, to: target, in: copies) {
+            if let scratch, scratch.byteCount >= $0 { return scratch.pointer }
+            // The old one goes back to the main stream, which must not be ahead of its last use.
+            follow(context.stream, copies)
+            let buffer = context.buffer(byteCount: $0)
+            follow(copies, context.stream)
+            scratch = buffer
+            return buffer.pointer
+        }
+    }
+
+    /// What is queued in `later` from here on waits for what is queued in `earlier` now.
+    private func follow(_ later: Stream, _ earlier: Stream) {
+        mark.record(in: earlier)
+        later.wait(for: mark)
     }
 }

@@ -42,8 +42,8 @@ public struct UMT5 {
             !ids.isEmpty && ids.count <= textLength,
             "UMT5: \(ids.count) tokens for \(textLength) rows")
         var x = device.embedding(ids, hostTable: tokenEmbedding, as: activations)
-        for (index, block) in blocks.enumerated() {
-            device.require(block.group, next: blocks[(index + 1) % blocks.count].group)
+        for block in blocks {
+            device.require(block.group)
             block(&x, on: device)
         }
         x = device.rmsNorm(

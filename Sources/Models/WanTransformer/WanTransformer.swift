@@ -37,12 +37,12 @@ public struct WanTransformer {
         for layer in 0..<config.layers {
             blocks.append(try Block(weights["blocks"][layer].grouped(), config, options))
         }
-        // Last: where memory is short, these are the first that need not stay on the device.
         var textProjections: [TextProjection] = []
         for layer in 0..<config.layers {
             textProjections.append(
                 try TextProjection(
-                    weights["blocks"][layer]["cross_attn"].grouped(), config, options))
+                    weights["blocks"][layer]["cross_attn"].grouped(isTransient: true), config,
+                    options))
         }
         self.textProjections = textProjections
         self.blocks = blocks
@@ -79,9 +79,8 @@ extension WanTransformer {
         let distinct = min(text.count + 1, text.rows.shape[0])
         let lastKeyCount = text.rows.shape[0] - distinct + 1
         let embedded = embed(text.rows.slice(0..<distinct), on: device)
-        let keys = textProjections.enumerated().map { index, projection in
-            let next = index + 1 < textProjections.count ? textProjections[index + 1].group : nil
-            device.require(projection.group, next: next)
+        let keys = textProjections.map { projection in
+            device.require(projection.group)
             return projection(embedded, lastKeyCount: lastKeyCount, on: device)
         }
         return Context(
@@ -135,8 +134,7 @@ extension WanTransformer {
         _ x: inout Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
         on device: any Backend
     ) {
-        device.require(
-            blocks[index].group, next: blocks[(index + 1) % blocks.count].group)
+        device.require(blocks[index].group)
         blocks[index](
             &x, modulation.blocks[index], context.text[index], context.rope, on: device)
     }
@@ -157,7 +155,7 @@ extension WanTransformer {
         on device: any Backend
     ) -> (q: Tensor, k: Tensor) {
         let (block, m) = (blocks[index], modulation.blocks[index])
-        device.require(block.group, next: nil)
+        device.require(block.group)
         return block.attention.queryKey(
             block.normed(x, m[0], m[1], for: block.attention.q, on: device), rope: context.rope,
             on: device)

@@ -1,0 +1,78 @@
+/// Files brought into the system's page cache before they are wanted, so that a cold disk works while the device does.
+
+import Dispatch
+import FoundationEssentials
+import Synchronization
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+/// Asks the system for files, one after the other, in the background; stops when it is let go.
+final class ReadAhead: Sendable {
+    private let isWanted: Wanted
+
+    /// Shared with the thread that asks.
+    private final class Wanted: Sendable {
+        let value = Atomic(true)
+    }
+
+    /// - Parameter paths: checkpoints in the order of their use: files, or folders of files. One that does not fit into
+    ///   the memory that is available now ends the list: its pages would push out those that are wanted sooner.
+    init(_ paths: [String]) {
+        let isWanted = Wanted()
+        self.isWanted = isWanted
+        DispatchQueue.global(qos: .utility).async {
+            // What else the process needs meanwhile.
+            var left = Self.availableBytes() - (2 << 30)
+            for file in paths.flatMap(Self.files) {
+                left -= Self.read(file, upTo: left) { isWanted.value.load(ordering: .relaxed) }
+                if left < 0 { return }
+            }
+        }
+    }
+
+    deinit { isWanted.value.store(false, ordering: .relaxed) }
+
+    /// The checkpoint files that a path stands for.
+    static func files(_ path: String) -> [String] {
+        let isIndex = path.hasSuffix(".index.json")
+        let folder = isIndex ? String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)]) : path
+        guard let names = try? FileManager.default.contentsOfDirectory(atPath: folder) else {
+            return isIndex ? [] : [path]
+        }
+        return names.sorted().filter { $0.hasSuffix(".safetensors") }.map { folder + "/" + $0 }
+    }
+
+    /// Asks for one file.
+    /// - Returns: its size, also where that is more than `limit` and nothing was asked for.
+    static func read(_ path: String, upTo limit: Int, while isWanted: () -> Bool) -> Int {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        guard descriptor >= 0 else { return 0 }
+        defer { close(descriptor) }
+        var status = stat()
+        guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return 0 }
+        let size = Int(status.st_size)
+        guard size <= limit else { return size }
+        #if canImport(Glibc)
+            let piece = 16 << 20
+            for start in stride(from: 0, to: size, by: piece) where isWanted() {
+                posix_fadvise(descriptor, start, min(piece, size - start), POSIX_FADV_WILLNEED)
+            }
+        #endif
+        return size
+    }
+
+    /// Host memory that can be had without swapping; 0 where the system does not tell.
+    static func availableBytes() -> Int {
+        guard let data = FileManager.default.contents(atPath: "/proc/meminfo") else { return 0 }
+        let text = String(decoding: data, as: UTF8.self)
+        guard
+            let line = text.split(separator: "\n").first(where: { $0.hasPrefix("MemAvailable:") }),
+            let kilobytes = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) })
+        else { return 0 }
+        return kilobytes * 1024
+    }
+}
