@@ -261,24 +261,18 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
         const int row = work.first + int(threadIdx.x) / 32 * 16 + lane / 4;
         const i64 stride = i64(a.heads) * kDim;
         const i64 place = row * stride + work.head * kDim;
+        u32 x[2][kDim / 8];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const float inverse = 1.0f / warp_sum<4>(softmax.sum[r]);
-            bf16* out = static_cast<bf16*>(a.out) + place + 8 * r * stride;
-            const bf16* addend =
-                a.addend ? static_cast<const bf16*>(a.addend) + place + 8 * r * stride : nullptr;
 #pragma unroll
-            for (int j = 0; j < kDim / 8; j += 4) {
-                u32 x[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    x[i] = pack_bf16(o[4 * (j + i) + 2 * r] * inverse,
-                                     o[4 * (j + i) + 2 * r + 1] * inverse);
-                }
-                store_row(out + 8 * j, addend ? addend + 8 * j : nullptr, x,
-                          row + 8 * r < a.queries);
+            for (int j = 0; j < kDim / 8; j++) {
+                x[r][j] = pack_bf16(o[4 * j + 2 * r] * inverse, o[4 * j + 2 * r + 1] * inverse);
             }
         }
+        store_rows(static_cast<bf16*>(a.out) + place,
+                   a.addend ? static_cast<const bf16*>(a.addend) + place : nullptr, stride,
+                   a.queries - row, x);
     }
 }
 

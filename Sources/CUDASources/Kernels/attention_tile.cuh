@@ -71,37 +71,64 @@ struct TileLane {
     }
 };
 
-/// Accumulators of mma (columns 8 j + 2 (lane % 4) + {0, 1} of tile j) as rows of 16 bytes: x[j] is this
-/// lane's word of tile j; afterwards x holds the four words of tile lane % 4.
-DEVICE void quad_transpose(u32 (&x)[4]) {
-    const int lane = lane_id();
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const u32 other = __shfl_xor_sync(0xffffffffu, lane & 1 ? x[i] : x[i + 1], 1);
-        x[i] = lane & 1 ? other : x[i];
-        x[i + 1] = lane & 1 ? x[i + 1] : other;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const u32 other = __shfl_xor_sync(0xffffffffu, lane & 2 ? x[i] : x[i + 2], 2);
-        x[i] = lane & 2 ? other : x[i];
-        x[i + 2] = lane & 2 ? x[i + 2] : other;
-    }
+/// Accumulators of mma (columns 8 j + 2 (lane % 4) + {0, 1} of tile j) as rows of 16 bytes: x0..x3 are this
+/// lane's words of four tiles; afterwards they are the four words of tile lane % 4. (Selected by PRMT: of a
+/// `?:` the compiler makes branches around the shuffles.)
+DEVICE void quad_transpose(u32& x0, u32& x1, u32& x2, u32& x3) {
+    const u32 odd = lane_id() & 1 ? 0x7654 : 0x3210;
+    const u32 high = lane_id() & 2 ? 0x7654 : 0x3210;
+    // The lane keeps the word of its own parity, its neighbour gets the other one.
+    auto exchange = [](u32& a, u32& b, u32 which, int distance) {
+        const u32 other = __shfl_xor_sync(0xffffffffu, __byte_perm(b, a, which), distance);
+        a = __byte_perm(a, other, which);
+        b = __byte_perm(other, b, which);
+    };
+    exchange(x0, x1, odd, 1);
+    exchange(x2, x3, odd, 1);
+    exchange(x0, x2, high, 2);
+    exchange(x1, x3, high, 2);
 }
 
-/// Writes 32 columns of a row of results (four tiles of accumulators, packed as bf16) to `out`, the row's
-/// first of these columns, rounding again after adding `addend`'s where there is one. `addend` and `out`
-/// are 16-byte aligned; nothing is touched where `valid` is false. Whole warps.
-DEVICE void store_row(bf16* out, const bf16* addend, u32 (&x)[4], bool valid) {
-    quad_transpose(x);
+/// Writes this lane's two rows of a tile of results: x[r] are the accumulators of row 8 r, packed as bf16.
+/// `out` is the first column of row 0; `stride` elements further is the next row, of which `rows` exist.
+/// Adds `addend`, laid out like `out`, where there is one, and rounds again. Both are 16-byte aligned; whole
+/// warps.
+template <int kTiles>
+DEVICE void store_rows(bf16* out, const bf16* addend, i64 stride, int rows, u32 (&x)[2][kTiles]) {
     const int column = lane_id() % 4 * 8;
-    if (!valid) return;
+    uint4 y[2][kTiles / 4];
     if (addend) {
-        const uint4 y = *reinterpret_cast<const uint4*>(addend + column);
-        x[0] = pack_bf16(bf16_low(x[0]) + bf16_low(y.x), bf16_high(x[0]) + bf16_high(y.x));
-        x[1] = pack_bf16(bf16_low(x[1]) + bf16_low(y.y), bf16_high(x[1]) + bf16_high(y.y));
-        x[2] = pack_bf16(bf16_low(x[2]) + bf16_low(y.z), bf16_high(x[2]) + bf16_high(y.z));
-        x[3] = pack_bf16(bf16_low(x[3]) + bf16_low(y.w), bf16_high(x[3]) + bf16_high(y.w));
+#pragma unroll
+        for (int i = 0; i < kTiles / 2; i++) {
+            const int r = i / (kTiles / 4), j = i % (kTiles / 4);
+            y[r][j] = make_uint4(0, 0, 0, 0);
+            if (8 * r < rows) {
+                y[r][j] = *reinterpret_cast<const uint4*>(addend + 8 * r * stride + 32 * j + column);
+            }
+        }
     }
-    *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+#pragma unroll
+    for (int i = 0; i < kTiles / 2; i++) {
+        u32* w = x[i / (kTiles / 4)] + i % (kTiles / 4) * 4;
+        quad_transpose(w[0], w[1], w[2], w[3]);
+    }
+    if (addend) {
+        auto add = [](u32& a, u32 b) {
+            a = pack_bf16(bf16_low(a) + bf16_low(b), bf16_high(a) + bf16_high(b));
+        };
+#pragma unroll
+        for (int i = 0; i < kTiles / 2; i++) {
+            const int r = i / (kTiles / 4), j = i % (kTiles / 4);
+            add(x[r][4 * j], y[r][j].x), add(x[r][4 * j + 1], y[r][j].y);
+            add(x[r][4 * j + 2], y[r][j].z), add(x[r][4 * j + 3], y[r][j].w);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < kTiles / 2; i++) {
+        const int r = i / (kTiles / 4), j = i % (kTiles / 4);
+        if (8 * r < rows) {
+            *reinterpret_cast<uint4*>(out + 8 * r * stride + 32 * j + column) = make_uint4(
+                x[r][4 * j], x[r][4 * j + 1], x[r][4 * j + 2], x[r][4 * j + 3]);
+        }
+    }
 }

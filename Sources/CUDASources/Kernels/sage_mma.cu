@@ -205,29 +205,24 @@ sage_mma(const SageArguments a) {
         }
     }
 
-    const i64 stride = i64(a.heads) * kDim;
+    const float inverse[2] = {1.0f / warp_sum<4>(sum[0]), 1.0f / warp_sum<4>(sum[1])};
+    u32 x[2][kDim / 8];
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int query = block * kQueries + warp_row + lane / 4 + 8 * r;
-        const float inverse = 1.0f / warp_sum<4>(sum[r]);
-        const i64 place = query * stride + head * kDim;
-        bf16* out = static_cast<bf16*>(a.out) + place;
-        const bf16* addend = a.addend ? static_cast<const bf16*>(a.addend) + place : nullptr;
+    for (int j = 0; j < kDim / 8; j++) {
+        Vector<float, 2> scale{{1.0f, 1.0f}};
+        if constexpr (!kHalf) {
+            scale = Vector<float, 2>::load(a.v_scales + head * kDim + 8 * j + 2 * (lane % 4));
+        }
 #pragma unroll
-        for (int j = 0; j < kDim / 8; j += 4) {
-            u32 x[4];
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                Vector<float, 2> scale{{inverse, inverse}};
-                if constexpr (!kHalf) {
-                    scale = Vector<float, 2>::load(a.v_scales + head * kDim + 8 * (j + n) +
-                                                   2 * (lane % 4));
-                    scale[0] *= inverse;
-                    scale[1] *= inverse;
-                }
-                x[n] = pack_bf16(o[j + n][2 * r] * scale[0], o[j + n][2 * r + 1] * scale[1]);
-            }
-            store_row(out + 8 * j, addend ? addend + 8 * j : nullptr, x, query < a.queries);
+        for (int r = 0; r < 2; r++) {
+            x[r][j] = pack_bf16(o[j][2 * r] * (scale[0] * inverse[r]),
+                                o[j][2 * r + 1] * (scale[1] * inverse[r]));
         }
     }
+    const int query = block * kQueries + warp_row + lane / 4;
+    const i64 stride = i64(a.heads) * kDim;
+    const i64 place = query * stride + head * kDim;
+    store_rows(static_cast<bf16*>(a.out) + place,
+               a.addend ? static_cast<const bf16*>(a.addend) + place : nullptr, stride,
+               a.queries - query, x);
 }

@@ -5,9 +5,10 @@
 // waits for the tensor cores the others compute their softmax; nothing within one overlaps. Its first thread
 // loads the tiles: one of K and one of V ahead of those in use.
 //
-// A tile is 16 KiB and serves one query block, so the L2 cache is the limit: the loads alone take 0.70 ms
-// of 0.85 on an H200 (12 heads, 32,760 tokens, top 10 %). Warpgroups that share the tiles of two or three
-// query blocks load less, but wait for each other: 1.2 ms, even where neighbours want the same keys.
+// Measured on an H200: the tiles are there before they are wanted, and tensor cores, exponentials and issue
+// slots are all busy for less than half of the time. Warpgroups that share the tiles of two or three query
+// blocks load less, but wait for each other: they take 1.4 times as long, even where neighbours want the
+// same keys.
 #include "attention_tile.cuh"
 #include "sage.cuh"
 #include "wgmma.cuh"
@@ -216,25 +217,21 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
 
     const int lane = lane_id();
     const float* v_scale = a.v_scales + head * kDim + 2 * (lane % 4);
+    const float inverse[2] = {1.0f / warp_sum<4>(softmax.sum[0]), 1.0f / warp_sum<4>(softmax.sum[1])};
+    u32 x[2][kDim / 8];
+#pragma unroll
+    for (int j = 0; j < kDim / 8; j++) {
+        const auto scale = Vector<float, 2>::load(v_scale + 8 * j);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            x[r][j] = pack_bf16(o[4 * j + 2 * r] * inverse[r] * scale[0],
+                                o[4 * j + 2 * r + 1] * inverse[r] * scale[1]);
+        }
+    }
     const int row = block * kQueries + int(threadIdx.x) / 32 * 16 + lane / 4;
     const i64 stride = i64(a.heads) * kDim;
     const i64 first = row * stride + head * kDim;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const float inverse = 1.0f / warp_sum<4>(softmax.sum[r]);
-        bf16* out = static_cast<bf16*>(a.out) + first + 8 * r * stride;
-        const bf16* addend =
-            a.addend ? static_cast<const bf16*>(a.addend) + first + 8 * r * stride : nullptr;
-#pragma unroll
-        for (int j = 0; j < kDim / 8; j += 4) {
-            u32 x[4];
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                const auto scale = Vector<float, 2>::load(v_scale + 8 * (j + n));
-                const int i = 4 * (j + n) + 2 * r;
-                x[n] = pack_bf16(o[i] * inverse * scale[0], o[i + 1] * inverse * scale[1]);
-            }
-            store_row(out + 8 * j, addend ? addend + 8 * j : nullptr, x, row + 8 * r < a.queries);
-        }
-    }
+    store_rows(static_cast<bf16*>(a.out) + first,
+               a.addend ? static_cast<const bf16*>(a.addend) + first : nullptr, stride,
+               a.queries - row, x);
 }
