@@ -54,7 +54,13 @@ public func readImage(path: String, ffmpeg: FFmpeg? = nil) async throws -> RGBIm
             + ["-f", "rawvideo", "pipe:1"],
         limit: count + 1, seconds: 60)
     guard outcome.status.isSuccess, outcome.output.count == count else {
-        let reason = outcome.errors.summary
+        // A flag of the extended format; many an FFmpeg decodes still WebP only.
+        let isAnimated =
+            header?.kind == .webp && bytes[12..<16].elementsEqual("VP8X".utf8)
+            && bytes[20] & 2 != 0
+        let reason =
+            isAnimated
+            ? "it is an animated WebP; save one of its frames as PNG" : outcome.errors.summary
         throw MediaError.notAPicture(
             path: path, reason: reason.isEmpty ? "\(outcome.output.count) bytes decoded" : reason)
     }

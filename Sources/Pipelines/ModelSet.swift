@@ -1,5 +1,6 @@
 /// Which files make a model, and what they are good for.
 
+import Checkpoints
 import FoundationEssentials
 
 /// The files of one model and its defaults.
@@ -156,6 +157,31 @@ extension ModelSet {
                 ]),
             vae: try file("VAE", files?.vae.map { [$0] } ?? ["vae.safetensors", "vae.pth"]),
             defaults: defaults)
+    }
+}
+
+extension ModelSet {
+    /// Told by the headers of the files, before gigabytes are read: two experts must be of one model.
+    public func checkExperts() throws {
+        guard let low = lowNoiseTransformer else { return }
+        func sizes(_ role: ModelRole, _ path: String) throws -> WanTransformerArchitecture {
+            let found = DetectedModel(try checkpoint(role), heads: defaults.heads)
+            guard case .wanTransformer(let sizes) = found else {
+                throw RequestError("\(path) is not a Wan transformer")
+            }
+            return sizes
+        }
+        let (first, second) = (
+            try sizes(.transformer, transformer), try sizes(.lowNoiseTransformer, low)
+        )
+        guard first.dim == second.dim, first.layers == second.layers,
+            first.inputChannels == second.inputChannels
+        else {
+            throw RequestError(
+                "\(transformer) and \(low) are not two experts of one model: "
+                    + "\(first.title), \(first.layers) layers of width \(first.dim), and "
+                    + "\(second.title), \(second.layers) of \(second.dim)")
+        }
     }
 }
 

@@ -37,6 +37,7 @@ struct Generation {
         try request.validate()
         makeDefaultFolder()
         if !execution.dryRun { try VideoWriter.check(path: options.savePath) }
+        if runOptions.latents == nil { try models.checkExperts() }
         let plan = try MemoryPlan(models, request, runOptions)
         let fitted = try plan.fitted(to: execution.memoryLimit?.bytes, runOptions)
         if execution.dryRun { return show(fitted) }

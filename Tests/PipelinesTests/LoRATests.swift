@@ -225,6 +225,11 @@ struct WrongCheckpointTests {
         #expect(
             await line(small.models(text), image: picture)?.contains("'turbodiffusion t2v'") == true
         )
+        #expect(throws: RequestError.self) { try small.models(text, low: image).checkExperts() }
+        #expect(throws: RequestError.self) {
+            try small.models(text, low: try nano().transformer).checkExperts()
+        }
+        #expect(throws: Never.self) { try small.models(image, low: image).checkExperts() }
         let mixed = small.models(text, low: image)
         #expect(await line(mixed, image: nil)?.contains("'turbodiffusion i2v'") == true)
     }
