@@ -12,6 +12,8 @@ public struct CheckResult: Sendable, Codable, Equatable {
     public var allowed: Double?
     /// Why it failed or was skipped, or under which rule it passed.
     public var note: String?
+    /// Whether it passed only with f32 results that differ in their last places.
+    public var hangsOnRounding = false
 
     /// measured / allowed; 0 where there is nothing to compare.
     var usage: Double {

@@ -76,6 +76,9 @@ struct VerifyCommand: AsyncParsableCommand {
         for failure in result.failures where result.verdict == .failed {
             Output.line("       \(failure)")
         }
+        for check in result.checks where check.verdict == .passed && check.hangsOnRounding {
+            Output.line("       \(check.name) passed: \(check.note ?? "")")
+        }
         guard verbose else { return }
         for check in result.checks where check.verdict == .skipped {
             Output.line("       \(check.name) skipped: \(check.note ?? "")")

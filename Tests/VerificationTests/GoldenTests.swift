@@ -3,7 +3,8 @@
 import CPU
 import Tensors
 import Testing
-import Verification
+
+@testable import Verification
 
 /// Tests/Golden, found from this file.
 let golden: String = {
@@ -63,6 +64,35 @@ struct GoldenTests {
         let notes = cases.flatMap(\.checks).compactMap(\.note)
         #expect(notes.contains { $0.contains("has not the arithmetic") })
         #expect(notes.contains { $0.contains("has not this arithmetic") })
+    }
+
+    @Test(
+        "An 8-bit code on a rounding boundary fails no machine that is right, and saves none that is wrong"
+    )
+    func roundingBoundaries() throws {
+        func results(on device: any Backend) throws -> [CaseResult] {
+            try Verifier(folder: golden, on: device, acceptsLoose: false).run(filter: "dit_quant")
+        }
+        for seed: UInt64 in 1...4 {
+            for result in try results(on: LastPlaces(CPUBackend(), seed: seed)) {
+                #expect(result.verdict == .passed, "\(result.failures)")
+            }
+        }
+        let wrong = try results(on: Louder(CPUBackend()))
+        #expect(
+            wrong.allSatisfy { result in
+                result.checks.contains { $0.name == "out.v_fp32act" && $0.verdict == .failed }
+            })
+    }
+}
+
+/// A CPU whose dense attention is half a percent too large in f32.
+private final class Louder: ForwardingBackend {
+    override func attention(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+    ) -> Tensor {
+        let y = base.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
+        return y.dtype == .f32 ? Tensor(y.floats().map { $0 * 1.005 }, y.shape) : y
     }
 }
 

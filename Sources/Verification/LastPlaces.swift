@@ -1,0 +1,39 @@
+/// Results that hang on a rounding boundary: a machine whose f32 results are a little different.
+
+import Tensors
+
+/// A backend whose f32 results are moved by a few units in the last place, each element by its own number.
+///
+/// An operation in f32 may be off by 2e-6; this moves it by at most 5e-7, about what another order
+/// of summation does. Where the exact value lies in the middle between two 8-bit codes, that decides
+/// which of the two is taken, and both are right.
+final class LastPlaces: ForwardingBackend {
+    private static let most: Int32 = 4
+    private var state: UInt64
+
+    init(_ base: any Backend, seed: UInt64) {
+        state = seed &* 0x9e37_79b9_7f4a_7c15 | 1
+        super.init(base)
+    }
+
+    override func perform<Result>(
+        _ operation: String, _ inputs: [Tensor], _ compute: () -> Result
+    ) -> Result {
+        let result = compute()
+        guard let tensor = result as? Tensor, tensor.dtype == .f32 else { return result }
+        var values = base.read(tensor).floats()
+        for index in values.indices where values[index].isNormal {
+            let bits = Int32(bitPattern: values[index].bitPattern)
+            values[index] = Float(bitPattern: UInt32(bitPattern: bits &+ draw()))
+        }
+        return base.place(Tensor(values, tensor.shape), as: .f32) as! Result
+    }
+
+    /// Uniform in -most...most.
+    private func draw() -> Int32 {
+        state ^= state << 13
+        state ^= state >> 7
+        state ^= state << 17
+        return Int32(truncatingIfNeeded: (state >> 33) % UInt64(2 * Self.most + 1)) - Self.most
+    }
+}
