@@ -29,12 +29,16 @@ public enum Diagnosis {
         var newest: Int?
         var architectures: [Architecture] = []
         do {
-            let driver = try Driver(libraries: libraries)
+            let (driver, opening) = try timed { () throws(CUDAUnavailable) in
+                try Driver(libraries: libraries)
+            }
             newest = driver.version / 1000
             findings.append(Finding("driver", .fine, driver.described))
+            let start = start(driver, opening, libraries, pack)
             for ordinal in 0..<driver.deviceCount {
                 findings.append(card(driver, ordinal, &architectures))
             }
+            findings.append(start)
         } catch {
             findings.append(driverProblem(error))
         }
@@ -65,6 +69,46 @@ public enum Diagnosis {
         } catch {
             return Finding(subject, .missing, "\(error)")
         }
+    }
+
+    /// What a program waits for before its first launch, and how long, on the first card. To be called
+    /// before anything else looks at the card.
+    private static func start(
+        _ driver: Driver, _ opening: Double, _ libraries: String?, _ pack: String?
+    ) -> Finding {
+        do {
+            let (device, making) = try timed { try Device(driver) }
+            let (source, looking) = try timed {
+                let source = try KernelSource(pack: pack, libraries: libraries)
+                _ = source.readiness(for: device.properties.architecture)
+                return source
+            }
+            var text =
+                "driver \(milliseconds(opening)), context \(milliseconds(making)), "
+                + "looking kernels up \(milliseconds(looking))"
+            if source.readiness(for: device.properties.architecture).missing.isEmpty {
+                let kernels = KernelLibrary(device, source)
+                let (_, loading) = try timed { try kernels.loadAll() }
+                text +=
+                    "; loading all files of kernels \(milliseconds(loading)), of which a run "
+                    + "loads those that it uses"
+            }
+            return Finding("start", .fine, text)
+        } catch {
+            return Finding("start", .missing, "\(error)")
+        }
+    }
+
+    private static func timed<Result, Failure: Error>(
+        _ body: () throws(Failure) -> Result
+    ) throws(Failure) -> (Result, seconds: Double) {
+        let start = ContinuousClock.now
+        let result = try body()
+        return (result, (ContinuousClock.now - start) / .seconds(1))
+    }
+
+    private static func milliseconds(_ seconds: Double) -> String {
+        "\(Int((seconds * 1000).rounded())) ms"
     }
 
     private static func driverProblem(_ error: CUDAUnavailable) -> Finding {
@@ -104,7 +148,7 @@ public enum Diagnosis {
                         + "pack of compiled kernels; name its folder with --cuda-libraries"))
         }
         for architecture in Set(architectures).sorted() {
-            let ready = source.readiness(for: architecture, newest: newest)
+            let ready = source.readiness(for: architecture)
             let text =
                 "\(ready.packed) of \(ready.total) files for \(architecture) in the pack, "
                 + "\(ready.cached) in the cache, \(ready.missing.count) to compile on first use"

@@ -122,7 +122,7 @@ struct KernelsCommand: AsyncParsableCommand {
         _ source: KernelSource, for architectures: [Architecture]
     ) throws -> [KernelSource.Built] {
         Output.note(try source.describedCompiler())
-        return try source.build(for: architectures) { noteSlow($0) }
+        return try source.build(for: architectures, renews: true) { noteSlow($0) }
     }
 
     private static func noteSlow(_ built: KernelSource.Built) {

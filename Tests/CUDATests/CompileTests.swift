@@ -120,27 +120,37 @@ import Testing
         kernels: [
             .init(name: "gelu<bf16, 8>", lowered: "_Z4gelu", registers: 32, sharedBytes: 128),
             .init(name: "spilled", lowered: "_Z7spilled", localBytes: 8, spillBytes: 16),
-        ], cubin: [1, 2, 3, 10, 13])
+        ], cubin: [1, 2, 3, 10, 13], compiler: CompilerVersion(major: 13, minor: 0))
+
+    private func read(_ bytes: some Collection<UInt8>) -> CompiledUnit? {
+        Array(bytes).withUnsafeBytes { CompiledUnit(serialized: $0) }
+    }
 
     @Test func unitsSurviveFiles() {
-        #expect(CompiledUnit(serialized: unit.serialized()) == unit)
+        #expect(read(unit.serialized()) == unit)
         #expect(unit.spilling.map(\.name) == ["spilled"])
     }
 
-    @Test func truncatedUnitsAreRefused() {
+    @Test func damagedUnitsAreRefused() {
         let bytes = unit.serialized()
-        for count in 0..<bytes.count {
-            #expect(CompiledUnit(serialized: bytes.prefix(count)) == nil)
+        for count in bytes.indices {
+            #expect(read(bytes.prefix(count)) == nil)
+            var changed = bytes
+            changed[count] ^= 1
+            #expect(read(changed) != unit)
         }
     }
 
     @Test func packsSurviveFilesAndRefuseDamage() {
         let bytes = KernelPack.serialized([("b", unit), ("a", unit)])
-        let entries = KernelPack.parse(bytes)
+        func parse(_ bytes: [UInt8]) -> [String: Range<Int>]? {
+            bytes.withUnsafeBytes { KernelPack.parse($0) }
+        }
+        let entries = parse(bytes)
         #expect(entries?.keys.sorted() == ["a", "b"])
-        #expect(entries?["b"].flatMap { CompiledUnit(serialized: $0) } == unit)
-        #expect(KernelPack.parse(Array(bytes.dropLast())) == nil)
-        #expect(KernelPack.parse(Array("something else".utf8)) == nil)
+        #expect(entries?["b"].flatMap { read(bytes[$0]) } == unit)
+        #expect(parse(Array(bytes.dropLast())) == nil)
+        #expect(parse(Array("something else".utf8)) == nil)
     }
 
     @Test func cachesReturnWhatTheyKeep() throws {
@@ -151,6 +161,10 @@ import Testing
         cache.store(unit, as: "key")
         #expect(cache.load("key") == unit)
         #expect(cache.contents.count == 1)
+        var damaged = unit.serialized()
+        damaged[damaged.count - 1] ^= 1
+        #expect(writeFile(damaged, to: cache.path(of: "key")))
+        #expect(cache.load("key") == nil)
         unlink(cache.path(of: "key"))
         rmdir("\(folder)/a/b")
         rmdir("\(folder)/a")

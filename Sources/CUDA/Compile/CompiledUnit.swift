@@ -17,35 +17,42 @@ struct CompiledUnit: Hashable, Sendable {
 
     var kernels: [Kernel]
     var cubin: [UInt8]
+    /// Of the NVRTC that made it.
+    var compiler: CompilerVersion
 
     /// Kernels that keep registers in memory.
     var spilling: [Kernel] { kernels.filter { $0.localBytes > 0 || $0.spillBytes > 0 } }
 
-    // A text header, one line a kernel, then the cubin.
-    private static let magic = "turbodiffusion kernels 1"
+    // Two lines of text, one line a kernel, then the cubin. The second line has the numbers of kernels and
+    // of bytes, the compiler's version, and a sum of all that follows.
+    private static let magic = "turbodiffusion kernels 2"
 
     func serialized() -> [UInt8] {
-        var header = "\(Self.magic)\n\(kernels.count) \(cubin.count)\n"
-        for kernel in kernels {
-            header += "\(kernel.registers) \(kernel.localBytes) \(kernel.spillBytes) "
-            header += "\(kernel.sharedBytes)\t\(kernel.lowered)\t\(kernel.name)\n"
-        }
-        return Array(header.utf8) + cubin
+        var body = kernels.map { kernel in
+            "\(kernel.registers) \(kernel.localBytes) \(kernel.spillBytes) \(kernel.sharedBytes)\t"
+                + "\(kernel.lowered)\t\(kernel.name)\n"
+        }.joined().utf8.map { $0 }
+        body += cubin
+        let sum = body.withUnsafeBytes { Self.sum($0) }
+        let header = "\(kernels.count) \(cubin.count) \(compiler.major) \(compiler.minor) \(sum)"
+        return Array("\(Self.magic)\n\(header)\n".utf8) + body
     }
 
-    /// nil where the bytes are not a whole unit.
-    init?(serialized bytes: some Collection<UInt8>) {
+    /// nil where the bytes are not a whole, undamaged unit.
+    init?(serialized bytes: UnsafeRawBufferPointer) {
         var rest = bytes[...]
         func line() -> String? {
             guard let end = rest.firstIndex(of: UInt8(ascii: "\n")) else { return nil }
-            defer { rest = rest[rest.index(after: end)...] }
+            defer { rest = rest[(end + 1)...] }
             return String(decoding: rest[..<end], as: UTF8.self)
         }
-        guard line() == Self.magic,
-            let counts = line()?.split(separator: " ").compactMap({ Int($0) }), counts.count == 2
+        guard line() == Self.magic, let words = line()?.split(separator: " "), words.count == 5,
+            let count = Int(words[0]), let byteCount = Int(words[1]), let major = Int(words[2]),
+            let minor = Int(words[3]),
+            UInt64(words[4]) == Self.sum(UnsafeRawBufferPointer(rebasing: rest))
         else { return nil }
         var kernels: [Kernel] = []
-        for _ in 0..<max(counts[0], 0) {
+        for _ in 0..<max(count, 0) {
             guard let fields = line()?.split(separator: "\t"), fields.count == 3 else { return nil }
             let numbers = fields[0].split(separator: " ").compactMap { Int($0) }
             guard numbers.count == 4 else { return nil }
@@ -54,12 +61,33 @@ struct CompiledUnit: Hashable, Sendable {
                     name: String(fields[2]), lowered: String(fields[1]), registers: numbers[0],
                     localBytes: numbers[1], spillBytes: numbers[2], sharedBytes: numbers[3]))
         }
-        guard rest.count == counts[1], !rest.isEmpty else { return nil }
-        self.init(kernels: kernels, cubin: Array(rest))
+        guard rest.count == byteCount, !rest.isEmpty else { return nil }
+        self.init(
+            kernels: kernels, cubin: Array(rest),
+            compiler: CompilerVersion(major: major, minor: minor))
     }
 
-    init(kernels: [Kernel], cubin: [UInt8]) {
+    init(kernels: [Kernel], cubin: [UInt8], compiler: CompilerVersion) {
         self.kernels = kernels
         self.cubin = cubin
+        self.compiler = compiler
     }
+
+    /// FNV-1a over words of eight bytes: against damage, not against attackers.
+    private static func sum(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
+        var sum: UInt64 = 0xcbf2_9ce4_8422_2325
+        let words = bytes.count / 8
+        for i in 0..<words {
+            let word = bytes.loadUnaligned(fromByteOffset: 8 * i, as: UInt64.self)
+            sum = (sum ^ word) &* 0x100_0000_01b3
+        }
+        for byte in bytes[(8 * words)...] { sum = (sum ^ UInt64(byte)) &* 0x100_0000_01b3 }
+        return sum
+    }
+}
+
+/// Of NVRTC: 13.0.
+public struct CompilerVersion: Hashable, Sendable, CustomStringConvertible {
+    public let major, minor: Int
+    public var description: String { "\(major).\(minor)" }
 }

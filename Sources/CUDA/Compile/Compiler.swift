@@ -6,16 +6,21 @@ internal import CDrivers
 public enum KernelError: Error, Hashable, Sendable, CustomStringConvertible {
     case unavailable(CUDAUnavailable)
     case unknownFile(String)
-    /// The compiler's words.
-    case compilation(file: String, architecture: Architecture, log: String)
+    /// The compiler, and its words.
+    case compilation(file: String, architecture: Architecture, compiler: String, log: String)
     case unreadablePack(path: String, reason: String)
 
     public var description: String {
         switch self {
         case .unavailable(let reason): "kernels cannot be compiled: \(reason)"
         case .unknownFile(let file): "no kernel source is named \(file)"
-        case .compilation(let file, let architecture, let log):
-            "\(file) does not compile for \(architecture):\n\(log)"
+        case .compilation(let file, let architecture, let compiler, let log):
+            """
+            \(file) does not compile for \(architecture) with \(compiler). Another version may do it \
+            (pip install nvidia-cuda-nvrtc, --cuda-libraries FOLDER); please report these words of the \
+            compiler:
+            \(log)
+            """
         case .unreadablePack(let path, let reason):
             "\(path) is not a pack of kernels (\(reason)); make one with 'turbodiffusion kernels "
                 + "build'"
@@ -26,8 +31,7 @@ public enum KernelError: Error, Hashable, Sendable, CustomStringConvertible {
 /// An opened libnvrtc. Its functions may be called from several threads at once.
 final class Compiler: Sendable {
     private let nvrtc: nvrtc
-    /// Major and minor: (13, 0).
-    let version: (major: Int, minor: Int)
+    let version: CompilerVersion
     let path: String
 
     /// - Parameter newest: the newest major version of CUDA whose code the driver runs; nil: any.
@@ -44,8 +48,11 @@ final class Compiler: Sendable {
         var major: Int32 = 0
         var minor: Int32 = 0
         _ = nvrtc.nvrtcVersion(&major, &minor)
-        version = (Int(major), Int(minor))
+        version = CompilerVersion(major: Int(major), minor: Int(minor))
     }
+
+    /// "NVRTC 13.0 (/usr/…/libnvrtc.so.13)"
+    var described: String { "NVRTC \(version) (\(path))" }
 
     static func options(for unit: KernelUnit, _ architecture: Architecture) -> [String] {
         ["--gpu-architecture=\(architecture)", "-std=c++20", "-default-device"]
@@ -59,7 +66,8 @@ final class Compiler: Sendable {
         func failure(_ result: nvrtcResult, _ log: String = "") -> KernelError {
             let reason = String(cString: nvrtc.nvrtcGetErrorString(result))
             return .compilation(
-                file: unit.file, architecture: architecture, log: log.isEmpty ? reason : log)
+                file: unit.file, architecture: architecture, compiler: described,
+                log: log.isEmpty ? reason : log)
         }
         let includes = KernelText.includes(of: unit.file)
         var program: nvrtcProgram?
@@ -107,7 +115,7 @@ final class Compiler: Sendable {
             count = byteCount
         }
         guard result == 0, byteCount > 0 else { throw failure(result) }
-        return CompiledUnit(kernels: kernels, cubin: cubin)
+        return CompiledUnit(kernels: kernels, cubin: cubin, compiler: version)
     }
 
     private func log(of program: nvrtcProgram) -> String {

@@ -2,8 +2,9 @@
 
 internal import Glibc
 
-/// A folder of compiled units, named by the hash of everything that decides their content: an entry
-/// is never wrong, only unused. Writers race safely: a file appears whole, by renaming.
+/// A folder of compiled units, named by the hash of everything that decides their content but the
+/// compiler, whose version they tell: an entry is never wrong, only unused. Writers race safely: a file
+/// appears whole, by renaming. A damaged file counts as none and is written anew.
 public struct KernelCache: Hashable, Sendable {
     public let folder: String
 
@@ -18,7 +19,7 @@ public struct KernelCache: Hashable, Sendable {
     func path(of key: String) -> String { "\(folder)/\(key).kernels" }
 
     func load(_ key: String) -> CompiledUnit? {
-        readFile(path(of: key)).flatMap { CompiledUnit(serialized: $0) }
+        MappedBytes(path: path(of: key)).flatMap { CompiledUnit(serialized: $0.bytes) }
     }
 
     func contains(_ key: String) -> Bool { access(path(of: key), R_OK) == 0 }
@@ -42,22 +43,32 @@ public struct KernelCache: Hashable, Sendable {
 /// Units compiled beforehand for some architectures: a file that travels with the binary.
 public struct KernelPack: Sendable {
     private static let magic = "turbodiffusion kernel pack 1\n"
-    private let entries: [String: ArraySlice<UInt8>]
+    let path: String
+    private let file: MappedBytes
+    private let entries: [String: Range<Int>]
 
     func contains(_ key: String) -> Bool { entries[key] != nil }
 
     init(contentsOf path: String) throws(KernelError) {
-        guard let bytes = readFile(path) else {
+        guard let file = MappedBytes(path: path) else {
             throw .unreadablePack(path: path, reason: String(cString: strerror(errno)))
         }
-        guard let entries = Self.parse(bytes) else {
+        guard let entries = Self.parse(file.bytes) else {
             throw .unreadablePack(path: path, reason: "damaged or of another version")
         }
+        self.path = path
+        self.file = file
         self.entries = entries
     }
 
-    func load(_ key: String) -> CompiledUnit? {
-        entries[key].flatMap { CompiledUnit(serialized: $0) }
+    /// nil where the pack has no such unit.
+    func load(_ key: String) throws(KernelError) -> CompiledUnit? {
+        guard let range = entries[key] else { return nil }
+        let bytes = UnsafeRawBufferPointer(rebasing: file.bytes[range])
+        guard let unit = CompiledUnit(serialized: bytes) else {
+            throw .unreadablePack(path: path, reason: "damaged")
+        }
+        return unit
     }
 
     static func serialized(_ units: [(key: String, unit: CompiledUnit)]) -> [UInt8] {
@@ -70,9 +81,10 @@ public struct KernelPack: Sendable {
         return bytes
     }
 
-    static func parse(_ bytes: [UInt8]) -> [String: ArraySlice<UInt8>]? {
+    /// Where the units lie.
+    static func parse(_ bytes: UnsafeRawBufferPointer) -> [String: Range<Int>]? {
         guard bytes.starts(with: magic.utf8) else { return nil }
-        var entries: [String: ArraySlice<UInt8>] = [:]
+        var entries: [String: Range<Int>] = [:]
         var position = magic.utf8.count
         while position < bytes.count {
             guard let end = bytes[position...].firstIndex(of: UInt8(ascii: "\n")) else {
@@ -82,7 +94,7 @@ public struct KernelPack: Sendable {
             guard words.count == 2, let size = Int(words[1]), size >= 0,
                 size <= bytes.count - end - 1
             else { return nil }
-            entries[String(words[0])] = bytes[(end + 1)..<(end + 1 + size)]
+            entries[String(words[0])] = end + 1..<end + 1 + size
             position = end + 1 + size
         }
         return entries
@@ -91,19 +103,33 @@ public struct KernelPack: Sendable {
 
 // MARK: - Files
 
-func readFile(_ path: String) -> [UInt8]? {
-    guard let file = fopen(path, "rb") else { return nil }
-    defer { fclose(file) }
-    fseek(file, 0, SEEK_END)
-    let size = ftell(file)
-    guard size >= 0 else { return nil }
-    rewind(file)
-    var read = 0
-    let bytes = [UInt8](unsafeUninitializedCapacity: max(size, 1)) { buffer, count in
-        read = fread(buffer.baseAddress!, 1, size, file)
-        count = read
+/// A file's bytes, mapped: what is not looked at is not read.
+final class MappedBytes: @unchecked Sendable {
+    let bytes: UnsafeRawBufferPointer
+
+    /// nil, and `errno`, where it cannot be read.
+    init?(path: String) {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return nil }
+        defer { close(descriptor) }
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else { return nil }
+        guard status.st_size > 0 else {
+            bytes = UnsafeRawBufferPointer(start: nil, count: 0)
+            return
+        }
+        let count = Int(status.st_size)
+        guard let base = mmap(nil, count, PROT_READ, MAP_PRIVATE, descriptor, 0),
+            base != MAP_FAILED
+        else { return nil }
+        bytes = UnsafeRawBufferPointer(start: base, count: count)
     }
-    return read == size ? bytes : nil
+
+    deinit {
+        if let base = bytes.baseAddress {
+            munmap(UnsafeMutableRawPointer(mutating: base), bytes.count)
+        }
+    }
 }
 
 /// Writes a whole file under a temporary name and renames it. Whether that worked.

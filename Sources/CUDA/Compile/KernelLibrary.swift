@@ -4,7 +4,19 @@
 public final class KernelLibrary {
     private let device: Device
     private let source: KernelSource
-    private var units: [ObjectIdentifier: [String: Function]] = [:]
+    private var units: [ObjectIdentifier: LoadedUnit] = [:]
+
+    /// A unit on the device. The driver brings a kernel's code there when the kernel is asked for.
+    private final class LoadedUnit {
+        let module: Module
+        let lowered: [String: String]
+        var functions: [String: Function] = [:]
+
+        init(_ module: Module, lowered: [String: String]) {
+            self.module = module
+            self.lowered = lowered
+        }
+    }
 
     init(_ device: Device, _ source: KernelSource) {
         self.device = device
@@ -17,43 +29,56 @@ public final class KernelLibrary {
         throws(KernelError)
     {
         let architecture = device.properties.architecture
-        let newest = device.driver.version / 1000
-        let missing = source.readiness(for: architecture, newest: newest).missing
+        let missing = source.readiness(for: architecture).missing
+        guard !missing.isEmpty else { return }
         _ = try source.build(missing, for: [architecture], newest: newest, progress: progress)
     }
+
+    /// The newest major version of CUDA whose code the driver runs.
+    private var newest: Int { device.driver.version / 1000 }
 
     /// The kernel called `name` in `unit`; nil, and a failure of the device, where it cannot be had.
     func function(_ name: String, of unit: KernelUnit) -> Function? {
         let id = ObjectIdentifier(unit)
-        if units[id] == nil { units[id] = load(unit) }
-        if let function = units[id]?[name] { return function }
-        if device.failure == nil {
-            device.fail(failure(unit, "\(unit.file) has no kernel \(name)"))
+        if let function = units[id]?.functions[name] { return function }
+        do throws(CUDAError) {
+            if units[id] == nil { units[id] = try load(unit) }
+            guard let loaded = units[id] else { return nil }
+            guard let lowered = loaded.lowered[name] else {
+                throw failure(unit, "it has no kernel \(name)")
+            }
+            let function = try loaded.module.function(lowered, name: name)
+            loaded.functions[name] = function
+            return function
+        } catch {
+            device.fail(error)
+            return nil
         }
-        return nil
     }
 
-    private func load(_ unit: KernelUnit) -> [String: Function] {
+    /// Loads every unit of the device: how long that takes is what a first use of all kernels costs.
+    func loadAll() throws(CUDAError) {
+        for unit in KernelCatalog.units
+        where unit.family.includes(device.properties.architecture) {
+            units[ObjectIdentifier(unit)] = try load(unit)
+        }
+    }
+
+    private func load(_ unit: KernelUnit) throws(CUDAError) -> LoadedUnit {
         let architecture = device.properties.architecture
         guard unit.family.includes(architecture) else {
-            device.fail(failure(unit, "written for \(unit.family), not for \(architecture)"))
-            return [:]
+            throw failure(unit, "written for \(unit.family), not for \(architecture)")
         }
+        let compiled: CompiledUnit
         do {
-            let compiled = try source.unit(
-                unit, for: architecture, newest: device.driver.version / 1000)
-            let module = try Module(device, cubin: compiled.cubin, name: unit.file)
-            var functions: [String: Function] = [:]
-            for kernel in compiled.kernels {
-                functions[kernel.name] = try module.function(kernel.lowered, name: kernel.name)
-            }
-            return functions
-        } catch let error as KernelError {
-            device.fail(failure(unit, "\(error)"))
+            compiled = try source.unit(unit, for: architecture, newest: newest)
         } catch {
-            device.fail(error as? CUDAError ?? failure(unit, "\(error)"))
+            throw failure(unit, "\(error)")
         }
-        return [:]
+        return LoadedUnit(
+            try Module(device, cubin: compiled.cubin, name: unit.file),
+            lowered: Dictionary(
+                uniqueKeysWithValues: compiled.kernels.map { ($0.name, $0.lowered) }))
     }
 
     private func failure(_ unit: KernelUnit, _ text: String) -> CUDAError {

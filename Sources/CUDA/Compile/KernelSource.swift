@@ -59,25 +59,36 @@ public final class KernelSource: Sendable {
 
     /// "NVRTC 13.0 (/usr/…/libnvrtc.so.13)"
     public func describedCompiler(newest: Int? = nil) throws(KernelError) -> String {
-        let compiler = try openedCompiler(newest: newest)
-        return "NVRTC \(compiler.version.major).\(compiler.version.minor) (\(compiler.path))"
+        try openedCompiler(newest: newest).described
     }
 
     // MARK: Units
 
-    /// The machine code of `unit`: from the pack, else from the cache, else compiled and cached.
+    /// The machine code of `unit`: from the pack, else from the cache, else compiled and cached. NVRTC is
+    /// not even opened where nothing is compiled: that takes longer than all the rest.
+    /// - Parameter renews: whether the cache's code must be of the version of NVRTC that is installed.
     func unit(
-        _ unit: KernelUnit, for architecture: Architecture, newest: Int? = nil
+        _ unit: KernelUnit, for architecture: Architecture, newest: Int? = nil, renews: Bool = false
     ) throws(KernelError) -> CompiledUnit {
-        if let key = packKey(of: unit, for: architecture), let found = pack?.load(key) {
-            return found
+        let key = key(of: unit, for: architecture)
+        if !renews {
+            if let pack, let key = packKey(of: unit, for: architecture),
+                let found = try pack.load(key), runs(found, newest)
+            {
+                return found
+            }
+            if let found = cache?.load(key), runs(found, newest) { return found }
         }
         let compiler = try openedCompiler(newest: newest)
-        let key = cacheKey(of: unit, for: architecture, compiler)
-        if let found = cache?.load(key) { return found }
+        if renews, let found = cache?.load(key), found.compiler == compiler.version { return found }
         let compiled = try compiler.compile(unit, for: architecture)
         cache?.store(compiled, as: key)
         return compiled
+    }
+
+    /// Whether a driver for CUDA `newest` takes this code.
+    private func runs(_ unit: CompiledUnit, _ newest: Int?) -> Bool {
+        unit.compiler.major <= newest ?? .max
     }
 
     /// The pack's key of code that runs: for the architecture itself, else for an earlier one of the same
@@ -88,19 +99,24 @@ public final class KernelSource: Sendable {
         for minor in stride(from: architecture.minor, through: oldest, by: -1) {
             let candidate = Architecture(major: architecture.major, minor: minor)
             guard unit.family.includes(candidate) else { continue }
-            let key = KernelText.key(of: unit, for: candidate)
+            let key = key(of: unit, for: candidate)
             if pack.contains(key) { return key }
         }
         return nil
     }
 
-    private func cacheKey(
-        of unit: KernelUnit, for architecture: Architecture, _ compiler: Compiler
-    ) -> String {
-        var hash = SHA256()
-        hash.update(framed: KernelText.key(of: unit, for: architecture))
-        hash.update(framed: "NVRTC \(compiler.version.major).\(compiler.version.minor)")
-        return hash.finish()
+    private struct Variant: Hashable {
+        let unit: ObjectIdentifier
+        let architecture: Architecture
+    }
+    private let keys = Mutex<[Variant: String]>([:])
+
+    private func key(of unit: KernelUnit, for architecture: Architecture) -> String {
+        let variant = Variant(unit: ObjectIdentifier(unit), architecture: architecture)
+        if let key = keys.withLock({ $0[variant] }) { return key }
+        let key = KernelText.key(of: unit, for: architecture)
+        keys.withLock { $0[variant] = key }
+        return key
     }
 
     /// Where the units for an architecture would come from.
@@ -112,16 +128,13 @@ public final class KernelSource: Sendable {
         public var total: Int { packed + cached + missing.count }
     }
 
-    /// Counts without compiling.
-    public func readiness(for architecture: Architecture, newest: Int? = nil) -> Readiness {
-        let compiler = try? openedCompiler(newest: newest)
+    /// Counts without compiling, by the names alone.
+    public func readiness(for architecture: Architecture) -> Readiness {
         var counts = Readiness()
         for unit in KernelCatalog.units where unit.family.includes(architecture) {
             if packKey(of: unit, for: architecture) != nil {
                 counts.packed += 1
-            } else if let compiler,
-                cache?.contains(cacheKey(of: unit, for: architecture, compiler)) == true
-            {
+            } else if cache?.contains(key(of: unit, for: architecture)) == true {
                 counts.cached += 1
             } else {
                 counts.missing.append(unit)
@@ -145,11 +158,13 @@ public final class KernelSource: Sendable {
     }
 
     /// Compiles, or finds, every unit that runs on the architectures, on all cores.
-    /// - Parameter progress: called from any thread as units become ready.
+    /// - Parameters:
+    ///   - renews: whether code of other versions of NVRTC than the installed one is made anew.
+    ///   - progress: called from any thread as units become ready.
     /// - Throws: the first failure in catalogue order.
     public func build(
         _ units: [KernelUnit] = KernelCatalog.units, for architectures: [Architecture],
-        newest: Int? = nil, progress: @Sendable (Built) -> Void = { _ in }
+        newest: Int? = nil, renews: Bool = false, progress: @Sendable (Built) -> Void = { _ in }
     ) throws(KernelError) -> [Built] {
         let jobs = architectures.flatMap { architecture in
             units.filter { $0.family.includes(architecture) }.map { ($0, architecture) }
@@ -159,7 +174,8 @@ public final class KernelSource: Sendable {
             let (unit, architecture) = jobs[index]
             let started = ContinuousClock.now
             let result = Result { () throws(KernelError) -> Built in
-                let compiled = try self.unit(unit, for: architecture, newest: newest)
+                let compiled = try self.unit(
+                    unit, for: architecture, newest: newest, renews: renews)
                 return Built(
                     file: unit.file, architecture: architecture,
                     seconds: (ContinuousClock.now - started) / .seconds(1),
@@ -168,7 +184,7 @@ public final class KernelSource: Sendable {
                             + "memory, \($0.spillBytes) bytes of spills"
                     },
                     kernelCount: compiled.kernels.count,
-                    key: KernelText.key(of: unit, for: architecture), unit: compiled)
+                    key: self.key(of: unit, for: architecture), unit: compiled)
             }
             if case .success(let built) = result { progress(built) }
             results.withLock { $0[index] = result }
@@ -180,7 +196,7 @@ public final class KernelSource: Sendable {
         return built
     }
 
-    /// Writes what ``build(_:for:newest:progress:)`` returned as a pack. Whether that worked.
+    /// Writes what ``build(_:for:newest:renews:progress:)`` returned as a pack. Whether that worked.
     public static func write(_ built: [Built], to path: String) -> Bool {
         writeFile(KernelPack.serialized(built.map { ($0.key, $0.unit) }), to: path)
     }

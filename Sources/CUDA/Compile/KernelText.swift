@@ -20,14 +20,15 @@ enum KernelText {
         return hash.finish()
     }
 
+    private static let directIncludes = texts.mapValues(quotedIncludes)
+
     static subscript(name: String) -> String? { texts[name] }
 
     /// The headers that `name` includes, directly or through others, by name.
     static func includes(of name: String) -> [String] {
         var found: Set<String> = []
         func visit(_ name: String) {
-            for include in quotedIncludes(in: texts[name] ?? "")
-            where found.insert(include).inserted {
+            for include in directIncludes[name] ?? [] where found.insert(include).inserted {
                 visit(include)
             }
         }
@@ -37,12 +38,13 @@ enum KernelText {
 
     /// Names in `#include "…"` lines.
     static func quotedIncludes(in text: String) -> [String] {
-        text.split(separator: "\n").compactMap { line in
-            let words = line.drop { $0 == " " }
-            guard words.hasPrefix("#include"), let open = words.firstIndex(of: "\"") else {
-                return nil
-            }
-            return String(words[words.index(after: open)...].prefix { $0 != "\"" })
+        let quote = UInt8(ascii: "\"")
+        return text.utf8.split(separator: UInt8(ascii: "\n")).compactMap { line in
+            let words = line.drop { $0 == UInt8(ascii: " ") }
+            guard words.starts(with: "#include".utf8), let open = words.firstIndex(of: quote)
+            else { return nil }
+            return String(
+                decoding: words[words.index(after: open)...].prefix { $0 != quote }, as: UTF8.self)
         }
     }
 

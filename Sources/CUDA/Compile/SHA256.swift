@@ -6,15 +6,32 @@ struct SHA256 {
         0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab,
         0x5be0_cd19,
     ]
+    private var schedule = [UInt32](repeating: 0, count: 64)
     private var pending: [UInt8] = []
     private var byteCount = 0
 
-    mutating func update(_ bytes: some Sequence<UInt8>) {
-        for byte in bytes {
-            pending.append(byte)
-            byteCount += 1
-            if pending.count == 64 { compress() }
+    mutating func update(_ text: String.UTF8View) {
+        if text.withContiguousStorageIfAvailable({ update(UnsafeRawBufferPointer($0)) }) == nil {
+            Array(text).withUnsafeBytes { update($0) }
         }
+    }
+
+    mutating func update(_ bytes: UnsafeRawBufferPointer) {
+        byteCount += bytes.count
+        var rest = bytes[...]
+        if !pending.isEmpty {
+            let taken = rest.prefix(64 - pending.count)
+            pending += taken
+            rest = rest.dropFirst(taken.count)
+            guard pending.count == 64 else { return }
+            pending.withUnsafeBytes { compress($0) }
+            pending.removeAll(keepingCapacity: true)
+        }
+        while rest.count >= 64 {
+            compress(UnsafeRawBufferPointer(rebasing: rest.prefix(64)))
+            rest = rest.dropFirst(64)
+        }
+        pending += rest
     }
 
     mutating func update(framed text: String) {
@@ -25,39 +42,43 @@ struct SHA256 {
     /// The digest as 64 hexadecimal digits.
     consuming func finish() -> String {
         let bitCount = UInt64(byteCount) * 8
-        update([0x80])
-        while pending.count != 56 { update([0]) }
-        update((0..<8).map { UInt8(truncatingIfNeeded: bitCount >> (56 - 8 * UInt64($0))) })
+        let zeros = (119 - byteCount % 64) % 64
+        let tail =
+            [0x80] + [UInt8](repeating: 0, count: zeros)
+            + (0..<8).map { UInt8(truncatingIfNeeded: bitCount >> (56 - 8 * UInt64($0))) }
+        tail.withUnsafeBytes { update($0) }
         return state.map { word in
             let digits = String(word, radix: 16)
             return String(repeating: "0", count: 8 - digits.count) + digits
         }.joined()
     }
 
-    private mutating func compress() {
-        var w = [UInt32](repeating: 0, count: 64)
+    /// block: 64 bytes
+    private mutating func compress(_ block: UnsafeRawBufferPointer) {
         for i in 0..<16 {
-            w[i] = pending[4 * i..<4 * i + 4].reduce(0) { $0 << 8 | UInt32($1) }
+            schedule[i] = UInt32(
+                bigEndian: block.loadUnaligned(fromByteOffset: 4 * i, as: UInt32.self))
         }
-        pending.removeAll(keepingCapacity: true)
         func rotated(_ x: UInt32, _ n: UInt32) -> UInt32 { x >> n | x << (32 - n) }
         for i in 16..<64 {
-            let a = w[i - 15]
-            let b = w[i - 2]
-            let s0 = rotated(a, 7) ^ rotated(a, 18) ^ a >> 3
-            let s1 = rotated(b, 17) ^ rotated(b, 19) ^ b >> 10
-            w[i] = w[i - 16] &+ s0 &+ w[i - 7] &+ s1
+            let x = schedule[i - 15]
+            let y = schedule[i - 2]
+            let s0 = rotated(x, 7) ^ rotated(x, 18) ^ x >> 3
+            let s1 = rotated(y, 17) ^ rotated(y, 19) ^ y >> 10
+            schedule[i] = schedule[i - 16] &+ s0 &+ schedule[i - 7] &+ s1
         }
-        var v = state
+        var (a, b, c, d) = (state[0], state[1], state[2], state[3])
+        var (e, f, g, h) = (state[4], state[5], state[6], state[7])
         for i in 0..<64 {
-            let s1 = rotated(v[4], 6) ^ rotated(v[4], 11) ^ rotated(v[4], 25)
-            let choice = v[4] & v[5] ^ ~v[4] & v[6]
-            let t1 = v[7] &+ s1 &+ choice &+ Self.constants[i] &+ w[i]
-            let s0 = rotated(v[0], 2) ^ rotated(v[0], 13) ^ rotated(v[0], 22)
-            let majority = v[0] & v[1] ^ v[0] & v[2] ^ v[1] & v[2]
-            v = [t1 &+ s0 &+ majority, v[0], v[1], v[2], v[3] &+ t1, v[4], v[5], v[6]]
+            let s1 = rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)
+            let choice = e & f ^ ~e & g
+            let t1 = h &+ s1 &+ choice &+ Self.constants[i] &+ schedule[i]
+            let s0 = rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)
+            let majority = a & b ^ a & c ^ b & c
+            (h, g, f, e, d, c, b) = (g, f, e, d &+ t1, c, b, a)
+            a = t1 &+ s0 &+ majority
         }
-        for i in 0..<8 { state[i] &+= v[i] }
+        for (i, word) in [a, b, c, d, e, f, g, h].enumerated() { state[i] &+= word }
     }
 
     private static let constants: [UInt32] = [
