@@ -112,8 +112,10 @@ public enum VideoFormat: Sendable, Equatable {
         switch self {
         case .mp4:
             let (right, bottom) = (width & 1, height & 1)
+            // A GPU decodes 160 frames a second: the encoder must keep up. Against "medium" the files
+            // of "veryfast" are no larger at one `crf` and lose 1 dB where 49 dB are reached.
             let settings =
-                ["-c:v", "libx264", "-preset", "medium", "-crf", "\(crf)"] + tags
+                ["-c:v", "libx264", "-preset", "veryfast", "-crf", "\(crf)"] + tags
                 + ["-movflags", "+faststart", "-f", "mp4"]
             // What x264 itself works on.
             if input == .nv12, right + bottom == 0 { return ["-pix_fmt", "nv12"] + settings }
