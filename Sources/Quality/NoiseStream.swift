@@ -21,6 +21,12 @@ struct NoiseStream {
     private static let shift = 397
     private static let block = 16
 
+    /// The first `shape` of stream `index`.
+    static func draw(_ index: Int, _ shape: Shape) -> Tensor {
+        var stream = NoiseStream(seed: UInt32(index))
+        return stream.normal(shape)
+    }
+
     init(seed: UInt32) {
         state = [seed]
         state.reserveCapacity(Self.size)

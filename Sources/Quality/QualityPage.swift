@@ -18,7 +18,7 @@ extension QualityReport {
         for row in rows where !devices.contains(row.device) { devices.append(row.device) }
         return """
             Videos of \(captions) held-out captions, made by the undistilled teacher (50 Euler steps, shift 3, \
-            guidance 3.5, dense attention) and by the distilled student in \(rows.count) configurations on \
+            guidance 3.5, dense attention) and by the distilled student in \(students.count) configurations on \
             \(devices.joined(separator: " and ")). A classifier says what it sees in each video: shape, color, \
             size, material, motion, floor, sky and camera. The score is the mean share of them that is what the \
             caption asked for. Caption *i* starts from the same noise in every configuration.
@@ -54,7 +54,9 @@ extension QualityReport {
             teacher than that, and falls *far* where it also loses more than \(points(Self.largeLoss)) points.
             """
         ]
-        lines += [verdictOnDefault, verdictsByTopK, verdictsBySteps, verdictsByLinears]
+        lines += [
+            verdictOnDefault, verdictInShort, verdictsByTopK, verdictsBySteps, verdictsByLinears,
+        ]
         lines.append(speed(teacher))
         return lines.filter { !$0.isEmpty }.joined(separator: "\n\n")
     }
@@ -76,6 +78,34 @@ extension QualityReport {
             **As the program runs nano by default** (4 steps, SLA, top-k 0.2, int8): \(points(row.score)) %, \
             \(described(loss(row))), \(words).
             """
+    }
+
+    /// One sentence for each form of the linear layers, with SLA.
+    private var verdictInShort: String {
+        let sentences = kinds([.sla]).compactMap { kind -> String? in
+            let shares = byTopK(
+                steps: QualityConfiguration.mostSteps, .sla, kind.linears, down: true)
+            let steps = bySteps(.sla, kind.linears)
+            guard shares.count > 1 || steps.count > 1 else { return nil }
+            func phrase(_ rows: [QualityRow], _ name: String, _ value: (QualityRow) -> String)
+                -> String?
+            {
+                guard rows.count > 1, let last = rows.last else { return nil }
+                guard let fall = firstFalls(rows).measurable else {
+                    return "at no \(name) down to \(value(last))"
+                }
+                return "at \(name) \(value(fall)) (\(described(loss(fall))))"
+            }
+            let parts = [
+                phrase(shares, "top-k") { shortest($0.configuration.topK ?? 1) },
+                phrase(steps, "number of steps") { "\($0.configuration.steps)" },
+            ].compactMap { $0 }
+            return "- \(kind.linears.rawValue): " + parts.joined(separator: ", and ") + "."
+        }
+        if sentences.isEmpty { return "" }
+        return
+            "**In short**, with SLA the score starts to fall, from 4 steps and top-k 0.2 downwards,\n\n"
+            + sentences.joined(separator: "\n")
     }
 
     private var verdictsByTopK: String {
@@ -156,7 +186,7 @@ extension QualityReport {
         else { return "" }
         return """
             **Time**: a video takes the teacher \(milliseconds(teacher)) ms and the student (4 steps, SLA, int8) \
-            \(milliseconds(row)) ms, \(points(teacher.seconds / row.seconds)) times less, on \(row.device).
+            \(milliseconds(row)) ms on \(row.device): \(points(teacher.seconds / row.seconds)) times as fast.
             """
     }
 
@@ -181,7 +211,8 @@ extension QualityReport {
             }
         }
         guard table.count > 1, !values.isEmpty else { return "" }
-        return "## Scores\n\nPer cent right; in brackets PSNR in dB against the reference.\n\n"
+        return
+            "## Scores\n\nPer cent right, *slanted* where it falls; in brackets PSNR in dB against the reference.\n\n"
             + markdown(table)
     }
 

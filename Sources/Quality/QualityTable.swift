@@ -128,6 +128,12 @@ public struct QualityTable: Sendable {
         if !tail.isEmpty { try write(lines.map { $0 + "\n" }.joined()) }
     }
 
+    /// A table in memory, whose file begins with the first row that is appended.
+    init(path: String, _ rows: [QualityRow]) {
+        self.path = path
+        self.rows = rows
+    }
+
     public subscript(configuration: QualityConfiguration) -> QualityRow? {
         rows.first { $0.configuration == configuration }
     }

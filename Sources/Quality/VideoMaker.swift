@@ -38,6 +38,8 @@ actor VideoMaker {
     /// The captions that this maker will be asked for.
     private let share: [Int]
     private let open: @Sendable () throws -> OpenedDevice
+    /// The noise of a caption. f32 [steps, 1, 16, T, H, W] in host memory
+    private let draw: @Sendable (Int, Shape) throws -> Tensor
     private var opened: OpenedDevice?
 
     // What stays, and what it was made for.
@@ -61,12 +63,14 @@ actor VideoMaker {
 
     init(
         _ models: QualityModels, _ captions: [Caption], share: [Int],
-        open: @escaping @Sendable () throws -> OpenedDevice
+        open: @escaping @Sendable () throws -> OpenedDevice,
+        draw: @escaping @Sendable (Int, Shape) throws -> Tensor = NoiseStream.draw
     ) {
         self.models = models
         self.captions = captions
         self.share = share
         self.open = open
+        self.draw = draw
     }
 
     nonisolated var unownedExecutor: UnownedSerialExecutor { thread.asUnownedSerialExecutor() }
@@ -166,8 +170,7 @@ actor VideoMaker {
             QualityConfiguration.mostSteps, 1, 16, size.t, size.h, size.w,
         ]
         for caption in share where noises[caption] == nil {
-            var stream = NoiseStream(seed: UInt32(caption))
-            noises[caption] = device.place(stream.normal(shape), as: .f32)
+            noises[caption] = device.place(try draw(caption, shape), as: .f32)
         }
     }
 
