@@ -89,8 +89,14 @@ static const char attention_mma_cu[] = {
 static const char block_map_cu[] = {
 #embed "Kernels/block_map.cu"
     , 0};
+static const char linear_branch_cuh[] = {
+#embed "Kernels/linear_branch.cuh"
+    , 0};
 static const char linear_branch_cu[] = {
 #embed "Kernels/linear_branch.cu"
+    , 0};
+static const char linear_branch_sm90_cu[] = {
+#embed "Kernels/linear_branch_sm90.cu"
     , 0};
 static const char linear_branch_exact_cu[] = {
 #embed "Kernels/linear_branch_exact.cu"
@@ -146,7 +152,9 @@ static const struct cuda_source sources[] = {
     SOURCE("attention_simt.cu", attention_simt_cu),
     SOURCE("attention_mma.cu", attention_mma_cu),
     SOURCE("block_map.cu", block_map_cu),
+    SOURCE("linear_branch.cuh", linear_branch_cuh),
     SOURCE("linear_branch.cu", linear_branch_cu),
+    SOURCE("linear_branch_sm90.cu", linear_branch_sm90_cu),
     SOURCE("linear_branch_exact.cu", linear_branch_exact_cu),
     SOURCE("sage.cuh", sage_cuh),
     SOURCE("sage_prepare.cu", sage_prepare_cu),

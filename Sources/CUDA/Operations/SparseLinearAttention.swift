@@ -17,8 +17,13 @@ enum SparseLinearAttention {
         kernels: [64, 128].flatMap {
             ["linear_branch_sums<\($0)>", "linear_branch_project<\($0)>"]
         } + ["linear_branch_join"])
+    static let hopper = KernelUnit(
+        "linear_branch_sm90.cu", for: .hopper,
+        kernels: [64, 128].flatMap {
+            ["linear_branch_sums_sm90<\($0)>", "linear_branch_project_sm90<\($0)>"]
+        })
 
-    static let units = [exact, rounded]
+    static let units = [exact, rounded, hopper]
 }
 
 /// What the linear branch's pass over k and v leaves: the branch's operands, and what quantisation needs.
@@ -99,18 +104,27 @@ extension CUDABackend {
     func linearBranch(_ k: Tensor, _ v: Tensor) -> LinearBranch {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
-        // About two blocks a multiprocessor of the largest cards; the same sums on every card.
-        let chunks = min(ceilDivide(keys, 64), max(1, 264 / heads))
+        let hopper = context.properties.architecture == .hopper
+        // Hopper: a block a multiprocessor. Elsewhere about two of the largest cards'; the same sums on
+        // all of them.
+        let blocks = hopper ? context.properties.multiprocessors : 264
+        let chunks = min(ceilDivide(keys, 64), max(1, blocks / heads))
         let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let statistics = storage(byteCount: heads * chunks * 3 * dim * 4)
         let sums:
             Kernel<
                 DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32
-            > = context.kernel("linear_branch_sums<\(dim)>", of: unit)
+            > =
+                hopper
+                ? context.kernel(
+                    "linear_branch_sums_sm90<\(dim)>", of: SparseLinearAttention.hopper)
+                : context.kernel("linear_branch_sums<\(dim)>", of: unit)
+        let tiles = hopper ? 8 : 4  // of 64 rows, two a stage
         sums(
             LaunchShape(
-                grid: Extents(chunks, heads), block: 256, sharedBytes: 4 * 64 * dim * 2),
+                grid: Extents(chunks, heads), block: hopper ? 512 : 256,
+                sharedBytes: tiles * 64 * dim * 2),
             k.pointer, v.pointer, parts.location, statistics.location, Int32(keys), Int32(heads),
             Int32(chunk))
         let result = LinearBranch(
@@ -133,18 +147,28 @@ extension CUDABackend {
         -> Tensor
     {
         let (queries, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        let chunks = min(ceilDivide(queries, 128), max(1, 264 / heads))
-        let chunk = ceilDivide(ceilDivide(queries, chunks), 128) * 128
+        let hopper = context.properties.architecture == .hopper
+        let (rows, blocks) = hopper ? (64, context.properties.multiprocessors) : (128, 264)
+        let chunks = min(ceilDivide(queries, rows), max(1, blocks / heads))
+        let chunk = ceilDivide(ceilDivide(queries, chunks), rows) * rows
         let out = tensor(q.shape, .bf16)
         let project:
             Kernel<
                 DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
                 DevicePointer, Int32, Int32, Int32
-            > = context.kernel("linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
+            > =
+                hopper
+                ? context.kernel(
+                    "linear_branch_project_sm90<\(dim)>", of: SparseLinearAttention.hopper)
+                : context.kernel(
+                    "linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
+        // Both matrices; tiles of q; the sums and either the bias and four times 64 denominators or 128.
+        let tileBytes = (hopper ? 8 * 64 : 128) * dim * 2
+        let vectorBytes = (hopper ? 2 * dim + 4 * 64 : dim + 128) * 4
         project(
             LaunchShape(
-                grid: Extents(chunks, heads), block: 256,
-                sharedBytes: 128 * dim * 2 + 2 * dim * dim * 2 + (dim + 128) * 4),
+                grid: Extents(chunks, heads), block: hopper ? 512 : 256,
+                sharedBytes: 2 * dim * dim * 2 + tileBytes + vectorBytes),
             q.pointer, branch.kv.pointer, branch.featureSum.pointer, weight.pointer,
             bias?.pointer ?? .null, out.pointer, Int32(queries), Int32(heads), Int32(chunk))
         return out

@@ -22,15 +22,16 @@ struct Tile {
     }
 
     /// Starts copying `kRows` rows from `source`, `stride` elements apart; rows from `rows` on and columns
-    /// from `columns` on become zero.
+    /// from `columns` on become zero. By kThreads threads.
     template <int kThreads, typename T>
-    static DEVICE void load(u32 shared, const T* source, i64 stride, int rows, int columns) {
+    static DEVICE void load(u32 shared, const T* source, i64 stride, int rows, int columns,
+                            int thread = int(threadIdx.x)) {
         constexpr int kChunks = kDim / 8;
         constexpr int kStep = kThreads / kChunks;  // rows between two copies of one thread
         static_assert(sizeof(T) == 2 && kThreads % kChunks == 0);
         static_assert(kRows % kStep == 0 && kStep % 8 == 0);
-        const int row = int(threadIdx.x) / kChunks;
-        const int column = int(threadIdx.x) % kChunks * 8;
+        const int row = thread / kChunks;
+        const int column = thread % kChunks * 8;
         const T* from = source + row * stride + column;
         const u32 to = shared + offset(row, column * 2);
 #pragma unroll

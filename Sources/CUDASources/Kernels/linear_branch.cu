@@ -5,60 +5,11 @@
 //
 // Every intermediate is rounded to bf16, as the original's PyTorch operators do; sums are f32. The pass
 // over k and v also takes what quantisation needs to know first: the mean of k, the largest |v|.
-#include "attention_tile.cuh"
+#include "linear_branch.cuh"
 
 constexpr int kThreads = 256;
 /// Blocks of linear_branch_project that share a multiprocessor, by its shared memory.
 constexpr int kProjectBlocks = __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 ? 2 : 1;
-
-/// The rows of the partial sums of one chunk of keys.
-enum Statistic { kFeatureSum, kKeySum, kValueMaximum, kStatistics };
-
-/// c(x) of the rows of a tile in place. Eight lanes share a row; each keeps the columns of its chunks of
-/// eight, `lane8 + 8 i`, the same ones for all rows, and calls `each` with the row and those values before
-/// (as loaded) and after. Rows from `rows` on become zero.
-template <int kRows, int kDim, typename Each>
-DEVICE void features(u8* tile, int rows, Each each) {
-    constexpr int kChunks = kDim / 64;
-    const int lane8 = int(threadIdx.x) % 8;
-#pragma unroll 1
-    for (int row = int(threadIdx.x) / 8; row < kRows; row += kThreads / 8) {
-        float x[kChunks][8], y[kChunks][8];
-        float largest = -3.0e38f;
-#pragma unroll
-        for (int i = 0; i < kChunks; i++) {
-            unpack_bf16(x[i], *reinterpret_cast<const uint4*>(
-                                  tile + Tile<kRows, kDim>::offset(row, (lane8 + 8 * i) * 16)));
-#pragma unroll
-            for (int e = 0; e < 8; e++) largest = fmaxf(largest, x[i][e]);
-        }
-        largest = warp_max<8>(largest);
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < kChunks; i++) {
-#pragma unroll
-            for (int e = 0; e < 8; e++) {
-                y[i][e] = exp2_approx((x[i][e] - largest) * 1.4426950408889634f);
-                sum += y[i][e];
-            }
-        }
-        const float total = warp_sum<8>(sum);
-        const float inverse = row < rows ? rcp_approx(total) : 0.0f;
-#pragma unroll
-        for (int i = 0; i < kChunks; i++) {
-            u32 words[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                words[e] = pack_bf16(y[i][2 * e] * inverse, y[i][2 * e + 1] * inverse);
-                y[i][2 * e] = bf16_low(words[e]);
-                y[i][2 * e + 1] = bf16_high(words[e]);
-            }
-            *reinterpret_cast<uint4*>(tile + Tile<kRows, kDim>::offset(row, (lane8 + 8 * i) * 16)) =
-                make_uint4(words[0], words[1], words[2], words[3]);
-        }
-        each(row, x, y);
-    }
-}
 
 /// Sums of one chunk of keys. k, v: bf16 [keys, heads, dim] → kv_parts: f32 [heads, chunks, dim, dim],
 /// statistics: f32 [heads, chunks, 3, dim]; grid (chunks, heads), kThreads threads. `chunk` is a multiple
@@ -91,7 +42,8 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
     };
 
     float kv[kColumns / 8][4] = {};
-    float sums[kStatistics][kDim / 64][8] = {};
+    float feature_sum[4] = {};  // of 16 features, in all eight columns
+    float sums[2][kDim / 64][8] = {};
     const int tiles = ceil_div(count, kRows);
     if (tiles > 0) load(0);
     for (int tile = 0; tile < tiles; tile++) {
@@ -100,9 +52,9 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
         cp_async_wait<0>();
         __syncthreads();  // this stage is there; everybody is done with the other one
         if (tile + 1 < tiles) load(tile + 1);
-        features<kRows, kDim>(
-            k_tile, count - tile * kRows,
-            [&](int row, const float(&x)[kDim / 64][8], const float(&y)[kDim / 64][8]) {
+        features<kRows, kDim, kThreads>(
+            k_tile, threadIdx.x, count - tile * kRows,
+            [&](int row, const float(&x)[kDim / 64][8]) {
 #pragma unroll
                 for (int i = 0; i < kDim / 64; i++) {
                     float value[8];
@@ -110,13 +62,13 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
                                            v_tile + Rows::offset(row, (lane8 + 8 * i) * 16)));
 #pragma unroll
                     for (int e = 0; e < 8; e++) {
-                        sums[kFeatureSum][i][e] += y[i][e];
                         sums[kKeySum][i][e] += x[i][e];  // rows past the end are zero
                         sums[kValueMaximum][i][e] =
                             fmaxf(sums[kValueMaximum][i][e], fabsf(value[e]));
                     }
                 }
-            });
+            },
+            [](int, const float(&)[kDim / 64][8]) {});
         __syncthreads();
         const TileLane v_lane(shared_address(v_tile), 0, TileLane::rows, column);
 #pragma unroll
@@ -126,6 +78,7 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
             const int row = step * 16 + lane % 8 + lane / 16 * 8;
             ldmatrix_x4_trans(a, shared_address(k_tile) +
                                      Rows::offset(row, feature * 2 + lane / 8 % 2 * 16));
+            mma_m16n8k16_bf16(feature_sum, a, kOnes, kOnes);
 #pragma unroll
             for (int j = 0; j < kColumns / 16; j++) {
                 u32 b[4];
@@ -147,36 +100,13 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
         }
     }
 
-    // Over the four rows of a warp by shuffles, over the warps in shared memory, in a fixed order.
-    __syncthreads();
-    float* table = reinterpret_cast<float*>(shared);  // [warps][3][dim]
-#pragma unroll
-    for (int s = 0; s < kStatistics; s++) {
-#pragma unroll
-        for (int i = 0; i < kDim / 64; i++) {
-#pragma unroll
-            for (int e = 0; e < 8; e++) {
-                float x = sums[s][i][e];
-#pragma unroll
-                for (int offset = 8; offset < 32; offset *= 2) {
-                    const float y = __shfl_xor_sync(0xffffffffu, x, offset);
-                    x = s == kValueMaximum ? fmaxf(x, y) : x + y;
-                }
-                if (lane < 8) {
-                    table[(warp_id() * kStatistics + s) * kDim + (lane8 + 8 * i) * 8 + e] = x;
-                }
-            }
-        }
+    statistics += (i64(head) * gridDim.x + blockIdx.x) * (kStatistics * kDim);
+    if (column == 0 && lane % 4 == 0) {
+        statistics[kFeatureSum * kDim + feature + lane / 4] = feature_sum[0];
+        statistics[kFeatureSum * kDim + feature + lane / 4 + 8] = feature_sum[2];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < kStatistics * kDim; i += kThreads) {
-        float x = table[i];
-        for (int warp = 1; warp < kThreads / 32; warp++) {
-            const float y = table[warp * kStatistics * kDim + i];
-            x = i / kDim == kValueMaximum ? fmaxf(x, y) : x + y;
-        }
-        statistics[(i64(head) * gridDim.x + blockIdx.x) * (kStatistics * kDim) + i] = x;
-    }
+    join_statistics<kDim, kThreads>(sums, reinterpret_cast<float*>(shared), statistics);
 }
 
 /// Joins the chunks. → kv: bf16 [heads, dim, dim], feature_sum, key_mean: bf16 [heads, dim],
@@ -246,9 +176,10 @@ linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, co
         cp_async_commit();
         cp_async_wait<0>();
         __syncthreads();
-        features<kRows, kDim>(
-            q_tile, end - first,
-            [&](int row, const float(&)[kDim / 64][8], const float(&y)[kDim / 64][8]) {
+        features<kRows, kDim, kThreads>(
+            q_tile, threadIdx.x, end - first,
+            [](int, const float(&)[kDim / 64][8]) {},
+            [&](int row, const float(&y)[kDim / 64][8]) {
                 float dot = 0;
 #pragma unroll
                 for (int i = 0; i < kDim / 64; i++) {

@@ -7,8 +7,8 @@
 //
 // Measured on an H200: the tiles are there before they are wanted, and tensor cores, exponentials and issue
 // slots are all busy for less than half of the time. Warpgroups that share the tiles of two or three query
-// blocks load less, but wait for each other: they take 1.4 times as long, even where neighbours want the
-// same keys.
+// blocks load less, but wait for each other: they take 1.1 to 1.4 times as long, even where neighbours want
+// the same keys.
 #include "attention_tile.cuh"
 #include "sage.cuh"
 #include "wgmma.cuh"

@@ -49,7 +49,7 @@ DEVICE u64 wgmma_descriptor_128b(u32 shared) {
     return wgmma_descriptor(shared, 16, 1024, Swizzle::bytes128);
 }
 
-/// An N-major B tile [K rows, N columns] of 16-bit values for `kTransposeB`: 64-column panels of
+/// An N-major B tile [K rows, N columns] of 16-bit values for `kTransposeB` (A likewise): 64-column panels of
 /// 128-byte rows with 128-byte swizzle; `panel` is the distance in bytes between panels (K * 128).
 /// Step through K by 16 rows: add 2048 bytes to the address: descriptor + 128.
 DEVICE u64 wgmma_descriptor_128b_transposed(u32 shared, u32 panel) {
@@ -165,11 +165,16 @@ DEVICE u64 wgmma_descriptor_128b_transposed(u32 shared, u32 panel) {
 #define WGMMA_SCALES(T) ", 1, 1"
 #define WGMMA_SCALES_B(T) ", 1, 1, %" T
 #define WGMMA_SCALES_AB(T) ", 1, 1, 0, %" T
+#define WGMMA_SCALES_TRANSPOSED_A(T) ", 1, 1, 1, %" T
 
-/// d: [64, N] float; a, b: descriptors of bf16 tiles [64, 16] and [N, 16] (kTransposeB: [16, N]).
-template <int N, bool kTransposeB = false>
+/// d: [64, N] float; a, b: descriptors of bf16 tiles [64, 16] and [N, 16] (transposed: [16, 64], [16, N]).
+template <int N, bool kTransposeB = false, bool kTransposeA = false>
 DEVICE void wgmma_bf16(float (&d)[N / 2], u64 a, u64 b, bool accumulate = true) {
-    WGMMA_SS_ANY("+f", "k16.f32.bf16.bf16", WGMMA_SCALES_AB, "n"(int(kTransposeB)))
+    if constexpr (kTransposeA) {
+        WGMMA_SS_ANY("+f", "k16.f32.bf16.bf16", WGMMA_SCALES_TRANSPOSED_A, "n"(int(kTransposeB)))
+    } else {
+        WGMMA_SS_ANY("+f", "k16.f32.bf16.bf16", WGMMA_SCALES_AB, "n"(int(kTransposeB)))
+    }
 }
 /// a: this thread's m16k16 fragment.
 template <int N, bool kTransposeB = false>
