@@ -73,6 +73,11 @@ struct BenchCommand: AsyncParsableCommand {
         let start = ContinuousClock.now
         let backend = try device.open(threads: threads) { Output.note($0) }
         let opening = (ContinuousClock.now - start) / .seconds(1)
+        if request.linears == .fp8, !backend.supports(.fp8Rows) {
+            throw RequestError(
+                "--linear fp8 needs a GPU of compute capability 8.9 or later (or a CPU), which "
+                    + "\(backend.name) is not: choose int8 or bf16")
+        }
         if backend is CPUBackend { try model.checkMemory(request, stage) }
 
         let report = BenchReport(

@@ -3,6 +3,7 @@
 import ArgumentParser
 import CPU
 import CUDA
+import Pipelines
 import Tensors
 
 enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
@@ -61,6 +62,25 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
                 return cpu()
             }
         }
+    }
+
+    /// Refuses a run that needs more device memory than other programs have left, before anything is loaded.
+    /// - Parameter needed: bytes that the plan asks for.
+    static func checkFreeMemory(_ needed: Int, on backend: any Backend) throws {
+        guard let gpu = backend as? CUDABackend else { return }
+        let (free, total) = (gpu.context.device.freeMemory, gpu.context.properties.totalMemory)
+        guard needed > free else { return }
+        throw RequestError(shortage(needed, free: free, total: total))
+    }
+
+    static func shortage(_ needed: Int, free: Int, total: Int) -> String {
+        let gibibytes = free >> 30
+        let advice =
+            gibibytes > 0 ? "close them, or try --memory-limit \(gibibytes)GiB" : "close them"
+        return
+            "the run needs \(Output.bytes(needed)) of device memory, only \(Output.bytes(free)) of "
+            + "\(Output.bytes(total)) are free: other programs hold \(Output.bytes(total - free)) "
+            + "(nvidia-smi lists them); \(advice)"
     }
 
     /// Whose 8-bit arithmetic the original would use on this device. On a CPU, that of a Hopper card is imitated.

@@ -18,7 +18,31 @@ public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
         self.call = call
     }
 
-    public var description: String { "\(call): \(name) (\(code)): \(text)" }
+    public var description: String {
+        "\(call): \(name) (\(code)): \(text)" + (advice.map { "; \($0)" } ?? "")
+    }
+
+    /// What to do about it, where that is known.
+    public var advice: String? {
+        switch code {
+        case 2:
+            "a smaller size or --memory-limit needs less, and nvidia-smi lists who else uses the "
+                + "memory"
+        case 46, 101, 214, 219, 220, 226, 800, 999:
+            "the GPU or its driver failed: look at nvidia-smi and dmesg (Xid), reset the GPU or "
+                + "restart the machine"
+        case 34, 35, 802, 803, 804:
+            "the NVIDIA driver is not ready or too old for this library: update it, or restart the "
+                + "machine after an update"
+        case 200, 209, 218, 222, 300:
+            "compiled kernels and driver do not fit: delete the folder of kernels that 'doctor' "
+                + "names, or update the driver"
+        case 700, 702, 710, 714...719, 721:
+            "the GPU stopped the program: 'turbodiffusion doctor' tells whether it computes rightly; "
+                + "please report this line"
+        default: nil
+        }
+    }
 
     /// Whether a smaller request, or another moment, could succeed.
     public var isOutOfMemory: Bool { code == 2 }
