@@ -45,11 +45,13 @@ struct Generation {
         let printer = ProgressPrinter(json: execution.json, quiet: execution.quiet)
         let execution = execution
         let resident = fitted.residentWeights
+        let needed = fitted.peakBytes
         let pipeline = VideoPipeline(models) {
             let backend = try execution.device.open(
                 threads: execution.threads, memoryLimit: execution.memoryLimit?.bytes,
                 residentWeights: resident
             ) { printer.show(.note($0)) }
+            try DeviceChoice.checkFreeMemory(needed, on: backend)
             return OpenedDevice(
                 backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend))
         }
