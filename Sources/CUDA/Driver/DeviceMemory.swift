@@ -29,6 +29,8 @@ public final class DeviceMemory {
     public func resetPeak() { arena.resetPeak() }
 
     private static let growth = 64 << 20
+    /// Physical memory comes in multiples of this.
+    private static let page = 2 << 20
 
     init(_ device: Device, limit: Int?) {
         self.device = device
@@ -91,8 +93,10 @@ public final class DeviceMemory {
         let need = Arena.rounded(byteCount)
         let end = base + UInt64(mapped)
         let missing = reserved > 0 ? need - arena.freeTail(before: end) : need
-        let size = (missing + Self.growth - 1) / Self.growth * Self.growth
-        if let limit, mapped + size > limit {
+        var size = (missing + Self.growth - 1) / Self.growth * Self.growth
+        // The last piece is as large as the limit lets it be.
+        if let limit { size = min(size, (limit - mapped) / Self.page * Self.page) }
+        if let limit, size < missing {
             device.fail(outOfMemory(byteCount, "the limit is \(limit) bytes"))
             return false
         }
