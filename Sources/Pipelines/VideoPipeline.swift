@@ -190,6 +190,7 @@ public actor VideoPipeline {
         if !run.options.keepsTextEncoder { textEncoder = nil }
         for text in [run.texts?.positive, run.texts?.negative].compactMap({ $0 })
         where !device.read(text.rows).isFinite {
+            try device.synchronize()  // A failed device reads as anything.
             throw NonFiniteError(stage: .textEncoder, tensor: models.firstNonFinite(.textEncoder))
         }
         if let path = run.options.saveTextEmbedding { try saveText(run, to: path, on: device) }
@@ -250,6 +251,7 @@ public actor VideoPipeline {
             return imageConditioning(latents, on: device)
         }
         if let conditioning = run.conditioning, !device.read(conditioning).isFinite {
+            try device.synchronize()  // A failed device reads as anything.
             throw NonFiniteError(
                 stage: .imageEncoder, tensor: models.firstNonFinite(.imageEncoder))
         }
@@ -377,6 +379,7 @@ public actor VideoPipeline {
         if !run.options.keepsTransformer { transformers = [:] }
         let host = device.read(latents)
         guard host.isFinite else {
+            try device.synchronize()  // A failed device reads as anything.
             throw NonFiniteError(stage: stage, tensor: models.firstNonFinite(role))
         }
         if let path = run.options.saveLatents {

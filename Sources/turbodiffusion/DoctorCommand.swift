@@ -74,8 +74,10 @@ struct DoctorCommand: AsyncParsableCommand {
             ) { result in
                 guard result.verdict == .failed else { return }
                 failures += 1
-                let reasons = result.checks.filter { $0.verdict == .failed }.map { "\($0)" }
-                show(Finding("self-test", .missing, "\(result.name): \(reasons.first ?? "failed")"))
+                // After a failure of the device all the others fail too.
+                guard failures <= 3 else { return }
+                let reason = result.failures.first ?? "failed"
+                show(Finding("self-test", .missing, "\(result.name): \(reason)"))
             }
             let seconds = Output.seconds((ContinuousClock.now - start) / .seconds(1))
             show(
