@@ -113,22 +113,22 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
     auto v_empty = [=](int stage) { return barriers + 8 * (3 * kStages + stage); };
     const u32 q_full = barriers + 8 * 4 * kStages;
 
-    const int block = blockIdx.x;
+    const int query_block = blockIdx.x;
     const int head = blockIdx.y;
-    const i64 place = i64(head) * a.query_blocks + block;
+    const i64 place = i64(head) * a.query_blocks + query_block;
     const int* list = a.indices + place * a.selected;
     const float* k_scales = a.k_scales + i64(head) * a.key_blocks;
-    auto load_k = [&](int visit) {
+    auto load_k = [&](int visit, int block) {
         const u32 full = k_full(visit % kStages);
         mbarrier_arrive_expect_tx(full, L::kTileBytes);
         tma_load_3d(base + L::kKeys + visit % kStages * L::kTileBytes, k_map, full, 0,
-                    list[visit] * kKeysPerBlock, head);
+                    block * kKeysPerBlock, head);
     };
-    auto load_v = [&](int visit) {
+    auto load_v = [&](int visit, int block) {
         const u32 full = v_full(visit % kStages);
         mbarrier_arrive_expect_tx(full, L::kTileBytes);
         tma_load_2d(base + L::kValues + visit % kStages * L::kTileBytes, v_map, full,
-                    list[visit] * kKeysPerBlock, head * kDim);
+                    block * kKeysPerBlock, head * kDim);
     };
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; stage++) {
@@ -140,14 +140,15 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
         mbarrier_init(q_full, 1);
         fence_mbarrier_init();
         mbarrier_arrive_expect_tx(q_full, kQueries * kDim);
-        tma_load_3d(base + L::kQuery, q_map, q_full, 0, block * kQueries, head);
-        load_k(0);
-        load_v(0);
-        if (a.selected > 1) load_k(1);
+        tma_load_3d(base + L::kQuery, q_map, q_full, 0, query_block * kQueries, head);
+        load_k(0, list[0]);
+        load_v(0, list[0]);
+        if (a.selected > 1) load_k(1, list[1]);
     }
     const float q_factor = a.q_scales[place] * a.scale;
-    int some_blocks = 0;
-    float some_scales = 0;
+    // Of the visits ahead: their blocks and the scale of the next one's keys.
+    int next = list[min(1, a.selected - 1)];
+    float scale = k_scales[list[0]];
     __syncthreads();
 
     const u64 q_tile = wgmma_descriptor(base + L::kQuery, 16, 8 * kDim, kRowSwizzle);
@@ -160,13 +161,12 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
     float o[kDim / 2] = {};
     Softmax softmax;
     mbarrier_wait(q_full, 0);
-    auto visit = [&]<bool kMasked>(int i) {
+    auto visit = [&]<bool kMasked>(int i, int limit) {
         const int stage = i % kStages;
         const u32 parity = i / kStages & 1;
-        if (i % 32 == 0) {
-            some_blocks = i + lane_id() < a.selected ? list[i + lane_id()] : 0;
-            some_scales = k_scales[some_blocks] * q_factor;
-        }
+        const float factor = scale * q_factor;
+        const int ahead = list[min(i + 2, a.selected - 1)];
+        scale = k_scales[next];
         i32 s[64];
         mbarrier_wait(k_full(stage), parity);
         wgmma_fence();
@@ -176,11 +176,9 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
                           step > 0);
         }
         wgmma_commit();
-        const float factor = __shfl_sync(0xffffffffu, some_scales, i % 32);
-        const int limit = a.keys - __shfl_sync(0xffffffffu, some_blocks, i % 32) * kKeysPerBlock;
         if (threadIdx.x == 0 && i + 1 < a.selected) {
             mbarrier_wait(v_empty((i + 1) % kStages), (i + 1) / kStages & 1 ^ 1);
-            load_v(i + 1);
+            load_v(i + 1, next);
         }
         wgmma_wait<0>();
         wgmma_hold(s);
@@ -199,7 +197,7 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
         wgmma_commit();
         if (threadIdx.x == 0 && i + kStages < a.selected) {
             mbarrier_wait(k_empty(stage), parity);
-            load_k(i + kStages);
+            load_k(i + kStages, ahead);
         }
         wgmma_wait<0>();
         wgmma_hold(part);
@@ -208,12 +206,14 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
         for (int n = 0; n < kDim / 2; n++) {
             o[n] = __fmaf_rn(o[n], softmax.decay[n / 2 % 2], part[n]);
         }
+        next = ahead;
     };
     // Only the last key block can be cut short.
-    const int whole = a.selected - (list[a.selected - 1] * kKeysPerBlock + kKeysPerBlock > a.keys);
+    const int limit = a.keys - list[a.selected - 1] * kKeysPerBlock;
+    const int whole = a.selected - (limit < kKeysPerBlock);
 #pragma unroll 1
-    for (int i = 0; i < whole; i++) visit.template operator()<false>(i);
-    if (whole < a.selected) visit.template operator()<true>(whole);
+    for (int i = 0; i < whole; i++) visit.template operator()<false>(i, kKeysPerBlock);
+    if (whole < a.selected) visit.template operator()<true>(whole, limit);
 
     const int lane = lane_id();
     const float* v_scale = a.v_scales + head * kDim + 2 * (lane % 4);
@@ -228,7 +228,7 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
                                 o[4 * j + 2 * r + 1] * inverse[r] * scale[1]);
         }
     }
-    const int row = block * kQueries + int(threadIdx.x) / 32 * 16 + lane / 4;
+    const int row = query_block * kQueries + int(threadIdx.x) / 32 * 16 + lane / 4;
     const i64 stride = i64(a.heads) * kDim;
     const i64 first = row * stride + head * kDim;
     store_rows(static_cast<bf16*>(a.out) + first,
