@@ -268,8 +268,9 @@ extension CUDABackend {
                 "norm_int8<\(Self.typeName(x.dtype)), \(mapName), \(vector)>",
                 of: Normalization.quantized)
         kernel(
-            LaunchShape(grid: Extents(across, down), block: 256), out.pointer, scales.location,
-            x.pointer, statistics.location, map, Int32(rows), Int32(columns))
+            LaunchShape(grid: Extents(across, down), block: Extents(vector > 1 ? 256 : 1024)),
+            out.pointer, scales.location, x.pointer, statistics.location, map, Int32(rows),
+            Int32(columns))
         return out
     }
 

@@ -6,7 +6,7 @@
 constexpr int kRowThreads = 512;
 
 /// Mean and 1/sqrt(variance + epsilon) of a row.
-struct Statistics {
+struct alignas(8) Statistics {
     float mean, inverse;
 };
 
@@ -34,23 +34,33 @@ struct Affine {
     /// Whether the normalised value is rounded to T first: the original's LayerNorm returns T.
     int rounds;
 
-    template <typename T, int kVector>
-    DEVICE void apply(float (&values)[kVector], Statistics s, int column) const {
-        float w[kVector], b[kVector];
+    /// Those of kVector neighbouring columns.
+    template <int kVector>
+    struct Columns {
+        float weight[kVector], bias[kVector];
+
+        template <typename T>
+        DEVICE void load(const Affine& all, int column) {
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) {
-            w[j] = 1.0f - weight_offset;
-            b[j] = 0.0f;
-        }
-        if (weight) load_floats(w, weight + column);
-        if (bias) load_floats(b, bias + column);
+            for (int j = 0; j < kVector; ++j) {
+                weight[j] = 1.0f - all.weight_offset;
+                bias[j] = 0.0f;
+            }
+            if (all.weight) load_floats(weight, all.weight + column);
+            if (all.bias) load_floats(bias, all.bias + column);
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) {
-            float x = (values[j] - s.mean) * s.inverse;
-            if (rounds) x = round_to<T>(x);
-            values[j] = x * (weight_offset + w[j]) + b[j];
+            for (int j = 0; j < kVector; ++j) weight[j] += all.weight_offset;
         }
-    }
+
+        template <typename T, bool kRounds>
+        DEVICE void apply(float (&values)[kVector], Statistics s) const {
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) values[j] = (values[j] - s.mean) * s.inverse;
+            if (kRounds) round_all<T>(values);
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) values[j] = values[j] * weight[j] + bias[j];
+        }
+    };
 };
 
 /// The RMS norm's weight.
@@ -59,17 +69,39 @@ struct Gain {
     /// Whether x_hat and the weight are rounded to T before the product.
     int rounds;
 
-    template <typename T, int kVector>
-    DEVICE void apply(float (&values)[kVector], Statistics s, int column) const {
-        float w[kVector];
-        weight.load(w, column);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) {
-            const float x = values[j] * s.inverse;
-            values[j] = rounds ? round_to<T>(x) * round_to<T>(w[j]) : x * w[j];
+    /// That of kVector neighbouring columns.
+    template <int kVector>
+    struct Columns {
+        float weight[kVector];
+
+        template <typename T>
+        DEVICE void load(const Gain& all, int column) {
+            all.weight.load(weight, column);
+            if (all.rounds) round_all<T>(weight);
         }
-    }
+
+        template <typename T, bool kRounds>
+        DEVICE void apply(float (&values)[kVector], Statistics s) const {
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) values[j] *= s.inverse;
+            if (kRounds) round_all<T>(values);
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) values[j] *= weight[j];
+        }
+    };
 };
+
+/// The map of kVector columns, applied to the values of one row there.
+template <typename T, typename Map, int kVector>
+DEVICE void apply(const Map& map, float (&values)[kVector], Statistics s, int column) {
+    typename Map::template Columns<kVector> columns;
+    columns.template load<T>(map, column);
+    if (map.rounds) {
+        columns.template apply<T, true>(values, s);
+    } else {
+        columns.template apply<T, false>(values, s);
+    }
+}
 
 // ---- a block a row ----------------------------------------------------------------------------
 
@@ -84,7 +116,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
         if (row.column(i) < columns) {
-            affine.apply<T>(row.values[i], s, row.column(i));
+            apply<T>(affine, row.values[i], s, row.column(i));
             store_floats(out + row.column(i), row.values[i]);
         }
     }
@@ -100,7 +132,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
         if (row.column(i) < columns) {
-            affine.apply<T>(row.values[i], s, row.column(i));
+            apply<T>(affine, row.values[i], s, row.column(i));
 #pragma unroll
             for (int j = 0; j < kVector; ++j) row.values[i][j] = round_to<T>(row.values[i][j]);
         }
@@ -130,7 +162,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
         if (row.column(i) < columns) {
-            gain.apply<T>(row.values[i], s, row.column(i));
+            apply<T>(gain, row.values[i], s, row.column(i));
             store_floats(out + row.column(i), row.values[i]);
         }
     }
@@ -152,7 +184,7 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int i = 0; i < kCount; ++i) {
         const int column = row.column(i);
         if (column < columns) {
-            gain.apply<T>(row.values[i], s, column);
+            apply<T>(gain, row.values[i], s, column);
             const int pair = column % (2 * half) / 2;
 #pragma unroll
             for (int j = 0; j < kVector; j += 2) {
@@ -188,40 +220,61 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 /// x: [rows, columns], statistics: [rows] → codes: int8 [rows, columns],
-/// scales: [ceil(rows/128), ceil(columns/128)]. Grid: (column blocks, row blocks), 256 threads.
-/// The block is read and normalised twice: the second time it comes from the L1 cache.
+/// scales: [ceil(rows/128), ceil(columns/128)]. Grid: (column blocks, row blocks), 256 threads, or 1024
+/// with single elements. The last rows come first: the statistics' kernel has just left them in the
+/// L2 cache.
 template <typename T, typename Map, int kVector>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) == 16 ? 3 : 1)
     norm_int8(i8* codes, float* scales, const T* x, const Statistics* statistics, Map map, int rows,
               int columns) {
-    constexpr int kAcross = 128 / kVector;  // threads side by side
-    constexpr int kRows = 256 / kAcross;    // rows at once
-    const int column = blockIdx.x * 128 + threadIdx.x % kAcross * kVector;
-    const int first = blockIdx.y * 128 + threadIdx.x / kAcross;
-    const int last = column < columns ? min(rows, int(blockIdx.y + 1) * 128) : 0;
-    auto normalised = [&](float (&values)[kVector], int row) {
-        load_floats(values, x + i64(row) * columns + column);
-        map.template apply<T>(values, statistics[row], column);
+    constexpr int kAcross = 128 / kVector;                      // threads side by side
+    constexpr int kRows = (kVector > 1 ? 256 : 1024) / kAcross;  // rows at once
+    constexpr int kCount = 128 / kRows;
+    const int down = int(gridDim.y - 1 - blockIdx.y);
+    // Threads beyond the end repeat the last row or column: that changes no maximum.
+    const int own = blockIdx.x * 128 + threadIdx.x % kAcross * kVector;
+    const int column = min(own, columns - kVector);
+    const int first = down * 128 + threadIdx.x / kAcross;
+    const int last = min(rows, (down + 1) * 128);
+    __shared__ Statistics shared[128];
+    Kept<T, kVector> kept[kCount];
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) values[j] = round_to<T>(values[j]);
-    };
-    float most = 1e-8f;
-#pragma unroll 4
-    for (int row = first; row < last; row += kRows) {
-        float values[kVector];
-        normalised(values, row);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) most = fmaxf(most, fabsf(values[j]));
+    for (int i = 0; i < kCount; ++i) {
+        kept[i].load(x + i64(min(first + i * kRows, last - 1)) * columns + column);
     }
-    most = block_reduce<true>(most);
-    if (threadIdx.x == 0) scales[blockIdx.y * gridDim.x + blockIdx.x] = most / 128.0f;
+    if (threadIdx.x < 128) shared[threadIdx.x] = statistics[min(down * 128 + int(threadIdx.x), last - 1)];
+    __syncthreads();
+    typename Map::template Columns<kVector> parameters;
+    parameters.template load<T>(map, column);
+    float most = 0.0f;
+    auto normalise = [&]<bool kRounds>() {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            float values[kVector];
+            kept[i].get(values);
+            parameters.template apply<T, kRounds>(values, shared[first % 128 + i * kRows]);
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) most = fmaxf(most, fabsf(values[j]));
+            kept[i].set(values);
+        }
+    };
+    // One branch for all rows: one a row would keep the compiler from finishing a row at a time.
+    if (map.rounds) {
+        normalise.template operator()<true>();
+    } else {
+        normalise.template operator()<false>();
+    }
+    // Rounding keeps the order: the largest of the rounded numbers is the largest one, rounded.
+    most = block_reduce<true>(fmaxf(round_to<T>(most), 1e-8f));
+    if (threadIdx.x == 0) scales[down * gridDim.x + blockIdx.x] = most / 128.0f;
     const float factor = 128.0f / most;
-#pragma unroll 4
-    for (int row = first; row < last; row += kRows) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        const int row = first + i * kRows;
         float values[kVector];
-        normalised(values, row);
+        kept[i].get(values);
 #pragma unroll
         for (int j = 0; j < kVector; ++j) values[j] *= factor;
-        store_i8(codes + i64(row) * columns + column, values);
+        if (row < last && own < columns) store_i8(codes + i64(row) * columns + column, values);
     }
 }

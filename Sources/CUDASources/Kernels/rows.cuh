@@ -25,6 +25,22 @@ DEVICE float round_to(float x) {
     return float(T(x));
 }
 
+/// The same of all; bf16 in pairs, by one instruction.
+template <typename T, int kVector>
+DEVICE void round_all(float (&values)[kVector]) {
+    if constexpr (sizeof(T) == 2 && kVector % 2 == 0) {
+#pragma unroll
+        for (int j = 0; j < kVector; j += 2) {
+            const u32 pair = pack_bf16(values[j], values[j + 1]);
+            values[j] = bf16_low(pair);
+            values[j + 1] = bf16_high(pair);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) values[j] = round_to<T>(values[j]);
+    }
+}
+
 /// kVector neighbouring elements as floats; p is a multiple of min(16, kVector * sizeof(T)) bytes.
 template <int kVector, typename T>
 DEVICE void load_floats(float (&values)[kVector], const T* p) {
@@ -69,6 +85,10 @@ template <int kVector>
 DEVICE void store_i8(i8* p, const float (&values)[kVector]) {
     if constexpr (kVector == 1) {
         *p = i8(saturate_i8(values[0]));
+    } else if constexpr (kVector == 8) {
+        *reinterpret_cast<uint2*>(p) =
+            make_uint2(pack_i8(values[0], values[1], values[2], values[3]),
+                       pack_i8(values[4], values[5], values[6], values[7]));
     } else {
 #pragma unroll
         for (int c = 0; c < kVector; c += 4) {
@@ -77,6 +97,46 @@ DEVICE void store_i8(i8* p, const float (&values)[kVector]) {
         }
     }
 }
+
+/// kVector neighbouring elements of T waiting in registers: bf16 as pairs, half the registers of floats.
+template <typename T, int kVector>
+struct Kept {
+    float values[kVector];
+
+    DEVICE void load(const T* p) { load_floats(values, p); }
+    DEVICE void get(float (&to)[kVector]) const {
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) to[j] = values[j];
+    }
+    /// Rounds to T.
+    DEVICE void set(const float (&from)[kVector]) {
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) values[j] = round_to<T>(from[j]);
+    }
+    /// Hides the values from the compiler, which would keep what it computed of them.
+    DEVICE void forget() {}
+};
+
+template <>
+struct Kept<bf16, 8> {
+    u32 words[4];
+
+    DEVICE void load(const bf16* p) {
+        const uint4 raw = load_streaming(p);
+        words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
+    }
+    DEVICE void get(float (&to)[8]) const {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) to[2 * j] = bf16_low(words[j]), to[2 * j + 1] = bf16_high(words[j]);
+    }
+    DEVICE void set(const float (&from)[8]) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) words[j] = pack_bf16(from[2 * j], from[2 * j + 1]);
+    }
+    DEVICE void forget() {
+        asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+    }
+};
 
 /// An f32 or bf16 parameter vector, as checkpoints happen to hold it.
 struct Parameters {
