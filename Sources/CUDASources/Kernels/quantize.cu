@@ -1,5 +1,5 @@
 // 8-bit activations and weights from bf16 or float.
-#include "ptx.cuh"
+#include "rows.cuh"
 
 constexpr int kThreads = 256;
 
@@ -69,33 +69,45 @@ DEVICE float block_max(float x) {
 /// x: [rows, columns] → codes: same, scales: [ceil(rows/128), ceil(columns/128)].
 /// Grid: (blocks of columns, blocks of rows).
 template <typename T, bool kVector>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kVector && sizeof(T) == 2 ? 4 : 1)
     quantize_blocks(i8* codes, float* scales, const T* x, int rows, int columns) {
     // Each thread has eight columns of every 16th row.
     const int column = blockIdx.x * 128 + threadIdx.x % 16 * 8;
     const int row = blockIdx.y * 128 + threadIdx.x / 16;
-    float values[8][8];
+    Kept<T, 8> kept[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int r = row + 16 * i;
-        const int count = r < rows ? min(columns - column, 8) : 0;
-        load_eight<T, kVector>(values[i], x + i64(r) * columns + column, count);
+        if constexpr (kVector) {
+            // Beyond the end the last row or column again: that changes no maximum.
+            kept[i].load(x + i64(min(r, rows - 1)) * columns + min(column, columns - 8));
+        } else {
+            float values[8];
+            load_eight<T, false>(values, x + i64(r) * columns + column,
+                                 r < rows ? min(columns - column, 8) : 0);
+            kept[i].set(values);
+        }
     }
     float amax = 1e-8f;
 #pragma unroll
-    for (int i = 0; i < 8; i++) amax = fmaxf(amax, largest(values[i]));
+    for (int i = 0; i < 8; i++) {
+        float v[8];
+        kept[i].get(v);
+        amax = fmaxf(amax, largest(v));
+        kept[i].forget();
+    }
     amax = block_max(amax);
     const float factor = 128.0f / amax;
     if (threadIdx.x == 0) scales[i64(blockIdx.y) * gridDim.x + blockIdx.x] = amax / 128.0f;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int r = row + 16 * i;
-        const int count = r < rows ? min(columns - column, 8) : 0;
-        const float(&v)[8] = values[i];
+        float v[8];
+        kept[i].get(v);
         const u32 low = pack_i8(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor);
         const u32 high = pack_i8(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor);
         store_eight<kVector>(reinterpret_cast<u8*>(codes) + i64(r) * columns + column, low, high,
-                             count);
+                             r < rows ? min(columns - column, 8) : 0);
     }
 }
 
