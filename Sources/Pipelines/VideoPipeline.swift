@@ -73,6 +73,7 @@ public actor VideoPipeline {
     ) async throws {
         run = nil
         try request.validate()
+        if options.latents == nil { try models.checkExperts() }
         var image: RGBImage?
         if let path = request.image { image = try await readImage(path: path) }
         let (device, _) = try openedDevice()
@@ -296,7 +297,6 @@ public actor VideoPipeline {
                     for: run.request, sage: sage, on: device)
             }
         transformers[role] = model
-        try checkExperts()
         if run.contexts[role] != nil { return }
         let size = run.request.latentSize
         run.contexts[role] = try run.measure(.textProjection(role), on: device) {
@@ -308,16 +308,6 @@ public actor VideoPipeline {
             if run.options.keepsBothExperts { device.require(model.groups.blocks[0]) }
             return contexts
         }
-    }
-
-    private func checkExperts() throws {
-        guard let high = transformers[.transformer], let low = transformers[.lowNoiseTransformer],
-            high.config.dim != low.config.dim || high.config.layers != low.config.layers
-        else { return }
-        throw RequestError(
-            "\(models.transformer) and \(models.path(.lowNoiseTransformer)) are not two experts of "
-                + "one model: \(high.config.layers) layers of width \(high.config.dim), "
-                + "\(low.config.layers) of \(low.config.dim)")
     }
 
     // MARK: Denoising

@@ -10,13 +10,6 @@ DEVICE void stmatrix_x4(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
                  "r"(r0), "r"(r1), "r"(r2), "r"(r3)
                  : "memory");
 }
-DEVICE void stmatrix_x4_trans(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     shared),
-                 "r"(r0), "r"(r1), "r"(r2), "r"(r3)
-                 : "memory");
-}
-
 /// True in exactly one lane of a converged warp.
 DEVICE bool elect_one() {
     u32 r;
@@ -43,20 +36,6 @@ DEVICE void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
 }
-/// Announces bytes without arriving.
-DEVICE void mbarrier_expect_tx(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier),
-                 "r"(bytes)
-                 : "memory");
-}
-/// Arrives at the same barrier of block `rank` of the cluster.
-DEVICE void mbarrier_arrive_remote(u32 barrier, u32 rank) {
-    asm volatile(
-        "{\n\t.reg .b32 remote;\n\tmapa.shared::cluster.u32 remote, %0, %1;\n\t"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
-}
 /// Whether the phase of parity `parity` has completed; may sleep for a while inside.
 DEVICE bool mbarrier_try_wait(u32 barrier, u32 parity) {
     u32 done;
@@ -82,29 +61,10 @@ DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" 
 
 // ---- bulk copies ------------------------------------------------------------------------------
 
-/// Cache policies for the `hint` of the loads, as `createpolicy.fractional` encodes them.
-constexpr u64 kEvictFirst = 0x12F0000000000000ull;
-constexpr u64 kEvictNormal = 0x1000000000000000ull;
-constexpr u64 kEvictLast = 0x14F0000000000000ull;
-
 DEVICE void tma_prefetch(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// `bytes` (a multiple of 16) of linear memory, global → shared, both 16-byte aligned.
-DEVICE void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(shared),
-        "l"(global), "r"(bytes), "r"(barrier)
-        : "memory");
-}
-/// Linear memory shared → global; then bulk_commit.
-DEVICE void bulk_store(void* global, u32 shared, u32 bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
-                 "r"(shared), "r"(bytes)
-                 : "memory");
-}
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /// Until at most kPending of this thread's store groups still read shared memory.
 template <int kPending>
@@ -117,34 +77,22 @@ DEVICE void bulk_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// tma_load(shared, map, barrier, x[, y, z, w, v][, hint]): one box of a tensor; coordinates are
+// tma_load(shared, map, barrier, x[, y, z, w]): one box of a tensor; coordinates are
 // element indices, innermost dimension first, and may be negative or past the end (zero-filled).
 // One thread issues it. tma_store(map, shared, x, y, ...) clips at the borders instead.
-#define TMA_LOAD(RANK, PLACES, PARAMETERS, HINT_PLACE, ...)                            \
+#define TMA_LOAD(RANK, PLACES, PARAMETERS, ...)                                                     \
     DEVICE void tma_load_##RANK##d(u32 shared, const TensorMap& map, u32 barrier, PARAMETERS) {     \
         asm volatile("cp.async.bulk.tensor." #RANK                                                  \
                      "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {" PLACES \
                      "}], [%2];" ::"r"(shared),                                                     \
                      "l"(&map), "r"(barrier), __VA_ARGS__                                           \
                      : "memory");                                                                   \
-    }                                                                                               \
-    DEVICE void tma_load_##RANK##d(u32 shared, const TensorMap& map, u32 barrier, PARAMETERS,       \
-                                   u64 hint) {                                                      \
-        asm volatile("cp.async.bulk.tensor." #RANK                                                  \
-                     "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "   \
-                     "[%0], [%1, {" PLACES "}], [%2], " HINT_PLACE ";" ::"r"(shared),               \
-                     "l"(&map), "r"(barrier), __VA_ARGS__, "l"(hint)                                \
-                     : "memory");                                                                   \
     }
 #define TMA_COMMA ,
-TMA_LOAD(1, "%3", int x, "%4", "r"(x))
-TMA_LOAD(2, "%3, %4", int x TMA_COMMA int y, "%5", "r"(x), "r"(y))
-TMA_LOAD(3, "%3, %4, %5", int x TMA_COMMA int y TMA_COMMA int z, "%6", "r"(x), "r"(y), "r"(z))
-TMA_LOAD(4, "%3, %4, %5, %6", int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w, "%7",
-         "r"(x), "r"(y), "r"(z), "r"(w))
-TMA_LOAD(5, "%3, %4, %5, %6, %7",
-         int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w TMA_COMMA int v, "%8", "r"(x),
-         "r"(y), "r"(z), "r"(w), "r"(v))
+TMA_LOAD(2, "%3, %4", int x TMA_COMMA int y, "r"(x), "r"(y))
+TMA_LOAD(3, "%3, %4, %5", int x TMA_COMMA int y TMA_COMMA int z, "r"(x), "r"(y), "r"(z))
+TMA_LOAD(4, "%3, %4, %5, %6", int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w, "r"(x),
+         "r"(y), "r"(z), "r"(w))
 #undef TMA_LOAD
 
 #define TMA_STORE(RANK, PLACES, PARAMETERS, ...)                                                    \
@@ -155,12 +103,8 @@ TMA_LOAD(5, "%3, %4, %5, %6, %7",
                      : "memory");                                                                   \
     }
 TMA_STORE(2, "%2, %3", int x TMA_COMMA int y, "r"(x), "r"(y))
-TMA_STORE(3, "%2, %3, %4", int x TMA_COMMA int y TMA_COMMA int z, "r"(x), "r"(y), "r"(z))
 TMA_STORE(4, "%2, %3, %4, %5", int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w, "r"(x),
           "r"(y), "r"(z), "r"(w))
-TMA_STORE(5, "%2, %3, %4, %5, %6",
-          int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA int w TMA_COMMA int v, "r"(x), "r"(y),
-          "r"(z), "r"(w), "r"(v))
 #undef TMA_STORE
 #undef TMA_COMMA
 
@@ -189,15 +133,6 @@ DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;
 DEVICE void cluster_sync() {
     cluster_arrive();
     cluster_wait();
-}
-
-// ---- programmatic dependent launch ------------------------------------------------------------
-
-/// Waits until the kernels before this one in the stream have finished and flushed.
-DEVICE void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-/// Lets the next kernel's blocks start (its grid_dependency_wait still waits for our end).
-DEVICE void grid_dependency_launch() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // ---- registers --------------------------------------------------------------------------------
