@@ -12,12 +12,18 @@ constexpr int kQueries = 128;
 constexpr int kBlock = 64;
 constexpr int kThreads = 256;
 
+/// Blocks a multiprocessor for the compiler to aim at; 0: its own choice, which at width 64 spills: before
+/// Hopper unless told of two, on sm_120 with f16 products unless told of one.
+constexpr int blocks_told(int dim, Product product) {
+    if (dim != 64) return 0;
+    if (__CUDA_ARCH__ < 900) return 2;
+    return product == Product::f16 ? 1 : 0;
+}
+
 /// The operands: q, k int8 [heads, blocks * rows, dim]; v e4m3 [heads, dim, padded keys] in the order of
 /// sage_quantize_values, or f16 [keys, heads, dim]. Grid (query blocks, heads).
-/// Before Hopper the compiler spills to fit two blocks of kDim 64 unless told of them; 0: its own choice.
 template <int kDim, Product kProduct>
-__global__ void __launch_bounds__(kThreads, kDim == 64 && __CUDA_ARCH__ < 900 ? 2 : 0)
-sage_mma(const SageArguments a) {
+__global__ void __launch_bounds__(kThreads, blocks_told(kDim, kProduct)) sage_mma(const SageArguments a) {
     constexpr bool kHalf = kProduct == Product::f16;
     using QTile = Tile<kQueries, 64>;
     using KTile = Tile<kBlock, 64>;
