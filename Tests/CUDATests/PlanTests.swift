@@ -13,7 +13,8 @@ import Testing
                 let plan = RowPlan(columns: columns, dtype: dtype, aligned: aligned)
                 #expect(plan.vector * plan.count * plan.threads >= columns)
                 #expect(plan.threads % 32 == 0 && plan.threads <= RowPlan.mostThreads)
-                #expect(RowPlan.instances(dtype).contains(plan.arguments))
+                let rows = RowPlan.blockRows(dtype) + RowPlan.warpRows(dtype)
+                #expect(rows.contains(plan.row))
                 // No warp without work, but for the last access of each thread.
                 #expect(plan.vector * plan.count * (plan.threads - 32) < columns)
             }
@@ -21,8 +22,22 @@ import Testing
     }
 
     @Test func thePublishedModelsUseWholeAccesses() {
-        #expect(RowPlan(columns: 1536, dtype: .bf16, aligned: true).arguments == "8, 1")
-        #expect(RowPlan(columns: 5120, dtype: .bf16, aligned: true).arguments == "8, 4")
+        func row(_ columns: Int, _ dtype: DType, warps: Bool) -> String {
+            RowPlan(columns: columns, dtype: dtype, aligned: true, warps: warps).row
+        }
+        #expect(row(1536, .bf16, warps: false) == "BlockRow<bf16, 8, 1>")
+        #expect(row(5120, .bf16, warps: false) == "BlockRow<bf16, 8, 4>")
+        #expect(row(1536, .bf16, warps: true) == "WarpRow<1, 6>")
+        #expect(row(5120, .bf16, warps: true) == "WarpRow<4, 5>")
+        #expect(row(1536, .f32, warps: true) == "BlockRow<float, 4, 2>")
+    }
+
+    /// A warp has no test for the row's end: its accesses are the whole row.
+    @Test(arguments: RowPlan.warpColumns)
+    func warpsHoldWholeRows(columns: Int) {
+        let plan = RowPlan(columns: columns, dtype: .bf16, aligned: true)
+        #expect(plan.inWarp && plan.vector * plan.count * plan.threads == columns)
+        #expect(plan.shape(9).grid.x == 3 && plan.shape(9).block.x == 128)
     }
 
     @Test func surplusLanesAreThoseUpToTheNextPowerOfTwo() {

@@ -2,24 +2,33 @@
 
 public import Tensors
 
-/// How the rows of a matrix are spread over threads: a block a row, the row in registers.
+/// How the rows of a matrix are spread over threads: a block a row or a warp a row, in registers.
 struct RowPlan: Hashable {
+    let dtype: DType
     /// Elements of one access.
     let vector: Int
-    /// Accesses of one thread.
+    /// Accesses of one thread of a block that has a row.
     let count: Int
+    /// Threads of a block that has a row.
     let threads: Int
+    /// Whether a warp holds the row; its sums have the order of those of `threads` threads.
+    let inWarp: Bool
 
     /// The most threads that the kernels are compiled for.
     static let mostThreads = 512
     /// Instantiated accesses a thread, for whole and for single elements.
     static let vectorCounts = [1, 2, 4]
     static let scalarCounts = [16]
+    /// bf16 rows that a warp can hold: the models' widths.
+    static let warpColumns = [1536, 5120]
+    /// Rows of a block of warps: `WarpRow::kThreads` / 32.
+    static let warpsPerBlock = 4
 
     /// - Parameters:
     ///   - aligned: whether every row starts at a multiple of 16 bytes.
     ///   - narrow: elements of an access where rows are not aligned.
-    init(columns: Int, dtype: DType, aligned: Bool, narrow: Int = 1) {
+    ///   - warps: whether a warp may hold a row.
+    init(columns: Int, dtype: DType, aligned: Bool, narrow: Int = 1, warps: Bool = true) {
         let vector = aligned ? 16 / dtype.byteCount : narrow
         let vectors = (columns + vector - 1) / vector
         let counts = aligned ? Self.vectorCounts : Self.scalarCounts
@@ -31,54 +40,80 @@ struct RowPlan: Hashable {
         guard let count else {
             programmingError("rows of \(columns) \(dtype) elements are too long for the norms")
         }
+        self.dtype = dtype
         self.vector = vector
         self.count = count
         threads = ((vectors + count - 1) / count + 31) / 32 * 32
+        inWarp = warps && aligned && dtype == .bf16 && Self.warpColumns.contains(columns)
     }
 
-    /// All plans for `dtype`, as template arguments.
-    static func instances(_ dtype: DType, narrow: Int = 1) -> [String] {
-        vectorCounts.map { "\(16 / dtype.byteCount), \($0)" }
-            + scalarCounts.map { "\(narrow), \($0)" }
+    /// The row's type in the kernels: a template argument.
+    var row: String {
+        inWarp
+            ? "WarpRow<\(count), \(threads / 32)>"
+            : "BlockRow<\(CUDABackend.typeName(dtype)), \(vector), \(count)>"
     }
 
-    var arguments: String { "\(vector), \(count)" }
+    /// The launch for so many rows.
+    func shape(_ rows: Int) -> LaunchShape {
+        inWarp
+            ? LaunchShape(
+                grid: Extents(ceilDivide(rows, Self.warpsPerBlock)),
+                block: Extents(32 * Self.warpsPerBlock))
+            : LaunchShape(grid: Extents(rows), block: Extents(threads))
+    }
+
+    /// The types of all rows of `dtype` that a block holds.
+    static func blockRows(_ dtype: DType, narrow: Int = 1) -> [String] {
+        let t = CUDABackend.typeName(dtype)
+        return vectorCounts.map { "BlockRow<\(t), \(16 / dtype.byteCount), \($0)>" }
+            + scalarCounts.map { "BlockRow<\(t), \(narrow), \($0)>" }
+    }
+
+    /// The types of all rows of `dtype` that a warp holds.
+    static func warpRows(_ dtype: DType) -> [String] {
+        dtype == .bf16
+            ? warpColumns.map { RowPlan(columns: $0, dtype: dtype, aligned: true).row } : []
+    }
 }
 
 enum Normalization {
     private static let types: [DType] = [.bf16, .f32]
+    private static let weights: [DType] = [.bf16, .f32]
     private static let file = "normalization.cu"
 
     static let layerNorm = KernelUnit(
         file,
         kernels: types.flatMap { type in
-            let t = CUDABackend.typeName(type)
             // bf16 rows may become f32 ones: the head's.
             let results = type == .bf16 ? ["bf16", "float"] : ["float"]
-            return RowPlan.instances(type).flatMap { plan in
-                results.map { "layer_norm<\(t), \($0), \(plan)>" }
+            return (RowPlan.blockRows(type) + RowPlan.warpRows(type)).flatMap { row in
+                results.map { "layer_norm<\($0), \(row)>" }
             }
         })
     static let rmsNorm = KernelUnit(
         file,
         kernels: types.flatMap { type in
-            let t = CUDABackend.typeName(type)
-            return RowPlan.instances(type).map { "rms_norm<\(t), \($0)>" }
-                + RowPlan.instances(type, narrow: 2).map { "rms_norm_rope<\(t), \($0)>" }
+            weights.flatMap { weight in
+                let w = CUDABackend.typeName(weight)
+                let warps = RowPlan.warpRows(type)
+                return (RowPlan.blockRows(type) + warps).map { "rms_norm<\(w), \($0)>" }
+                    + RowPlan.blockRows(type, narrow: 2).map {
+                        "rms_norm_rope<\(w), false, \($0)>"
+                    } + warps.map { "rms_norm_rope<\(w), true, \($0)>" }
+            }
         })
     static let quantized = KernelUnit(
         file,
         kernels: types.flatMap { type in
-            let t = CUDABackend.typeName(type)
-            let rows = RowPlan.instances(type).flatMap { plan in
-                [
-                    "layer_norm_fp8<\(t), \(plan)>", "layer_statistics_of_rows<\(t), \(plan)>",
-                    "rms_statistics_of_rows<\(t), \(plan)>",
-                ]
+            let rows = RowPlan.blockRows(type)
+            let statistics = (rows + RowPlan.warpRows(type)).flatMap {
+                ["layer_statistics_of_rows<\($0)>", "rms_statistics_of_rows<\($0)>"]
             }
-            return rows
+            let maps = ["Affine"] + weights.map { "Gain<\(CUDABackend.typeName($0))>" }
+            return rows.map { "layer_norm_fp8<\($0)>" } + statistics
                 + [8, 1].flatMap { vector in
-                    ["Affine", "Gain"].map { "norm_int8<\(t), \($0), \(vector)>" }
+                    maps.map { "norm_int8<\(CUDABackend.typeName(type)), \($0), \(vector)>" }
                 }
         })
 
@@ -98,12 +133,11 @@ private struct Affine: BitwiseCopyable {
     var rounds: Int32
 }
 
-/// `Gain` of normalization.cu: C++ pads the inner struct to 16 bytes.
+/// `Gain` of normalization.cu.
 private struct Gain: BitwiseCopyable {
     var weight: DevicePointer
-    var isBF16: Int32
-    var padding: Int32 = 0
     var rounds: Int32
+    var padding: Int32 = 0
 }
 
 extension CUDABackend {
@@ -148,41 +182,43 @@ extension CUDABackend {
         let plan = RowPlan(
             columns: columns, dtype: x.dtype,
             aligned: x.hasAlignedRows && columns % 8 == 0
-                && [weight, bias].allSatisfy { $0 == nil || $0!.byteOffset % 16 == 0 })
+                && [weight, bias].allSatisfy { $0 == nil || $0!.byteOffset % 16 == 0 },
+            warps: format != .fp8Rows)
         let affine = Affine(
             weight: weight?.pointer ?? .null, bias: bias?.pointer ?? .null,
             weightOffset: weight == nil ? 0 : weightOffset, rounds: rounds ? 1 : 0)
-        let type = Self.typeName(x.dtype)
         let padding = Normalization.padding(columns, kind)
-        let shape = LaunchShape(grid: Extents(x.shape.rows), block: Extents(plan.threads))
+        let rows = x.shape.rows
+        let shape = plan.shape(rows)
         switch format {
         case .plain:
             let out = tensor(x.shape, dtype)
-            let kernel: Kernel<DevicePointer, DevicePointer, Affine, Int32, Float, Float> =
+            let kernel: Kernel<DevicePointer, DevicePointer, Affine, Int32, Int32, Float, Float> =
                 context.kernel(
-                    "layer_norm<\(type), \(Self.typeName(dtype)), \(plan.arguments)>",
+                    "layer_norm<\(Self.typeName(dtype)), \(plan.row)>",
                     of: Normalization.layerNorm)
-            kernel(shape, out.pointer, x.pointer, affine, Int32(columns), epsilon, padding)
+            kernel(
+                shape, out.pointer, x.pointer, affine, Int32(rows), Int32(columns), epsilon,
+                padding)
             return out
         case .fp8Rows:
             let scales = storage(byteCount: x.shape.rows * 4)
             let out = tensor(x.shape, .f8e4m3, scales: scales)
             let kernel:
                 Kernel<DevicePointer, DevicePointer, DevicePointer, Affine, Int32, Float, Float> =
-                    context.kernel(
-                        "layer_norm_fp8<\(type), \(plan.arguments)>",
-                        of: Normalization.quantized)
+                    context.kernel("layer_norm_fp8<\(plan.row)>", of: Normalization.quantized)
             kernel(
                 shape, out.pointer, scales.location, x.pointer, affine, Int32(columns), epsilon,
                 padding)
             return out
         case .int8Blocks:
             let statistics = storage(byteCount: x.shape.rows * 8)
-            let kernel: Kernel<DevicePointer, DevicePointer, Int32, Float, Float> =
+            let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Float, Float> =
                 context.kernel(
-                    "layer_statistics_of_rows<\(type), \(plan.arguments)>",
-                    of: Normalization.quantized)
-            kernel(shape, statistics.location, x.pointer, Int32(columns), epsilon, padding)
+                    "layer_statistics_of_rows<\(plan.row)>", of: Normalization.quantized)
+            kernel(
+                shape, statistics.location, x.pointer, Int32(rows), Int32(columns), epsilon,
+                padding)
             return normInt8(x, statistics, affine, "Affine", plan)
         }
     }
@@ -191,20 +227,21 @@ extension CUDABackend {
         _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
     ) -> Tensor {
         let (plan, gain) = rmsPlan("rmsNorm", x, weight, kind)
-        let columns = x.shape.columns
-        let type = Self.typeName(x.dtype)
-        let shape = LaunchShape(grid: Extents(x.shape.rows), block: Extents(plan.threads))
+        let (rows, columns) = (x.shape.rows, x.shape.columns)
+        let shape = plan.shape(rows)
+        let w = Self.typeName(weight.dtype)
         if format == .int8Blocks {
-            let statistics = storage(byteCount: x.shape.rows * 8)
-            let kernel: Kernel<DevicePointer, DevicePointer, Int32, Float> = context.kernel(
-                "rms_statistics_of_rows<\(type), \(plan.arguments)>", of: Normalization.quantized)
-            kernel(shape, statistics.location, x.pointer, Int32(columns), epsilon)
-            return normInt8(x, statistics, gain, "Gain", plan)
+            let statistics = storage(byteCount: rows * 8)
+            let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Float> = context.kernel(
+                "rms_statistics_of_rows<\(plan.row)>", of: Normalization.quantized)
+            kernel(
+                shape, statistics.location, x.pointer, Int32(rows), Int32(columns), epsilon)
+            return normInt8(x, statistics, gain, "Gain<\(w)>", plan)
         }
         let out = tensor(x.shape, x.dtype)
-        let kernel: Kernel<DevicePointer, DevicePointer, Gain, Int32, Float> = context.kernel(
-            "rms_norm<\(type), \(plan.arguments)>", of: Normalization.rmsNorm)
-        kernel(shape, out.pointer, x.pointer, gain, Int32(columns), epsilon)
+        let kernel: Kernel<DevicePointer, DevicePointer, Gain, Int32, Int32, Float> =
+            context.kernel("rms_norm<\(w), \(plan.row)>", of: Normalization.rmsNorm)
+        kernel(shape, out.pointer, x.pointer, gain, Int32(rows), Int32(columns), epsilon)
         return format == .plain ? out : quantize(out, to: format)
     }
 
@@ -217,24 +254,28 @@ extension CUDABackend {
             2 * half * heads == columns && rope.cosine.shape.rows == x.shape.rows
                 && rope.sine.shape == rope.cosine.shape && rope.cosine.dtype == .f32,
             "rmsNormRope: x \(x.shape), \(heads) heads, rope \(rope.cosine.shape)")
-        let (plan, gain) = rmsPlan("rmsNormRope", x, weight, kind, narrow: 2)
+        // A vector of x stays within a head, and a vector of the table starts at 16 bytes.
+        let tables = [rope.cosine, rope.sine].allSatisfy { $0.byteOffset % 16 == 0 }
+        let (plan, gain) = rmsPlan(
+            "rmsNormRope", x, weight, kind, aligned: half % 4 == 0 && tables, narrow: 2,
+            warps: 128 % half == 0)
         let out = tensor([x.shape.rows, heads, 2 * half], x.dtype)
         let kernel:
             Kernel<
                 DevicePointer, DevicePointer, Gain, DevicePointer, DevicePointer, Int32, Int32,
-                Float
+                Int32, Float
             > = context.kernel(
-                "rms_norm_rope<\(Self.typeName(x.dtype)), \(plan.arguments)>",
+                "rms_norm_rope<\(Self.typeName(weight.dtype)), \(plan.inWarp), \(plan.row)>",
                 of: Normalization.rmsNorm)
         kernel(
-            LaunchShape(grid: Extents(x.shape.rows), block: Extents(plan.threads)), out.pointer,
-            x.pointer, gain, rope.cosine.pointer, rope.sine.pointer, Int32(columns), Int32(half),
-            epsilon)
+            plan.shape(x.shape.rows), out.pointer, x.pointer, gain, rope.cosine.pointer,
+            rope.sine.pointer, Int32(x.shape.rows), Int32(columns), Int32(half), epsilon)
         return out
     }
 
     private func rmsPlan(
-        _ operation: String, _ x: Tensor, _ weight: Tensor, _ kind: NormKind, narrow: Int = 1
+        _ operation: String, _ x: Tensor, _ weight: Tensor, _ kind: NormKind,
+        aligned: Bool = true, narrow: Int = 1, warps: Bool = true
     ) -> (RowPlan, Gain) {
         requireActivations(x, operation)
         ensure(
@@ -243,11 +284,9 @@ extension CUDABackend {
             "\(operation): x \(x.shape), weight \(weight.shape) \(weight.dtype)")
         let plan = RowPlan(
             columns: x.shape.columns, dtype: x.dtype,
-            aligned: x.hasAlignedRows && x.shape.columns % 8 == 0 && weight.byteOffset % 16 == 0,
-            narrow: narrow)
-        let gain = Gain(
-            weight: weight.pointer, isBF16: weight.dtype == .bf16 ? 1 : 0,
-            rounds: kind == .exact ? 1 : 0)
+            aligned: aligned && x.hasAlignedRows && x.shape.columns % 8 == 0
+                && weight.byteOffset % 16 == 0, narrow: narrow, warps: warps)
+        let gain = Gain(weight: weight.pointer, rounds: kind == .exact ? 1 : 0)
         return (plan, gain)
     }
 

@@ -2,9 +2,6 @@
 // rounding to 8 bits. Statistics in float from the row in registers, in two passes.
 #include "rows.cuh"
 
-/// The most threads that hold a row.
-constexpr int kRowThreads = 512;
-
 /// Mean and 1/sqrt(variance + epsilon) of a row.
 struct alignas(8) Statistics {
     float mean, inverse;
@@ -12,7 +9,7 @@ struct alignas(8) Statistics {
 
 /// `padding`: lanes beyond the row that count as zeros in the variance (0: the textbook definition).
 template <typename Row>
-DEVICE Statistics layer_statistics(const Row& row, int columns, float epsilon, float padding) {
+DEVICE Statistics layer_statistics(Row& row, int columns, float epsilon, float padding) {
     const float mean = row.sum(columns, [](float x) { return x; }) / columns;
     const float squares = row.sum(columns, [mean](float x) { return (x - mean) * (x - mean); });
     const float variance = (squares + padding * mean * mean) / columns;
@@ -20,7 +17,7 @@ DEVICE Statistics layer_statistics(const Row& row, int columns, float epsilon, f
 }
 
 template <typename Row>
-DEVICE Statistics rms_statistics(const Row& row, int columns, float epsilon) {
+DEVICE Statistics rms_statistics(Row& row, int columns, float epsilon) {
     const float squares = row.sum(columns, [](float x) { return x * x; });
     return {0.0f, 1.0f / sqrtf(squares / columns + epsilon)};
 }
@@ -63,9 +60,10 @@ struct Affine {
     };
 };
 
-/// The RMS norm's weight.
+/// The RMS norm's weight, as the checkpoint happens to hold it: float or bf16.
+template <typename Weight>
 struct Gain {
-    Parameters weight;  // [columns]
+    const Weight* weight;  // [columns]
     /// Whether x_hat and the weight are rounded to T before the product.
     int rounds;
 
@@ -76,7 +74,7 @@ struct Gain {
 
         template <typename T>
         DEVICE void load(const Gain& all, int column) {
-            all.weight.load(weight, column);
+            load_floats(weight, all.weight + column);
             if (all.rounds) round_all<T>(weight);
         }
 
@@ -91,132 +89,164 @@ struct Gain {
     };
 };
 
-/// The map of kVector columns, applied to the values of one row there.
-template <typename T, typename Map, int kVector>
-DEVICE void apply(const Map& map, float (&values)[kVector], Statistics s, int column) {
-    typename Map::template Columns<kVector> columns;
-    columns.template load<T>(map, column);
-    if (map.rounds) {
-        columns.template apply<T, true>(values, s);
+/// f<true>() or f<false>(): one branch for all of a row.
+template <typename F>
+DEVICE void with_rounding(int rounds, F f) {
+    if (rounds) {
+        f.template operator()<true>();
     } else {
-        columns.template apply<T, false>(values, s);
+        f.template operator()<false>();
     }
 }
 
-// ---- a block a row ----------------------------------------------------------------------------
+/// The i-th vector of a row, normalised and mapped.
+template <bool kRounds, typename Row, typename Map, int kVector>
+DEVICE void normalise(float (&values)[kVector], const Row& row, int i, Statistics s, const Map& map) {
+    using T = typename Row::Element;
+    typename Map::template Columns<kVector> columns;
+    columns.template load<T>(map, row.column(i));
+    row.get(values, i);
+    columns.template apply<T, kRounds>(values, s);
+}
+
+// ---- a row of a block or of a warp ------------------------------------------------------------
+
+#define ROW_KERNEL __global__ void __launch_bounds__(Row::kThreads, Row::kBlocks)
 
 /// x: [rows, columns] → out: [rows, columns]
-template <typename T, typename Out, int kVector, int kCount>
-__global__ void __launch_bounds__(kRowThreads)
-    layer_norm(Out* out, const T* x, Affine affine, int columns, float epsilon, float padding) {
-    BlockRow<T, kVector, kCount> row;
-    row.load(x + i64(blockIdx.x) * columns, columns);
+template <typename Out, typename Row>
+ROW_KERNEL layer_norm(Out* out, const typename Row::Element* x, Affine affine, int rows, int columns,
+                      float epsilon, float padding) {
+    if (Row::index() >= rows) return;
+    Row row;
+    row.load(x + i64(Row::index()) * columns, columns);
     const Statistics s = layer_statistics(row, columns, epsilon, padding);
-    out += i64(blockIdx.x) * columns;
+    out += i64(Row::index()) * columns;
+    with_rounding(affine.rounds, [&]<bool kRounds>() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-        if (row.column(i) < columns) {
-            apply<T>(affine, row.values[i], s, row.column(i));
-            store_floats(out + row.column(i), row.values[i]);
+        for (int i = 0; i < Row::kVectors; ++i) {
+            if (row.holds(i, columns)) {
+                float values[Row::kVector];
+                normalise<kRounds>(values, row, i, s, affine);
+                store_floats(out + row.column(i), values);
+            }
         }
-    }
+    });
 }
 
-/// x: [rows, columns] → codes: e4m3 [rows, columns], scales: [rows]
-template <typename T, int kVector, int kCount>
-__global__ void __launch_bounds__(kRowThreads)
-    layer_norm_fp8(u8* codes, float* scales, const T* x, Affine affine, int columns, float epsilon, float padding) {
-    BlockRow<T, kVector, kCount> row;
+/// x: [rows, columns] → codes: e4m3 [rows, columns], scales: [rows]. A BlockRow.
+template <typename Row>
+ROW_KERNEL layer_norm_fp8(u8* codes, float* scales, const typename Row::Element* x, Affine affine,
+                          int columns, float epsilon, float padding) {
+    Row row;
     row.load(x + i64(blockIdx.x) * columns, columns);
     const Statistics s = layer_statistics(row, columns, epsilon, padding);
+    with_rounding(affine.rounds, [&]<bool kRounds>() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-        if (row.column(i) < columns) {
-            apply<T>(affine, row.values[i], s, row.column(i));
-#pragma unroll
-            for (int j = 0; j < kVector; ++j) row.values[i][j] = round_to<T>(row.values[i][j]);
+        for (int i = 0; i < Row::kVectors; ++i) {
+            if (row.holds(i, columns)) {
+                normalise<kRounds>(row.values[i], row, i, s, affine);
+                round_all<typename Row::Element>(row.values[i]);
+            }
         }
-    }
+    });
     const float most = fmaxf(row.largest(columns), 1e-12f);
     if (threadIdx.x == 0) scales[blockIdx.x] = most / 448.0f;
     const float factor = 448.0f / most;
     codes += i64(blockIdx.x) * columns;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-        if (row.column(i) < columns) {
+    for (int i = 0; i < Row::kVectors; ++i) {
+        if (row.holds(i, columns)) {
 #pragma unroll
-            for (int j = 0; j < kVector; ++j) row.values[i][j] *= factor;
+            for (int j = 0; j < Row::kVector; ++j) row.values[i][j] *= factor;
             store_e4m3(codes + row.column(i), row.values[i]);
         }
     }
 }
 
 /// x: [rows, columns] → out: [rows, columns]
-template <typename T, int kVector, int kCount>
-__global__ void __launch_bounds__(kRowThreads)
-    rms_norm(T* out, const T* x, Gain gain, int columns, float epsilon) {
-    BlockRow<T, kVector, kCount> row;
-    row.load(x + i64(blockIdx.x) * columns, columns);
+template <typename Weight, typename Row>
+ROW_KERNEL rms_norm(typename Row::Element* out, const typename Row::Element* x, Gain<Weight> gain,
+                    int rows, int columns, float epsilon) {
+    if (Row::index() >= rows) return;
+    Row row;
+    row.load(x + i64(Row::index()) * columns, columns);
     const Statistics s = rms_statistics(row, columns, epsilon);
-    out += i64(blockIdx.x) * columns;
+    out += i64(Row::index()) * columns;
+    with_rounding(gain.rounds, [&]<bool kRounds>() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-        if (row.column(i) < columns) {
-            apply<T>(gain, row.values[i], s, row.column(i));
-            store_floats(out + row.column(i), row.values[i]);
+        for (int i = 0; i < Row::kVectors; ++i) {
+            if (row.holds(i, columns)) {
+                float values[Row::kVector];
+                normalise<kRounds>(values, row, i, s, gain);
+                store_floats(out + row.column(i), values);
+            }
         }
-    }
+    });
 }
 
 /// RMS norm over the row, then the rotation of the pairs (2i, 2i + 1) of each head.
-/// x: [rows, heads * 2 * half] → out: the same; cosine, sine: [rows, half]
-template <typename T, int kVector, int kCount>
-__global__ void __launch_bounds__(kRowThreads)
-    rms_norm_rope(T* out, const T* x, Gain gain, const float* cosine, const float* sine, int columns, int half, float epsilon) {
-    static_assert(kVector % 2 == 0);
-    BlockRow<T, kVector, kCount> row;
-    row.load(x + i64(blockIdx.x) * columns, columns);
+/// x: [rows, heads * 2 * half] → out: the same; cosine, sine: [rows, half].
+/// With kPeriodic, all vectors of a thread are at the same place of their heads.
+template <typename Weight, bool kPeriodic, typename Row>
+ROW_KERNEL rms_norm_rope(typename Row::Element* out, const typename Row::Element* x, Gain<Weight> gain,
+                         const float* cosine, const float* sine, int rows, int columns, int half,
+                         float epsilon) {
+    using T = typename Row::Element;
+    constexpr int kPairs = Row::kVector / 2;
+    static_assert(Row::kVector % 2 == 0);
+    if (Row::index() >= rows) return;
+    Row row;
+    float c[kPairs], d[kPairs];
+    auto load_rotation = [&](int i) {
+        const i64 pair = i64(Row::index()) * half + row.column(i) % (2 * half) / 2;
+        load_floats(c, cosine + pair);
+        load_floats(d, sine + pair);
+    };
+    load_rotation(0);
+    row.load(x + i64(Row::index()) * columns, columns);
     const Statistics s = rms_statistics(row, columns, epsilon);
-    out += i64(blockIdx.x) * columns;
-    cosine += i64(blockIdx.x) * half;
-    sine += i64(blockIdx.x) * half;
+    out += i64(Row::index()) * columns;
+    with_rounding(gain.rounds, [&]<bool kRounds>() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-        const int column = row.column(i);
-        if (column < columns) {
-            apply<T>(gain, row.values[i], s, column);
-            const int pair = column % (2 * half) / 2;
+        for (int i = 0; i < Row::kVectors; ++i) {
+            if (row.holds(i, columns)) {
+                if (!kPeriodic && i > 0) load_rotation(i);
+                float values[Row::kVector];
+                normalise<kRounds>(values, row, i, s, gain);
+                round_all<T>(values);
 #pragma unroll
-            for (int j = 0; j < kVector; j += 2) {
-                const float a = round_to<T>(row.values[i][j]);
-                const float b = round_to<T>(row.values[i][j + 1]);
-                const float c = cosine[pair + j / 2], d = sine[pair + j / 2];
-                row.values[i][j] = a * c - b * d;
-                row.values[i][j + 1] = a * d + b * c;
+                for (int j = 0; j < kPairs; ++j) {
+                    const float a = values[2 * j], b = values[2 * j + 1];
+                    values[2 * j] = a * c[j] - b * d[j];
+                    values[2 * j + 1] = a * d[j] + b * c[j];
+                }
+                store_floats(out + row.column(i), values);
             }
-            store_floats(out + column, row.values[i]);
         }
-    }
+    });
 }
 
 // ---- int8 in blocks of 128 x 128: statistics first, then a block of threads a block of numbers ----
 
-template <typename T, int kVector, int kCount>
-__global__ void __launch_bounds__(kRowThreads)
-    layer_statistics_of_rows(Statistics* statistics, const T* x, int columns, float epsilon, float padding) {
-    BlockRow<T, kVector, kCount> row;
-    row.load(x + i64(blockIdx.x) * columns, columns);
+template <typename Row>
+ROW_KERNEL layer_statistics_of_rows(Statistics* statistics, const typename Row::Element* x, int rows,
+                                    int columns, float epsilon, float padding) {
+    if (Row::index() >= rows) return;
+    Row row;
+    row.load(x + i64(Row::index()) * columns, columns);
     const Statistics s = layer_statistics(row, columns, epsilon, padding);
-    if (threadIdx.x == 0) statistics[blockIdx.x] = s;
+    if (Row::leads()) statistics[Row::index()] = s;
 }
 
-template <typename T, int kVector, int kCount>
-__global__ void __launch_bounds__(kRowThreads)
-    rms_statistics_of_rows(Statistics* statistics, const T* x, int columns, float epsilon) {
-    BlockRow<T, kVector, kCount> row;
-    row.load(x + i64(blockIdx.x) * columns, columns);
+template <typename Row>
+ROW_KERNEL rms_statistics_of_rows(Statistics* statistics, const typename Row::Element* x, int rows,
+                                  int columns, float epsilon) {
+    if (Row::index() >= rows) return;
+    Row row;
+    row.load(x + i64(Row::index()) * columns, columns);
     const Statistics s = rms_statistics(row, columns, epsilon);
-    if (threadIdx.x == 0) statistics[blockIdx.x] = s;
+    if (Row::leads()) statistics[Row::index()] = s;
 }
 
 /// x: [rows, columns], statistics: [rows] → codes: int8 [rows, columns],
@@ -247,7 +277,7 @@ __global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) 
     typename Map::template Columns<kVector> parameters;
     parameters.template load<T>(map, column);
     float most = 0.0f;
-    auto normalise = [&]<bool kRounds>() {
+    with_rounding(map.rounds, [&]<bool kRounds>() {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
             float values[kVector];
@@ -257,13 +287,7 @@ __global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) 
             for (int j = 0; j < kVector; ++j) most = fmaxf(most, fabsf(values[j]));
             kept[i].set(values);
         }
-    };
-    // One branch for all rows: one a row would keep the compiler from finishing a row at a time.
-    if (map.rounds) {
-        normalise.template operator()<true>();
-    } else {
-        normalise.template operator()<false>();
-    }
+    });
     // Rounding keeps the order: the largest of the rounded numbers is the largest one, rounded.
     most = block_reduce<true>(fmaxf(round_to<T>(most), 1e-8f));
     if (threadIdx.x == 0) scales[down * gridDim.x + blockIdx.x] = most / 128.0f;

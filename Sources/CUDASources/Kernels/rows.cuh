@@ -168,10 +168,22 @@ DEVICE float block_reduce(float x) {
 }
 
 /// One row held by a block: thread i has the vectors i, i + blockDim.x, …
-template <typename T, int kVector, int kCount>
+template <typename T, int kWidth, int kCount>
 struct BlockRow {
+    using Element = T;
+    static constexpr int kVector = kWidth;
+    static constexpr int kVectors = kCount;
+    /// The most threads of a block, the fewest blocks a multiprocessor.
+    static constexpr int kThreads = 512;
+    static constexpr int kBlocks = 1;
     float values[kCount][kVector];
 
+    /// The row's index.
+    DEVICE static int index() { return int(blockIdx.x); }
+    /// Whether this thread writes what there is once a row.
+    DEVICE static bool leads() { return threadIdx.x == 0; }
+    /// Whether this thread's i-th vector is one of the row's.
+    DEVICE static bool holds(int i, int columns) { return column(i) < columns; }
     DEVICE static int column(int i) { return (i * int(blockDim.x) + int(threadIdx.x)) * kVector; }
 
     DEVICE void load(const T* row, int columns) {
@@ -184,6 +196,11 @@ struct BlockRow {
                 for (int j = 0; j < kVector; ++j) values[i][j] = 0.0f;
             }
         }
+    }
+
+    DEVICE void get(float (&to)[kVector], int i) const {
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) to[j] = values[i][j];
     }
 
     /// Sum over the row of f(value), which must be 0 for the zeros beyond the end, or `columns` is given.
@@ -211,5 +228,69 @@ struct BlockRow {
             }
         }
         return block_reduce<true>(most);
+    }
+};
+
+/// One row of 256 * kCount * kWarps bf16 held by a warp: no barriers, many bytes in flight. Sums are the
+/// bits of BlockRow<bf16, 8, kCount> with kWarps warps.
+template <int kCount, int kWarps>
+struct WarpRow {
+    static_assert(kWarps <= 8);
+    using Element = bf16;
+    static constexpr int kVector = 8;
+    static constexpr int kVectors = kCount * kWarps;
+    static constexpr int kThreads = 128;
+#if __CUDA_ARCH__ >= 1000
+    static constexpr int kBlocks = kVectors <= 8 ? 8 : 3;  // at 128 registers the compiler spills
+#else
+    static constexpr int kBlocks = kVectors <= 8 ? 8 : 4;
+#endif
+    Kept<bf16, 8> kept[kVectors];
+
+    DEVICE static int index() { return int(blockIdx.x) * (kThreads / 32) + warp_id(); }
+    DEVICE static bool leads() { return lane_id() == 0; }
+    DEVICE static bool holds(int i, int columns) { return true; }
+    DEVICE static int column(int i) { return (i * 32 + lane_id()) * 8; }
+
+    DEVICE void load(const bf16* row, int columns) {
+#pragma unroll
+        for (int i = 0; i < kVectors; ++i) kept[i].load(row + column(i));
+    }
+
+    DEVICE void get(float (&to)[8], int i) const { kept[i].get(to); }
+
+    template <typename F>
+    DEVICE float sum(int columns, F f) {
+        // Of lane l, total w is that of the block's thread 32 w + l.
+        float totals[8] = {};
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                float values[8];
+                get(values, i * kWarps + w);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) totals[w] += f(values[j]);
+                kept[i * kWarps + w].forget();
+            }
+        }
+        // The three highest bits of the lane choose a total while the lanes are summed: 4 + 2 + 1
+        // exchanges for eight totals, and then those bits sum the totals.
+#pragma unroll
+        for (int half = 4; half > 0; half /= 2) {
+            const bool upper = lane_id() & (half * 4);
+#pragma unroll
+            for (int w = 0; w < half; ++w) {
+                const float own = upper ? totals[w + half] : totals[w];
+                const float other = upper ? totals[w] : totals[w + half];
+                totals[w] = own + __shfl_xor_sync(0xffffffffu, other, half * 4);
+            }
+        }
+        float total = totals[0];
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+#pragma unroll
+        for (int bit = 16; bit >= 4; bit /= 2) total += __shfl_xor_sync(0xffffffffu, total, bit);
+        return total;
     }
 };
