@@ -151,7 +151,7 @@ extension CUDABackend {
                     "sage_quantize_rows<\(dim), \(block), \(mean != nil)>", of: Sage.prepare)
             kernel(
                 LaunchShape(
-                    grid: Extents(blocks, heads), block: 256, sharedBytes: 8 * (dim + 1) * 4),
+                    grid: Extents(heads, blocks), block: 256, sharedBytes: 8 * (dim + 1) * 4),
                 x.pointer, mean?.pointer ?? .null, codes.pointer, scales.pointer, pooled.pointer,
                 Int32(length), Int32(heads))
             return (codes, scales, pooled)
@@ -177,7 +177,7 @@ extension CUDABackend {
                 > = context.kernel("sage_quantize_values<\(dim)>", of: Sage.prepare)
             kernel(
                 LaunchShape(
-                    grid: Extents(blocks, heads), block: 256, sharedBytes: dim * 33 * 4),
+                    grid: Extents(heads, blocks), block: 256, sharedBytes: dim * (33 + 1) * 4),
                 v.pointer, branch.valueMaximum.pointer, values.pointer, scales.pointer,
                 Int32(length), Int32(heads))
             valueScales = scales

@@ -7,20 +7,26 @@
 constexpr int kThreads = 256;
 
 /// x - mean as the original rounds it.
-template <bool kMean>
-DEVICE void centre(float (&x)[8], const float (&mean)[8]) {
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        if (kMean) x[e] = round_bf16(x[e] - mean[e]);
-    }
+DEVICE uint4 centre(uint4 x, const float (&mean)[8]) {
+    auto pair = [](u32 words, float low, float high) {
+        return pack_bf16(bf16_low(words) - low, bf16_high(words) - high);
+    };
+    return make_uint4(pair(x.x, mean[0], mean[1]), pair(x.y, mean[2], mean[3]),
+                      pair(x.z, mean[4], mean[5]), pair(x.w, mean[6], mean[7]));
 }
 
-/// x / scale to the nearest integer, halves away from zero.
-DEVICE u32 round_away(float x) { return u32(int(x + copysignf(0.5f, x))) & 0xffu; }
+/// x to the nearest integer, halves away from zero.
+DEVICE u32 round_away(float x) { return u32(int(x + copysignf(0.5f, x))); }
+
+/// The low bytes of four words.
+DEVICE u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
 
 /// One block of rows of one head. x: bf16 [rows, heads, dim]; mean: bf16 [heads, dim] (kMean) →
 /// codes: int8 [heads, blocks * kRows, dim] (rows past the end are zero), scales: f32 [heads, blocks],
-/// pooled: bf16 [heads, blocks, dim], the block's mean; grid (blocks, heads).
+/// pooled: bf16 [heads, blocks, dim], the block's mean; grid (heads, blocks): neighbours in time read
+/// neighbours in memory.
 template <int kDim, int kRows, bool kMean>
 __global__ void __launch_bounds__(kThreads)
 sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf16* pooled, int rows,
@@ -32,8 +38,8 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     float* sums = reinterpret_cast<float*>(shared);  // [warps][dim]
     float* maxima = sums + kThreads / 32 * kDim;     // [warps]
 
-    const int block = blockIdx.x;
-    const int head = blockIdx.y;
+    const int head = blockIdx.x;
+    const int block = blockIdx.y;
     const int chunk = int(threadIdx.x) % kChunks;
     const int first = block * kRows + int(threadIdx.x) / kChunks;
     float offset[8] = {};
@@ -52,10 +58,10 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     float largest = 0;
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
+        if (first + i * kStep >= rows) continue;
+        if (kMean) raw[i] = centre(raw[i], offset);
         float y[8];
         unpack_bf16(y, raw[i]);
-        centre<kMean>(y, offset);
-        if (first + i * kStep >= rows) continue;
 #pragma unroll
         for (int e = 0; e < 8; e++) {
             sum[e] += y[e];
@@ -80,7 +86,7 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     for (int warp = 0; warp < kThreads / 32; warp++) largest = fmaxf(largest, maxima[warp]);
     const float scale = largest / 127.0f + 1e-7f;
     const float inverse = 1.0f / scale;
-    const i64 place = i64(head) * gridDim.x + block;
+    const i64 place = i64(head) * gridDim.y + block;
     if (threadIdx.x == 0) scales[place] = scale;
     if (pooled && int(threadIdx.x) < kDim) {
         float total = 0;
@@ -91,16 +97,16 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     }
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
+        // Rows past the end are zeros, and zero becomes code 0.
         float y[8];
         unpack_bf16(y, raw[i]);
-        centre<kMean>(y, offset);
-        u32 words[2] = {0, 0};
-        if (first + i * kStep < rows) {
+        u32 codes_of[8];
 #pragma unroll
-            for (int e = 0; e < 8; e++) words[e / 4] |= round_away(y[e] * inverse) << (8 * (e % 4));
-        }
-        *reinterpret_cast<uint2*>(codes + (i64(head) * gridDim.x * kRows + first + i * kStep) * kDim +
-                                  chunk * 8) = make_uint2(words[0], words[1]);
+        for (int e = 0; e < 8; e++) codes_of[e] = round_away(y[e] * inverse);
+        *reinterpret_cast<uint2*>(codes + (i64(head) * gridDim.y * kRows + first + i * kStep) * kDim +
+                                  chunk * 8) =
+            make_uint2(pack_bytes(codes_of[0], codes_of[1], codes_of[2], codes_of[3]),
+                       pack_bytes(codes_of[4], codes_of[5], codes_of[6], codes_of[7]));
     }
 }
 
@@ -108,48 +114,62 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
 /// So the columns that a thread holds of Q K^T are, in order, those that it holds of P as the A operand.
 ///
 /// v: bf16 [keys, heads, dim], maxima: f32 [heads, dim] → codes: e4m3 [heads, dim, blocks * 128] in that
-/// order, zero past the end; scales: f32 [heads, dim]; grid (blocks, heads).
+/// order, zero past the end; scales: f32 [heads, dim]; grid (heads, blocks).
 template <int kDim>
 __global__ void __launch_bounds__(kThreads)
 sage_quantize_values(const bf16* v, const float* maxima, u8* codes, float* scales, int keys,
                      int heads) {
     constexpr int kStride = 33;  // words of a channel's 128 bytes, one more against bank conflicts
     extern __shared__ __align__(16) u8 shared[];
-    u32* words = reinterpret_cast<u32*>(shared);  // [dim][33]
-    const int head = blockIdx.y;
-    const int first = blockIdx.x * 128;
-    // A warp takes four chunks of eight channels of eight groups of four keys.
+    u32* words = reinterpret_cast<u32*>(shared);                  // [dim][33]
+    float* factors = reinterpret_cast<float*>(words + kDim * kStride);  // [dim]
+    const int head = blockIdx.x;
+    const int first = blockIdx.y * 128;
+    // A warp takes four chunks of eight channels of eight groups of four keys, kTurns times.
     constexpr int kParts = kDim / 32;  // of the channels
-#pragma unroll 1
-    for (int i = warp_id(); i < kParts * 4; i += kThreads / 32) {
-        const int channel = i % kParts * 32 + lane_id() % 4 * 8;
-        const int group = i / kParts * 8 + lane_id() / 4;  // of positions
+    constexpr int kWarps = kThreads / 32;
+    constexpr int kTurns = kParts * 4 / kWarps;
+    auto channel_of = [](int turn) { return (warp_id() + turn * kWarps) % kParts * 32 + lane_id() % 4 * 8; };
+    auto group_of = [](int turn) { return (warp_id() + turn * kWarps) / kParts * 8 + lane_id() / 4; };
+    uint4 raw[kTurns][4];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; turn++) {
+        const int group = group_of(turn);  // of positions
         const int key = first + group / 4 * 16 + group % 4 * 2;
-        float x[4][8];
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const int row = key + e % 2 + e / 2 * 8;
-            uint4 raw = make_uint4(0, 0, 0, 0);
-            if (row < keys) raw = load_streaming(v + (i64(row) * heads + head) * kDim + channel);
-            unpack_bf16(x[e], raw);
+            raw[turn][e] = make_uint4(0, 0, 0, 0);
+            if (row < keys) {
+                raw[turn][e] = load_streaming(v + (i64(row) * heads + head) * kDim + channel_of(turn));
+            }
         }
+    }
+    if (int(threadIdx.x) < kDim) {
+        const float maximum = maxima[head * kDim + threadIdx.x];
+        factors[threadIdx.x] = maximum > 0 ? 2.25f / maximum : 0.0f;
+        if (blockIdx.y == 0) scales[head * kDim + threadIdx.x] = maximum / 2.25f;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int turn = 0; turn < kTurns; turn++) {
+        float x[4][8];
+#pragma unroll
+        for (int e = 0; e < 4; e++) unpack_bf16(x[e], raw[turn][e]);
 #pragma unroll
         for (int c = 0; c < 8; c++) {
-            const float maximum = maxima[head * kDim + channel + c];
-            const float factor = maximum > 0 ? 2.25f / maximum : 0.0f;
-            words[(channel + c) * kStride + group] =
+            const int channel = channel_of(turn) + c;
+            const float factor = factors[channel];
+            words[channel * kStride + group_of(turn)] =
                 pack_e4m3(x[0][c] * factor, x[1][c] * factor, x[2][c] * factor, x[3][c] * factor);
         }
     }
     __syncthreads();
-    const i64 length = i64(gridDim.x) * 128;
+    const i64 length = i64(gridDim.y) * 128;
     for (int i = threadIdx.x; i < kDim * 32; i += kThreads) {
         const int channel = i / 32;
         *reinterpret_cast<u32*>(codes + (i64(head) * kDim + channel) * length + first + i % 32 * 4) =
             words[channel * kStride + i % 32];
-    }
-    if (blockIdx.x == 0 && int(threadIdx.x) < kDim) {
-        scales[head * kDim + threadIdx.x] = maxima[head * kDim + threadIdx.x] / 2.25f;
     }
 }
 
