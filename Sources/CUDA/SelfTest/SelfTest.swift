@@ -50,7 +50,9 @@ public struct SelfTestResult: Sendable {
 
 public enum SelfTest {
     /// All cases, in the order they are run: each area of operations contributes its list.
-    public static var cases: [SelfTestCase] { matmulCases + attentionCases + frameCases }
+    public static var cases: [SelfTestCase] {
+        matmulCases + normCases + attentionCases + frameCases
+    }
 
     /// Runs the cases whose name contains `only` and prints a line about each.
     /// - Returns: how many failed.
