@@ -293,7 +293,7 @@ extension QualityReport {
     }
 
     private func none(_ measured: [QualityRow], _ last: String) -> String {
-        measured.isEmpty ? "–" : "not down to \(last)"
+        measured.isEmpty ? "–" : "not as far as \(last)"
     }
 
     private func word(_ verdict: Verdict) -> String {
