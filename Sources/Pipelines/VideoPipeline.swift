@@ -94,7 +94,7 @@ public actor VideoPipeline {
         let experts = models.experts(for: sampler.steps, of: request)
         if !options.keepsBothExperts, experts.count > 1 { transformers = [:] }
         readAhead(run, experts)
-        try encodeText(run, on: device)
+        try await encodeText(run, on: device)
         if let image { try encodeImage(image, run, on: device) }
         for role in experts where role == experts[0] || !comesLate(role, run) {
             try load(role, run, on: device)
@@ -151,28 +151,30 @@ public actor VideoPipeline {
         }
     }
 
-    private func encodeText(_ run: VideoRun, on device: WatchedBackend) throws {
+    private func encodeText(_ run: VideoRun, on device: WatchedBackend) async throws {
         let request = run.request
         let length = models.defaults.textLength
         if let path = run.options.textEmbedding {
             run.texts = try storedText(path, run, on: device)
             return
         }
-        let tokenizer = try Tokenizer(path: models.tokenizer)
+        // A vocabulary of 256,000 pieces takes a while to read: as long as the encoder does to come.
+        async let reading = Tokenizer(path: models.tokenizer)
         if textEncoder == nil {
             textEncoder = try loading(.textEncoder, run, on: device) { checkpoint in
-                let encoder = try UMT5(
-                    models.weights(.textEncoder, of: checkpoint, for: request, on: device))
-                guard encoder.config.vocabulary >= tokenizer.vocabularySize else {
-                    throw RequestError(
-                        "\(models.tokenizer) has \(tokenizer.vocabularySize) tokens, "
-                            + "\(models.textEncoder) knows \(encoder.config.vocabulary): "
-                            + "they do not belong together")
-                }
-                return encoder
+                try UMT5(models.weights(.textEncoder, of: checkpoint, for: request, on: device))
             }
         }
-        let encoder = textEncoder!
+        let tokenizer = try await reading
+        guard let encoder = textEncoder,
+            encoder.config.vocabulary >= tokenizer.vocabularySize
+        else {
+            let known = textEncoder?.config.vocabulary ?? 0
+            textEncoder = nil
+            throw RequestError(
+                "\(models.tokenizer) has \(tokenizer.vocabularySize) tokens, "
+                    + "\(models.textEncoder) knows \(known): they do not belong together")
+        }
         func encode(_ prompt: String) -> TextEmbedding {
             let tokens = tokenizer.encode(prompt: prompt, length: length)
             if tokens.dropped > 0 {
