@@ -160,6 +160,7 @@ linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, co
     const i64 stride = i64(heads) * kDim;
     const int end = min(queries, int(blockIdx.x + 1) * chunk);
     const int lane = lane_id();
+    const int lane8 = lane % 8;
     const int warp_row = warp_id() * 16;
 
     Matrix::template load<kThreads>(kv_shared, kv + i64(head) * (kDim * kDim), kDim, kDim, kDim);
@@ -175,7 +176,21 @@ linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, co
         cp_async_commit();
         cp_async_wait<0>();
         __syncthreads();
-        query_features<kRows, kDim, kThreads>(q_tile, threadIdx.x, end - first, sums, denominators);
+        features<kRows, kDim, kThreads>(
+            q_tile, threadIdx.x, end - first,
+            [](int, const float(&)[kDim / 64][8]) {},
+            [&](int row, const float(&y)[kDim / 64][8]) {
+                float dot = 0;
+#pragma unroll
+                for (int i = 0; i < kDim / 64; i++) {
+#pragma unroll
+                    for (int e = 0; e < 8; e++) {
+                        dot += round_bf16(y[i][e] * sums[(lane8 + 8 * i) * 8 + e]);
+                    }
+                }
+                dot = warp_sum<8>(dot);
+                if (lane8 == 0) denominators[row] = round_bf16(round_bf16(dot) + 1e-5f);
+            });
         __syncthreads();
 
         // Half of the columns at a time: two blocks fit a multiprocessor.

@@ -57,27 +57,6 @@ DEVICE void features(u8* tile, int thread, int rows, Before before, After after)
     }
 }
 
-/// The features of a tile of queries, and by what a row of their product with kv is divided: the rounded product
-/// with the keys' feature sums. sums: [dim] → denominators: [kRows]
-template <int kRows, int kDim, int kThreads>
-DEVICE void query_features(u8* tile, int thread, int rows, const float* sums, float* denominators) {
-    const int lane8 = lane_id() % 8;
-    features<kRows, kDim, kThreads>(
-        tile, thread, rows, [](int, const float(&)[kDim / 64][8]) {},
-        [&](int row, const float(&y)[kDim / 64][8]) {
-            float dot = 0;
-#pragma unroll
-            for (int i = 0; i < kDim / 64; i++) {
-#pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    dot += round_bf16(y[i][e] * sums[(lane8 + 8 * i) * 8 + e]);
-                }
-            }
-            dot = warp_sum<8>(dot);
-            if (lane8 == 0) denominators[row] = round_bf16(round_bf16(dot) + 1e-5f);
-        });
-}
-
 /// Joins what the threads of a block saw in `features`: over the four rows of a warp by shuffles, over the
 /// warps in shared memory, in a fixed order. table: [warps][2][dim] → statistics: [2][dim].
 template <int kDim, int kThreads>

@@ -162,6 +162,7 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
     const i64 stride = i64(heads) * kDim;
     const int end = min(queries, int(blockIdx.x + 1) * chunk);
     const int lane = lane_id();
+    const int lane8 = lane % 8;
 
     auto tile_offset = [&](int n) { return L::kTiles + (2 * group + n % 2) * L::kTileBytes; };
     auto load = [&](int n, int first) {
@@ -192,8 +193,21 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
         cp_async_wait<0>();
         bar_sync(1 + group, 128);  // the tile is there; all are done with the other one
         load(n + 1, first + kGroups * kRows);
-        query_features<kRows, kDim, 128>(shared + tile_offset(n), thread, end - first, sums,
-                                         denominators);
+        features<kRows, kDim, 128>(
+            shared + tile_offset(n), thread, end - first,
+            [](int, const float(&)[kDim / 64][8]) {},
+            [&](int row, const float(&y)[kDim / 64][8]) {
+                float dot = 0;
+#pragma unroll
+                for (int i = 0; i < kDim / 64; i++) {
+#pragma unroll
+                    for (int e = 0; e < 8; e++) {
+                        dot += round_bf16(y[i][e] * sums[(lane8 + 8 * i) * 8 + e]);
+                    }
+                }
+                dot = warp_sum<8>(dot);
+                if (lane8 == 0) denominators[row] = round_bf16(round_bf16(dot) + 1e-5f);
+            });
         fence_proxy_async();
         bar_sync(1 + group, 128);
 
