@@ -16,14 +16,19 @@ extension QualityReport {
         let captions = rows.first?.captions ?? 0
         var devices: [String] = []
         for row in rows where !devices.contains(row.device) { devices.append(row.device) }
+        let all = QualitySelection().configurations
+        let missing = all.count { item in !rows.contains { $0.configuration == item } }
+        let gaps =
+            missing == 0
+            ? "" : " Of all \(all.count) rows \(missing) are not measured: – below, or left out."
         return """
             Videos of \(captions) held-out captions, made by the undistilled teacher (50 Euler steps, shift 3, \
             guidance 3.5, dense attention) and by the distilled student in \(students.count) configurations on \
             \(devices.joined(separator: " and ")). A classifier says what it sees in each video: shape, color, \
             size, material, motion, floor, sky and camera. The score is the mean share of them that is what the \
-            caption asked for. Caption *i* starts from the same noise in every configuration.
+            caption asked for. Caption *i* starts from the same noise in every configuration.\(gaps)
 
-            Made by one command, whose rows are in [quality.csv](quality.csv):
+            Made by one command (several runs of it add up), whose rows are in [quality.csv](quality.csv):
 
             ```
             \(command)
