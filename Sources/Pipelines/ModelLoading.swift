@@ -7,16 +7,35 @@ package import Tensors
 import Tokenizers
 
 extension Precision {
-    var dtype: DType { self == .f32 ? .f32 : .bf16 }
+    package var dtype: DType { self == .f32 ? .f32 : .bf16 }
 }
 
 extension LinearChoice {
-    var format: ActivationFormat {
+    package var format: ActivationFormat {
         switch self {
         case .stored: .plain
         case .int8: .int8Blocks
         case .fp8: .fp8Rows
         }
+    }
+}
+
+extension VideoRequest {
+    /// What the transformer is asked to do.
+    /// - Parameters:
+    ///   - sage: whose 8-bit arithmetic SageSLA uses.
+    ///   - heads: nil: width / 128.
+    package func transformerOptions(sage: SageArchitecture, heads: Int?) -> WanTransformerOptions {
+        let kind: SelfAttentionKind =
+            switch attention {
+            case .original: .original
+            case .sla:
+                .sparse(
+                    SparseAttention(topK: topK, arithmetic: precision == .f32 ? .exact : .bf16))
+            case .sagesla: .sparse(SparseAttention(topK: topK, arithmetic: .sage(sage)))
+            }
+        return WanTransformerOptions(
+            attention: kind, norms: referenceNorms ? .reference : .exact, heads: heads)
     }
 }
 
@@ -104,33 +123,12 @@ extension ModelSet {
         }
     }
 
-    /// What the transformer is asked to do.
-    /// - Parameter sage: whose 8-bit arithmetic SageSLA uses.
-    func transformerOptions(_ request: VideoRequest, sage: SageArchitecture)
-        -> WanTransformerOptions
-    {
-        let attention: SelfAttentionKind =
-            switch request.attention {
-            case .original: .original
-            case .sla:
-                .sparse(
-                    SparseAttention(
-                        topK: request.topK,
-                        arithmetic: request.precision == .f32 ? .exact : .bf16))
-            case .sagesla:
-                .sparse(SparseAttention(topK: request.topK, arithmetic: .sage(sage)))
-            }
-        return WanTransformerOptions(
-            attention: attention, norms: request.referenceNorms ? .reference : .exact,
-            heads: defaults.heads)
-    }
-
     /// The transformer of a role, on `device`.
     package func makeTransformer(
         _ role: ModelRole, from checkpoint: any Checkpoint, for request: VideoRequest,
         sage: SageArchitecture, on device: any Backend
     ) throws -> WanTransformer {
-        let options = transformerOptions(request, sage: sage)
+        let options = request.transformerOptions(sage: sage, heads: defaults.heads)
         if case .sparse = options.attention,
             case .wanTransformer(let sizes) = DetectedModel(checkpoint, heads: defaults.heads),
             !sizes.hasSparseLinearAttention

@@ -132,16 +132,10 @@ struct BenchModel {
     private func weights(_ part: Part, _ request: VideoRequest, on device: any Backend) throws
         -> Weights
     {
-        let format: ActivationFormat =
-            switch request.linears {
-            case .stored: .plain
-            case .int8: .int8Blocks
-            case .fp8: .fp8Rows
-            }
-        return Weights(
+        Weights(
             try checkpoint(part), on: device,
-            activations: request.precision == .f32 ? .f32 : .bf16,
-            linearFormat: part == .transformer ? format : .plain)
+            activations: request.precision.dtype,
+            linearFormat: part == .transformer ? request.linears.format : .plain)
     }
 
     func textEncoder(_ request: VideoRequest, on device: any Backend) throws -> UMT5 {
@@ -152,21 +146,9 @@ struct BenchModel {
     func transformer(_ request: VideoRequest, sage: SageArchitecture, on device: any Backend) throws
         -> WanTransformer
     {
-        let attention: SelfAttentionKind =
-            switch request.attention {
-            case .original: .original
-            case .sla:
-                .sparse(
-                    SparseAttention(
-                        topK: request.topK, arithmetic: request.precision == .f32 ? .exact : .bf16))
-            case .sagesla:
-                .sparse(SparseAttention(topK: request.topK, arithmetic: .sage(sage)))
-            }
-        return try WanTransformer(
+        try WanTransformer(
             weights(.transformer, request, on: device),
-            WanTransformerOptions(
-                attention: attention, norms: request.referenceNorms ? .reference : .exact,
-                heads: heads))
+            request.transformerOptions(sage: sage, heads: heads))
     }
 
     func decoder(_ request: VideoRequest, on device: any Backend) throws -> WanVAE.Decoder {
