@@ -1,6 +1,7 @@
 /// The denoising loop: exists once, for every model, sampler and number of samples.
 
 public import Diffusion
+package import Models
 public import Tensors
 
 /// A sampler, its state and its source of noise. Advanced step by step by whoever wants the result; lives on the
@@ -51,6 +52,20 @@ public func guided(
     _ positive: Tensor, away negative: Tensor, by guidance: Double, on device: any Backend
 ) -> Tensor {
     device.combine([negative, positive], [1 - guidance, guidance], as: .f32)
+}
+
+extension WanTransformer {
+    /// The velocity with `guidance` away from `negative`, where there is one.
+    /// parts: [C_i, T, H, W] → f32 [16, T, H, W]
+    package func velocity(
+        _ parts: [Tensor], _ modulation: Modulation, _ positive: Context, away negative: Context?,
+        by guidance: Double, on device: any Backend
+    ) -> Tensor {
+        let answer = self(parts, modulation, positive, on: device)
+        guard let negative else { return answer }
+        return guided(
+            answer, away: self(parts, modulation, negative, on: device), by: guidance, on: device)
+    }
 }
 
 /// Which of two experts answers at noise level `t`: the low-noise one strictly below the boundary.

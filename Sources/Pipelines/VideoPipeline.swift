@@ -334,10 +334,8 @@ public actor VideoPipeline {
                 let modulation = model.modulation(at: step.timestep, on: device)
                 let answers = (0..<request.samples).map { sample in
                     let parts = [latents[sample]] + (run.conditioning.map { [$0] } ?? [])
-                    let positive = model(parts, modulation, contexts.positive, on: device)
-                    guard let negative = contexts.negative else { return positive }
-                    return guided(
-                        positive, away: model(parts, modulation, negative, on: device),
+                    return model.velocity(
+                        parts, modulation, contexts.positive, away: contexts.negative,
                         by: request.guidance, on: device)
                 }
                 return answers.count == 1

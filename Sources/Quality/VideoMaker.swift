@@ -211,13 +211,8 @@ actor VideoMaker {
         }
         while denoiser.next != nil {
             denoiser.advance { state, step in
-                let modulation = prepared.modulations[step.index]
-                let positive = model([state[0]], modulation, context, on: device)
-                guard let negative = prepared.negative else {
-                    return positive.reshaped(state.shape)
-                }
-                return guided(
-                    positive, away: model([state[0]], modulation, negative, on: device),
+                model.velocity(
+                    [state[0]], prepared.modulations[step.index], context, away: prepared.negative,
                     by: request.guidance, on: device
                 ).reshaped(state.shape)
             }
