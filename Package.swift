@@ -37,26 +37,31 @@ let package = Package(
             dependencies: [.product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: numeric),
         .target(
-            name: "Pipelines",
-            dependencies: ["Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media"],
+            name: "Families", dependencies: ["Tensors", "Checkpoints", "Models", "Diffusion"],
+            swiftSettings: swift),
+        .target(
+            name: "Runs",
+            dependencies: [
+                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Families",
+            ],
             swiftSettings: swift),
         .target(
             name: "Verification",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Runs", "Families",
             ],
             swiftSettings: numeric),
         .target(
             name: "Quality",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Runs", "Families",
             ],
             swiftSettings: numeric),
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
                 "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
-                "Media", "Pipelines", "Verification", "Quality",
+                "Media", "Runs", "Families", "Verification", "Quality",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),
@@ -80,13 +85,13 @@ let package = Package(
             dependencies: ["Media", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: swift),
         .testTarget(
-            name: "PipelinesTests",
-            dependencies: ["Pipelines", "CPU", "Tensors", "Checkpoints", "Media"],
+            name: "RunsTests",
+            dependencies: ["Runs", "Families", "CPU", "Tensors", "Checkpoints", "Media"],
             swiftSettings: swift),
         .testTarget(
             name: "CommandTests",
             dependencies: [
-                "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Pipelines",
+                "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
             ],
             swiftSettings: swift),
         .testTarget(
@@ -94,7 +99,7 @@ let package = Package(
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
         .testTarget(
             name: "QualityTests",
-            dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media", "Pipelines"],
+            dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media", "Runs", "Families"],
             swiftSettings: swift),
     ]
 )

@@ -22,7 +22,7 @@ public struct FlowSchedule: Sendable, Hashable {
         var start = 1.0
         if let sigmaMax {
             guard sigmaMax > 0, sigmaMax.isFinite else {
-                throw SamplerError(description: "sigma_max must be positive, not \(sigmaMax)")
+                throw SamplerError(.sigmaMax, found: sigmaMax, expected: "positive")
             }
             let level = sigmaMax / (sigmaMax + 1)
             start = level / (shift - (shift - 1) * level)
@@ -58,10 +58,10 @@ public struct FlowSchedule: Sendable, Hashable {
 
     private static func check(_ count: Int, _ shift: Double) throws(SamplerError) {
         guard (1...1000).contains(count) else {
-            throw SamplerError(description: "the number of steps must be 1 to 1000, not \(count)")
+            throw SamplerError(.steps, found: count, expected: "1 to 1000")
         }
         guard shift > 0, shift.isFinite else {
-            throw SamplerError(description: "shift must be positive, not \(shift)")
+            throw SamplerError(.shift, found: shift, expected: "positive")
         }
     }
 

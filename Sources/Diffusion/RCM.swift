@@ -31,13 +31,11 @@ public struct RCMSampler: Sampler, Sendable {
         count: Int, sigmaMax: Double, solver: Solver = .sde, roundTimesteps: Bool = true
     ) throws(SamplerError) {
         guard (1...4).contains(count) else {
-            throw SamplerError(
-                description: "rCM-distilled models take 1 to 4 steps, not \(count)")
+            throw SamplerError(.steps, found: count, expected: "1 to 4 for distilled models")
         }
         guard sigmaMax.isFinite, count == 1 ? sigmaMax > 0 : atan(sigmaMax) > 1.5 else {
             throw SamplerError(
-                description:
-                    "sigma_max must be above 14.1 (the second noise level), not \(sigmaMax)")
+                .sigmaMax, found: sigmaMax, expected: "above 14.1 (the second noise level)")
         }
         let angles = [atan(sigmaMax)] + [1.5, 1.4, 1.0].prefix(count - 1) + [0]
         let levels = angles.map { sin($0) / (cos($0) + sin($0)) }

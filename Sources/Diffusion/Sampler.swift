@@ -23,7 +23,18 @@ public protocol Sampler {
     ) -> Tensor
 }
 
-/// Settings that make no schedule.
-public struct SamplerError: Error, Sendable, Equatable, CustomStringConvertible {
-    public let description: String
+/// A setting that makes no schedule.
+public struct SamplerError: Error, Sendable, Hashable, CustomStringConvertible {
+    public enum Setting: String, Sendable, Hashable { case steps, sigmaMax, shift }
+
+    public let setting: Setting
+    public let found, expected: String
+
+    init(_ setting: Setting, found: some CustomStringConvertible, expected: String) {
+        self.setting = setting
+        self.found = "\(found)"
+        self.expected = expected
+    }
+
+    public var description: String { "\(setting.rawValue) must be \(expected), not \(found)" }
 }

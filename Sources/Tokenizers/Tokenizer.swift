@@ -8,6 +8,15 @@ public struct Tokens: Equatable, Sendable {
     public let count: Int
     /// Tokens of the prompt that did not fit.
     public let dropped: Int
+
+    init(ids: [Int32], count: Int, dropped: Int) {
+        self.ids = ids
+        self.count = count
+        self.dropped = dropped
+    }
+
+    /// A prompt of known ids that fills `ids` whole.
+    public init(_ ids: [Int32]) { self.init(ids: ids, count: ids.count, dropped: 0) }
 }
 
 /// A unigram tokenizer with special tokens, normalization and word splitting as Hugging Face's fast

@@ -1,0 +1,50 @@
+/// The denoising loop, for every model, sampler and number of samples.
+
+public import Tensors
+
+/// A sampler and its state, advanced step by step by whoever wants the result.
+public struct Denoiser {
+    private var sampler: any Sampler
+    /// Steps done.
+    public private(set) var count = 0
+    /// [samples, C, T, H, W], f64 (rCM) or f32
+    public private(set) var state: Tensor
+
+    /// - Parameter noise: f32 [samples, C, T, H, W], standard normal.
+    public init(_ sampler: any Sampler, noise: Tensor, on device: any Backend) {
+        self.sampler = sampler
+        state = sampler.start(noise, on: device)
+    }
+
+    /// The step that `advance` would take, nil at the end.
+    public var next: DenoisingStep? { count < sampler.steps.count ? sampler.steps[count] : nil }
+
+    /// Takes one step.
+    /// - Parameters:
+    ///   - draw: fresh standard normal numbers of the state's shape, asked for by samplers that add noise.
+    ///   - velocity: the model's answer, f32 [samples, C, T, H, W], to a state in f32 of that shape.
+    public mutating func advance(
+        on device: any Backend, draw: () -> Tensor,
+        velocity: (Tensor, DenoisingStep) throws -> Tensor
+    ) rethrows {
+        guard let step = next else { return }
+        let answer = try velocity(latents(on: device), step)
+        state = sampler.advance(state, velocity: answer, step: step, draw: draw, on: device)
+        count += 1
+    }
+
+    /// The state in f32. [samples, C, T, H, W]
+    public func latents(on device: any Backend) -> Tensor {
+        state.dtype == .f32 ? state : device.combine([state], [1], as: .f32)
+    }
+}
+
+/// Classifier-free guidance: negative + guidance (positive - negative).
+public func guided(
+    _ positive: Tensor, away negative: Tensor, by guidance: Double, on device: any Backend
+) -> Tensor {
+    device.combine([negative, positive], [1 - guidance, guidance], as: .f32)
+}
+
+/// Which of two experts answers at noise level `t`: the low-noise one strictly below the boundary.
+public func usesLowNoiseExpert(at t: Double, boundary: Double) -> Bool { t < boundary }

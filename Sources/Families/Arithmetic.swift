@@ -1,0 +1,70 @@
+/// In what arithmetic a run is computed.
+
+public import Models
+public import Tensors
+
+/// Which attention the transformer's self-attention uses.
+public enum AttentionChoice: String, Codable, Sendable, CaseIterable {
+    case original, sla, sagesla
+}
+
+/// Arithmetic of activations and dense weights.
+public enum Precision: String, Codable, Sendable, CaseIterable {
+    case f32, bf16
+
+    public var dtype: DType { self == .f32 ? .f32 : .bf16 }
+}
+
+/// The form of the linear layers in the transformer's blocks.
+public enum LinearChoice: String, Codable, Sendable, CaseIterable {
+    /// As the checkpoint stores them.
+    case stored
+    /// Plain ones are quantised while loading.
+    case int8, fp8
+
+    public var format: ActivationFormat {
+        switch self {
+        case .stored: .plain
+        case .int8: .int8Blocks
+        case .fp8: .fp8Rows
+        }
+    }
+}
+
+/// Everything about a run's arithmetic that a request may choose.
+public struct Arithmetic: Sendable, Hashable, Codable {
+    public var precision: Precision
+    public var linears: LinearChoice
+    public var attention: AttentionChoice
+    /// Share of the key blocks that SLA and SageSLA attend exactly, in (0, 1].
+    public var topK: Double
+    /// The textbook norms, or the original's fast ones.
+    public var norms: NormKind
+
+    public init(
+        precision: Precision = .bf16, linears: LinearChoice = .stored,
+        attention: AttentionChoice = .sagesla, topK: Double = 0.1, norms: NormKind = .exact
+    ) {
+        self.precision = precision
+        self.linears = linears
+        self.attention = attention
+        self.topK = topK
+        self.norms = norms
+    }
+
+    /// What the transformer is asked to do.
+    /// - Parameters:
+    ///   - sage: whose 8-bit arithmetic SageSLA uses.
+    ///   - heads: nil: width / 128.
+    public func transformerOptions(sage: SageArchitecture, heads: Int?) -> WanTransformerOptions {
+        let kind: SelfAttentionKind =
+            switch attention {
+            case .original: .original
+            case .sla:
+                .sparse(
+                    SparseAttention(topK: topK, arithmetic: precision == .f32 ? .exact : .bf16))
+            case .sagesla: .sparse(SparseAttention(topK: topK, arithmetic: .sage(sage)))
+            }
+        return WanTransformerOptions(attention: kind, norms: norms, heads: heads)
+    }
+}

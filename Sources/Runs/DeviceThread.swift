@@ -1,0 +1,72 @@
+/// One thread for one device: tensors and backends never leave it.
+
+import Glibc
+import Synchronization
+import Tensors
+
+/// Runs an actor's jobs on a thread of its own, so that a device context stays current and long computations never
+/// block Swift's shared thread pool. The thread ends after `close`, when its jobs are done.
+package final class DeviceThread: SerialExecutor, Sendable {
+    private struct Queue {
+        var jobs: [UnownedJob] = []
+        var isClosed = false
+    }
+    private let queue = Mutex(Queue())
+    private let available = Semaphore()
+
+    package init() {
+        var thread = pthread_t()
+        let status = pthread_create(
+            &thread, nil,
+            { context in
+                if let context {
+                    Unmanaged<DeviceThread>.fromOpaque(context).takeRetainedValue().run()
+                }
+                return nil
+            }, Unmanaged.passRetained(self).toOpaque())
+        ensure(status == 0, "DeviceThread: cannot start a thread (errno \(status))")
+        pthread_detach(thread)
+    }
+
+    package func enqueue(_ job: consuming ExecutorJob) {
+        let job = UnownedJob(job)
+        queue.withLock { $0.jobs.append(job) }
+        available.signal()
+    }
+
+    /// No more jobs will come.
+    package func close() {
+        queue.withLock { $0.isClosed = true }
+        available.signal()
+    }
+
+    package func asUnownedSerialExecutor() -> UnownedSerialExecutor {
+        UnownedSerialExecutor(ordinary: self)
+    }
+
+    private func run() {
+        while true {
+            available.wait()
+            let (jobs, isClosed) = queue.withLock { queue in
+                defer { queue.jobs = [] }
+                return (queue.jobs, queue.isClosed)
+            }
+            for job in jobs { job.runSynchronously(on: asUnownedSerialExecutor()) }
+            if isClosed, jobs.isEmpty { return }
+            // What was left when the thread was told to end.
+            if isClosed { available.signal() }
+        }
+    }
+}
+
+/// A counting semaphore of the operating system, which needs a fixed address.
+private final class Semaphore: Sendable {
+    private nonisolated(unsafe) let handle = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
+    init() { sem_init(handle, 0, 0) }
+    deinit {
+        sem_destroy(handle)
+        handle.deallocate()
+    }
+    func signal() { sem_post(handle) }
+    func wait() { while sem_wait(handle) != 0 {} }
+}

@@ -1,0 +1,99 @@
+/// What a run tells whoever listens: one stream, the same for a terminal, a program and a service.
+
+public import Families
+
+/// Something that happened during a run.
+public enum RunEvent: Sendable, Hashable {
+    case stageStarted(Stage)
+    /// Share of the stage that is done, in 0...1.
+    case stageProgress(Stage, fraction: Double)
+    case stageFinished(StageReport)
+    /// Something the user should know; the run goes on.
+    case notice(Notice)
+}
+
+/// What the user should know of a run that goes on.
+public enum Notice: Sendable, Hashable, Codable {
+    /// The prompt was cut to the model's length.
+    case promptCut(kept: Int, dropped: Int)
+    /// What LoRAs change.
+    case loras(part: ModelPart, tensors: Int, files: [String])
+    /// Keys of LoRAs that belong to nothing in the model.
+    case unmatchedKeys(part: ModelPart, names: [String])
+    /// Tensors of a checkpoint that its model has no use for.
+    case unusedTensors(part: ModelPart, names: [String])
+    /// A product of the run could not be written; the video is still made.
+    case notSaved(path: String, reason: String)
+    /// What devices and libraries have to say.
+    case device(String)
+
+    /// One line for people.
+    public var message: String {
+        func list(_ names: [String]) -> String {
+            names.prefix(3).joined(separator: ", ")
+                + (names.count > 3 ? " and \(names.count - 3) more" : "")
+        }
+        return switch self {
+        case .promptCut(let kept, let dropped):
+            "the prompt is too long: the first \(kept) tokens are used, \(dropped) are dropped"
+        case .loras(let part, let tensors, let files):
+            "\(part.title): \(tensors) tensors changed by \(files.joined(separator: ", "))"
+        case .unmatchedKeys(let part, let names):
+            "keys that belong to nothing in the \(part.title): \(list(names))"
+        case .unusedTensors(let part, let names):
+            "tensors that the \(part.title) has no use for: \(list(names))"
+        case .notSaved(let path, let reason): "\(path) was not written: \(reason)"
+        case .device(let text): text
+        }
+    }
+}
+
+/// `{"event": "stage.progress", "stage": {"id": "decode"}, "fraction": 0.5}`
+extension RunEvent: Codable {
+    private enum Name: String, Codable {
+        case started = "stage.started"
+        case progress = "stage.progress"
+        case finished = "stage.finished"
+        case notice
+    }
+    private enum Key: CodingKey { case event, stage, fraction, seconds, peakBytes, notice, message }
+
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: Key.self)
+        func stage() throws -> Stage { try values.decode(Stage.self, forKey: .stage) }
+        switch try values.decode(Name.self, forKey: .event) {
+        case .started: self = .stageStarted(try stage())
+        case .progress:
+            self = .stageProgress(
+                try stage(), fraction: try values.decode(Double.self, forKey: .fraction))
+        case .finished:
+            self = .stageFinished(
+                StageReport(
+                    stage: try stage(), seconds: try values.decode(Double.self, forKey: .seconds),
+                    peakBytes: try values.decode(Int.self, forKey: .peakBytes)))
+        case .notice: self = .notice(try values.decode(Notice.self, forKey: .notice))
+        }
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var values = encoder.container(keyedBy: Key.self)
+        switch self {
+        case .stageStarted(let stage):
+            try values.encode(Name.started, forKey: .event)
+            try values.encode(stage, forKey: .stage)
+        case .stageProgress(let stage, let fraction):
+            try values.encode(Name.progress, forKey: .event)
+            try values.encode(stage, forKey: .stage)
+            try values.encode(fraction, forKey: .fraction)
+        case .stageFinished(let report):
+            try values.encode(Name.finished, forKey: .event)
+            try values.encode(report.stage, forKey: .stage)
+            try values.encode(report.seconds, forKey: .seconds)
+            try values.encode(report.peakBytes, forKey: .peakBytes)
+        case .notice(let notice):
+            try values.encode(Name.notice, forKey: .event)
+            try values.encode(notice, forKey: .notice)
+            try values.encode(notice.message, forKey: .message)
+        }
+    }
+}

@@ -1,0 +1,51 @@
+/// What the stages of a run hand to one another.
+
+import Diffusion
+import Families
+import Models
+import Tensors
+
+/// The values that are there between two stages. A stage works on a copy, which takes the place of this one when the
+/// stage is done: what a cancelled stage has made is never seen.
+struct RunState {
+    var models: [ModelPart: LoadedModel] = [:]
+    /// The prompt and, where the run is guided, the negative one.
+    var texts: (positive: TextEmbedding, negative: TextEmbedding?)?
+    /// f32 [conditioningChannels, T', H', W']
+    var conditioning: Tensor?
+    var noise: NoiseSource
+    var denoiser: Denoiser?
+    /// Texts as the transformers that have steps to come see them.
+    var contexts:
+        [ModelPart: (positive: WanTransformer.Context, negative: WanTransformer.Context?)] = [:]
+    /// f32 [samples, C, T', H', W'], the decoder's input
+    var latents: Tensor?
+    var decoding: FrameDecoding?
+
+    init(noise: NoiseSource) { self.noise = noise }
+
+    // A program loads a model before the stages that use it.
+
+    func transformer(_ part: ModelPart) -> WanTransformer {
+        guard case .transformer(let model)? = models[part] else { missing(part) }
+        return model
+    }
+    var textEncoder: UMT5 {
+        guard case .textEncoder(let model)? = models[.textEncoder] else { missing(.textEncoder) }
+        return model
+    }
+    var imageEncoder: WanVAE.Encoder {
+        guard case .imageEncoder(let model)? = models[.imageEncoder] else {
+            missing(.imageEncoder)
+        }
+        return model
+    }
+    var decoder: WanVAE.Decoder {
+        guard case .decoder(let model)? = models[.decoder] else { missing(.decoder) }
+        return model
+    }
+
+    private func missing(_ part: ModelPart) -> Never {
+        programmingError("a run's program does not load its \(part.title)")
+    }
+}

@@ -1,0 +1,178 @@
+/// The stages of a run, each once: functions of the values that are there, the models, the family and the device.
+
+import Checkpoints
+import Diffusion
+import Families
+import Media
+import Models
+package import Tensors
+import Tokenizers
+
+extension Walk {
+    /// Opens a checkpoint and makes a model of it, with progress by bytes.
+    func load(_ part: ModelPart) throws -> LoadedModel {
+        let checkpoint = try run.models.checkpoint(part)
+        let total = checkpoint.names.reduce(0) { $0 + (checkpoint.info($1)?.byteCount ?? 0) }
+        // A number that is not finite may be lost on its way (a maximum, a softmax, a rounding to 8 bits) and still
+        // spoil the frames. Small tensors cost nothing to look at, nor do small files.
+        let limit = total <= 1 << 30 ? Int.max : 1 << 20
+        if inspectsNumbers, let name = nonFinite(in: checkpoint, elementLimit: limit) {
+            throw RunError.notFinite(.load(part), tensor: name)
+        }
+        var done = 0
+        return try device.countingBytes { bytes in
+            done += bytes
+            tell(
+                .stageProgress(
+                    .load(part), fraction: min(1, Double(done) / Double(max(total, 1)))))
+        } _: {
+            try run.open(part, checkpoint, sage: sage, on: device)
+        }
+    }
+
+    // MARK: Text and picture
+
+    func encodeText(_ state: RunState) throws -> (TextEmbedding, TextEmbedding?) {
+        let encoder = state.textEncoder
+        guard let inputs, let prompt = inputs.prompt else {
+            programmingError("encodeText without tokens")
+        }
+        guard encoder.config.vocabulary >= inputs.vocabularySize else {
+            throw RunError.vocabulary(
+                tokenizer: run.models.tokenizer, tokens: inputs.vocabularySize,
+                textEncoder: run.models.path(.textEncoder), known: encoder.config.vocabulary)
+        }
+        func encode(_ tokens: Tokens) -> TextEmbedding {
+            if tokens.dropped > 0 {
+                tell(.notice(.promptCut(kept: tokens.count - 1, dropped: tokens.dropped)))
+            }
+            return encoder(
+                Array(tokens.ids.prefix(tokens.count)), textLength: run.family.textLength,
+                on: device)
+        }
+        return (encode(prompt), inputs.negativePrompt.map(encode))
+    }
+
+    /// What the transformer is told of the picture. → f32 [conditioningChannels, T', H', W']
+    func encodeImage(_ state: RunState) throws -> Tensor {
+        guard let image = inputs?.image else { programmingError("encodeImage without a picture") }
+        let pixels = image.pixels.map { (Float($0) / 255 - 0.5) / 0.5 }
+        let picture = device.place(
+            Tensor(pixels, [image.height, image.width, 3]),
+            as: run.request.arithmetic.precision.dtype)
+        let latents = state.imageEncoder.encodeImage(
+            picture, frameCount: run.request.frames, on: device
+        ) {
+            tell(.stageProgress(.encodeImage, fraction: Double($0.done) / Double($0.count)))
+        }
+        return firstFrameConditioning(
+            latents, maskChannels: run.family.geometry.stride.t, on: device)
+    }
+
+    /// The texts as a transformer sees them in every step.
+    func projectText(_ state: RunState, _ part: ModelPart) throws -> (
+        WanTransformer.Context, WanTransformer.Context?
+    ) {
+        guard let texts = state.texts else { programmingError("projectText without a text") }
+        let model = state.transformer(part)
+        let size = run.latents
+        func project(_ text: TextEmbedding) -> WanTransformer.Context {
+            model.prepare(text, size: (size.t, size.h, size.w), on: device)
+        }
+        let contexts = (project(texts.positive), texts.negative.map(project))
+        // Takes the memory of all blocks, which may last, so that the first step does not wait for it.
+        if run.options.keepsBothExperts { device.require(model.groups.blocks[0]) }
+        return contexts
+    }
+
+    // MARK: Denoising
+
+    mutating func drawNoise() throws {
+        let noise = state.noise.draw(run.latentShape, on: device)
+        state.denoiser = Denoiser(try run.sampler, noise: noise, on: device)
+    }
+
+    /// One step of the sampler for all samples. The last one leaves the latents that the decoder takes.
+    func step(_ state: inout RunState, _ number: Int, of count: Int, _ stage: Stage) throws
+        -> DenoisedStep
+    {
+        guard var denoiser = state.denoiser, let next = denoiser.next else {
+            programmingError("step \(number) without noise")
+        }
+        let part = run.expert(for: next)
+        let model = state.transformer(part)
+        guard let contexts = state.contexts[part] else {
+            programmingError("step \(number) without a text")
+        }
+        let passes = run.samples * (contexts.negative == nil ? 1 : 2)
+        let groups = model.groups.blocks.count * passes
+        var noise = state.noise
+        device.countingGroups { done in
+            tell(.stageProgress(stage, fraction: Double(done) / Double(groups)))
+        } _: {
+            denoiser.advance(on: device, draw: { noise.draw(run.latentShape, on: device) }) {
+                latents, step in
+                let modulation = model.modulation(at: step.timestep, on: device)
+                let answers = (0..<run.samples).map { sample in
+                    let parts = [latents[sample]] + (state.conditioning.map { [$0] } ?? [])
+                    let answer = model(parts, modulation, contexts.positive, on: device)
+                    guard let negative = contexts.negative else { return answer }
+                    return guided(
+                        answer, away: model(parts, modulation, negative, on: device),
+                        by: run.request.sampling.guidance, on: device)
+                }
+                return answers.count == 1
+                    ? answers[0].reshaped(latents.shape)
+                    : device.concatenate(answers).reshaped(latents.shape)
+            }
+        }
+        (state.denoiser, state.noise) = (denoiser, noise)
+        if denoiser.next == nil {
+            state.latents = denoiser.latents(on: device)
+            (state.denoiser, state.contexts, state.texts) = (nil, [:], nil)
+        }
+        return DenoisedStep(number: number, count: count, from: next.t, to: next.next)
+    }
+
+    // MARK: Checks
+
+    /// Throws where a stage has made numbers that are not finite.
+    func inspect(_ stage: Stage, _ state: RunState) throws {
+        switch stage {
+        case .encodeText:
+            for text in [state.texts?.positive, state.texts?.negative] {
+                try inspect(text?.rows, stage, .textEncoder)
+            }
+        case .encodeImage: try inspect(state.conditioning, stage, .imageEncoder)
+        case .step(let number, let count, let expert) where number == count:
+            try inspect(state.latents, stage, expert ?? .transformer)
+        default: break
+        }
+    }
+
+    private func inspect(_ numbers: Tensor?, _ stage: Stage, _ part: ModelPart) throws {
+        guard let numbers, !device.read(numbers).isFinite else { return }
+        try device.synchronize()  // The numbers of a failed device mean nothing.
+        try device.check()
+        throw notFinite(stage, part)
+    }
+
+    func notFinite(_ stage: Stage, _ part: ModelPart) -> RunError {
+        .notFinite(stage, tensor: run.models.firstNonFinite(part))
+    }
+}
+
+/// A mask that is 1 on the first latent frame, then the picture's latents.
+/// latents: f32 [C, T, H, W] → f32 [maskChannels + C, T, H, W]
+package func firstFrameConditioning(
+    _ latents: Tensor, maskChannels: Int, on device: any Backend
+) -> Tensor {
+    let frame = latents.shape[2] * latents.shape[3]
+    let shape: Shape = [maskChannels, latents.shape[1], latents.shape[2], latents.shape[3]]
+    var mask = [Float](repeating: 0, count: shape.count)
+    for channel in 0..<maskChannels {
+        let start = channel * latents.shape[1] * frame
+        for index in start..<start + frame { mask[index] = 1 }
+    }
+    return device.concatenate([device.place(Tensor(mask, shape), as: .f32), latents])
+}

@@ -1,0 +1,223 @@
+/// Products of stages as files: text embeddings, conditioning and latents in safetensors.
+
+import Checkpoints
+import Families
+import Models
+import Tensors
+
+/// Tensors in host memory as a checkpoint, for writing them.
+private final class TensorList: Checkpoint {
+    let path: String
+    let metadata: [String: String]
+    private let tensors: [(name: String, tensor: Tensor)]
+
+    init(_ path: String, _ tensors: [(name: String, tensor: Tensor)], _ metadata: [String: String])
+    {
+        self.path = path
+        self.tensors = tensors
+        self.metadata = metadata
+    }
+
+    var names: [String] { tensors.map(\.name) }
+    func info(_ name: String) -> TensorInfo? {
+        tensors.first { $0.name == name }.map {
+            TensorInfo(name: name, shape: $0.tensor.shape.dimensions, dtype: $0.tensor.dtype)
+        }
+    }
+    func tensor(_ name: String) -> Tensor? { tensors.first { $0.name == name }?.tensor }
+}
+
+enum StoredTensors {
+    static let embedding = "text_embedding"
+    static let negativeEmbedding = "negative_text_embedding"
+    static let conditioning = "conditioning"
+    static let latents = "latents"
+
+    /// Writes named host tensors, replacing the file.
+    static func write(
+        _ tensors: [(name: String, tensor: Tensor)], to path: String,
+        metadata: [String: String] = [:]
+    ) throws {
+        try writeCheckpoint(
+            TensorList(path, tensors, metadata), to: path, format: .safetensors, overwrite: true)
+    }
+
+    /// Rows of a prompt. The file holds `text_embedding` [rows, dim], or one tensor that is [1, rows, dim] or so,
+    /// as the original's cache of embeddings does. Rows of zeros at its end are padding.
+    /// - Returns: rows: [textLength, textDim]; nil where the file does not hold the negative prompt.
+    static func readEmbedding(
+        _ path: String, _ name: String = embedding, textLength: Int, textDim: Int
+    ) throws -> (rows: Tensor, count: Int)? {
+        let file = try openCheckpoint(path)
+        var wanted = name
+        if file.info(name) == nil {
+            if name == negativeEmbedding { return nil }
+            let matrices = file.names.filter { (file.info($0)?.shape.count ?? 0) >= 2 }
+            guard matrices.count == 1 else {
+                throw RunError.stored(
+                    path: path, expected: "a text embedding, in a tensor '\(embedding)'",
+                    found: file.names.prefix(4).joined(separator: ", "))
+            }
+            wanted = matrices[0]
+        }
+        let stored = try numbers(wanted, in: file)
+        guard stored.shape.columns == textDim, (1...textLength).contains(stored.shape.rows) else {
+            throw RunError.stored(
+                path: path, expected: "a text embedding of up to [\(textLength), \(textDim)]",
+                found: "\(stored.shape)")
+        }
+        let rows = stored.shape.rows
+        let values = stored.floats()
+        let count = values.lastIndex { $0 != 0 }.map { $0 / textDim + 1 } ?? 0
+        let padding = [Float](repeating: 0, count: (textLength - rows) * textDim)
+        return (Tensor(values + padding, [textLength, textDim]), count)
+    }
+
+    /// A tensor of the shape that a run needs. → f32 `shape`
+    static func read(_ name: String, _ path: String, _ shape: Shape) throws -> Tensor {
+        let stored = try numbers(name, in: try openCheckpoint(path))
+        guard stored.shape.count == shape.count,
+            stored.shape.dimensions.suffix(3) == shape.dimensions.suffix(3)
+        else {
+            throw RunError.stored(
+                path: path, expected: "'\(name)' of \(shape)", found: "\(stored.shape)")
+        }
+        return stored.converted(to: .f32).reshaped(shape)
+    }
+
+    /// How many samples a file of latents holds, and their extents; told by its header.
+    static func latentExtent(_ path: String, channels: Int) throws -> (samples: Int, Extent) {
+        let file = try openCheckpoint(path)
+        let name = latentsName(file)
+        let found = file.info(name).map(\.shape) ?? []
+        guard [4, 5].contains(found.count), found[found.count - 4] == channels,
+            found.allSatisfy({ $0 > 0 })
+        else {
+            throw RunError.stored(
+                path: path, expected: "latents of [samples, \(channels), T, H, W]",
+                found: found.isEmpty ? "no tensor '\(latents)'" : "'\(name)' of \(found)")
+        }
+        let samples = found.count == 5 ? found[0] : 1
+        guard samples <= Request.mostSamples else {
+            throw RunError.stored(
+                path: path, expected: "at most \(Request.mostSamples) samples",
+                found: "\(samples)")
+        }
+        let extents = found.suffix(3).map { $0 }
+        return (samples, Extent(t: extents[0], h: extents[1], w: extents[2]))
+    }
+
+    /// latents: f32 `shape`
+    static func readLatents(_ path: String, _ shape: Shape) throws -> Tensor {
+        try read(latentsName(try openCheckpoint(path)), path, shape)
+    }
+
+    private static func latentsName(_ file: any Checkpoint) -> String {
+        file.info(latents) != nil ? latents : file.names.first ?? latents
+    }
+
+    /// A tensor of finite numbers.
+    private static func numbers(_ name: String, in file: any Checkpoint) throws -> Tensor {
+        guard let stored = try file.tensor(name), stored.dtype.isFloatingPoint else {
+            throw RunError.stored(
+                path: file.path, expected: "floating-point numbers in a tensor '\(name)'",
+                found: file.info(name).map { "\($0.dtype)" }
+                    ?? file.names.prefix(4).joined(separator: ", "))
+        }
+        guard stored.isFinite else {
+            throw RunError.stored(
+                path: file.path, expected: "finite numbers in '\(name)'",
+                found: "some that are NaN or infinity")
+        }
+        return stored
+    }
+}
+
+// MARK: - Products of a run
+
+extension Walk {
+    /// Takes a product from its file.
+    mutating func read(_ product: Product) throws {
+        try device.check()
+        let (start, geometry) = (run.options.start, run.family.geometry)
+        switch product {
+        case .text: if let path = start.text { state.texts = try readTexts(path) }
+        case .conditioning:
+            guard let path = start.conditioning else { return }
+            let size = run.latents
+            state.conditioning = device.place(
+                try StoredTensors.read(
+                    StoredTensors.conditioning, path,
+                    [run.family.conditioningChannels, size.t, size.h, size.w]), as: .f32)
+        case .latents:
+            guard let path = start.latents else { return }
+            let size = run.latents
+            state.latents = device.place(
+                try StoredTensors.readLatents(
+                    path, [run.samples, geometry.channels, size.t, size.h, size.w]), as: .f32)
+        }
+    }
+
+    private func readTexts(_ path: String) throws -> (TextEmbedding, TextEmbedding?) {
+        let textDim = try run.models.transformerSizes(.transformer).textDim
+        func read(_ name: String) throws -> TextEmbedding? {
+            try StoredTensors.readEmbedding(
+                path, name, textLength: run.family.textLength, textDim: textDim
+            ).map {
+                TextEmbedding(
+                    rows: device.place($0.rows, as: run.request.arithmetic.precision.dtype),
+                    count: $0.count)
+            }
+        }
+        guard let positive = try read(StoredTensors.embedding) else {
+            throw RunError.stored(path: path, expected: "a text embedding", found: "none")
+        }
+        guard run.request.sampling.isGuided else { return (positive, nil) }
+        guard let negative = try read(StoredTensors.negativeEmbedding) else {
+            throw RunError.stored(
+                path: path,
+                expected: "'\(StoredTensors.negativeEmbedding)', which guidance needs",
+                found: "the prompt alone; save the embedding again from a guided run")
+        }
+        return (positive, negative)
+    }
+
+    /// Writes a product. A file that cannot be written is no reason to lose the video.
+    func write(_ product: Product) {
+        let save = run.options.save
+        let prompt = ["prompt": run.request.prompt]
+        func write(
+            _ path: String?, _ tensors: [(name: String, tensor: Tensor)],
+            _ metadata: [String: String]
+        ) {
+            guard let path else { return }
+            do {
+                try StoredTensors.write(tensors, to: path, metadata: metadata)
+            } catch {
+                tell(.notice(.notSaved(path: path, reason: "\(error)")))
+            }
+        }
+        switch product {
+        case .text:
+            guard let texts = state.texts else { return }
+            func rows(_ text: TextEmbedding) -> Tensor {
+                device.read(text.rows.slice(0..<text.count))
+            }
+            write(
+                save.text,
+                [(StoredTensors.embedding, rows(texts.positive))]
+                    + (texts.negative.map { [(StoredTensors.negativeEmbedding, rows($0))] } ?? []),
+                prompt)
+        case .conditioning:
+            guard let conditioning = state.conditioning else { return }
+            write(
+                save.conditioning, [(StoredTensors.conditioning, device.read(conditioning))],
+                ["image": run.request.image ?? ""])
+        case .latents:
+            guard let latents = state.latents else { return }
+            write(
+                save.latents, [(StoredTensors.latents, device.read(latents))],
+                prompt.merging(["seed": "\(run.request.seed)"]) { $1 })
+        }
+    }
+}
