@@ -2,6 +2,7 @@
 
 public import Checkpoints
 import Models
+public import Tensors
 
 /// A part that does not belong to its model.
 public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -14,6 +15,8 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
     /// A size that two parts must share.
     case size(
         what: String, path: String, found: Int, otherPath: String, expected: Int)
+    /// An autoencoder that makes latents of another size.
+    case strides(path: String, found: Extent, family: String, expected: Extent)
     /// Sparse-linear attention was asked for, and the checkpoint has no weights for it.
     case noLinearBranch(path: String)
 
@@ -28,6 +31,9 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
             "\(first) and \(second) are not two experts of one model: \(difference)"
         case .size(let what, let path, let found, let otherPath, let expected):
             "\(path) has \(what) \(found), \(otherPath) has \(expected): they do not belong together"
+        case .strides(let path, let found, let family, let expected):
+            "\(path) makes one latent of \(found.t)x\(found.h)x\(found.w) pixels, "
+                + "\(family) has \(expected.t)x\(expected.h)x\(expected.w): they do not belong together"
         case .noLinearBranch(let path):
             "\(path) has no weights for sparse-linear attention (proj_l)"
         }
@@ -93,6 +99,11 @@ extension ModelSource {
                 throw FittingError.size(
                     what: "latent channels", path: checkpoint.path, found: sizes.latentChannels,
                     otherPath: family.name, expected: family.geometry.channels)
+            }
+            guard sizes.stride == family.geometry.stride else {
+                throw FittingError.strides(
+                    path: checkpoint.path, found: sizes.stride, family: family.name,
+                    expected: family.geometry.stride)
             }
         }
     }

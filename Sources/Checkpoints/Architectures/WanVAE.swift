@@ -3,6 +3,8 @@
 /// Names and shapes as in
 /// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/tokenizers/wan2pt1.py
 
+public import Tensors
+
 /// Sizes of a Wan VAE, as its tensors tell them.
 public struct WanVAEArchitecture: Sendable, Hashable {
     /// Channels at full resolution.
@@ -11,20 +13,34 @@ public struct WanVAEArchitecture: Sendable, Hashable {
     /// A file for decoding only has no encoder.
     public var hasEncoder, hasDecoder: Bool
 
-    /// Channels at each of the four resolutions, in units of `dim`.
-    public static let multiples = [1, 2, 4, 4]
+    /// Channels at each resolution in units of `dim`, from full resolution on.
+    public var multiples: [Int]
+    /// Which of the steps between resolutions halve the time as well.
+    public var halvesTime: [Bool]
+
     /// Residual blocks at each resolution of the encoder; the decoder has one more.
     public static let residualBlocks = 2
-    /// Which of the three steps between resolutions halve the time, from full resolution on.
-    public static let halvesTime = [false, true, true]
 
+    /// - Parameters: those of Wan2.1, where nothing is said.
     public init(
-        dim: Int = 96, latentChannels: Int = 16, hasEncoder: Bool = true, hasDecoder: Bool = true
+        dim: Int = 96, latentChannels: Int = 16, hasEncoder: Bool = true, hasDecoder: Bool = true,
+        multiples: [Int] = [1, 2, 4, 4], halvesTime: [Bool] = [false, true, true]
     ) {
         self.dim = dim
         self.latentChannels = latentChannels
         self.hasEncoder = hasEncoder
         self.hasDecoder = hasDecoder
+        self.multiples = multiples
+        self.halvesTime = halvesTime
+    }
+
+    /// Channels at each resolution, from full resolution on.
+    public var widths: [Int] { multiples.map { $0 * dim } }
+
+    /// Frames (after the first), rows and columns of a video for one of its latents.
+    public var stride: Extent {
+        let side = 1 << halvesTime.count
+        return Extent(t: 1 << halvesTime.count { $0 }, h: side, w: side)
     }
 
     /// The published model of these sizes, or "Wan VAE".
@@ -46,6 +62,42 @@ public struct WanVAEArchitecture: Sendable, Hashable {
             dim: dim, latentChannels: latent ?? 16, hasEncoder: encoder != nil,
             hasDecoder: decoder != nil)
         guard isPlausible(latentChannels) else { return nil }
+        // A file in which the resolutions cannot be made out is measured against Wan2.1's.
+        if let levels = Self.levels(
+            checkpoint, encoder == nil ? "decoder.upsamples." : "encoder.downsamples.")
+        {
+            let widths = encoder == nil ? levels.widths.reversed() : levels.widths
+            multiples = widths.map { $0 / dim }
+            halvesTime = encoder == nil ? levels.halvesTime.reversed() : levels.halvesTime
+            guard widths.count <= 8,
+                widths.allSatisfy({ $0 > 0 && $0 % dim == 0 && isPlausible($0) })
+            else {
+                return nil
+            }
+        }
+    }
+
+    /// Channels of each resolution, and which of the steps between them convolve over time, in the order of a chain
+    /// of residual blocks and steps. nil where the chain has gaps.
+    private static func levels(_ checkpoint: any Checkpoint, _ prefix: String) -> (
+        widths: [Int], halvesTime: [Bool]
+    )? {
+        var widths: [Int] = []
+        var halvesTime: [Bool] = []
+        var blocks = 0
+        for index in 0..<countEntries(prefix, in: checkpoint) {
+            let name = "\(prefix)\(index)."
+            if let residual = checkpoint.info(name + "residual.2.weight")?.shape.first {
+                if blocks == 0 { widths.append(residual) }
+                blocks += 1
+            } else if checkpoint.info(name + "resample.1.weight") != nil, blocks > 0 {
+                halvesTime.append(checkpoint.info(name + "time_conv.weight") != nil)
+                blocks = 0
+            } else {
+                return nil
+            }
+        }
+        return widths.count == halvesTime.count + 1 ? (widths, halvesTime) : nil
     }
 
     /// The tensors of this model, in the order of the original's state dictionary.
@@ -73,7 +125,6 @@ public struct WanVAEArchitecture: Sendable, Hashable {
             convolution(name + ".1.proj", channels, channels, [1, 1])
             residual(name + ".2", channels, channels)
         }
-        let widths = Self.multiples.map { $0 * dim }
         let deepest = widths[widths.count - 1]
 
         if hasEncoder {
@@ -86,10 +137,10 @@ public struct WanVAEArchitecture: Sendable, Hashable {
                     channels = width
                     index += 1
                 }
-                guard level < Self.halvesTime.count else { break }
+                guard level < halvesTime.count else { break }
                 let name = "encoder.downsamples.\(index)"
                 convolution(name + ".resample.1", width, width, [3, 3])
-                if Self.halvesTime[level] {
+                if halvesTime[level] {
                     convolution(name + ".time_conv", width, width, [3, 1, 1])
                 }
                 index += 1
@@ -111,11 +162,11 @@ public struct WanVAEArchitecture: Sendable, Hashable {
                     channels = width
                     index += 1
                 }
-                guard level < Self.halvesTime.count else { break }
+                guard level < halvesTime.count else { break }
                 let name = "decoder.upsamples.\(index)"
                 // Going up, the spatial convolution halves the channels.
                 convolution(name + ".resample.1", width, width / 2, [3, 3])
-                if Self.halvesTime.reversed()[level] {
+                if halvesTime.reversed()[level] {
                     convolution(name + ".time_conv", width, 2 * width, [3, 1, 1])
                 }
                 channels = width / 2

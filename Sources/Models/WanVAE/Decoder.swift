@@ -48,7 +48,7 @@ extension WanVAE {
                     index += 1
                 }
                 guard level > 0 else { break }
-                let doublesTime = WanVAEArchitecture.halvesTime[level - 1]
+                let doublesTime = config.halvesTime[level - 1]
                 layers.append(
                     try Upsample(
                         weights["upsamples"][index], width, doublesTime: doublesTime, &slots))
@@ -87,8 +87,8 @@ extension WanVAE {
             self.stream = stream
         }
 
-        /// The next frames, about -1...1 and not clamped: one, then four for each latent frame.
-        /// → [n, 8H, 8W, 3], nil after the last
+        /// The next frames, about -1...1 and not clamped: one, then `stride.t` for each latent frame.
+        /// → [n, stride.h * H, stride.w * W, 3], nil after the last
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
             defer { decoded += 1 }

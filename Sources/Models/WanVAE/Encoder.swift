@@ -41,7 +41,7 @@ extension WanVAE {
                     index += 1
                 }
                 guard level + 1 < config.widths.count else { break }
-                let halvesTime = WanVAEArchitecture.halvesTime[level]
+                let halvesTime = config.halvesTime[level]
                 layers.append(
                     try Downsample(
                         weights["downsamples"][index], width, halvesTime: halvesTime, &slots))
@@ -65,12 +65,12 @@ extension WanVAE {
         /// The normalised latents of a video of 4n + 1 frames.
         /// video: [T, H, W, 3] in -1...1, in the dtype of activations → f32 [C, n + 1, H/8, W/8]
         public func callAsFunction(_ video: Tensor, on device: any Backend) -> Tensor {
-            let count = video.shape[0]
-            ensure(count % temporalFactor == 1, "WanVAE: \(count) frames are not 4n + 1")
+            let (count, step) = (video.shape[0], config.stride.t)
+            ensure((count - 1) % step == 0, "WanVAE: \(count) frames are not \(step)n + 1")
             let stream = CausalStream(stages, on: device)
             var means = [stream(video.slice(0..<1))]
-            for start in stride(from: 1, to: count, by: temporalFactor) {
-                means.append(stream(video.slice(start..<start + temporalFactor)))
+            for start in stride(from: 1, to: count, by: step) {
+                means.append(stream(video.slice(start..<start + step)))
             }
             return normalized(means, on: device)
         }
@@ -86,12 +86,14 @@ extension WanVAE {
             _ picture: Tensor, frameCount: Int, on device: any Backend,
             afterChunk: (EncodingProgress) -> Void = { _ in }
         ) -> Tensor {
+            let step = config.stride.t
             ensure(
-                frameCount % temporalFactor == 1, "WanVAE: \(frameCount) frames are not 4n + 1")
+                (frameCount - 1) % step == 0,
+                "WanVAE: \(frameCount) frames are not \(step)n + 1")
             let (height, width) = (picture.shape[0], picture.shape[1])
             let stream = CausalStream(stages, on: device)
             var means = [stream(picture.reshaped([1, height, width, 3]))]
-            let count = 1 + (frameCount - 1) / temporalFactor
+            let count = 1 + (frameCount - 1) / step
             func report() {
                 afterChunk(
                     EncodingProgress(
@@ -99,7 +101,7 @@ extension WanVAE {
             }
             report()
             let grey = device.place(
-                .zeros([temporalFactor, height, width, 3], activations), as: activations)
+                .zeros([step, height, width, 3], activations), as: activations)
             for chunk in 1..<count {
                 means.append(stream(grey, isRepeated: chunk > 1))
                 report()

@@ -1,22 +1,11 @@
 /// The Wan 2.1 video autoencoder: its factors and the statistics of its latents.
 
-import Checkpoints
 import Tensors
 
-/// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1. The convolutions are causal
-/// in time, so that both directions work through a video of any length chunk by chunk, keeping only
-/// the last frames that each convolution has seen.
-public enum WanVAE {
-    /// Pixels of the video for one of the latents, along height and width.
-    public static let spatialFactor = 8
-    /// Frames of the video for one of the latents; the first frame stands alone.
-    public static let temporalFactor = 4
-}
-
-extension WanVAEArchitecture {
-    /// Channels at full, half, quarter and eighth resolution.
-    var widths: [Int] { Self.multiples.map { $0 * dim } }
-}
+/// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1 (other strides: `WanVAEArchitecture.stride`). The
+/// convolutions are causal in time, so that both directions work through a video of any length chunk by chunk, keeping
+/// only the last frames that each convolution has seen.
+public enum WanVAE {}
 
 /// Mean and standard deviation of each latent channel: the transformer sees (latent - mean) / std.
 public struct LatentStatistics: Sendable, Hashable {
