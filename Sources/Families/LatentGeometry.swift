@@ -8,14 +8,14 @@ public struct LatentGeometry: Sendable, Hashable, Codable {
     public var channels: Int
     /// Frames (after the first, which stands alone), rows and columns of pixels for one latent.
     public var stride: Extent
-    /// Latents that make one token of the transformer.
-    public var patch: Extent
+    /// Rows and columns of latents that make one token of the transformer.
+    public var patch: Int
     /// Positions along each axis: where the rotary tables of the published models end.
     public var positions: Int
 
     public init(
-        channels: Int = 16, stride: Extent = Extent(t: 4, h: 8, w: 8),
-        patch: Extent = Extent(t: 1, h: 2, w: 2), positions: Int = 128
+        channels: Int = 16, stride: Extent = Extent(t: 4, h: 8, w: 8), patch: Int = 2,
+        positions: Int = 128
     ) {
         self.channels = channels
         self.stride = stride
@@ -36,19 +36,19 @@ public struct LatentGeometry: Sendable, Hashable, Codable {
 
     /// Tokens of the transformer's sequence.
     public func tokens(of latents: Extent) -> Int {
-        (latents.t / patch.t) * (latents.h / patch.h) * (latents.w / patch.w)
+        latents.t * (latents.h / patch) * (latents.w / patch)
     }
 
     /// Heights are multiples of `multiple.h`, widths of `multiple.w`; numbers of frames are one more than a
     /// multiple of `multiple.t`.
     public var multiple: Extent {
-        Extent(t: stride.t * patch.t, h: stride.h * patch.h, w: stride.w * patch.w)
+        Extent(t: stride.t, h: stride.h * patch, w: stride.w * patch)
     }
 
     /// The largest video that has a position for every token.
     public var largest: Extent {
         Extent(
-            t: 1 + (positions * patch.t - 1) * stride.t, h: positions * multiple.h,
+            t: 1 + (positions - 1) * stride.t, h: positions * multiple.h,
             w: positions * multiple.w)
     }
 }

@@ -2,7 +2,7 @@
 
 import CPU
 import Media
-import Pipelines
+import Runs
 import Synchronization
 import Tensors
 import Testing
@@ -16,9 +16,9 @@ struct FrameTests {
 
     @Test("Frames for video are those for pictures in other numbers")
     func formats() async throws {
-        let pipeline = pipeline(try nano())
-        let pictures = try await frames(of: tinyRequest(), pipeline)
-        let video = try await frames(of: tinyRequest(), pipeline, videoOptions())
+        let (engine, models) = (engine(), try nano())
+        let pictures = try await frames(of: tinyRequest(), models, on: engine)
+        let video = try await frames(of: tinyRequest(), models, on: engine, videoOptions())
         #expect(2 * video.count == pictures.count)
         for frame in 0..<9 {
             for pixel in 0..<64 * 64 {
@@ -36,12 +36,12 @@ struct FrameTests {
     @Test("A request gives one file, whose frames are near those of its pictures")
     func file() async throws {
         let folder = try TemporaryFolder()
-        let pipeline = pipeline(try nano())
+        let (engine, models) = (engine(), try nano())
         func write(_ name: String) async throws -> Video {
             let path = folder.path + "/" + name
             let writer = try VideoWriter(
                 .init(path: path, width: 64, height: 64, pixelFormat: .nv12))
-            _ = try await pipeline.generate(tinyRequest(), videoOptions()) {
+            _ = try await engine.finish(try Run(tinyRequest(), models, videoOptions())) {
                 #expect($0.format == .nv12)
                 try await writer.append($0.bytes)
             }
@@ -50,7 +50,7 @@ struct FrameTests {
         }
         let video = try await write("a.mp4")
         #expect(try await write("b.mp4").pixels == video.pixels)
-        let pictures = try await frames(of: tinyRequest(), pipeline)
+        let pictures = try await frames(of: tinyRequest(), models, on: engine)
         #expect(video.pixels.count == pictures.count)
         let squares = zip(video.pixels, pictures).reduce(0) {
             let d = Int($1.0) - Int($1.1)
@@ -97,11 +97,11 @@ struct FrameTests {
         let models = try nano()
         let request = tinyRequest()
         let log = Log()
-        let slow = VideoPipeline(models) {
+        let slow = Engine {
             OpenedDevice(Slow(CPUBackend()) { log.add($0) }, sageArchitecture: .sm90)
         }
-        let got = try await frames(of: request, slow, videoOptions())
-        #expect(try await frames(of: request, pipeline(models), videoOptions()) == got)
+        let got = try await frames(of: request, models, on: slow, videoOptions())
+        #expect(try await frames(of: request, models, videoOptions()) == got)
         #expect(
             log.lines == ["begin 1", "begin 4", "take 1", "begin 4", "take 4", "take 4"])
     }

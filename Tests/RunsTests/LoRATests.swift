@@ -1,13 +1,14 @@
 /// LoRAs that are merged while loading: into one transformer or two, plain or quantised.
 
 import Checkpoints
+import Families
 import FoundationEssentials
-import Pipelines
+import Runs
 import Tensors
 import Testing
 
 /// Tensors in memory, for writing them.
-private final class TensorList: Checkpoint {
+final class TensorList: Checkpoint {
     let path = "memory"
     let names: [String]
     private let tensors: [String: Tensor]
@@ -35,21 +36,24 @@ private struct SmallModels {
     static let text = golden("weights/wan21_d128h64.safetensors")
     static let image = golden("weights/wan22_i2v_d128h64.safetensors")
 
-    func models(_ transformer: String, low: String? = nil) -> ModelSet {
-        var defaults = ModelSet.Defaults()
-        defaults.heads = 2
+    func models(
+        _ transformer: String, low: String? = nil, _ family: Family = .wan21
+    ) -> ModelSet {
+        var family = family
+        family.heads = 2
         return ModelSet(
-            name: "small", transformer: transformer, lowNoiseTransformer: low,
+            name: "small", family: family, transformer: transformer, lowNoiseTransformer: low,
             textEncoder: Self.golden("umt5/models_t5_tiny-enc-bf16.pth"),
             tokenizer: Self.golden("tokenizer/umt5/tokenizer.json"),
-            vae: Self.golden("vae/Wan2.1_VAE_tiny.pth"), defaults: defaults)
+            vae: Self.golden("vae/Wan2.1_VAE_tiny.pth"))
     }
 
     /// 48x32, five frames.
-    var request: VideoRequest {
-        VideoRequest(
-            prompt: "a cat turns its head", width: 48, height: 32, frames: 5, steps: 2,
-            sigmaMax: 200, attention: .original)
+    var request: Request {
+        Request(
+            prompt: "a cat turns its head", width: 48, height: 32, frames: 5,
+            sampling: .distilled(.init(steps: 2, sigmaMax: 200)),
+            arithmetic: Arithmetic(attention: .original))
     }
 
     /// A picture in the simplest format.
@@ -106,12 +110,12 @@ struct LoRALoadingTests {
             RequestedLoRA(try small.lora("b", seed: 2), strength: -0.2),
         ]
         let expected = try await frames(
-            of: plain, pipeline(small.models(try small.merged(base, request.loras, "merged"))))
+            of: plain, small.models(try small.merged(base, request.loras, "merged")))
         // The models that stay on the device must not be taken for others.
-        let sharing = pipeline(small.models(base))
-        let before = try await frames(of: plain, sharing)
-        #expect(try await frames(of: request, sharing) == expected)
-        #expect(try await frames(of: plain, sharing) == before)
+        let (sharing, models) = (engine(), small.models(base))
+        let before = try await frames(of: plain, models, on: sharing)
+        #expect(try await frames(of: request, models, on: sharing) == expected)
+        #expect(try await frames(of: plain, models, on: sharing) == before)
         #expect(before != expected)
     }
 
@@ -132,11 +136,25 @@ struct LoRALoadingTests {
         let plain = request
         let merged = small.models(
             try small.merged(base, [both, high], "high-merged"),
-            low: try small.merged(base, [both, low], "low-merged"))
-        let found = try await frames(of: adapting, pipeline(small.models(base, low: base)))
-        #expect(try await frames(of: plain, pipeline(merged)) == found)
-        let swapped = small.models(merged.lowNoiseTransformer!, low: merged.transformer)
-        #expect(try await frames(of: plain, pipeline(swapped)) != found)
+            low: try small.merged(base, [both, low], "low-merged"), .wan22I2V)
+        let found = try await frames(of: adapting, small.models(base, low: base, .wan22I2V))
+        #expect(try await frames(of: plain, merged) == found)
+        let swapped = small.models(
+            try #require(merged.lowNoiseTransformer), low: merged.transformer, .wan22I2V)
+        #expect(try await frames(of: plain, swapped) != found)
+
+        // Where there is no room for both, the second one comes after the first one's last step.
+        let events = EventList()
+        var options = RunOptions()
+        options.keepsBothExperts = false
+        #expect(
+            try await frames(
+                of: adapting, small.models(base, low: base, .wan22I2V), options, events: events)
+                == found)
+        let order = events.started
+        let step = try #require(order.firstIndex(of: "step 1/2 (high noise)"))
+        let late = try #require(order.firstIndex(of: "load low-noise transformer"))
+        #expect(step < late)
     }
 
     @Test("a LoRA that fits nothing is refused before anything is loaded; strange keys are told")
@@ -157,7 +175,7 @@ struct LoRALoadingTests {
             ),
             (
                 RequestedLoRA(try small.lora("high", seed: 1), expert: .highNoise),
-                "has one transformer: use --lora"
+                "one of two experts"
             ),
             (RequestedLoRA(small.folder.path + "/gone.safetensors"), "gone.safetensors"),
         ]
@@ -167,12 +185,12 @@ struct LoRALoadingTests {
             let wrong = request
             let events = EventList()
             #expect {
-                try MemoryPlan(models, wrong, RunOptions())
+                try Plan(try Run(wrong, models))
             } throws: {
                 "\($0)".contains(reason) && !"\($0)".contains("\n")
             }
             await #expect(throws: (any Error).self) {
-                try await pipeline(models).begin(wrong, events: events.add)
+                try await frames(of: wrong, models, events: events)
             }
             #expect(events.started.isEmpty)
         }
@@ -180,55 +198,44 @@ struct LoRALoadingTests {
         var request = small.request
         request.loras = [RequestedLoRA(try small.lora("odd", seed: 4, extra: ["img_emb.x.diff"]))]
         let events = EventList()
-        try await pipeline(models).begin(request, events: events.add)
-        let notes = events.events.compactMap { if case .note(let text) = $0 { text } else { nil } }
-        #expect(notes.count == 2 && notes[1].hasSuffix("odd.safetensors: img_emb.x.diff"))
-        #expect(try MemoryPlan(models, request, RunOptions()).loras == notes)
-    }
-
-    @Test("requests carry their LoRAs; those of videos that know none are read")
-    func stored() throws {
-        let small = try SmallModels()
-        var request = small.request
-        request.loras = [RequestedLoRA("style.safetensors", strength: 0.5, expert: .lowNoise)]
-        let run = StoredRun(
-            program: "turbodiffusion 0", request: request, models: small.models("a"))
-        #expect(try StoredRun(json: run.json, path: "x.mp4") == run)
-        request.loras = []
-        let plain = StoredRun(program: run.program, request: request, models: run.models)
-        let old = plain.json.replacing("\"loras\":[],", with: "")
-        #expect(old != plain.json)
-        #expect(try StoredRun(json: old, path: "x.mp4") == plain)
+        _ = try await frames(of: request, models, events: events)
+        let notices = events.notices
+        #expect(notices.count == 2)
+        #expect(
+            notices.last
+                == .unmatchedKeys(
+                    part: .transformer,
+                    names: [request.loras[0].path + ": img_emb.x.diff"]))
+        #expect(try Plan(try Run(request, models)).notices == notices)
     }
 }
 
 @Suite("Checkpoints that do not fit")
 struct WrongCheckpointTests {
     @Test("text and image models are told apart, and experts of different models")
-    func kinds() async throws {
+    func kinds() throws {
         let small = try SmallModels()
-        var request = small.request
         let picture = try small.picture()
-        func line(_ models: ModelSet, image: String?) async -> String? {
-            request.image = image
-            let request = request
+        func refusal(_ models: ModelSet) throws -> FittingError? {
+            var request = small.request
+            request.image = models.family.conditioning == .none ? nil : picture
             do {
-                _ = try await frames(of: request, pipeline(models))
+                _ = try Plan(try Run(request, models))
                 return nil
-            } catch {
-                return "\(error)"
+            } catch let error as FittingError {
+                return error
             }
         }
         let (text, image) = (SmallModels.text, SmallModels.image)
         #expect(
-            await line(small.models(image), image: nil)?.contains("'turbodiffusion i2v'") == true)
+            try refusal(small.models(image))
+                == .conditioning(path: image, channels: 36, expected: 16))
         #expect(
-            await line(small.models(text), image: picture)?.contains("'turbodiffusion t2v'") == true
-        )
-        #expect(throws: RequestError.self) { try small.models(text, low: image).checkExperts() }
-        #expect(throws: RequestError.self) {
-            try small.models(text, low: try nano().transformer).checkExperts()
+            try refusal(small.models(text, .wan22I2V))
+                == .conditioning(path: text, channels: 16, expected: 36))
+        #expect(try refusal(small.models(image, low: image, .wan22I2V)) == nil)
+        guard case .experts = try refusal(small.models(text, low: try nano().transformer)) else {
+            return #expect(Bool(false), "experts of different models")
         }
-        #expect(throws: Never.self) { try small.models(image, low: image).checkExperts() }
     }
 }

@@ -1,7 +1,11 @@
-/// Requests that cannot be carried out, each with one line; requests that are stored and read again.
+/// Requests that cannot be carried out, each with one line; values that are stored and read again; parts that do not
+/// fit.
 
+import Checkpoints
+import Families
 import FoundationEssentials
-import Pipelines
+import Runs
+import Tensors
 import Testing
 
 /// A folder that goes with the value.
@@ -11,7 +15,7 @@ final class TemporaryFolder: Sendable {
     init() throws {
         path =
             FileManager.default.temporaryDirectory.path
-            + "/pipelines-\(UInt64.random(in: 0 ... .max))"
+            + "/runs-\(UInt64.random(in: 0 ... .max))"
         try FileManager.default.createDirectory(
             atPath: path, withIntermediateDirectories: true, attributes: nil)
     }
@@ -20,18 +24,19 @@ final class TemporaryFolder: Sendable {
 }
 
 struct RequestTests {
-    private func line(_ change: (inout VideoRequest) -> Void) -> String? {
+    private func line(_ family: Family = .wan21, _ change: (inout Request) -> Void) -> String? {
         var request = tinyRequest()
         change(&request)
         do throws(RequestError) {
-            try request.validate()
+            try request.validate(for: family)
             return nil
         } catch {
             return error.description
         }
     }
 
-    @Test func everyMistakeHasOneLine() {
+    @Test("every mistake has one line that says what was expected and what was found")
+    func mistakes() {
         #expect(line { _ in } == nil)
         #expect(line { $0.prompt = " \n" }?.contains("empty") == true)
         #expect(line { $0.width = 250 }?.contains("nearest: 256") == true)
@@ -39,50 +44,139 @@ struct RequestTests {
         #expect(line { $0.frames = 10 }?.contains("9 or 13") == true)
         #expect(line { $0.frames = 0 }?.contains("nearest: 1") == true)
         #expect(line { $0.frames = 513 }?.contains("at most 509") == true)
-        #expect(line { $0.steps = 5 }?.contains("1 to 4") == true)
-        #expect(line { $0.sigmaMax = 3 }?.contains("sigma_max") == true)
-        #expect(line { $0.topK = 0 }?.contains("sla_topk") == true)
-        #expect(line { $0.topK = .nan } != nil)
+        #expect(line { $0.frames = .min } != nil)
+        #expect(line { $0.width = .max } != nil)
+        #expect(line { $0.height = .min } != nil)
+        #expect(line { $0.sampling = .distilled(.init(steps: 5)) }?.contains("1 to 4") == true)
+        #expect(
+            line { $0.sampling = .distilled(.init(sigmaMax: 3)) }
+                == "sigmaMax must be above 14.1 (the second noise level), not 3.0")
+        #expect(line { $0.arithmetic.topK = 0 }?.contains("topK") == true)
+        #expect(line { $0.arithmetic.topK = .nan } != nil)
         #expect(line { $0.samples = 0 }?.contains("1 to 64") == true)
-        #expect(line { $0.guidance = 3 }?.contains("distilled") == true)
-        #expect(line { $0.guidance = -1 } != nil)
+        #expect(line { $0.sampling = euler(steps: 4, guidance: -1) } != nil)
+        #expect(line { $0.sampling = euler(steps: 0) }?.contains("1 to 1000") == true)
         #expect(line { $0.framesPerSecond = 0 } != nil)
-        #expect(line { $0.sampler = .wanUniPC }?.contains("leave --sigma_max out") == true)
+        #expect(line { $0.boundary = .nan }?.contains("boundary") == true)
+        #expect(
+            line { $0.sampling = .flow(.init(.wanUniPC, sigmaMax: 80)) }?.contains("wan-unipc")
+                == true)
         #expect(
             line { $0.loras = [RequestedLoRA("a", strength: .nan)] }?.contains("strength") == true)
-        for change in [{ $0.width = 250 }, { $0.frames = 10 }] as [(inout VideoRequest) -> Void] {
-            #expect(line(change)?.contains("\n") == false)
+        #expect(line { $0.image = "a.png" }?.contains("text-to-video") == true)
+        #expect(line(.wan22I2V) { _ in }?.contains("picture") == true)
+        #expect(line(.wan22I2V) { $0.image = "a.png" } == nil)
+    }
+
+    @Test("fields may be named as whoever asks names them")
+    func naming() {
+        let error = RequestError.unusable(.topK, found: "3", expected: "above 0 and at most 1")
+        #expect(
+            error.message { $0 == .topK ? "--sla_topk" : $0.rawValue }
+                == "--sla_topk must be above 0 and at most 1, not 3")
+    }
+
+    @Test("sizes follow the family's geometry")
+    func geometry() {
+        var family = Family.wan21
+        family.geometry = LatentGeometry(
+            channels: 8, stride: Extent(t: 2, h: 4, w: 4), patch: 1)
+        #expect(line(family) { ($0.width, $0.height, $0.frames) = (20, 12, 7) } == nil)
+        #expect(line(family) { $0.width = 18 }?.contains("a multiple of 4") == true)
+        #expect(line(family) { $0.frames = 6 }?.contains("5 or 7") == true)
+        let latents = family.geometry.latents(of: Extent(t: 7, h: 12, w: 20))
+        #expect(latents == Extent(t: 4, h: 3, w: 5))
+        #expect(family.geometry.video(of: latents) == Extent(t: 7, h: 12, w: 20))
+    }
+
+    private func roundTrip<Value: Codable & Equatable>(_ value: Value) throws -> String {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys]
+        let data = try encoder.encode(value)
+        #expect(try JSONDecoder().decode(Value.self, from: data) == value)
+        return String(decoding: data, as: UTF8.self)
+    }
+
+    @Test("requests, families and models are stored and read again")
+    func stored() throws {
+        var request = tinyRequest()
+        request.loras = [RequestedLoRA("style.safetensors", strength: 0.5, expert: .lowNoise)]
+        let json = try roundTrip(request)
+        #expect(json.contains(#""sampling":{"ode":false,"sigmaMax":80,"solver":"rcm","steps":4}"#))
+        for solver in Sampling.Solver.allCases {
+            request.sampling = .flow(.init(solver, steps: 7, shift: 3, guidance: 2))
+            _ = try roundTrip(request)
+        }
+        for family in [Family.wan21, .wan22I2V, try nano().family] { _ = try roundTrip(family) }
+        _ = try roundTrip(try nano())
+    }
+
+    @Test("events and errors have stable names, and are read as they were written")
+    func events() throws {
+        let stages: [(Stage, String)] = [
+            (.load(.lowNoiseTransformer), #"{"id":"load","part":"low-noise-transformer"}"#),
+            (.encodeText, #"{"id":"encode-text"}"#), (.encodeImage, #"{"id":"encode-image"}"#),
+            (.projectText(.transformer), #"{"id":"project-text","part":"transformer"}"#),
+            (.step(number: 2, of: 4, expert: nil), #"{"id":"step","number":2,"of":4}"#),
+            (
+                .step(number: 1, of: 4, expert: .transformer),
+                #"{"id":"step","number":1,"of":4,"part":"transformer"}"#
+            ),
+            (.decode, #"{"id":"decode"}"#), (.deliver, #"{"id":"deliver"}"#),
+        ]
+        for (stage, json) in stages { #expect(try roundTrip(stage) == json) }
+        #expect(
+            try roundTrip(RunEvent.stageProgress(.decode, fraction: 0.5))
+                == #"{"event":"stage.progress","fraction":0.5,"stage":{"id":"decode"}}"#)
+        let report = StageReport(stage: .encodeText, seconds: 2, peakBytes: 7)
+        #expect(
+            try roundTrip(RunEvent.stageFinished(report))
+                == #"{"event":"stage.finished","peakBytes":7,"seconds":2,"stage":{"id":"encode-text"}}"#
+        )
+        #expect(try roundTrip(RunEvent.stageStarted(.decode)).contains("stage.started"))
+        for notice: Notice in [
+            .promptCut(kept: 511, dropped: 3), .device("x"),
+            .notSaved(path: "a", reason: "no space"),
+            .unmatchedKeys(part: .transformer, names: ["a", "b", "c", "d"]),
+        ] { #expect(try roundTrip(RunEvent.notice(notice)).contains(#""message":"#)) }
+        _ = try roundTrip(RequestError.missing(.prompt, reason: "r"))
+        _ = try roundTrip(RunError.notFinite(.decode, tensor: "w"))
+        _ = try roundTrip(RunError.memory(neededBytes: 2 << 30, limitBytes: 1 << 30))
+    }
+}
+
+struct WrongFileTests {
+    @Test("parts of another kind are refused by their headers, by the plan as well")
+    func kinds() throws {
+        let request = tinyRequest()
+        func refusal(_ change: (inout ModelSet) -> Void) throws -> FittingError? {
+            var models = try nano()
+            change(&models)
+            let run = try Run(request, models)
+            do {
+                _ = try Plan(run)
+                return nil
+            } catch let error as FittingError {
+                return error
+            }
+        }
+        #expect(try refusal { _ in } == nil)
+        guard case .wrongKind(_, "a Wan VAE", _) = try refusal({ $0.vae = $0.textEncoder }) else {
+            return #expect(Bool(false), "a text encoder was taken for an autoencoder")
+        }
+        guard case .wrongKind = try refusal({ $0.textEncoder = $0.vae }) else {
+            return #expect(Bool(false), "an autoencoder was taken for a text encoder")
+        }
+        guard case .wrongKind = try refusal({ $0.transformer = $0.vae }) else {
+            return #expect(Bool(false), "an autoencoder was taken for a transformer")
+        }
+        guard case .size(_, _, 16, _, 8) = try refusal({ $0.family.geometry.channels = 8 }) else {
+            return #expect(Bool(false), "latents of 16 channels for a family of 8")
         }
     }
 
-    @Test func aStoredRunIsReadBack() throws {
-        var request = tinyRequest("a \"quoted\" prompt, 中文, and 🎈")
-        request.negativePrompt = "blur"
-        let run = StoredRun(program: "turbodiffusion 0", request: request, models: try nano())
-        #expect(!run.json.contains("\n"))
-        #expect(try StoredRun(json: run.json, path: "x.mp4") == run)
-        #expect(throws: RequestError.self) { try StoredRun(json: "made by hand", path: "x.mp4") }
-    }
-
-    @Test func modelFoldersAreChecked() throws {
-        let folder = try TemporaryFolder()
-        #expect(throws: ModelSetError.self) { try ModelSet(folder: folder.path) }
-        try #"{"latent_mean": [1, 2]}"#.write(
-            toFile: folder.path + "/config.json", atomically: true, encoding: .utf8)
-        #expect(throws: ModelSetError.self) { try ModelSet(folder: folder.path) }
-        let models = try nano()
-        #expect(models.defaults.width == 256 && models.defaults.frames == 33)
-        #expect(!models.defaults.roundTimesteps)
-    }
-
-    @Test("Files of the wrong kind and damaged ones are told by name")
-    func wrongFiles() async throws {
-        var swapped = try nano()
-        swapped.vae = swapped.textEncoder
-        await #expect(throws: (any Error).self) {
-            try await frames(of: tinyRequest(), pipeline(swapped))
-        }
-
+    @Test("a number that is not finite is told with its tensor before anything is made of it")
+    func damaged() async throws {
         let folder = try TemporaryFolder()
         let damaged = folder.path + "/vae.safetensors"
         var bytes = Array(FileManager.default.contents(atPath: try nano().vae) ?? Data())
@@ -90,22 +184,23 @@ struct RequestTests {
         try Data(bytes).write(to: URL(filePath: damaged))
         var models = try nano()
         models.vae = damaged
-        let broken = models
         do {
-            _ = try await frames(of: tinyRequest(), pipeline(broken))
+            _ = try await frames(of: tinyRequest(), models)
             Issue.record("a NaN in the last weight went unnoticed")
-        } catch let error as NonFiniteError {
-            #expect(error.tensor != nil)
+        } catch let error as RunError {
+            guard case .notFinite(.load(.decoder), let tensor) = error else { throw error }
+            #expect(tensor != nil)
             #expect(error.description.contains("damaged"))
         }
     }
 
-    @Test func aTextModelTakesNoPicture() async throws {
+    @Test("a picture that is not there is told by name")
+    func picture() async throws {
+        var models = try nano()
+        models.family.conditioning = .firstFrame
         var request = tinyRequest()
         request.image = "/no/such/picture.png"
-        let missing = request
-        await #expect(throws: (any Error).self) {
-            try await frames(of: missing, pipeline(try nano()))
-        }
+        let (run, engine) = (try Run(request, models), engine())
+        await #expect(throws: FittingError.self) { try await engine.finish(run) { _ in } }
     }
 }
