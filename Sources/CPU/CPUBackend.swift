@@ -157,12 +157,14 @@ public final class CPUBackend: Backend {
     // MARK: Attention
 
     public func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
     ) -> Tensor {
         Self.checkHeads("attention", q, k, v)
-        ensure(lastKeyCount >= 1, "attention: the last key counts \(lastKeyCount) times")
-        return fast?.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
-            ?? definitions.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
+        ensure(
+            lastKeyCounts.count <= min(2, k.shape[0]) && lastKeyCounts.allSatisfy { $0 >= 1 },
+            "attention: the last of \(k.shape[0]) keys count \(lastKeyCounts) times")
+        return fast?.attention(q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
+            ?? definitions.attention(q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
     }
 
     public func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {

@@ -16,7 +16,7 @@ protocol FastOperations: AnyObject {
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor?
     func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor?
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int)
+    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int])
         -> Tensor?
     func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor?
     func sparseLinearAttention(
@@ -39,7 +39,7 @@ extension FastOperations {
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor? { nil }
     func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor? { nil }
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int)
+    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int])
         -> Tensor?
     { nil }
     func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor? { nil }

@@ -231,8 +231,10 @@ public protocol Backend: AnyObject {
     // MARK: Attention
 
     /// softmax(q k^T * scale) v without a mask. q: [Lq, heads, headDim]; k, v: [Lk, heads, headDim] →
-    /// [Lq, heads, headDim]. The last key counts `lastKeyCount` times (padded text rows are all equal).
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int) -> Tensor
+    /// [Lq, heads, headDim]. `lastKeyCounts`: how often the last keys count, at most two of them (equal rows of
+    /// a text's padding are one key); the others count once.
+    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int])
+        -> Tensor
 
     /// umT5: softmax(q k^T + bias) v, no scaling; bias[h, i, j] = table[bucket(j - i), h].
     /// q, k, v: [L, heads, headDim]; table: f32 [32, heads]; buckets as in golden rule "bucket(rel)":
@@ -384,7 +386,7 @@ extension Backend {
     }
 
     public func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float) -> Tensor {
-        attention(q, k, v, scale: scale, lastKeyCount: 1)
+        attention(q, k, v, scale: scale, lastKeyCounts: [])
     }
 
     public func add(_ x: Tensor, _ y: Tensor) -> Tensor { gatedAdd(x, y, gate: nil) }

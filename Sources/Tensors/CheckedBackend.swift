@@ -271,10 +271,10 @@ public final class CheckedBackend: Backend {
     // MARK: Attention
 
     public func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
     ) -> Tensor {
         both("attention") {
-            $0.attention($1(q), $1(k), $1(v), scale: scale, lastKeyCount: lastKeyCount)
+            $0.attention($1(q), $1(k), $1(v), scale: scale, lastKeyCounts: lastKeyCounts)
         }
     }
     public func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {

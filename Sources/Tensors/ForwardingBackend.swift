@@ -117,10 +117,10 @@ open class ForwardingBackend: Backend {
     // MARK: Attention
 
     open func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
     ) -> Tensor {
         perform("attention", [q, k, v]) {
-            base.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
+            base.attention(q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
         }
     }
     open func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {

@@ -92,11 +92,12 @@ extension NullBackend {
     // MARK: Attention
 
     public func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
     ) -> Tensor {
         check(
             q.shape.rank == 3 && k.shape == v.shape && k.shape.tail == q.shape.tail
-                && lastKeyCount >= 1,
+                && lastKeyCounts.count <= min(2, k.shape[0])
+                && lastKeyCounts.allSatisfy { $0 >= 1 },
             "attention", q.shape, k.shape, v.shape)
         return noting(
             "attention", [q, k, v], result(q.shape, q.dtype),

@@ -89,9 +89,9 @@ struct GoldenTests {
 /// A CPU whose dense attention is half a percent too large in f32.
 private final class Louder: ForwardingBackend {
     override func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
     ) -> Tensor {
-        let y = base.attention(q, k, v, scale: scale, lastKeyCount: lastKeyCount)
+        let y = base.attention(q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
         return y.dtype == .f32 ? Tensor(y.floats().map { $0 * 1.005 }, y.shape) : y
     }
 }

@@ -5,12 +5,13 @@ import Tensors
 
 extension Definitions {
     /// softmax(q k^T * scale) v; see `Backend.attention`.
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int) -> Tensor
+    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int])
+        -> Tensor
     {
-        let multiplicity = logf(Float(lastKeyCount))
-        let keys = k.shape[0]
+        let multiplicities = lastKeyCounts.map { logf(Float($0)) }
+        let first = k.shape[0] - multiplicities.count
         return attention(q, k, v, scale: scale) { logits, _, _ in
-            if lastKeyCount > 1 { logits[keys - 1] += multiplicity }
+            for (index, x) in multiplicities.enumerated() { logits[first + index] += x }
         }
     }
 

@@ -4,13 +4,15 @@ public import Tensors
 
 extension CUDABackend {
     public func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
     ) -> Tensor {
         checkAttention("attention", q, k, v)
-        ensure(lastKeyCount >= 1, "attention: lastKeyCount \(lastKeyCount)")
+        ensure(
+            lastKeyCounts.count <= min(2, k.shape[0]) && lastKeyCounts.allSatisfy { $0 >= 1 },
+            "attention: the last of \(k.shape[0]) keys count \(lastKeyCounts) times")
         let out = tensor(q.shape, q.dtype)
         let arguments = AttentionArguments(
-            q, k, v, out: out, scale: scale, lastKeyCount: lastKeyCount)
+            q, k, v, out: out, scale: scale, lastKeyCounts: lastKeyCounts)
         context.attention(arguments, q.dtype, .all)
         return out
     }

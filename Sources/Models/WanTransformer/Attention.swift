@@ -104,7 +104,7 @@ struct CrossAttention {
         let (tokens, dim) = (q.shape[0], q.shape[1])
         return device.attention(
             q.reshaped([tokens, heads, dim / heads]), text.key, text.value,
-            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCount: text.lastKeyCount
+            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts
         ).reshaped([tokens, dim])
     }
 }
@@ -112,8 +112,8 @@ struct CrossAttention {
 /// What one block's cross attention sees of a prompt. key, value: [rows, heads, headDim]
 struct TextKeys {
     let key, value: Tensor
-    /// The last row stands for this many equal ones: the padding of the text.
-    let lastKeyCount: Int
+    /// The last rows stand for so many equal ones: the padding of the text.
+    let lastKeyCounts: [Int]
 }
 
 /// Makes the keys and values of one block's cross attention: used once for each prompt, not in
@@ -138,15 +138,21 @@ struct TextProjection {
         norms = options.norms
     }
 
-    /// text: [rows, dim], after the text embedding
-    func callAsFunction(_ text: Tensor, lastKeyCount: Int, on device: any Backend) -> TextKeys {
-        let (rows, dim) = (text.shape[0], text.shape[1])
-        let split: Shape = [rows, heads, dim / heads]
+    /// text: parts [rows, dim], after the text embedding; together they are the rows of the keys
+    func callAsFunction(_ text: [Tensor], lastKeyCounts: [Int], on device: any Backend)
+        -> TextKeys
+    {
+        func projected(_ linear: Linear) -> Tensor {
+            let parts = text.map { linear($0, on: device) }
+            return parts.count == 1 ? parts[0] : device.concatenate(parts)
+        }
         let key = device.rmsNorm(
-            k(text, on: device), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
+            projected(k), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
+        let (rows, dim) = (key.shape[0], key.shape[1])
+        let split: Shape = [rows, heads, dim / heads]
         return TextKeys(
-            key: key.reshaped(split), value: v(text, on: device).reshaped(split),
-            lastKeyCount: lastKeyCount)
+            key: key.reshaped(split), value: projected(v).reshaped(split),
+            lastKeyCounts: lastKeyCounts)
     }
 }
