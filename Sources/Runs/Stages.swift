@@ -114,16 +114,15 @@ extension Walk {
                 latents, step in
                 let modulation = model.modulation(at: step.timestep, on: device)
                 let answers = (0..<run.samples).map { sample in
-                    let parts = [latents[sample]] + (state.conditioning.map { [$0] } ?? [])
+                    let parts = [device.entry(latents, sample)] + (state.conditioning.map { [$0] } ?? [])
                     let answer = model(parts, modulation, contexts.positive, on: device)
                     guard let negative = contexts.negative else { return answer }
                     return guided(
                         answer, away: model(parts, modulation, negative, on: device),
                         by: run.request.sampling.guidance, on: device)
                 }
-                return answers.count == 1
-                    ? answers[0].reshaped(latents.shape)
-                    : device.concatenate(answers).reshaped(latents.shape)
+                return device.reshape(
+                    answers.count == 1 ? answers[0] : device.concatenate(answers), latents.shape)
             }
         }
         (state.denoiser, state.noise) = (denoiser, noise)

@@ -201,7 +201,7 @@ extension Walk {
         case .text:
             guard let texts = state.texts else { return }
             func rows(_ text: TextEmbedding) -> Tensor {
-                device.read(text.rows.slice(0..<text.count))
+                device.read(device.slice(text.rows, 0..<text.count))
             }
             write(
                 save.text,

@@ -192,15 +192,15 @@ extension OperationTable.Builder {
                 let v = random.normal([keys, heads, headDim], as: dtype)
                 let scale = 1 / Float(headDim).squareRoot()
                 let size = "\(dtype) \(queries)x\(keys)x\(heads)x\(headDim)"
-                for count in [1, 480] {
+                for counts in keys == 1 ? [[], [480]] : [[], [480], [20, 384]] {
                     add(
-                        "attention", "\(size) last key x\(count)",
+                        "attention", "\(size) last keys x\(counts)",
                         dtype == .f32 ? single : Tolerance(relativeL2: 1e-2)
                     ) {
                         [
                             $0.attention(
                                 $0.place(q, as: dtype), $0.place(k, as: dtype),
-                                $0.place(v, as: dtype), scale: scale, lastKeyCount: count)
+                                $0.place(v, as: dtype), scale: scale, lastKeyCounts: counts)
                         ]
                     }
                 }
@@ -276,7 +276,7 @@ extension OperationTable.Builder {
             let table = random.normal([300, 40], as: dtype)
             let ids = random.integers(37, below: 300)
             add("embedding", "\(dtype)", .exact) {
-                [$0.embedding(ids, table: $0.place(table, as: dtype))]
+                [$0.embedding(ids, hostTable: table, as: dtype)]
             }
             let latents = random.normal([16, 3, 6, 10])
             let conditioning = random.normal([20, 3, 6, 10])

@@ -57,16 +57,24 @@ import Testing
         #expect(relativeDifference(half.floats(), expected) < 1e-2)
     }
 
-    @Test func aRepeatedLastKeyCountsAsOftenAsItSays() {
+    @Test func repeatedLastKeysCountAsOftenAsTheySay() {
         var random = Random(9)
         let q = random.tensor([11, 2, 32])
         let (k, v) = (random.tensor([6, 2, 32]), random.tensor([6, 2, 32]))
-        func padded(_ x: Tensor) -> Tensor {
-            device.concatenate([x] + (0..<18).map { _ in x.slice(5..<6) })
+        for counts in [[19], [7, 19]] {
+            func padded(_ x: Tensor) -> Tensor {
+                let first = 6 - counts.count
+                return device.concatenate(
+                    [x.slice(0..<first)]
+                        + counts.enumerated().flatMap { index, count in
+                            [Tensor](
+                                repeating: x.slice(first + index..<first + index + 1), count: count)
+                        })
+            }
+            let y = device.attention(q, k, v, scale: 0.2, lastKeyCounts: counts)
+            let expected = device.attention(q, padded(k), padded(v), scale: 0.2)
+            #expect(relativeDifference(y, expected) < 1e-6)
         }
-        let y = device.attention(q, k, v, scale: 0.2, lastKeyCount: 19)
-        let expected = device.attention(q, padded(k), padded(v), scale: 0.2)
-        #expect(relativeDifference(y, expected) < 1e-6)
     }
 
     @Test func distancesFallIntoTheirBuckets() {

@@ -145,9 +145,10 @@ import Testing
             let k = random.tensor([size.keys, size.heads, size.dim], dtype)
             let v = random.tensor([size.keys, size.heads, size.dim], dtype)
             let scale = 2 / Float(size.dim).squareRoot()
-            expectClose(dtype, bf16: 6e-3) { $0.attention(q, k, v, scale: scale, lastKeyCount: 1) }
-            expectClose(dtype, bf16: 6e-3) {
-                $0.attention(q, k, v, scale: scale, lastKeyCount: 435)
+            for counts in [[], [435], [28, 384]] where counts.count <= size.keys {
+                expectClose(dtype, bf16: 6e-3) {
+                    $0.attention(q, k, v, scale: scale, lastKeyCounts: counts)
+                }
             }
             let table = random.tensor([32, size.heads], .f32)
             expectClose(dtype, bf16: 6e-3) { $0.relativeAttention(k, k, v, table: table) }

@@ -2,9 +2,10 @@
 
 import CPU
 import Checkpoints
-import Models
 import Tensors
 import Testing
+
+@testable import Models
 
 @Suite struct WanTransformerTests {
     static let dense =
@@ -66,6 +67,49 @@ import Testing
         let all = velocity(realRows: 512)
         #expect(relativeError(all.floats(), velocity(realRows: 9).floats()) < 2e-6)
         #expect(relativeError(all.floats(), velocity(realRows: 10).floats()) < 2e-6)
+    }
+
+    @Test(
+        "rows of padding count as often as they stand, in int8 too",
+        arguments: [0, 9, 128, 130, 511])
+    func quantizedPadding(count: Int) throws {
+        let golden = try #require(Self.quantized.first)
+        let device = CPUBackend()
+        let net = try transformer(
+            golden, .bf16, .sparse(SparseAttention(topK: 1, arithmetic: .exact)), .exact, device)
+        let tensors = try golden.tensors()
+        let words = try tensors.need("in.context")[0].converted(to: .f32)
+        // Words of different sizes: they decide the scales of their block.
+        let rows = (0..<count).map { row in
+            device.combine(
+                [words.slice(row % 64..<row % 64 + 1)], [1 + Double(row % 7)], as: .f32)
+        }
+        let padded = device.concatenate(rows + [.zeros([512 - count, words.shape[1]], .f32)])
+        let x = try tensors.need("in.x")[0].converted(to: .f32)
+        func prepared(realRows: Int) -> WanTransformer.Context {
+            net.prepare(
+                TextEmbedding(rows: padded.converted(to: .bf16), count: realRows), size: size(x),
+                on: device)
+        }
+        let (all, counted) = (prepared(realRows: 512), prepared(realRows: count))
+        for (all, counted) in zip(all.text, counted.text) {
+            let last = counted.lastKeyCounts
+            #expect(last.reduce(counted.key.shape[0], +) - last.count == 512)
+            func repeated(_ x: Tensor) -> Tensor {
+                let first = x.shape[0] - last.count
+                return device.concatenate(
+                    [x.slice(0..<first)]
+                        + zip(first..., last).flatMap { row, count in
+                            [Tensor](repeating: x.slice(row..<row + 1), count: count)
+                        })
+            }
+            #expect(device.equalBits(repeated(counted.key), all.key))
+            #expect(device.equalBits(repeated(counted.value), all.value))
+        }
+        func velocity(_ text: WanTransformer.Context) -> [Float] {
+            net([x], timestep: 500, text, on: device).floats()
+        }
+        #expect(relativeError(velocity(all), velocity(counted)) < 1e-2)
     }
 
     @Test("a checkpoint of another model is refused with what is missing")

@@ -18,7 +18,6 @@ INLINE void soften(const struct cpu_attention_job *job, float *logits, uint16_t 
                    size_t rows, size_t first_query, const int32_t *blocks, size_t count, float *top,
                    float *total, float *factor) {
     const __m512 scale = _mm512_set1_ps(job->scale);
-    const size_t last_key = job->keys - 1;
     for (size_t i = 0; i < rows; i++) {
         float *row = logits + i * ROW;
         __m512 best = _mm512_set1_ps(-INFINITY);
@@ -43,9 +42,12 @@ INLINE void soften(const struct cpu_attention_job *job, float *logits, uint16_t 
             for (size_t j = 0; j < KEYS; j += LANES) {
                 __m512 p = exp_f32(_mm512_sub_ps(_mm512_loadu_ps(row + b * KEYS + j), highest));
                 const size_t key = (size_t)blocks[b] * KEYS + j;
-                if (key <= last_key && last_key < key + LANES)
-                    p = _mm512_mask_mul_ps(p, (__mmask16)(1u << (last_key - key)), p,
-                                           _mm512_set1_ps(job->last_key_count));
+                for (size_t n = 0; n < 2; n++) {
+                    const size_t last = job->keys - 2 + n;
+                    if (key <= last && last < key + LANES)
+                        p = _mm512_mask_mul_ps(p, (__mmask16)(1u << (last - key)), p,
+                                               _mm512_set1_ps(job->last_key_counts[n]));
+                }
                 sum = _mm512_add_ps(sum, p);
                 if (job->kind == CPU_BF16)
                     _mm256_storeu_si256((__m256i *)(weights + i * ROW + b * KEYS + j),

@@ -115,8 +115,8 @@ struct cpu_attention_job {
     /// The same for values, by `cpu_pack_rows` with columns = head_dim, inner = 64.
     const void *packed_values;
     float scale;
-    /// The last key counts so often.
-    float last_key_count;
+    /// The last two keys count so often.
+    float last_key_counts[2];
     /// Added to the scaled logit of query i and key j: bias[j - i]; NULL for none.
     const float *_Nullable bias;
 };

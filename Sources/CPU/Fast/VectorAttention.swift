@@ -8,27 +8,25 @@ extension VectorOperations {
     /// Keys in a block of the kernels.
     private static let block = 64
 
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCount: Int)
-        -> Tensor?
-    {
-        guard let operands = AttentionOperands(q, k, v, definitions) else { return nil }
-        return attend(operands, scale: scale, lastKeyCount: lastKeyCount, bias: nil)
+    func attention(_ o: Operation.Attention) -> Tensor? {
+        guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
+        return attend(operands, scale: o.scale, lastKeyCounts: o.lastKeyCounts, bias: nil)
     }
 
-    func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor? {
-        guard let operands = AttentionOperands(q, k, v, definitions) else { return nil }
-        let (count, heads) = (q.shape[0], q.shape[1])
-        let table = definitions.vector(table)
+    func relativeAttention(_ o: Operation.RelativeAttention) -> Tensor? {
+        guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
+        let (count, heads) = (o.q.shape[0], o.q.shape[1])
+        let table = definitions.vector(o.table)
         // Bias of every distance key - query, from -(count - 1) up. [heads, 2 count - 1]
         let bias = (0..<heads).flatMap { head in
             (1 - count..<count).map { table[Definitions.bucket($0) * heads + head] }
         }
-        return attend(operands, scale: 1, lastKeyCount: 1, bias: bias)
+        return attend(operands, scale: 1, lastKeyCounts: [], bias: bias)
     }
 
     /// Every query with every key.
     private func attend(
-        _ operands: AttentionOperands, scale: Float, lastKeyCount: Int, bias: [Float]?
+        _ operands: AttentionOperands, scale: Float, lastKeyCounts: [Int], bias: [Float]?
     ) -> Tensor {
         let (queries, heads) = (operands.q.shape[0], operands.q.shape[1])
         let result = definitions.memory.tensor(operands.q.shape, operands.q.dtype)
@@ -41,16 +39,14 @@ extension VectorOperations {
                 let first = index % chunks * step
                 operands.attend(
                     head: head, queries: first..<min(queries, first + step), blocks: blocks[...],
-                    scale: scale, lastKeyCount: lastKeyCount, bias: bias, into: result)
+                    scale: scale, lastKeyCounts: lastKeyCounts, bias: bias, into: result)
             }
         }
         return result
     }
 
-    func sparseLinearAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor? {
+    func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor? {
+        let (q, k, v, spec) = (o.q, o.k, o.v, o.spec)
         // The arithmetic of the 8-bit kernels is only defined where it is emulated.
         if case .sage = spec.arithmetic { return nil }
         guard spec.keyBlock % Self.block == 0, q.shape[2] <= Int(CPU_LARGEST_LINEAR_HEAD) else {
@@ -65,8 +61,8 @@ extension VectorOperations {
         else { return nil }
         let sparse = sparseBranch(operands, map.indices, spec)
         return linearBranch(
-            operands, k: definitions.converted(k, to: inner), projection: projection.matrix,
-            bias: bias, added: sparse, as: q.dtype)
+            operands, k: definitions.converted(k, to: inner), projection: o.projection.matrix,
+            bias: o.bias, added: sparse, as: q.dtype)
     }
 
     /// Each query block with its selected key blocks. indices: i32 [heads, queryBlocks, selected]
@@ -95,7 +91,7 @@ extension VectorOperations {
                 operands.attend(
                     head: head, queries: first..<last,
                     blocks: blocks.prefix { $0 < Int32(operands.blocks) }, scale: scale,
-                    lastKeyCount: 1, bias: nil, into: result)
+                    lastKeyCounts: [], bias: nil, into: result)
             }
         }
         return withExtendedLifetime(indices) { result }
@@ -156,15 +152,18 @@ struct AttentionOperands {
     /// softmax(q k^T * scale + bias) v of some queries of one head over some blocks of keys,
     /// ascending. bias: [heads, 2 L - 1]; result: [Lq, heads, headDim]
     func attend(
-        head: Int, queries: Range<Int>, blocks: ArraySlice<Int32>, scale: Float, lastKeyCount: Int,
-        bias: [Float]?, into result: Tensor
+        head: Int, queries: Range<Int>, blocks: ArraySlice<Int32>, scale: Float,
+        lastKeyCounts: [Int], bias: [Float]?, into result: Tensor
     ) {
         let (heads, dim) = (q.shape[1], q.shape[2])
         func run(_ bias: UnsafePointer<Float>?) {
             var job = cpu_attention_job(
                 kind: kind, head_dim: dim, keys: keys, stride: heads * dim * q.dtype.byteCount,
                 packed_keys: packedKeys(head), packed_values: packedValues(head), scale: scale,
-                last_key_count: Float(lastKeyCount), bias: bias)
+                last_key_counts: (
+                    lastKeyCounts.count > 1 ? Float(lastKeyCounts[0]) : 1,
+                    Float(lastKeyCounts.last ?? 1)
+                ), bias: bias)
             let size = result.dtype.byteCount
             scratch(cpu_attention_scratch(dim, queries.count)) { memory in
                 blocks.withUnsafeBufferPointer {

@@ -7,15 +7,16 @@ internal import Tensors
 struct AttentionArguments: BitwiseCopyable {
     var q, k, v, out, addend, table, indices: DevicePointer
     var queries, keys, heads, dim: Int32
-    var scale, lastKey: Float
+    var scale: Float
+    var lastKeys: InlineArray<2, Float>
     var selected, queryBlock, keyBlock: Int32
-    var padding: Int32 = 0
 
     /// - Parameters:
     ///   - scale: of the logits, natural.
-    ///   - lastKeyCount: how often the last key counts.
+    ///   - lastKeyCounts: how often the last keys count; at most two of them.
     init(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, out: Tensor, scale: Float, lastKeyCount: Int = 1
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, out: Tensor, scale: Float,
+        lastKeyCounts: [Int] = []
     ) {
         self.q = q.pointer
         self.k = k.pointer
@@ -28,9 +29,11 @@ struct AttentionArguments: BitwiseCopyable {
         keys = Int32(k.shape[0])
         heads = Int32(q.shape[1])
         dim = Int32(q.shape[2])
-        self.scale = scale * log2e
+        let scale = scale * log2e
+        self.scale = scale
         // Of the scaled logits, in units of the unscaled ones.
-        lastKey = lastKeyCount == 1 ? 0 : Float(log2(Double(lastKeyCount))) / self.scale
+        let last = ([1, 1] + lastKeyCounts).suffix(2).map { Float(log2(Double($0))) / scale }
+        lastKeys = [last[0], last[1]]
         selected = 0
         queryBlock = 1
         keyBlock = 1

@@ -19,13 +19,13 @@ extension SelfTest {
         var cases: [SelfTestCase] = []
         func add(
             _ kernel: DenseKernel, _ dtype: DType, _ queries: Int, _ keys: Int, _ heads: Int,
-            _ dim: Int, last: Int = 1, timed: Bool = false
+            _ dim: Int, last: [Int] = [], timed: Bool = false
         ) {
             cases.append(
                 denseCase(kernel, dtype, queries, keys, heads, dim, last: last, timed: timed))
         }
         for (queries, keys, heads) in [(1, 1, 1), (77, 130, 2), (300, 61, 3), (1000, 515, 2)] {
-            let last = keys == 61 ? 452 : 1
+            let last = keys == 61 ? [452] : keys == 130 ? [71, 3] : keys == 515 ? [90, 300] : []
             for dim in [64, 96, 128, 384] {
                 add(.simt, .f32, queries, keys, heads, dim, last: last)
                 add(.simt, .bf16, queries, keys, heads, dim, last: last)
@@ -37,7 +37,7 @@ extension SelfTest {
         for kernel in [DenseKernel.hopper, .mma] {
             add(kernel, .bf16, 32760, 32760, 12, 128, timed: true)
             add(kernel, .bf16, 32760, 512, 12, 128, timed: true)
-            add(kernel, .bf16, 32760, 61, 12, 128, last: 452, timed: true)
+            add(kernel, .bf16, 32760, 61, 12, 128, last: [68, 384], timed: true)
             add(kernel, .bf16, 32760, 32760, 12, 64, timed: true)
         }
         add(.hopper, .bf16, 75600, 512, 40, 128, timed: true)
@@ -50,11 +50,11 @@ extension SelfTest {
 
     private static func denseCase(
         _ kernel: DenseKernel, _ dtype: DType, _ queries: Int, _ keys: Int, _ heads: Int,
-        _ dim: Int, last: Int, timed: Bool
+        _ dim: Int, last: [Int], timed: Bool
     ) -> SelfTestCase {
         let name =
             "attention \(kernel) \(dtype) \(queries)x\(keys) \(heads) heads of \(dim)"
-            + (last > 1 ? " last x\(last)" : "")
+            + (last.isEmpty ? "" : " last x\(last)")
         return SelfTestCase(name) { context in
             if kernel == .hopper, context.properties.architecture != .hopper {
                 return .notOnThisCard
@@ -67,7 +67,7 @@ extension SelfTest {
             context.stream.fill(out.pointer, with: 0xff, byteCount: out.byteCount)
             let scale = 1 / Float(dim).squareRoot()
             let arguments = AttentionArguments(
-                q.tensor, k.tensor, v.tensor, out: out, scale: scale, lastKeyCount: last)
+                q.tensor, k.tensor, v.tensor, out: out, scale: scale, lastKeyCounts: last)
             func run() {
                 switch kernel {
                 case .simt: context.simtAttention(arguments, dtype, .all)
@@ -80,7 +80,8 @@ extension SelfTest {
             try context.synchronize()
             let comparison = compare(backend.read(out), queries, heads, dim, keys) { row, head in
                 attentionRow(q, k, v, row, head) { key, logit in
-                    logit * Double(scale) + (key == keys - 1 ? log(Double(last)) : 0)
+                    let counted = key - (keys - last.count)
+                    return logit * Double(scale) + (counted < 0 ? 0 : log(Double(last[counted])))
                 }
             }
             var result = SelfTestResult(

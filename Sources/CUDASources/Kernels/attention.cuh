@@ -22,15 +22,21 @@ struct AttentionArguments {
     int queries, keys, heads, dim;
     /// Of the logits, times log2(e).
     float scale;
-    /// log2 of how often the last key counts, divided by `scale`.
-    float last_key;
+    /// log2 of how often the last two keys count, divided by `scale`.
+    float last_keys[2];
     int selected, query_block, key_block;
-    int padding;
 };
+
+/// What is added to the logits of `key`: how often it counts; keys past the end never do. Only tiles that
+/// reach to one of the last two keys have to ask.
+DEVICE float multiplicity(const AttentionArguments& a, int key) {
+    const int left = a.keys - key;
+    return left > 2 ? 0.0f : left == 2 ? a.last_keys[0] : left == 1 ? a.last_keys[1] : -kInfinity;
+}
 
 /// Which keys a query sees.
 enum class Keys {
-    /// All of them; the last one with its multiplicity.
+    /// All of them; the last two with their multiplicities.
     all,
     /// All of them, with umT5's position bias.
     relative,

@@ -93,15 +93,11 @@ attention_mma(const AttentionArguments a) {
                 }
             }
         }
-        if (key + kBlock >= a.keys) {
+        if (key + kBlock > a.keys - 2) {
 #pragma unroll
             for (int j = 0; j < kBlock / 8; j++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int at = column + 8 * j + i % 2;
-                    if (kKeys == Keys::all && at == a.keys - 1) s[j][i] += a.last_key;
-                    if (at >= a.keys) s[j][i] = -kInfinity;
-                }
+                for (int i = 0; i < 4; i++) s[j][i] += multiplicity(a, column + 8 * j + i % 2);
             }
         }
 #pragma unroll

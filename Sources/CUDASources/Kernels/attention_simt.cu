@@ -83,11 +83,10 @@ attention_simt(const AttentionArguments a) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int column = key + lane + 8 * j;
-                if (kKeys == Keys::all && column == a.keys - 1) s[i][j] += a.last_key;
                 if (kKeys == Keys::relative && column < a.keys) {
                     s[i][j] += a.table[position_bucket(column - row) * a.heads + head];
                 }
-                s[i][j] = column < a.keys ? s[i][j] * a.scale : -kInfinity;
+                s[i][j] = (s[i][j] + multiplicity(a, column)) * a.scale;
                 largest = fmaxf(largest, s[i][j]);
             }
             largest = fmaxf(maximum[i], warp_max<8>(largest));

@@ -131,13 +131,9 @@ struct Softmax {
     /// s: logits → probabilities relative to the new maximum. Returns the decay of what was before.
     DEVICE void step(float (&s)[kBlock / 2], int key, const AttentionArguments& a, float (&decay)[2]) {
         const int column = key + 2 * (lane_id() % 4);
-        if (key + kBlock >= a.keys) {
+        if (key + kBlock > a.keys - 2) {
 #pragma unroll
-            for (int i = 0; i < kBlock / 2; i++) {
-                const int at = column + i / 4 * 8 + i % 2;
-                if (kKeys == Keys::all && at == a.keys - 1) s[i] += a.last_key;
-                if (at >= a.keys) s[i] = -kInfinity;
-            }
+            for (int i = 0; i < kBlock / 2; i++) s[i] += multiplicity(a, column + i / 4 * 8 + i % 2);
         }
 #pragma unroll
         for (int r = 0; r < 2; r++) {

@@ -79,15 +79,11 @@ attention_wide(const AttentionArguments a) {
             }
         }
         const int column = key + half * kKeys + 2 * (lane % 4);
-        if (key + kBlock >= a.keys) {
+        if (key + kBlock > a.keys - 2) {
 #pragma unroll
             for (int j = 0; j < kKeys / 8; j++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int at = column + 8 * j + i % 2;
-                    if (at == a.keys - 1) s[j][i] += a.last_key;
-                    if (at >= a.keys) s[j][i] = -kInfinity;
-                }
+                for (int i = 0; i < 4; i++) s[j][i] += multiplicity(a, column + 8 * j + i % 2);
             }
         }
         float largest[2];

@@ -47,8 +47,9 @@ struct SelfAttention {
         _ y: consuming Tensor, rope: RotaryTable, on device: any Backend
     ) -> Tensor {
         let (q, k) = queryKey(y, rope: rope, on: device)
-        let v = v(consume y, on: device).reshaped(q.shape)
-        return attend(q, k, v, on: device).reshaped([q.shape[0], heads * q.shape[2]])
+        let v = device.reshape(v(consume y, on: device), q.shape)
+        return device.reshape(
+            attend(q, k, v, on: device), [q.shape[0], heads * q.shape[2]])
     }
 
     /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
@@ -102,18 +103,18 @@ struct CrossAttention {
             q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
         let (tokens, dim) = (q.shape[0], q.shape[1])
-        return device.attention(
-            q.reshaped([tokens, heads, dim / heads]), text.key, text.value,
-            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCount: text.lastKeyCount
-        ).reshaped([tokens, dim])
+        let attended = device.attention(
+            device.reshape(q, [tokens, heads, dim / heads]), text.key, text.value,
+            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts)
+        return device.reshape(attended, [tokens, dim])
     }
 }
 
 /// What one block's cross attention sees of a prompt. key, value: [rows, heads, headDim]
 struct TextKeys {
     let key, value: Tensor
-    /// The last row stands for this many equal ones: the padding of the text.
-    let lastKeyCount: Int
+    /// The last rows stand for so many equal ones: the padding of the text.
+    let lastKeyCounts: [Int]
 }
 
 /// Makes the keys and values of one block's cross attention: used once for each prompt, not in
@@ -138,15 +139,21 @@ struct TextProjection {
         norms = options.norms
     }
 
-    /// text: [rows, dim], after the text embedding
-    func callAsFunction(_ text: Tensor, lastKeyCount: Int, on device: any Backend) -> TextKeys {
-        let (rows, dim) = (text.shape[0], text.shape[1])
-        let split: Shape = [rows, heads, dim / heads]
+    /// text: parts [rows, dim], after the text embedding; together they are the rows of the keys
+    func callAsFunction(_ text: [Tensor], lastKeyCounts: [Int], on device: any Backend)
+        -> TextKeys
+    {
+        func projected(_ linear: Linear) -> Tensor {
+            let parts = text.map { linear($0, on: device) }
+            return parts.count == 1 ? parts[0] : device.concatenate(parts)
+        }
         let key = device.rmsNorm(
-            k(text, on: device), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
+            projected(k), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
+        let (rows, dim) = (key.shape[0], key.shape[1])
+        let split: Shape = [rows, heads, dim / heads]
         return TextKeys(
-            key: key.reshaped(split), value: v(text, on: device).reshaped(split),
-            lastKeyCount: lastKeyCount)
+            key: device.reshape(key, split), value: device.reshape(projected(v), split),
+            lastKeyCounts: lastKeyCounts)
     }
 }

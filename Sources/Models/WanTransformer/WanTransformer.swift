@@ -71,17 +71,26 @@ extension WanTransformer {
     ///
     /// Cross attention has no mask: all rows of the text attend, and those past the prompt are zero
     /// here and equal after any row-wise layer. They are projected once, and that row is counted
-    /// `textLength - count` times.
+    /// `textLength - count` times. Where 128 rows share the scales of their int8 codes, padding in the prompt's last
+    /// block is not equal to padding in blocks of its own: two rows are projected, apart, and counted.
     /// text.rows: [textLength, textDim] in the dtype of activations
     public func prepare(
         _ text: TextEmbedding, size: (t: Int, h: Int, w: Int), on device: any Backend
     ) -> Context {
-        let distinct = min(text.count + 1, text.rows.shape[0])
-        let lastKeyCount = text.rows.shape[0] - distinct + 1
-        let embedded = embed(text.rows.slice(0..<distinct), on: device)
+        let (count, length) = (text.count, text.rows.shape[0])
+        let isBlocked =
+            ([textEmbedding.first, textEmbedding.second] + textProjections.flatMap { [$0.k, $0.v] })
+            .contains { $0.inputFormat == .int8Blocks }
+        let side = isBlocked ? Int8Blocks.side : length
+        let shared = min(length, (max(count, 1) + side - 1) / side * side) - count
+        let apart = length - count - shared
+        var parts = [device.slice(text.rows, 0..<count + min(shared, 1))]
+        if apart > 0 { parts.append(device.slice(text.rows, count..<count + 1)) }
+        let embedded = parts.map { embed($0, on: device) }
         let keys = textProjections.map { projection in
             device.require(projection.group)
-            return projection(embedded, lastKeyCount: lastKeyCount, on: device)
+            return projection(
+                embedded, lastKeyCounts: [shared, apart].filter { $0 > 0 }, on: device)
         }
         return Context(
             text: keys,
@@ -136,14 +145,15 @@ extension WanTransformer {
     ) {
         device.require(blocks[index].group)
         blocks[index](
-            &x, modulation.blocks[index], context.text[index], context.rope, on: device)
+            &x, device.entry(modulation.blocks, index), context.text[index], context.rope,
+            on: device)
     }
 
     /// The head, in f32. x: [tokens, dim] → f32 [tokens, 4 * outputChannels]
     public func project(_ x: Tensor, _ modulation: Modulation, on device: any Backend) -> Tensor {
         head(
             device.modulatedLayerNorm(
-                x, shift: modulation.head[0], scale: modulation.head[1],
+                x, shift: device.entry(modulation.head, 0), scale: device.entry(modulation.head, 1),
                 epsilon: WanTransformer.epsilon, kind: .exact, format: .plain, dtype: .f32),
             on: device)
     }
@@ -154,10 +164,11 @@ extension WanTransformer {
         _ x: Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
         on device: any Backend
     ) -> (q: Tensor, k: Tensor) {
-        let (block, m) = (blocks[index], modulation.blocks[index])
+        let (block, m) = (blocks[index], device.entry(modulation.blocks, index))
         device.require(block.group)
         return block.attention.queryKey(
-            block.normed(x, m[0], m[1], for: block.attention.q, on: device), rope: context.rope,
-            on: device)
+            block.normed(
+                x, device.entry(m, 0), device.entry(m, 1), for: block.attention.q, on: device),
+            rope: context.rope, on: device)
     }
 }

@@ -68,9 +68,9 @@ extension WanVAE {
             let (count, step) = (video.shape[0], config.stride.t)
             ensure((count - 1) % step == 0, "WanVAE: \(count) frames are not \(step)n + 1")
             let stream = CausalStream(stages, on: device)
-            var means = [stream(video.slice(0..<1))]
+            var means = [stream(device.slice(video, 0..<1))]
             for start in stride(from: 1, to: count, by: step) {
-                means.append(stream(video.slice(start..<start + step)))
+                means.append(stream(device.slice(video, start..<start + step)))
             }
             return normalized(means, on: device)
         }
@@ -92,7 +92,7 @@ extension WanVAE {
                 "WanVAE: \(frameCount) frames are not \(step)n + 1")
             let (height, width) = (picture.shape[0], picture.shape[1])
             let stream = CausalStream(stages, on: device)
-            var means = [stream(picture.reshaped([1, height, width, 3]))]
+            var means = [stream(device.reshape(picture, [1, height, width, 3]))]
             let count = 1 + (frameCount - 1) / step
             func report() {
                 afterChunk(
