@@ -11,8 +11,11 @@ public enum DetectedModel: Sendable, Hashable {
     /// nil where no part of any known model is there.
     /// - Parameter heads: of a transformer whose head width is not 128 and whose file does not tell
     ///   it.
-    public init?(_ checkpoint: any Checkpoint, heads: Int? = nil) {
-        if let model = WanTransformerArchitecture(detecting: checkpoint, heads: heads) {
+    /// - Parameter patch: of a transformer, rows and columns of latents that make one token.
+    public init?(_ checkpoint: any Checkpoint, heads: Int? = nil, patch: Int = 2) {
+        let transformer = WanTransformerArchitecture(
+            detecting: checkpoint, heads: heads, patch: patch)
+        if let model = transformer {
             self = .wanTransformer(model)
         } else if let model = UMT5Architecture(detecting: checkpoint) {
             self = .umT5(model)

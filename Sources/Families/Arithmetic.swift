@@ -55,8 +55,10 @@ public struct Arithmetic: Sendable, Hashable, Codable {
     /// What the transformer is asked to do.
     /// - Parameters:
     ///   - sage: whose 8-bit arithmetic SageSLA uses.
-    ///   - heads: nil: width / 128.
-    public func transformerOptions(sage: SageArchitecture, heads: Int?) -> WanTransformerOptions {
+    ///   - family: tells the heads and patches that a checkpoint may not tell.
+    public func transformerOptions(sage: SageArchitecture, family: Family)
+        -> WanTransformerOptions
+    {
         let kind: SelfAttentionKind =
             switch attention {
             case .original: .original
@@ -65,6 +67,7 @@ public struct Arithmetic: Sendable, Hashable, Codable {
                     SparseAttention(topK: topK, arithmetic: precision == .f32 ? .exact : .bf16))
             case .sagesla: .sparse(SparseAttention(topK: topK, arithmetic: .sage(sage)))
             }
-        return WanTransformerOptions(attention: kind, norms: norms, heads: heads)
+        return WanTransformerOptions(
+            attention: kind, norms: norms, heads: family.heads, patch: family.geometry.patch)
     }
 }

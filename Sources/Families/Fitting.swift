@@ -45,7 +45,8 @@ extension ModelSource {
     /// - Throws: ``FittingError`` where the file holds something else.
     public func transformerSizes(_ part: ModelPart) throws -> WanTransformerArchitecture {
         let checkpoint = try checkpoint(part)
-        let found = DetectedModel(checkpoint, heads: family.heads)
+        let found = DetectedModel(
+            checkpoint, heads: family.heads, patch: family.geometry.patch)
         guard case .wanTransformer(let sizes) = found else {
             throw FittingError.wrongKind(
                 path: checkpoint.path, expected: "a Wan transformer",

@@ -72,7 +72,7 @@ extension Run {
         case .transformer, .lowNoiseTransformer:
             return .transformer(
                 try WanTransformer(
-                    weights, arithmetic.transformerOptions(sage: sage, heads: family.heads)))
+                    weights, arithmetic.transformerOptions(sage: sage, family: family)))
         }
     }
 

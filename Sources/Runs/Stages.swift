@@ -75,9 +75,8 @@ extension Walk {
     ) {
         guard let texts = state.texts else { programmingError("projectText without a text") }
         let model = state.transformer(part)
-        let size = run.latents
         func project(_ text: TextEmbedding) -> WanTransformer.Context {
-            model.prepare(text, size: (size.t, size.h, size.w), on: device)
+            model.prepare(text, size: run.latents, on: device)
         }
         let contexts = (project(texts.positive), texts.negative.map(project))
         // Takes the memory of all blocks, which may last, so that the first step does not wait for it.
@@ -114,7 +113,8 @@ extension Walk {
                 latents, step in
                 let modulation = model.modulation(at: step.timestep, on: device)
                 let answers = (0..<run.samples).map { sample in
-                    let parts = [device.entry(latents, sample)] + (state.conditioning.map { [$0] } ?? [])
+                    let parts =
+                        [device.entry(latents, sample)] + (state.conditioning.map { [$0] } ?? [])
                     let answer = model(parts, modulation, contexts.positive, on: device)
                     guard let negative = contexts.negative else { return answer }
                     return guided(

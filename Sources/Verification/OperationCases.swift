@@ -113,7 +113,7 @@ func checkPatchify(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) 
     }
     try checks.compare("out.tokens", tokens, in: fixture)
     let head = try fixture.f32("in.head")
-    let size = (t: x.shape[2], h: x.shape[3], w: x.shape[4])
+    let size = Extent(t: x.shape[2], h: x.shape[3], w: x.shape[4])
     let latents = (0..<head.shape[0]).flatMap { sample in
         device.read(device.unpatchify(device.place(head[sample], as: .f32), size: size)).doubles()
     }

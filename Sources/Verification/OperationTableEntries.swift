@@ -320,7 +320,7 @@ extension OperationTable.Builder {
         }
         let head = random.normal([3 * 3 * 5, 64])
         add("unpatchify", "f32", .exact) {
-            [$0.unpatchify($0.place(head, as: .f32), size: (t: 3, h: 6, w: 10))]
+            [$0.unpatchify($0.place(head, as: .f32), size: Extent(t: 3, h: 6, w: 10))]
         }
         let state = random.normal([2, 16, 3, 6, 10], as: .f64)
         let velocity = random.normal([2, 16, 3, 6, 10])

@@ -50,7 +50,8 @@ func checkRotary(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) th
 
 private func rotaryTable(_ fixture: Fixture, on device: any Backend) throws -> RotaryTable {
     RotaryEmbedding.table(
-        (t: try fixture.int("T"), h: try fixture.int("H"), w: try fixture.int("W")),
+        Extent(
+            t: try fixture.int("T"), h: try fixture.int("H"), w: try fixture.int("W")),
         headDim: try fixture.int("head_dim"), on: device)
 }
 

@@ -55,8 +55,8 @@ struct SmallTransformer {
     }
 
     /// latents: [C, T, H, W]
-    func size(_ latents: Tensor) -> (t: Int, h: Int, w: Int) {
-        (latents.shape[1], latents.shape[2], latents.shape[3])
+    func size(_ latents: Tensor) -> Extent {
+        Extent(t: latents.shape[1], h: latents.shape[2], w: latents.shape[3])
     }
 }
 

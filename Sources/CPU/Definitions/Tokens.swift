@@ -4,8 +4,9 @@ import Tensors
 
 extension Definitions {
     func patchify(_ o: Operation.Patchify) -> Tensor {
-        let parts = o.parts
+        let (parts, p) = (o.parts, o.patch)
         let (t, h, w) = (parts[0].shape[1], parts[0].shape[2], parts[0].shape[3])
+        let (rows, columns) = (h / p, w / p)
         let channels = parts.reduce(0) { $0 + $1.shape[0] }
         let lines = parts.map { Rows($0, columns: w) }
         // The place of every channel: its part and its first row there.
@@ -13,25 +14,26 @@ extension Definitions {
         for (index, part) in parts.enumerated() {
             for channel in 0..<part.shape[0] { places.append((index, channel * t * h)) }
         }
-        let result = memory.tensor([t * (h / 2) * (w / 2), channels * 4], o.dtype)
+        let features = channels * p * p
+        let result = memory.tensor([t * rows * columns, features], o.dtype)
         let out = Rows(result)
-        threads.parallel(t * (h / 2)) { range in
-            scratch(w / 2 * channels * 4 + w) { memory in
-                let line = memory + w / 2 * channels * 4
+        threads.parallel(t * rows) { range in
+            scratch(columns * features + w) { memory in
+                let line = memory + columns * features
                 for index in range {
-                    let top = index / (h / 2) * h + index % (h / 2) * 2
+                    let top = index / rows * h + index % rows * p
                     for (channel, place) in places.enumerated() {
-                        for kh in 0..<2 {
+                        for kh in 0..<p {
                             lines[place.part].load(place.row + top + kh, w, into: line)
                             for column in 0..<w {
-                                let feature = channel * 4 + kh * 2 + column % 2
-                                memory[column / 2 * channels * 4 + feature] = line[column]
+                                let feature = (channel * p + kh) * p + column % p
+                                memory[column / p * features + feature] = line[column]
                             }
                         }
                     }
-                    for column in 0..<w / 2 {
+                    for column in 0..<columns {
                         out.store(
-                            index * (w / 2) + column, channels * 4, memory + column * channels * 4)
+                            index * columns + column, features, memory + column * features)
                     }
                 }
             }
@@ -40,20 +42,23 @@ extension Definitions {
     }
 
     func unpatchify(_ o: Operation.Unpatchify) -> Tensor {
-        let (t, h, w) = o.size
-        let channels = o.x.shape[1] / 4
-        let rows = Rows(o.x)
-        let result = memory.tensor([channels, t, h, w], .f32)
+        let (size, p) = (o.size, o.patch)
+        let features = o.x.shape[1]
+        let channels = features / (p * p)
+        let (rows, columns) = (size.h / p, size.w / p)
+        let tokens = Rows(o.x)
+        let result = memory.tensor([channels, size.t, size.h, size.w], .f32)
         let out = Rows(result)
-        threads.parallel(t * (h / 2)) { range in
-            scratch(channels * 4) { line in
+        threads.parallel(size.t * rows) { range in
+            scratch(features) { line in
                 for index in range {
-                    let top = index / (h / 2) * h + index % (h / 2) * 2
-                    for column in 0..<w / 2 {
-                        rows.load(index * (w / 2) + column, channels * 4, into: line)
+                    let top = index / rows * size.h + index % rows * p
+                    for column in 0..<columns {
+                        tokens.load(index * columns + column, features, into: line)
                         for channel in 0..<channels {
-                            for k in 0..<4 {
-                                out.floats(channel * t * h + top + k / 2)[2 * column + k % 2] =
+                            let plane = channel * size.t * size.h + top
+                            for k in 0..<p * p {
+                                out.floats(plane + k / p)[p * column + k % p] =
                                     line[k * channels + channel]
                             }
                         }

@@ -29,35 +29,35 @@ enum Layout {
 
 extension CUDABackend {
     func patchify(_ o: Operation.Patchify) -> Tensor {
-        let (parts, dtype) = (o.parts, o.dtype)
+        let (parts, dtype, patch) = (o.parts, o.dtype, o.patch)
         let (t, h, w) = (parts[0].shape[1], parts[0].shape[2], parts[0].shape[3])
-        let features = parts.reduce(0) { $0 + $1.shape[0] * 4 }
-        let out = tensor([t * (h / 2) * (w / 2), features], dtype)
+        let features = parts.reduce(0) { $0 + $1.shape[0] * patch * patch }
+        let out = tensor([t * (h / patch) * (w / patch), features], dtype)
         var first = 0
         for part in parts {
             let kernel:
                 Kernel<
-                    DevicePointer, DevicePointer, Int32, Int32, Int32, Int32, Int32, Int32
+                    DevicePointer, DevicePointer, Int32, Int32, Int32, Int32, Int32, Int32, Int32
                 > = context.kernel(
                     "patchify<\(Self.typeName(part.dtype)), \(Self.typeName(dtype))>",
                     of: Layout.unit)
             kernel(
                 .elements(part.shape.count), out.pointer, part.pointer, Int32(part.shape[0]),
-                Int32(t), Int32(h), Int32(w), Int32(features), Int32(first))
-            first += part.shape[0] * 4
+                Int32(t), Int32(h), Int32(w), Int32(patch), Int32(features), Int32(first))
+            first += part.shape[0] * patch * patch
         }
         return out
     }
 
     func unpatchify(_ o: Operation.Unpatchify) -> Tensor {
-        let (x, size) = (o.x, o.size)
-        let channels = x.shape.columns / 4
+        let (x, size, patch) = (o.x, o.size, o.patch)
+        let channels = x.shape.columns / (patch * patch)
         let out = tensor([channels, size.t, size.h, size.w], .f32)
-        let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32, Int32> =
+        let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32, Int32, Int32> =
             context.kernel("unpatchify<\(Self.typeName(x.dtype))>", of: Layout.unit)
         kernel(
             .elements(out.shape.count), out.pointer, x.pointer, Int32(channels), Int32(size.t),
-            Int32(size.h), Int32(size.w))
+            Int32(size.h), Int32(size.w), Int32(patch))
         return out
     }
 

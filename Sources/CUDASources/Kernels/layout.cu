@@ -4,34 +4,34 @@
 DEVICE i64 element_index() { return i64(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 /// One part of the latents to features (channel, kh, kw) of the tokens.
-/// in: [C, T, H, W] → out: [T * H/2 * W/2, features], from feature `first` on
+/// in: [C, T, H, W] → out: [T * H/p * W/p, features], from feature `first` on
 template <typename In, typename Out>
-__global__ void patchify(Out* out, const In* in, int channels, int t, int h, int w, int features,
-                         int first) {
+__global__ void patchify(Out* out, const In* in, int channels, int t, int h, int w, int p,
+                         int features, int first) {
     const i64 i = element_index();
-    const i64 tokens = i64(t) * (h / 2) * (w / 2);
-    if (i >= tokens * channels * 4) return;
-    const int feature = int(i % (channels * 4));
-    const i64 token = i / (channels * 4);
-    const int column = int(token % (w / 2)) * 2 + feature % 2;
-    const i64 line = token / (w / 2);
-    const int row = int(line % (h / 2)) * 2 + feature / 2 % 2;
-    const i64 frame = line / (h / 2);
-    const i64 source = ((i64(feature / 4) * t + frame) * h + row) * w + column;
+    const i64 tokens = i64(t) * (h / p) * (w / p);
+    if (i >= tokens * channels * p * p) return;
+    const int feature = int(i % (channels * p * p));
+    const i64 token = i / (channels * p * p);
+    const int column = int(token % (w / p)) * p + feature % p;
+    const i64 line = token / (w / p);
+    const int row = int(line % (h / p)) * p + feature / p % p;
+    const i64 frame = line / (h / p);
+    const i64 source = ((i64(feature / (p * p)) * t + frame) * h + row) * w + column;
     out[token * features + first + feature] = Out(float(in[source]));
 }
 
-/// in: [T * H/2 * W/2, 4 * C], features (kh, kw, channel) → out: [C, T, H, W]
+/// in: [T * H/p * W/p, p*p * C], features (kh, kw, channel) → out: [C, T, H, W]
 template <typename In>
-__global__ void unpatchify(float* out, const In* in, int channels, int t, int h, int w) {
+__global__ void unpatchify(float* out, const In* in, int channels, int t, int h, int w, int p) {
     const i64 i = element_index();
     if (i >= i64(channels) * t * h * w) return;
     const int column = int(i % w);
     const int row = int(i / w % h);
     const int frame = int(i / (i64(w) * h) % t);
     const int channel = int(i / (i64(w) * h * t));
-    const i64 token = (i64(frame) * (h / 2) + row / 2) * (w / 2) + column / 2;
-    out[i] = float(in[(token * 4 + row % 2 * 2 + column % 2) * channels + channel]);
+    const i64 token = (i64(frame) * (h / p) + row / p) * (w / p) + column / p;
+    out[i] = float(in[((token * p + row % p) * p + column % p) * channels + channel]);
 }
 
 /// in: [C, n] → in * scale + shift as out: [n, C]; scale, shift: [C]

@@ -12,6 +12,8 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     public var heads: Int
     /// Channels of the latents going in (with conditioning) and coming out.
     public var inputChannels, outputChannels: Int
+    /// Rows and columns of latents that make one token.
+    public var patch: Int
     /// Width of the text encoder's rows.
     public var textDim: Int
     /// Width of the sinusoid of the time.
@@ -25,10 +27,12 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     public var hasImageBranch = false
 
     public var headDim: Int { dim / heads }
+    /// Latents that make one token.
+    public var patchCount: Int { patch * patch }
 
     public init(
         dim: Int, layers: Int, feedForward: Int, heads: Int, inputChannels: Int = 16,
-        outputChannels: Int = 16, textDim: Int = 4096, frequencyDim: Int = 256,
+        outputChannels: Int = 16, patch: Int = 2, textDim: Int = 4096, frequencyDim: Int = 256,
         hasSparseLinearAttention: Bool = false, linears: LinearStorage = .plain
     ) {
         self.dim = dim
@@ -37,6 +41,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         self.heads = heads
         self.inputChannels = inputChannels
         self.outputChannels = outputChannels
+        self.patch = patch
         self.textDim = textDim
         self.frequencyDim = frequencyDim
         self.hasSparseLinearAttention = hasSparseLinearAttention
@@ -66,7 +71,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
 
     /// - Parameter heads: needed where the checkpoint does not tell the head width (only `proj_l`
     ///   does) and it is not 128.
-    init?(detecting checkpoint: any Checkpoint, heads: Int? = nil) {
+    init?(detecting checkpoint: any Checkpoint, heads: Int? = nil, patch side: Int = 2) {
         func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
         let layers = countEntries("blocks.", in: checkpoint)
         guard layers > 0, checkpoint.names.contains(where: { $0.hasPrefix("blocks.0.self_attn.") })
@@ -86,8 +91,10 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         self.init(
             dim: dim, layers: layers, feedForward: matrix("blocks.0.ffn.0")?[0] ?? 4 * dim,
             heads: heads ?? (headDim > 0 ? max(dim / headDim, 1) : 1),
-            inputChannels: patch.isEmpty ? 16 : patchColumns / 4,
-            outputChannels: shape("head.head.weight").map { ($0.first ?? 64) / 4 } ?? 16,
+            inputChannels: patch.isEmpty ? 16 : patchColumns / (side * side),
+            outputChannels: shape("head.head.weight").map { ($0.first ?? 64) / (side * side) }
+                ?? 16,
+            patch: side,
             textDim: shape("text_embedding.0.weight")?.last ?? 4096,
             frequencyDim: shape("time_embedding.0.weight")?.last ?? 256,
             hasSparseLinearAttention: projection != nil,
@@ -127,7 +134,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
             list.append(ExpectedTensor(name + ".weight", [outputs, inputs]))
             list.append(ExpectedTensor(name + ".bias", [outputs]))
         }
-        dense("patch_embedding", dim, inputChannels * 4)
+        dense("patch_embedding", dim, inputChannels * patchCount)
         dense("text_embedding.0", dim, textDim)
         dense("text_embedding.2", dim, dim)
         dense("time_embedding.0", dim, frequencyDim)
@@ -156,7 +163,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
             linear("ffn.2", dim, feedForward)
         }
         list.append(ExpectedTensor("head.modulation", [1, 2, dim]))
-        dense("head.head", outputChannels * 4, dim)
+        dense("head.head", outputChannels * patchCount, dim)
         return list
     }
 }

@@ -4,9 +4,13 @@ import Checkpoints
 
 extension Weights {
     /// The transformer in this checkpoint.
-    /// - Parameter heads: where they leave no trace in the file; nil for heads of 128.
-    func transformer(heads: Int?) throws(CheckpointError) -> WanTransformerArchitecture {
-        guard case .wanTransformer(let sizes) = DetectedModel(checkpoint, heads: heads) else {
+    /// - Parameters:
+    ///   - heads: where they leave no trace in the file; nil for heads of 128.
+    ///   - patch: see `WanTransformerOptions`.
+    func transformer(heads: Int?, patch: Int) throws(CheckpointError) -> WanTransformerArchitecture
+    {
+        let found = DetectedModel(checkpoint, heads: heads, patch: patch)
+        guard case .wanTransformer(let sizes) = found else {
             throw refusal(of: .wanTransformer)
         }
         guard !sizes.hasImageBranch, sizes.dim == sizes.heads * sizes.headDim,

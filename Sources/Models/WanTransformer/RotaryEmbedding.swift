@@ -18,7 +18,7 @@ package enum RotaryEmbedding {
     /// The angles of every token, (t, h, w) row-major with w fastest.
     /// size: the grid of tokens → cosine, sine: f32 [t * h * w, headDim / 2]
     package static func table(
-        _ size: (t: Int, h: Int, w: Int), headDim: Int, on device: any Backend
+        _ size: Extent, headDim: Int, on device: any Backend
     ) -> RotaryTable {
         ensure(
             max(size.t, size.h, size.w) <= longestAxis,

@@ -16,17 +16,15 @@ public struct WanTransformer {
     let head: Linear
     let activations: DType
     static let epsilon: Float = 1e-6
-    /// Features of one patch of 1x2x2 latent pixels, per channel.
-    static let patch = 4
 
     /// weights: the root of the checkpoint
     public init(_ weights: Weights, _ options: WanTransformerOptions) throws(CheckpointError) {
-        let config = try weights.transformer(heads: options.heads)
+        let config = try weights.transformer(heads: options.heads, patch: options.patch)
         let dim = config.dim
         self.config = config
         activations = weights.activations
         patchEmbedding = try Linear(
-            weights["patch_embedding"], from: config.inputChannels * WanTransformer.patch,
+            weights["patch_embedding"], from: config.inputChannels * config.patchCount,
             to: dim)
         textEmbedding = (
             try Linear(weights["text_embedding"][0], from: config.textDim, to: dim),
@@ -48,7 +46,7 @@ public struct WanTransformer {
         self.blocks = blocks
         head = try Linear(
             weights["head"]["head"], from: dim,
-            to: config.outputChannels * WanTransformer.patch, result: .f32)
+            to: config.outputChannels * config.patchCount, result: .f32)
     }
 
     /// Weights that are used together, in the order of their use: once for each prompt, and in
@@ -75,7 +73,7 @@ extension WanTransformer {
     /// block is not equal to padding in blocks of its own: two rows are projected, apart, and counted.
     /// text.rows: [textLength, textDim] in the dtype of activations
     public func prepare(
-        _ text: TextEmbedding, size: (t: Int, h: Int, w: Int), on device: any Backend
+        _ text: TextEmbedding, size: Extent, on device: any Backend
     ) -> Context {
         let (count, length) = (text.count, text.rows.shape[0])
         let isBlocked =
@@ -95,7 +93,8 @@ extension WanTransformer {
         return Context(
             text: keys,
             rope: RotaryEmbedding.table(
-                (size.t, size.h / 2, size.w / 2), headDim: config.headDim, on: device))
+                Extent(t: size.t, h: size.h / config.patch, w: size.w / config.patch),
+                headDim: config.headDim, on: device))
     }
 
     /// text: [rows, textDim] → [rows, dim]
@@ -130,12 +129,13 @@ extension WanTransformer {
         var x = embed(parts, on: device)
         for index in blocks.indices { step(&x, block: index, modulation, context, on: device) }
         return device.unpatchify(
-            project(x, modulation, on: device), size: (shape[1], shape[2], shape[3]))
+            project(x, modulation, on: device),
+            size: Extent(t: shape[1], h: shape[2], w: shape[3]), patch: config.patch)
     }
 
-    /// parts: [C_i, T, H, W] → tokens [T * H/2 * W/2, dim]
+    /// parts: [C_i, T, H, W] → tokens [T * H/p * W/p, dim]
     public func embed(_ parts: [Tensor], on device: any Backend) -> Tensor {
-        patchEmbedding(device.patchify(parts, dtype: activations), on: device)
+        patchEmbedding(device.patchify(parts, dtype: activations, patch: config.patch), on: device)
     }
 
     /// x: [tokens, dim], the residual stream through one block
@@ -149,7 +149,7 @@ extension WanTransformer {
             on: device)
     }
 
-    /// The head, in f32. x: [tokens, dim] → f32 [tokens, 4 * outputChannels]
+    /// The head, in f32. x: [tokens, dim] → f32 [tokens, p*p * outputChannels]
     public func project(_ x: Tensor, _ modulation: Modulation, on device: any Backend) -> Tensor {
         head(
             device.modulatedLayerNorm(

@@ -16,10 +16,14 @@ public struct WanTransformerOptions: Sendable, Hashable {
     public var norms: NormKind
     /// nil: as `proj_l` tells, or heads of 128.
     public var heads: Int?
+    /// Rows and columns of latents that make one token.
+    public var patch: Int
 
     public init(
-        attention: SelfAttentionKind = .original, norms: NormKind = .exact, heads: Int? = nil
+        attention: SelfAttentionKind = .original, norms: NormKind = .exact, heads: Int? = nil,
+        patch: Int = 2
     ) {
+        self.patch = patch
         self.attention = attention
         self.norms = norms
         self.heads = heads

@@ -69,21 +69,24 @@ extension Operation {
     }
 
     /// Latents to tokens, features in the order (channel, kt, kh, kw).
-    /// parts: tensors [C_i, T, H, W] whose channels are concatenated → [T*(H/2)*(W/2), sum C_i * 4] in `dtype`
+    /// parts: tensors [C_i, T, H, W] whose channels are concatenated → [T*(H/p)*(W/p), sum C_i * p*p] in `dtype`
     public struct Patchify: OperationFacts {
         public static let name = "patchify"
         public var parts: [Tensor]
         public var dtype: DType
+        /// p: rows and columns of a token.
+        public var patch: Int
 
         public var fits: Bool {
             guard let size = parts.first?.shape else { return false }
             return parts.allSatisfy { $0.shape.rank == 4 && $0.shape.tail == size.tail }
-                && size[2] % 2 == 0 && size[3] % 2 == 0
+                && size[2] % patch == 0 && size[3] % patch == 0
         }
         public var results: [ResultType] {
             let size = parts[0].shape
             let channels = parts.reduce(0) { $0 + $1.shape[0] }
-            return [ResultType([size[1] * (size[2] / 2) * (size[3] / 2), 4 * channels], dtype)]
+            let tokens = size[1] * (size[2] / patch) * (size[3] / patch)
+            return [ResultType([tokens, patch * patch * channels], dtype)]
         }
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
             Tensors.visit(&parts, tensor)
@@ -92,19 +95,22 @@ extension Operation {
     }
 
     /// Head rows back to latents; features in the order (kt, kh, kw, channel).
-    /// x: [T*(H/2)*(W/2), 4 * C] → f32 [C, T, H, W]
+    /// x: [T*(H/p)*(W/p), p*p * C] → f32 [C, T, H, W]
     public struct Unpatchify: OperationFacts {
         public static let name = "unpatchify"
         public var x: Tensor
         /// Of the latents.
-        public var size: (t: Int, h: Int, w: Int)
+        public var size: Extent
+        /// p: rows and columns of a token.
+        public var patch: Int
 
         public var fits: Bool {
-            x.shape.rank == 2 && size.h % 2 == 0 && size.w % 2 == 0
-                && x.shape[0] == size.t * (size.h / 2) * (size.w / 2) && x.shape[1] % 4 == 0
+            x.shape.rank == 2 && size.h % patch == 0 && size.w % patch == 0
+                && x.shape[0] == size.t * (size.h / patch) * (size.w / patch)
+                && x.shape[1] % (patch * patch) == 0
         }
         public var results: [ResultType] {
-            [ResultType([x.shape[1] / 4, size.t, size.h, size.w], .f32)]
+            [ResultType([x.shape[1] / (patch * patch), size.t, size.h, size.w], .f32)]
         }
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
             tensor(&x, .activation)
@@ -139,11 +145,11 @@ extension Backend {
         result(of: Operation.Embedding(ids: ids, table: table, dtype: dtype))
     }
 
-    public func patchify(_ parts: [Tensor], dtype: DType) -> Tensor {
-        result(of: Operation.Patchify(parts: parts, dtype: dtype))
+    public func patchify(_ parts: [Tensor], dtype: DType, patch: Int = 2) -> Tensor {
+        result(of: Operation.Patchify(parts: parts, dtype: dtype, patch: patch))
     }
 
-    public func unpatchify(_ x: Tensor, size: (t: Int, h: Int, w: Int)) -> Tensor {
-        result(of: Operation.Unpatchify(x: x, size: size))
+    public func unpatchify(_ x: Tensor, size: Extent, patch: Int = 2) -> Tensor {
+        result(of: Operation.Unpatchify(x: x, size: size, patch: patch))
     }
 }
