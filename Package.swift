@@ -16,6 +16,7 @@ let package = Package(
     products: [.executable(name: "turbodiffusion", targets: ["turbodiffusion"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
     ],
     targets: [
@@ -43,6 +44,13 @@ let package = Package(
             name: "Runs",
             dependencies: [
                 "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Families",
+            ],
+            swiftSettings: swift),
+        .target(
+            name: "Catalog",
+            dependencies: [
+                "Tensors", "Checkpoints", "Models", "Families",
+                .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: swift),
         .target(
@@ -86,7 +94,9 @@ let package = Package(
             swiftSettings: swift),
         .testTarget(
             name: "RunsTests",
-            dependencies: ["Runs", "Families", "CPU", "Tensors", "Checkpoints", "Media"],
+            dependencies: [
+                "Runs", "Families", "Catalog", "CPU", "Tensors", "Checkpoints", "Media",
+            ],
             swiftSettings: swift),
         .testTarget(
             name: "CommandTests",

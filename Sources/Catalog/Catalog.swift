@@ -1,0 +1,113 @@
+/// The published models by name, and what is known of each before a file is opened.
+
+public import Checkpoints
+public import Families
+
+/// A table of models.
+public struct Catalog: Sendable {
+    /// One model.
+    public struct Entry: Sendable, Hashable {
+        /// Where the files of a model are when nobody says it.
+        public enum Files: Sendable, Hashable {
+            /// In a folder of the model's name with a `config.json`, which has the last word about the family.
+            case folder
+            /// One by one; the first that exists is taken. Where no tokenizer is named, it stands beside the text encoder.
+            case named([ModelFile: [String]])
+        }
+
+        public var name: String
+        public var family: Family
+        public var files: Files
+        /// The named resolution of its videos, to which an aspect ratio can be given; nil: only the family's own size.
+        public var resolution: String?
+        // Sizes of its parts, for those who make up the weights.
+        public var transformer: WanTransformerArchitecture
+        public var textEncoder: UMT5Architecture
+        public var vae: WanVAEArchitecture
+
+        public init(
+            _ name: String, _ family: Family, _ files: Files, resolution: String? = nil,
+            transformer: WanTransformerArchitecture, textEncoder: UMT5Architecture = .xxl,
+            vae: WanVAEArchitecture = WanVAEArchitecture()
+        ) {
+            self.name = name
+            self.family = family
+            self.files = files
+            self.resolution = resolution
+            self.transformer = transformer
+            self.textEncoder = textEncoder
+            self.vae = vae
+        }
+
+        var hasTwoExperts: Bool {
+            if case .named(let files) = files { files[.lowNoiseTransformer] != nil } else { false }
+        }
+    }
+
+    public var entries: [Entry]
+    /// Folders with a folder `Models` in them.
+    var places: [String]
+
+    /// - Parameter places: folders in which a `Models` folder is looked for; nil: the working folder, the program's
+    ///   own, and those above it.
+    public init(entries: [Entry], places: [String]? = nil) {
+        self.entries = entries
+        self.places = places ?? Self.usualPlaces
+    }
+
+    public var names: [String] { entries.map(\.name) }
+
+    /// The model of a name, in upper or lower case.
+    public func entry(named name: String) -> Entry? {
+        entries.first { $0.name.lowercased() == name.lowercased() }
+    }
+}
+
+extension Catalog {
+    public static let published = Catalog(entries: [
+        Entry(
+            "nano", nano, .folder, transformer: .nano, textEncoder: .nano,
+            vae: WanVAEArchitecture(dim: 24)),
+        Entry(
+            "Wan2.1-1.3B", .wan21, wanFiles(["TurboWan2.1-T2V-1.3B-480P"]), resolution: "480p",
+            transformer: .wan21T2V1B),
+        Entry(
+            "Wan2.1-14B", .wan21,
+            wanFiles(["TurboWan2.1-T2V-14B-480P", "TurboWan2.1-T2V-14B-720P"]),
+            resolution: "480p", transformer: .wan21T2V14B),
+        Entry(
+            "Wan2.2-A14B", .wan22I2V,
+            wanFiles(
+                ["TurboWan2.2-I2V-A14B-high-720P"], low: ["TurboWan2.2-I2V-A14B-low-720P"]),
+            resolution: "720p", transformer: .wan22I2VA14B),
+        Entry(
+            "Wan2.2-T2V-A14B", .wan21,
+            wanFiles(
+                ["Wan2.2-T2V-A14B/high_noise_model"], low: ["Wan2.2-T2V-A14B/low_noise_model"]),
+            resolution: "480p", transformer: .wan21T2V14B),
+    ])
+
+    private static let nano: Family = {
+        var family = Family(name: "nano", roundsTimesteps: false)
+        (family.defaults.width, family.defaults.height) = (256, 144)
+        family.defaults.frames = 33
+        (family.defaults.attention, family.defaults.topK) = (.sla, 0.2)
+        return family
+    }()
+
+    /// Where the original's scripts look for checkpoints.
+    public static let checkpointFolder = "checkpoints"
+
+    private static func wanFiles(_ transformers: [String], low: [String]? = nil) -> Entry.Files {
+        func inFolder(_ names: [String]) -> [String] { names.map { checkpointFolder + "/" + $0 } }
+        func ofTransformers(_ stems: [String]) -> [String] {
+            inFolder(stems.flatMap { [$0 + "-quant.pth", $0 + ".pth", $0] })
+        }
+        return .named(
+            [
+                .transformer: ofTransformers(transformers),
+                .textEncoder: inFolder(["models_t5_umt5-xxl-enc-bf16.pth"]),
+                .vae: inFolder(["Wan2.1_VAE.pth"]),
+            ].merging(low.map { [.lowNoiseTransformer: ofTransformers($0)] } ?? [:]) { $1 })
+    }
+}

@@ -1,0 +1,33 @@
+/// Why a model cannot be used.
+
+/// A model that cannot be found, or whose folder says what cannot be.
+public enum CatalogError: Error, Sendable, Hashable, Codable {
+    /// Neither a published model nor a folder.
+    case unknown(name: String, known: [String], folders: [String])
+    /// A file of the model is not there.
+    case missingFile(ModelFile, model: String, path: String)
+    /// A description of a model that cannot be read.
+    case unreadable(path: String, reason: String)
+    /// A value in the description of a model that no model can have.
+    case value(path: String, key: String, found: String, expected: String)
+    /// A model that begins with a picture where none is given, or the reverse.
+    case conditioning(model: String, takesPicture: Bool)
+}
+
+extension CatalogError: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .unknown(let name, let known, let folders):
+            "no model '\(name)': expected \(known.joined(separator: ", ")) or a folder with a config.json "
+                + "(looked in \(folders.joined(separator: ", ")))"
+        case .missingFile(let file, let model, let path):
+            "no such file: \(path), the \(file.title) of \(model)"
+        case .unreadable(let path, let reason):
+            "\(path) is not a model configuration: \(reason)"
+        case .value(let path, let key, let found, let expected):
+            "\(path): '\(key)' is \(found), expected \(expected)"
+        case .conditioning(let model, true): "\(model) is an image-to-video model"
+        case .conditioning(let model, false): "\(model) is a text-to-video model"
+        }
+    }
+}

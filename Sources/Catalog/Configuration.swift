@@ -1,0 +1,211 @@
+/// `config.json`: what a folder says of its model, as it is written with the built-in one.
+
+public import Families
+import FoundationEssentials
+import Models
+import Tensors
+
+/// The keys that are understood; others are ignored.
+struct Configuration: Decodable {
+    struct Files: Decodable {
+        var transformer, lowNoiseTransformer, textEncoder, tokenizer, vae: String?
+    }
+    struct Model: Decodable {
+        struct Transformer: Decodable {
+            var numHeads, inDim: Int?
+            var patchSize: [Int]?
+        }
+        struct Autoencoder: Decodable {
+            var zDim: Int?
+            var dimMult: [Int]?
+            var temperalDownsample: [Bool]?
+        }
+        var dit: Transformer?
+        var vae: Autoencoder?
+    }
+    /// Of the distilled model.
+    struct DistilledSampler: Decodable {
+        var sigmaMax: Double?
+        var numSteps: Int?
+        var roundTimesteps: Bool?
+    }
+    /// Of the model that it was distilled from.
+    struct FlowSampler: Decodable {
+        var type: String?
+        var steps: Int?
+        var shift, cfg: Double?
+    }
+    struct SparseAttention: Decodable { var topk: Double? }
+
+    var name, negativePrompt: String?
+    var model: Model?
+    var files: Files?
+    var textLen: Int?
+    var latentMean, latentStd: [Float]?
+    var fps, numFrames, width, height: Int?
+    var sampler: DistilledSampler?
+    var teacherSampler: FlowSampler?
+    var sla: SparseAttention?
+
+    init(path: String) throws(CatalogError) {
+        guard let data = FileManager.default.contents(atPath: path) else {
+            throw .unreadable(path: path, reason: "it cannot be read")
+        }
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        do {
+            self = try decoder.decode(Configuration.self, from: data)
+        } catch let error as DecodingError {
+            throw .unreadable(path: path, reason: error.line)
+        } catch {
+            throw .unreadable(path: path, reason: "\(error)")
+        }
+    }
+}
+
+extension Configuration {
+    /// The family that the file tells of, with every number checked.
+    func family(named name: String, conditioning: Family.Conditioning, path: String)
+        throws(CatalogError) -> Family
+    {
+        var geometry = LatentGeometry()
+        if let patch = model?.dit?.patchSize {
+            guard patch.count == 3, patch[0] == 1, patch[1] == patch[2] else {
+                throw .value(
+                    path: path, key: "patch_size", found: "\(patch)", expected: "[1, n, n]")
+            }
+            geometry.patch = patch[1]
+        }
+        geometry.channels = model?.vae?.zDim ?? geometry.channels
+        if let levels = model?.vae?.dimMult?.count {
+            let stride = 1 << min(max(levels - 1, 0), 16)
+            (geometry.stride.h, geometry.stride.w) = (stride, stride)
+        }
+        if let halvings = model?.vae?.temperalDownsample?.count(where: { $0 }) {
+            geometry.stride.t = 1 << min(halvings, 16)
+        }
+        var family = conditioning == .firstFrame ? Family.wan22I2V : .wan21
+        family.name = self.name ?? name
+        family.geometry = geometry
+        let statistics = (
+            latentMean ?? LatentStatistics.wan.mean, latentStd ?? LatentStatistics.wan.std
+        )
+        for (key, values) in [("latent_mean", statistics.0), ("latent_std", statistics.1)]
+        where values.count != geometry.channels {
+            throw .value(
+                path: path, key: key, found: "\(values.count) numbers",
+                expected: "\(geometry.channels), one for each latent channel")
+        }
+        family.statistics = LatentStatistics(mean: statistics.0, std: statistics.1)
+        family.conditioning = conditioning
+        if let channels = model?.dit?.inDim {
+            let all = [Family.Conditioning.none, .firstFrame]
+            let possible = all.map { conditioning in
+                var family = family
+                family.conditioning = conditioning
+                return family
+            }
+            guard let found = possible.first(where: { $0.inputChannels == channels }) else {
+                throw .value(
+                    path: path, key: "in_dim", found: "\(channels)",
+                    expected: possible.map { "\($0.inputChannels)" }.joined(separator: " or "))
+            }
+            family.conditioning = found.conditioning
+        }
+        family.textLength = textLen ?? family.textLength
+        family.heads = model?.dit?.numHeads
+        family.roundsTimesteps = sampler?.roundTimesteps ?? family.roundsTimesteps
+        try fill(&family.defaults, path)
+        try family.check(in: path)
+        return family
+    }
+
+    private func fill(_ defaults: inout Family.Defaults, _ path: String) throws(CatalogError) {
+        defaults.width = width ?? defaults.width
+        defaults.height = height ?? defaults.height
+        defaults.frames = numFrames ?? defaults.frames
+        defaults.framesPerSecond = fps ?? defaults.framesPerSecond
+        defaults.distilled.steps = sampler?.numSteps ?? defaults.distilled.steps
+        defaults.distilled.sigmaMax = sampler?.sigmaMax ?? defaults.distilled.sigmaMax
+        defaults.attention = sla == nil ? .original : .sla
+        defaults.topK = sla?.topk ?? defaults.topK
+        defaults.negativePrompt = negativePrompt ?? defaults.negativePrompt
+        guard let teacher = teacherSampler else { return }
+        let solvers: [String: Sampling.Solver] = [
+            "euler_flow": .euler, "euler": .euler, "unipc": .unipc, "wan_unipc": .wanUniPC,
+        ]
+        if let type = teacher.type {
+            guard let solver = solvers[type] else {
+                throw .value(
+                    path: path, key: "teacher_sampler.type", found: type,
+                    expected: "one of " + solvers.keys.sorted().joined(separator: ", "))
+            }
+            defaults.flow.solver = solver
+        }
+        defaults.flow.steps = teacher.steps ?? defaults.flow.steps
+        defaults.flow.shift = teacher.shift ?? defaults.flow.shift
+        defaults.flow.guidance = teacher.cfg ?? defaults.flow.guidance
+    }
+}
+
+extension Family {
+    /// Throws for the first number that no model can have. Keys are those of `config.json`.
+    /// - Parameter path: where the numbers are from.
+    public func check(in path: String) throws(CatalogError) {
+        func check<T: Comparable>(
+            _ key: String, _ value: T?, _ range: ClosedRange<T>, _ expected: String? = nil
+        ) throws(CatalogError) {
+            guard let value, !range.contains(value) else { return }
+            throw .value(
+                path: path, key: key, found: "\(value)",
+                expected: expected ?? "\(range.lowerBound) to \(range.upperBound)")
+        }
+        try check("z_dim", geometry.channels, 1...256)
+        for extent in [geometry.stride.t, geometry.stride.h, geometry.stride.w] {
+            try check("dim_mult or temperal_downsample", extent, 1...64, "at most 6 halvings")
+        }
+        try check("patch_size", geometry.patch, 1...16)
+        for (key, values) in [("latent_mean", statistics.mean), ("latent_std", statistics.std)] {
+            try check(
+                key, values.count, geometry.channels...geometry.channels,
+                "\(geometry.channels) numbers")
+            guard values.allSatisfy(\.isFinite) else {
+                throw .value(path: path, key: key, found: "not finite", expected: "numbers")
+            }
+        }
+        try check(
+            "latent_std", statistics.std.min(),
+            Float.leastNormalMagnitude...Float.greatestFiniteMagnitude, "above 0")
+        try check("text_len", textLength, 1...4096)
+        try check("num_heads", heads, 1...1024)
+        let (multiple, largest) = (geometry.multiple, geometry.largest)
+        try check("width", defaults.width, multiple.w...largest.w)
+        try check("height", defaults.height, multiple.h...largest.h)
+        try check("num_frames", defaults.frames, 1...largest.t)
+        try check("fps", defaults.framesPerSecond, 1...240)
+        try check("sampler.num_steps", defaults.distilled.steps, 1...4)
+        try check("sampler.sigma_max", defaults.distilled.sigmaMax, 0.001...1e6)
+        try check(
+            "sla.topk", defaults.topK, Double.leastNormalMagnitude...1, "above 0 and at most 1")
+        try check("teacher_sampler.steps", defaults.flow.steps, 1...1000)
+        try check("teacher_sampler.shift", defaults.flow.shift, 0.001...1000)
+        try check("teacher_sampler.cfg", defaults.flow.guidance, 0...1000)
+    }
+}
+
+extension DecodingError {
+    /// One line: where, and what.
+    package var line: String {
+        func text(_ context: Context) -> String {
+            let path = context.codingPath.map(\.stringValue).joined(separator: ".")
+            return (path.isEmpty ? "" : "'\(path)': ") + context.debugDescription
+        }
+        return switch self {
+        case .typeMismatch(_, let context), .valueNotFound(_, let context),
+            .dataCorrupted(let context):
+            text(context)
+        case .keyNotFound(let key, let context): text(context) + " ('\(key.stringValue)')"
+        @unknown default: "\(self)"
+        }
+    }
+}

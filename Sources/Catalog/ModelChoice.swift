@@ -1,0 +1,147 @@
+/// From what somebody says of a model to its files.
+
+public import Families
+import Glibc
+import SystemPackage
+
+/// A model as it is asked for.
+public struct ModelChoice: Sendable, Hashable {
+    /// Of a published model, or a folder with a `config.json`; nil: the first of the catalogue that fits the rest.
+    public var name: String?
+    /// What the model is to be given beside the text; nil: whatever it takes.
+    public var conditioning: Family.Conditioning?
+    /// Files that take the place of the model's own.
+    public var files: [ModelFile: String]
+
+    public init(
+        _ name: String? = nil, conditioning: Family.Conditioning? = nil,
+        files: [ModelFile: String] = [:]
+    ) {
+        self.name = name
+        self.conditioning = conditioning
+        self.files = files
+    }
+}
+
+extension Catalog {
+    /// Finds the files of a model. Only a folder's `config.json` is read; whether the files are there is asked by
+    /// `checkPresence`, when it is known which of them are needed.
+    public func open(_ choice: ModelChoice) throws(CatalogError) -> ModelSet {
+        let known = choice.name.map(entry) ?? standard(for: choice)
+        var models: ModelSet
+        if let known, case .named(let candidates) = known.files {
+            models = Self.models(known, candidates, choice)
+        } else {
+            let name = known?.name ?? choice.name ?? ""
+            models = try self.models(inFolderNamed: name, choice)
+        }
+        if let wanted = choice.conditioning, models.family.conditioning != wanted {
+            throw .conditioning(
+                model: models.name, takesPicture: models.family.conditioning == .firstFrame)
+        }
+        for (file, path) in choice.files { models[file] = path }
+        return models
+    }
+
+    /// The first model of the table that is made of files like those that are given.
+    private func standard(for choice: ModelChoice) -> Entry? {
+        entries.first { entry in
+            let isFolder = entry.files == .folder
+            return (choice.conditioning ?? .none) == entry.family.conditioning
+                && (choice.files[.transformer] == nil || !isFolder)
+                && (choice.files[.lowNoiseTransformer] == nil || entry.hasTwoExperts)
+        }
+    }
+
+    private static func models(
+        _ entry: Entry, _ candidates: [ModelFile: [String]], _ choice: ModelChoice
+    ) -> ModelSet {
+        func find(_ file: ModelFile) -> String {
+            let paths = choice.files[file].map { [$0] } ?? candidates[file] ?? []
+            return paths.first(where: exists) ?? paths.first ?? ""
+        }
+        let textEncoder = find(.textEncoder)
+        let tokenizer = find(.tokenizer)
+        return ModelSet(
+            name: entry.name, family: entry.family, transformer: find(.transformer),
+            lowNoiseTransformer: entry.hasTwoExperts ? find(.lowNoiseTransformer) : nil,
+            textEncoder: textEncoder,
+            tokenizer: tokenizer.isEmpty ? Self.tokenizer(beside: textEncoder) : tokenizer,
+            vae: find(.vae))
+    }
+
+    /// Files that stand beside published text encoders.
+    private static func tokenizer(beside textEncoder: String) -> String {
+        let folder = FilePath(textEncoder).removingLastComponent()
+        let candidates = ["", "google/umt5-xxl", "umt5-xxl", "tokenizer"].flatMap { place in
+            ["tokenizer.json", "spiece.model", "tokenizer.model"].map {
+                folder.appending(place).appending($0).string
+            }
+        }
+        return candidates.first(where: exists) ?? candidates[0]
+    }
+
+    // MARK: Folders
+
+    /// The working folder, the program's own, and those above it.
+    static var usualPlaces: [String] {
+        var places = ["."]
+        var target = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
+        guard readlink("/proc/self/exe", &target, target.count - 1) > 0 else { return places }
+        var folder = FilePath(platformString: target)
+        for _ in 0..<5 where folder.removeLastComponent() && folder.components.count > 0 {
+            places.append(folder.string)
+        }
+        return places
+    }
+
+    private func models(inFolderNamed name: String, _ choice: ModelChoice) throws(CatalogError)
+        -> ModelSet
+    {
+        let folders =
+            [name]
+            + places.map { place in
+                (place == "." ? FilePath("Models") : FilePath(place).appending("Models"))
+                    .appending(name).string
+            }
+        guard let folder = folders.first(where: { exists($0 + "/config.json") }) else {
+            throw .unknown(name: name, known: names, folders: folders)
+        }
+        return try Self.modelSet(
+            folder: folder, conditioning: choice.conditioning, files: choice.files)
+    }
+
+    /// Reads `folder/config.json`. The model has the folder's name.
+    /// - Parameters:
+    ///   - conditioning: what is taken for granted where the file says nothing.
+    ///   - files: those that take the place of the folder's.
+    public static func modelSet(
+        folder: String, conditioning: Family.Conditioning? = nil, files: [ModelFile: String] = [:]
+    ) throws(CatalogError) -> ModelSet {
+        let configuration = try Configuration(path: folder + "/config.json")
+        let name = FilePath(folder).lastComponent?.string ?? folder
+        let family = try configuration.family(
+            named: name, conditioning: conditioning ?? .none, path: folder + "/config.json")
+        let named = configuration.files
+        func find(_ file: ModelFile, _ name: String?, _ usual: String...) -> String {
+            if let path = files[file] { return path }
+            let paths = (name.map { [$0] } ?? usual).map {
+                FilePath(folder).appending($0).string
+            }
+            return paths.first(where: exists) ?? paths[0]
+        }
+        return ModelSet(
+            name: name, family: family,
+            transformer: find(
+                .transformer, named?.transformer, "student_sla_quant.pth",
+                "student_sla.safetensors", "transformer.safetensors", "transformer.pth"),
+            lowNoiseTransformer: named?.lowNoiseTransformer.map { find(.lowNoiseTransformer, $0) },
+            textEncoder: find(
+                .textEncoder, named?.textEncoder, "text_encoder.safetensors", "text_encoder.pth"),
+            tokenizer: find(
+                .tokenizer, named?.tokenizer, "tokenizer.model", "spiece.model", "tokenizer.json"),
+            vae: find(.vae, named?.vae, "vae.safetensors", "vae.pth"))
+    }
+}
+
+func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }

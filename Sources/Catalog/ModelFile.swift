@@ -1,0 +1,69 @@
+/// The files that a model is made of.
+
+public import Families
+
+/// A file by its use.
+public enum ModelFile: String, Sendable, Hashable, Codable, CaseIterable, CodingKeyRepresentable {
+    /// The only transformer, or the expert for high noise.
+    case transformer
+    case lowNoiseTransformer = "low-noise-transformer"
+    case textEncoder = "text-encoder"
+    case tokenizer
+    case vae
+
+    /// For people.
+    public var title: String {
+        switch self {
+        case .transformer: "transformer"
+        case .lowNoiseTransformer: "low-noise transformer"
+        case .textEncoder: "text encoder"
+        case .tokenizer: "tokenizer"
+        case .vae: "VAE"
+        }
+    }
+}
+
+extension ModelSet {
+    public subscript(_ file: ModelFile) -> String? {
+        get {
+            switch file {
+            case .transformer: transformer
+            case .lowNoiseTransformer: lowNoiseTransformer
+            case .textEncoder: textEncoder
+            case .tokenizer: tokenizer
+            case .vae: vae
+            }
+        }
+        set {
+            switch file {
+            case .transformer: transformer = newValue ?? transformer
+            case .lowNoiseTransformer: lowNoiseTransformer = newValue
+            case .textEncoder: textEncoder = newValue ?? textEncoder
+            case .tokenizer: tokenizer = newValue ?? tokenizer
+            case .vae: vae = newValue ?? vae
+            }
+        }
+    }
+
+    /// The files that a run opens which loads these parts.
+    public static func files(for parts: [ModelPart]) -> [ModelFile] {
+        var files: [ModelFile] = []
+        for part in parts {
+            switch part {
+            case .transformer: files.append(.transformer)
+            case .lowNoiseTransformer: files.append(.lowNoiseTransformer)
+            case .textEncoder: files += [.textEncoder, .tokenizer]
+            case .imageEncoder, .decoder: if !files.contains(.vae) { files.append(.vae) }
+            }
+        }
+        return files
+    }
+
+    /// Throws where a file that is needed is not there.
+    public func checkPresence(of files: [ModelFile]) throws(CatalogError) {
+        for file in files {
+            guard let path = self[file] else { continue }
+            if !exists(path) { throw .missingFile(file, model: name, path: path) }
+        }
+    }
+}
