@@ -9,7 +9,7 @@ import Testing
     struct Case: Sendable, CustomTestStringConvertible {
         let name: String
         var sizes: WanTransformerArchitecture
-        let latent: (t: Int, h: Int, w: Int)
+        let latent: Extent
         /// TFLOP per step: linear layers, visited attention blocks, cross attention.
         let linear, visited, cross: Double
         var testDescription: String { name }
@@ -17,13 +17,16 @@ import Testing
 
     static let cases = [
         Case(
-            name: "1.3B 480p", sizes: .wan21T2V1B, latent: (21, 60, 104), linear: 82, visited: 20,
+            name: "1.3B 480p", sizes: .wan21T2V1B, latent: Extent(t: 21, h: 60, w: 104), linear: 82,
+            visited: 20,
             cross: 3),
         Case(
-            name: "14B 480p", sizes: .wan21T2V14B, latent: (21, 60, 104), linear: 783,
+            name: "14B 480p", sizes: .wan21T2V14B, latent: Extent(t: 21, h: 60, w: 104),
+            linear: 783,
             visited: 88, cross: 14),
         Case(
-            name: "14B 720p", sizes: .wan21T2V14B, latent: (21, 90, 160), linear: 1808,
+            name: "14B 720p", sizes: .wan21T2V14B, latent: Extent(t: 21, h: 90, w: 160),
+            linear: 1808,
             visited: 468, cross: 32),
     ]
 

@@ -5,6 +5,7 @@ import Checkpoints
 import Families
 import FoundationEssentials
 import Runs
+import Synchronization
 import Tensors
 import Testing
 
@@ -279,21 +280,39 @@ extension EngineTests {
 // MARK: - Plans
 
 extension EngineTests {
-    @Test("The plan is what the run then takes, stage by stage, and says what the run will do")
+    /// Counts the work that passes.
+    private final class Counting: ForwardingBackend {
+        private let add: @Sendable (Int) -> Void
+        init(_ base: any Backend, _ add: @escaping @Sendable (Int) -> Void) {
+            self.add = add
+            super.init(base)
+        }
+        override func run(_ operation: Operation) -> [Tensor] {
+            add(operation.cost.flops)
+            return super.run(operation)
+        }
+    }
+
+    @Test("The plan is what the run then takes: the same work, and no more memory")
     func plan() async throws {
-        let models = try nano()
-        let run = try Run(tinyRequest(), models)
+        // As long as the plan takes every prompt to be.
+        let prompt = String(repeating: "a red ball falls on a green floor ", count: 100)
+        let run = try Run(tinyRequest(prompt), try nano())
         let plan = try Plan(run)
         #expect(plan.stages.map(\.part) == [.textEncoder, .transformer, .decoder])
         #expect(plan.residentWeights == nil)
         #expect(try plan.fitted(to: nil) == plan)
 
-        // Carried out for real, on a device that counts as the plan does: its memory is that of the results.
-        let counting = Counting()
-        let engine = Engine { OpenedDevice(counting.backend(), sageArchitecture: .sm90) }
-        _ = try await engine.finish(run) { _ in }
-        let work = plan.stages.reduce(0) { $0 + $1.operations }
-        #expect(counting.flops == work)
+        let flops = Mutex(0)
+        let engine = Engine {
+            OpenedDevice(
+                Counting(CPUBackend()) { count in flops.withLock { $0 += count } },
+                sageArchitecture: .sm90)
+        }
+        let report = try await engine.finish(run) { _ in }
+        #expect(
+            Double(flops.withLock { $0 }) == plan.stages.reduce(0) { $0 + $1.operations })
+        #expect(report.peakBytes <= plan.peakBytes)
     }
 
     @Test("What does not fit leaves, takes turns or streams; what cannot fit is refused")

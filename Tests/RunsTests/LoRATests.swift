@@ -56,13 +56,7 @@ private struct SmallModels {
             arithmetic: Arithmetic(attention: .original))
     }
 
-    /// A picture in the simplest format.
-    func picture() throws -> String {
-        let path = folder.path + "/picture.ppm"
-        let pixels = (0..<48 * 32 * 3).map { UInt8(truncatingIfNeeded: $0 * 7) }
-        try (Data("P6 48 32 255\n".utf8) + Data(pixels)).write(to: URL(filePath: path))
-        return path
-    }
+    func picture() throws -> String { try folder.picture(width: 48, height: 32) }
 
     func write(_ checkpoint: any Checkpoint, _ name: String) throws -> String {
         let path = "\(folder.path)/\(name).safetensors"
