@@ -95,7 +95,7 @@ let package = Package(
         .testTarget(
             name: "RunsTests",
             dependencies: [
-                "Runs", "Families", "Catalog", "CPU", "Tensors", "Checkpoints", "Media",
+                "Runs", "Families", "Catalog", "Models", "CPU", "Tensors", "Checkpoints", "Media",
             ],
             swiftSettings: swift),
         .testTarget(

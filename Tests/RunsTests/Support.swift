@@ -13,7 +13,9 @@ let projectFolder: String = {
     return "/" + parts.joined(separator: "/")
 }()
 
-func nano() throws -> ModelSet { try ModelSet(folder: projectFolder + "/Models/nano") }
+func nano() throws -> ModelSet {
+    try Catalog.published.open(ModelChoice(projectFolder + "/Models/nano"))
+}
 
 func engine(threads: Int? = nil) -> Engine {
     Engine { OpenedDevice(CPUBackend(threads: threads), sageArchitecture: .sm90) }
