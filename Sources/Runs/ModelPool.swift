@@ -62,7 +62,7 @@ extension Run {
             part.isTransformer ? try adapted(checkpoint, part).checkpoint : checkpoint, on: device,
             activations: arithmetic.precision.dtype,
             linearFormat: part.isTransformer ? arithmetic.linears.format : .plain,
-            in: WeightSet(isDeferred: part.isTransformer))
+            in: WeightSet(isDeferred: part.isTransformer && options.defersWeights))
         switch part {
         case .textEncoder: return .textEncoder(try UMT5(weights))
         case .imageEncoder:

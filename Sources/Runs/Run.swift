@@ -1,6 +1,6 @@
 /// A run as a value: a request, the models that carry it out, and the list of what is to be done.
 
-import Diffusion
+package import Diffusion
 public import Families
 public import Tensors
 
@@ -42,7 +42,7 @@ public struct Run: Sendable {
         }
     }
 
-    var sampler: any Sampler {
+    package var sampler: any Sampler {
         get throws(RequestError) { try request.sampler(roundTimesteps: family.roundsTimesteps) }
     }
 

@@ -32,6 +32,8 @@ public struct RunOptions: Sendable, Hashable {
     public var keepsTransformer = true
     /// Keep both experts on the device, where there are two.
     public var keepsBothExperts = true
+    /// A transformer's weights come when they are first required, behind the computation, and not when it is loaded.
+    package var defersWeights = true
 
     public init() {}
 }

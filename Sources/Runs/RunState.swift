@@ -1,25 +1,25 @@
 /// What the stages of a run hand to one another.
 
-import Diffusion
+package import Diffusion
 import Families
-import Models
-import Tensors
+package import Models
+package import Tensors
 
 /// The values that are there between two stages. A stage works on a copy, which takes the place of this one when the
 /// stage is done: what a cancelled stage has made is never seen.
-struct RunState {
+package struct RunState {
     var models: [ModelPart: LoadedModel] = [:]
     /// The prompt and, where the run is guided, the negative one.
-    var texts: (positive: TextEmbedding, negative: TextEmbedding?)?
+    package var texts: (positive: TextEmbedding, negative: TextEmbedding?)?
     /// f32 [conditioningChannels, T', H', W']
-    var conditioning: Tensor?
+    package var conditioning: Tensor?
     var noise: NoiseSource
-    var denoiser: Denoiser?
+    package var denoiser: Denoiser?
     /// Texts as the transformers that have steps to come see them.
     var contexts:
         [ModelPart: (positive: WanTransformer.Context, negative: WanTransformer.Context?)] = [:]
     /// f32 [samples, C, T', H', W'], the decoder's input
-    var latents: Tensor?
+    package var latents: Tensor?
     var decoding: FrameDecoding?
 
     init(noise: NoiseSource) { self.noise = noise }

@@ -3,7 +3,7 @@
 import Checkpoints
 import Diffusion
 import Families
-import Media
+package import Media
 import Models
 package import Tensors
 import Tokenizers
@@ -56,10 +56,8 @@ extension Walk {
     /// What the transformer is told of the picture. → f32 [conditioningChannels, T', H', W']
     func encodeImage(_ state: RunState) throws -> Tensor {
         guard let image = inputs?.image else { programmingError("encodeImage without a picture") }
-        let pixels = image.pixels.map { (Float($0) / 255 - 0.5) / 0.5 }
         let picture = device.place(
-            Tensor(pixels, [image.height, image.width, 3]),
-            as: run.request.arithmetic.precision.dtype)
+            normalized(image), as: run.request.arithmetic.precision.dtype)
         let latents = state.imageEncoder.encodeImage(
             picture, frameCount: run.request.frames, on: device
         ) {
@@ -159,6 +157,12 @@ extension Walk {
     func notFinite(_ stage: Stage, _ part: ModelPart) -> RunError {
         .notFinite(stage, tensor: run.models.firstNonFinite(part))
     }
+}
+
+/// The picture as the autoencoder takes it, in -1 ... 1. → f32 [height, width, 3]
+package func normalized(_ image: RGBImage) -> Tensor {
+    Tensor(
+        image.pixels.map { (Float($0) / 255 - 0.5) / 0.5 }, [image.height, image.width, 3])
 }
 
 /// A mask that is 1 on the first latent frame, then the picture's latents.

@@ -3,7 +3,7 @@
 import Diffusion
 import Families
 import Glibc
-import Tensors
+package import Tensors
 
 /// What a run hands to its caller as it goes.
 package enum Yield {
@@ -22,12 +22,17 @@ package struct Walk {
     private let cancellation: Cancellation
     let tell: (RunEvent) -> Void
     private(set) var rest: ArraySlice<Instruction>
-    var state: RunState
+    package var state: RunState
     package private(set) var reports: [StageReport] = []
     private let started = ContinuousClock.now
     private var decoding = (seconds: 0.0, peakBytes: 0)
     /// Whether weights and results are searched for numbers that are not finite.
-    var inspectsNumbers = true
+    package var inspectsNumbers = true
+
+    /// A run that nobody else takes part in.
+    package init(_ run: Run, on device: OpenedDevice) throws {
+        try self.init(run, ModelPool(), on: device)
+    }
 
     init(
         _ run: Run, _ pool: ModelPool, on device: OpenedDevice,
@@ -47,6 +52,16 @@ package struct Walk {
     package var upcoming: Stage? {
         if case .perform(let stage)? = rest.first { stage } else { nil }
     }
+
+    /// The same walk, with the models that it has, by way of another backend of its device.
+    package func on(_ backend: any Backend) -> Walk {
+        var walk = self
+        walk.device = SupervisedBackend(backend, cancellation)
+        return walk
+    }
+
+    /// Leaves out everything before a stage; what that would have made is to be put into `state`.
+    package mutating func skip(to stage: Stage) { rest = rest.drop { $0 != .perform(stage) } }
 
     /// Whether the next stage asks for inputs that are not there.
     var wantsInputs: Bool {
@@ -77,10 +92,10 @@ package struct Walk {
         return yield
     }
 
-    var isDone: Bool { rest.isEmpty }
+    package var isDone: Bool { rest.isEmpty }
 
     /// What the sampler has come to. f32 [samples, C, T', H', W']
-    var currentLatents: Tensor? { state.latents ?? state.denoiser?.latents(on: device) }
+    package var currentLatents: Tensor? { state.latents ?? state.denoiser?.latents(on: device) }
 
     /// Nothing more is to be done, and nothing is held.
     mutating func abandon() {
