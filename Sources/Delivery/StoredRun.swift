@@ -1,0 +1,228 @@
+/// What a video says about its making, enough to make it again.
+
+public import Catalog
+public import Families
+import FoundationEssentials
+public import Runs
+import SystemPackage
+
+/// A run as it is kept in a video's metadata.
+public struct StoredRun: Sendable, Hashable {
+    /// "turbodiffusion 0.2.0"
+    public var program: String
+    public var request: Request
+    /// The model by name, and those of its files that the run opened.
+    public var model: String
+    public var files: [ModelFile: FileIdentity]
+    /// Other files that the run was made from.
+    public var inputs: [StoredInput: FileIdentity] = [:]
+    /// In the order of the request.
+    public var loras: [FileIdentity] = []
+    /// Which of several samples the file is, from 0; nil: the only one, or all of them in a grid.
+    public var sample: Int?
+    /// Quality, where it was chosen.
+    public var crf: Int?
+    /// Of a video of version 0.1.0, which names all files by their paths.
+    var legacyModels: ModelSet?
+}
+
+/// A file beside those of the model.
+public enum StoredInput: String, Codable, Sendable, Hashable, CaseIterable, CodingKeyRepresentable {
+    case image, text, conditioning, latents
+}
+
+/// A video that cannot be made again.
+public enum StoredRunError: Error, Sendable, Hashable, Codable {
+    /// The file holds no request.
+    case noRequest(path: String)
+    case unreadable(path: String, reason: String)
+    /// A file of the model. `path`: one of that name that holds something else; nil: there is none.
+    case modelFile(ModelFile, name: String, path: String?)
+    /// Another file that the video was made from.
+    case input(StoredInput, name: String, path: String?)
+    case lora(name: String, path: String?)
+}
+
+extension StoredRunError: CustomStringConvertible {
+    public var description: String {
+        func told(_ what: String, _ name: String, _ path: String?) -> String {
+            path.map {
+                "\($0) is not the \(what) that the video was made with: its content differs"
+            }
+                ?? "the \(what) that the video was made with is not here: \(name)"
+        }
+        return switch self {
+        case .noRequest(let path):
+            "\(path) holds no request: it was not made by this program, or its metadata was lost"
+        case .unreadable(let path, let reason): "\(path) cannot be read: \(reason)"
+        case .modelFile(let file, let name, let path): told(file.title, name, path)
+        case .input(.image, let name, let path): told("picture", name, path)
+        case .input(.text, let name, let path): told("text embedding", name, path)
+        case .input(let input, let name, let path): told("file of \(input.rawValue)", name, path)
+        case .lora(let name, let path): told("LoRA", name, path)
+        }
+    }
+}
+
+// MARK: - Making
+
+extension StoredRun {
+    /// Reads a little of every file that the run will open.
+    /// - Parameters:
+    ///   - program: its name and version.
+    ///   - models: those of the run.
+    public init(_ run: Run, of models: ModelSet, program: String, crf: Int? = nil) throws {
+        self.program = program
+        request = run.request
+        model = models.name
+        files = [:]
+        for file in ModelSet.files(for: try run.parts) {
+            if let path = models[file] { files[file] = try FileIdentity(path: path) }
+        }
+        let start = run.options.start
+        if let latents = start.latents {
+            inputs[.latents] = try FileIdentity(path: latents)
+        } else {
+            if let text = start.text { inputs[.text] = try FileIdentity(path: text) }
+            if let conditioning = start.conditioning {
+                inputs[.conditioning] = try FileIdentity(path: conditioning)
+            } else if let image = request.image {
+                inputs[.image] = try FileIdentity(path: image)
+            }
+            loras = try request.loras.map { try FileIdentity(path: $0.path) }
+        }
+        self.crf = crf
+    }
+
+    /// One line of JSON.
+    public var json: String {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        guard let data = try? encoder.encode(self) else { return "{}" }
+        return String(decoding: data, as: UTF8.self)
+    }
+}
+
+// MARK: - Reading
+
+extension StoredRun {
+    /// - Parameter path: of the file that the text is from.
+    /// - Throws: ``StoredRunError`` where the text is not one of this program's, `CatalogError` for numbers that no model
+    ///   can have.
+    public init(json: String, path: String) throws {
+        let (decoder, data) = (JSONDecoder(), Data(json.utf8))
+        if let stored = try? decoder.decode(StoredRun.self, from: data) {
+            self = stored
+        } else if let legacy = try? decoder.decode(LegacyStoredRun.self, from: data) {
+            self = try legacy.stored(path: path)
+        } else {
+            throw StoredRunError.noRequest(path: path)
+        }
+    }
+
+    /// Whether the video began with a picture.
+    public var takesPicture: Bool { request.image != nil || inputs[.conditioning] != nil }
+
+    /// The model that the video was made with: found by its name, and compared file by file.
+    /// - Parameter changes: a model or files to take instead, which are not compared.
+    public func models(changedBy changes: ModelChoice, in catalog: Catalog) throws -> ModelSet {
+        if changes.name == nil, var models = legacyModels {
+            for (file, path) in changes.files { models[file] = path }
+            return models
+        }
+        // A name alone says nothing of a second expert.
+        var choice = changes
+        choice.name = changes.name ?? model
+        choice.conditioning = takesPicture ? .firstFrame : Family.Conditioning.none
+        var models = try catalog.open(choice)
+        guard changes.name == nil else { return models }
+        for file in ModelFile.allCases where changes.files[file] == nil {
+            guard let identity = files[file] else { continue }
+            let own = models[file].map { [$0] } ?? []
+            models[file] = try identity.find(
+                in: own.filter { FilePath($0).lastComponent?.string == identity.name }
+                    + [Catalog.checkpointFolder, "."].map {
+                        FilePath($0).appending(identity.name).string
+                    }
+            ) { .modelFile(file, name: identity.name, path: $0) }
+        }
+        return models
+    }
+
+    /// Throws where a file beside the model's is not the one that the video was made from, and none is named instead.
+    /// - Parameters:
+    ///   - request: the stored one with changes.
+    ///   - start: files that the run will start from.
+    public func checkInputs(of request: Request, _ start: RunOptions.Files) throws(StoredRunError) {
+        func check(_ input: StoredInput, _ given: String?, _ isWanted: Bool, _ known: String?)
+            throws(StoredRunError)
+        {
+            guard let identity = inputs[input], given == nil, isWanted else { return }
+            _ = try identity.find(in: known.map { [$0] } ?? []) {
+                .input(input, name: identity.name, path: $0)
+            }
+        }
+        try check(.latents, start.latents, true, nil)
+        if start.latents != nil { return }
+        let isTextKept =
+            request.prompt == self.request.prompt
+            && request.negativePrompt == self.request.negativePrompt
+        try check(.text, start.text, isTextKept, nil)
+        let isImageKept = request.image == self.request.image
+        try check(.conditioning, start.conditioning, isImageKept, nil)
+        try check(.image, start.conditioning, isImageKept, request.image)
+        for (lora, identity) in zip(self.request.loras, loras) where request.loras.contains(lora) {
+            _ = try identity.find(in: [lora.path]) { .lora(name: identity.name, path: $0) }
+        }
+    }
+}
+
+extension FileIdentity {
+    /// The first of the paths that holds this file.
+    fileprivate func find(
+        in paths: [String], otherwise error: (String?) -> StoredRunError
+    ) throws(StoredRunError) -> String {
+        let present = paths.filter(isPresent)
+        for path in present where try FileIdentity(path: path).isContent(of: self) { return path }
+        throw error(present.first)
+    }
+
+    private func isContent(of other: FileIdentity) -> Bool {
+        bytes == other.bytes && fingerprint == other.fingerprint
+    }
+}
+
+// MARK: - JSON
+
+/// `{"program", "request", "model": {"name", "files": {"vae": …}}, "inputs", "loras", "sample", "crf"}`
+extension StoredRun: Codable {
+    private enum Key: CodingKey { case program, request, model, inputs, loras, sample, crf }
+    private struct Model: Codable {
+        var name: String
+        var files: [ModelFile: FileIdentity]
+    }
+
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: Key.self)
+        program = try values.decode(String.self, forKey: .program)
+        request = try values.decode(Request.self, forKey: .request)
+        let model = try values.decode(Model.self, forKey: .model)
+        (self.model, files) = (model.name, model.files)
+        inputs =
+            try values.decodeIfPresent([StoredInput: FileIdentity].self, forKey: .inputs) ?? [:]
+        loras = try values.decodeIfPresent([FileIdentity].self, forKey: .loras) ?? []
+        sample = try values.decodeIfPresent(Int.self, forKey: .sample)
+        crf = try values.decodeIfPresent(Int.self, forKey: .crf)
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var values = encoder.container(keyedBy: Key.self)
+        try values.encode(program, forKey: .program)
+        try values.encode(request, forKey: .request)
+        try values.encode(Model(name: model, files: files), forKey: .model)
+        if !inputs.isEmpty { try values.encode(inputs, forKey: .inputs) }
+        if !loras.isEmpty { try values.encode(loras, forKey: .loras) }
+        try values.encodeIfPresent(sample, forKey: .sample)
+        try values.encodeIfPresent(crf, forKey: .crf)
+    }
+}
