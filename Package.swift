@@ -54,6 +54,13 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
+            name: "Delivery",
+            dependencies: [
+                "Tensors", "Checkpoints", "Models", "Media", "Families", "Runs", "Catalog",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            swiftSettings: swift),
+        .target(
             name: "Verification",
             dependencies: [
                 "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Runs", "Families",
