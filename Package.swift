@@ -67,6 +67,13 @@ let package = Package(
             ],
             swiftSettings: numeric),
         .target(
+            name: "Benchmarks",
+            dependencies: [
+                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+                "Families", "Runs", "Catalog",
+            ],
+            swiftSettings: swift),
+        .target(
             name: "Quality",
             dependencies: [
                 "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Runs", "Families",
@@ -103,6 +110,13 @@ let package = Package(
             name: "RunsTests",
             dependencies: [
                 "Runs", "Families", "Catalog", "Models", "CPU", "Tensors", "Checkpoints", "Media",
+            ],
+            swiftSettings: swift),
+        .testTarget(
+            name: "BenchmarksTests",
+            dependencies: [
+                "Benchmarks", "CPU", "Tensors", "Checkpoints", "Tokenizers", "Models", "Families",
+                "Runs", "Catalog",
             ],
             swiftSettings: swift),
         .testTarget(

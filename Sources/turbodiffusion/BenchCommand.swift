@@ -1,9 +1,12 @@
 /// `turbodiffusion bench`: how fast this machine runs a model, its stages and its operations.
 
 import ArgumentParser
-import CPU
+import Benchmarks
+import Catalog
+import Families
 import Media
-import Pipelines
+import Models
+import Runs
 import Tensors
 
 struct BenchCommand: AsyncParsableCommand {
@@ -17,7 +20,9 @@ struct BenchCommand: AsyncParsableCommand {
             times: its arithmetic at the machine's measured rate, its traffic at that of copying.
             """)
 
-    @Option(help: "nano, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, or a folder with a config.json.")
+    @Option(
+        help: .init(
+            Catalog.published.names.joined(separator: ", ") + ", or a folder with a config.json."))
     var model = "nano"
     @Option(name: [.long, .customLong("size")], help: "480p, 720p, 480, 512, 720 or WIDTHxHEIGHT.")
     var resolution: String?
@@ -64,64 +69,56 @@ struct BenchCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let model = try BenchModel(model)
+        let model = try benchModel()
         let request = try request(model)
-        if let tokens, tokens > model.textLength {
-            throw RequestError("--tokens must be at most \(model.textLength), not \(tokens)")
-        }
-        if let output { try BenchReport.checkWritable(output) }
+        if let output { try BenchTable.checkWritable(output) }
         let start = ContinuousClock.now
         let backend = try device.open(threads: threads) { Output.note($0) }
         let opening = (ContinuousClock.now - start) / .seconds(1)
-        if request.linears == .fp8, !backend.supports(.fp8Rows) {
-            throw RequestError(
-                "--linear fp8 needs a GPU of compute capability 8.9 or later (or a CPU), which "
-                    + "\(backend.name) is not: choose int8 or bf16")
-        }
-        if backend is CPUBackend { try model.checkMemory(request, stage) }
-
-        let report = BenchReport(
-            Machine(backend, threads: threads), model.name, request, openingSeconds: opening,
-            style: json ? .json : .text)
-        report.showHeader()
+        let bench = try Bench(
+            model, request, stage,
+            on: OpenedDevice(
+                backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend)),
+            tokens: tokens, repeats: repeats)
+        let printer = BenchPrinter(
+            .init(
+                program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),
+                model.name, request, openingSeconds: opening), json: json)
         let ceilings =
-            operations && stage != .load ? try Ceilings.measure(backend, threads: threads) : nil
-        if let ceilings { report.show(ceilings) }
-        let run = BenchRun(
-            model, request, on: backend, seed: seed, repeats: repeats, tokens: tokens,
-            ceilings: ceilings, report: report)
-        try run.measure(stage)
-        report.finish()
-        if let output { try report.writeCSV(output) }
+            operations && stage != .load
+            ? try Ceilings.measure(backend, threads: threads) : nil
+        if let ceilings { printer.show(ceilings) }
+        try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
+        printer.finish()
+        if let output { try printer.table.write(to: output) }
+    }
+
+    func benchModel() throws -> BenchModel {
+        if let entry = Catalog.published.entry(named: model) { return BenchModel(random: entry) }
+        return BenchModel(try Catalog.published.open(ModelChoice(model)))
     }
 
     /// The request whose work is measured.
-    private func request(_ model: BenchModel) throws -> VideoRequest {
-        var (width, height) = (model.defaults.width, model.defaults.height)
+    func request(_ model: BenchModel) throws -> Request {
+        var request = Request("bench", for: model.family)
         if let resolution {
             let size = try Resolution(resolution, aspectRatio: aspectRatio)
-            (width, height) = (size.width, size.height)
+            (request.width, request.height) = (size.width, size.height)
         }
-        var request = VideoRequest(
-            prompt: "bench", width: width, height: height,
-            frames: numFrames ?? model.defaults.frames)
+        request.frames = numFrames ?? request.frames
         request.seed = seed
-        request.steps = numSteps
-        request.sigmaMax = model.defaults.sigmaMax
-        request.attention = attentionType ?? model.defaults.attention
-        request.topK = slaTopk ?? model.defaults.topK
-        request.referenceNorms = norms == .reference
-        request.precision = precision
-        request.linears = (linear ?? (model.isRandom ? .int8 : .bf16)).choice
-        try request.validate()
+        request.sampling = .distilled(model.family.defaults.distilled)
+        request.sampling.steps = numSteps
+        request.arithmetic = Arithmetic(
+            precision: precision, linears: (linear ?? (model.isRandom ? .int8 : .bf16)).choice,
+            attention: attentionType ?? request.arithmetic.attention,
+            topK: slaTopk ?? request.arithmetic.topK,
+            norms: norms == .reference ? .reference : .exact)
         return request
     }
 }
 
-/// What is measured.
-enum BenchStage: String, ExpressibleByArgument, CaseIterable {
-    case all, text, transformer, decode, encode, load
-}
+extension BenchStage: ExpressibleByArgument {}
 
 /// The form of the linear layers in the transformer's blocks.
 enum BenchLinears: String, ExpressibleByArgument, CaseIterable {

@@ -1,38 +1,25 @@
 /// The machine that was measured, in words.
 
-import CPU
 import CUDA
 import FoundationEssentials
-import Tensors
+public import Tensors
 
-struct Machine: Encodable {
-    var device: String
-    var processor: String
-    var cores: Int
+public struct Machine: Encodable, Sendable {
+    public let device: String
+    public let processor: String
+    public let cores: Int
     /// GPUs: the driver, multiprocessors, bytes of memory.
-    var driver: String?
-    var multiprocessors: Int?
-    var memoryBytes: Int?
+    public let driver: String?
+    public let multiprocessors: Int?
+    public let memoryBytes: Int?
 
-    init(_ backend: any Backend, threads: Int?) {
+    public init(_ backend: any Backend) {
         device = backend.name
         (processor, cores) = Self.processor()
-        guard let gpu = backend as? CUDABackend else { return }
-        let properties = gpu.context.properties
-        driver = properties.driver
-        multiprocessors = properties.multiprocessors
-        memoryBytes = properties.totalMemory
-    }
-
-    var lines: [String] {
-        var lines = ["device     \(device)"]
-        if let driver, let multiprocessors, let memoryBytes {
-            lines.append(
-                "driver     \(driver); \(multiprocessors) multiprocessors, "
-                    + Output.bytes(memoryBytes))
-        }
-        lines.append("processor  \(processor), \(cores) logical cores")
-        return lines
+        let card = (backend as? CUDABackend)?.context.properties
+        driver = card?.driver
+        multiprocessors = card?.multiprocessors
+        memoryBytes = card?.totalMemory
     }
 
     /// The name that Linux gives the processor, and how many of them may be used.

@@ -2,18 +2,20 @@
 
 import CPU
 import CUDA
-import Tensors
+public import Tensors
 
 /// Measured rates of a machine.
-struct Ceilings {
+public struct Ceilings: Sendable {
     /// Bytes in a second, read and written, by copying.
-    var copy: Double
+    public var copy: Double
     /// Operations in a second, two for a multiplication and its addition.
-    var arithmetic: [Arithmetic: Double]
+    public var arithmetic: [ArithmeticKind: Double]
     /// How the rates of arithmetic were found.
-    var method: String
+    public var method: String
 
-    static func measure(_ backend: any Backend, threads: Int?) throws -> Ceilings {
+    /// Takes about a second.
+    /// - Parameter threads: of the CPU; nil for all.
+    public static func measure(_ backend: any Backend, threads: Int?) throws -> Ceilings {
         if let gpu = backend as? CUDABackend { return try measure(gpu) }
         let found = CPUCeilings.measure(threads: threads)
         return Ceilings(
@@ -24,7 +26,7 @@ struct Ceilings {
 
     /// The least time in which this machine could do the work, in seconds; nil where its
     /// arithmetic was not measured.
-    func floor(_ cost: Operation.Cost, _ kind: Arithmetic) -> Double? {
+    public func floor(_ cost: Operation.Cost, _ kind: ArithmeticKind) -> Double? {
         let traffic = Double(cost.bytes) / copy
         if cost.flops == 0 { return traffic }
         guard let rate = arithmetic[kind] else { return nil }
@@ -53,8 +55,8 @@ struct Ceilings {
         let copied = 2 * 2 * Double(block.byteCount)
         let copy = copied / (try time { _ = gpu.concatenate([block, block]) })
 
-        var rates: [Arithmetic: Double] = [:]
-        for kind in Arithmetic.allCases {
+        var rates: [ArithmeticKind: Double] = [:]
+        for kind in ArithmeticKind.allCases {
             let side = kind == .f32 ? 4096 : 8192
             let format: ActivationFormat =
                 switch kind {
@@ -73,12 +75,4 @@ struct Ceilings {
         return Ceilings(
             copy: copy, arithmetic: rates, method: "linear layers of 8192^3, f32 of 4096^3")
     }
-}
-
-/// The middle of the sorted values; the mean of the two in the middle of an even number of them.
-func median(_ values: [Double]) -> Double {
-    let sorted = values.sorted()
-    let middle = sorted.count / 2
-    if sorted.isEmpty { return .nan }
-    return sorted.count % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }

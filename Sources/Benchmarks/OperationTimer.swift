@@ -1,7 +1,7 @@
 /// Times every operation of a model, and counts what it had to do.
 
 import CUDA
-import Tensors
+public import Tensors
 
 /// Moments on the time line of a device. Times are known once the device has been waited for.
 protocol Stopwatch: AnyObject {
@@ -54,7 +54,7 @@ final class EventStopwatch: Stopwatch {
 }
 
 /// The kinds of arithmetic whose rate a machine limits.
-enum Arithmetic: String, CaseIterable, Codable {
+public enum ArithmeticKind: String, Sendable, CaseIterable, Codable {
     case f32, bf16, int8, fp8
 
     /// Of an operation on elements of this type.
@@ -69,16 +69,16 @@ enum Arithmetic: String, CaseIterable, Codable {
 }
 
 /// All calls of one operation with the same shapes.
-struct TimedOperation {
-    struct Key: Hashable {
-        let operation, shapes: String
-        let arithmetic: Arithmetic
+public struct TimedOperation: Sendable {
+    public struct Key: Sendable, Hashable {
+        public let operation, shapes: String
+        public let arithmetic: ArithmeticKind
     }
 
-    let key: Key
-    var calls = 0
-    var seconds = 0.0
-    var cost = Operation.Cost()
+    public let key: Key
+    public var calls = 0
+    public var seconds = 0.0
+    public var cost = Operation.Cost()
 }
 
 /// Passes operations on between two marks of a stopwatch.
@@ -100,7 +100,7 @@ final class OperationTimer: ForwardingBackend {
         let detail = Self.detail(operation)
         let key = TimedOperation.Key(
             operation: operation.name, shapes: Self.describe(inputs, results) + detail.text,
-            arithmetic: detail.arithmetic ?? Arithmetic(inputs.first?.dtype ?? .f32))
+            arithmetic: detail.arithmetic ?? ArithmeticKind(inputs.first?.dtype ?? .f32))
         calls.append((key, start, end, operation.cost))
         return results
     }
@@ -138,7 +138,7 @@ final class OperationTimer: ForwardingBackend {
     }
 
     /// What shapes do not tell.
-    private static func detail(_ operation: Operation) -> (text: String, arithmetic: Arithmetic?) {
+    private static func detail(_ operation: Operation) -> (text: String, arithmetic: ArithmeticKind?) {
         switch operation {
         case .linear(let o): return detail(o.x, o.weight)
         case .linearAdd(let o): return detail(o.x, o.weight)
@@ -156,7 +156,7 @@ final class OperationTimer: ForwardingBackend {
     }
 
     /// Plain activations are quantised on the way where the weight is.
-    private static func detail(_ x: Tensor, _ weight: LinearWeight) -> (String, Arithmetic?) {
+    private static func detail(_ x: Tensor, _ weight: LinearWeight) -> (String, ArithmeticKind?) {
         let isPlain = x.format == .plain
         return switch weight.inputFormat {
         case .plain: ("", nil)

@@ -1,0 +1,25 @@
+/// Why something cannot be measured.
+
+import Families
+
+public enum BenchError: Error, Sendable, Hashable {
+    /// The host has too little memory for the made-up weights.
+    case memory(model: String, part: String, neededBytes: Int, presentBytes: Int)
+    /// More tokens than the model's text has rows.
+    case tokens(Int, most: Int)
+    case unwritable(path: String)
+}
+
+extension BenchError: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .memory(let model, let part, let needed, let present):
+            "the weights of \(model)'s \(part) take \(needed >> 20) MiB, this machine has "
+                + "\(present >> 20) MiB; measure other stages, or a smaller model"
+        case .tokens(let count, let most):
+            "\(count) tokens are more than the model's \(most)"
+        case .unwritable(let path):
+            "cannot write \(path): expected a file in a folder that exists and is writable"
+        }
+    }
+}

@@ -1,0 +1,69 @@
+/// The models that are measured: of known sizes with random weights, or those of files.
+
+public import Catalog
+public import Checkpoints
+public import Families
+import Models
+import Tensors
+
+/// A model whose weights are made up, or read.
+public struct BenchModel: ModelSource, Sendable {
+    private enum Source {
+        case random(Catalog.Entry)
+        case files(ModelSet)
+    }
+
+    public let name: String
+    public var family: Family
+    private let source: Source
+
+    /// Random weights of a published model's shapes. Videos of large models have one size where nothing is said, so that
+    /// figures compare.
+    public init(random entry: Catalog.Entry) {
+        name = entry.name
+        family = entry.family
+        if entry.resolution != nil {
+            let defaults = Family.Defaults()
+            (family.defaults.width, family.defaults.height) = (defaults.width, defaults.height)
+        }
+        source = .random(entry)
+    }
+
+    public init(_ models: ModelSet) {
+        name = models.name
+        family = models.family
+        source = .files(models)
+    }
+
+    public var isRandom: Bool {
+        if case .random = source { true } else { false }
+    }
+
+    /// One transformer takes all steps: another expert would take the same time.
+    public var experts: [ModelPart] { [.transformer] }
+
+    public var tokenizer: String {
+        if case .files(let models) = source { models.tokenizer } else { "" }
+    }
+
+    public func path(_ part: ModelPart) -> String {
+        if case .files(let models) = source { models.path(part) } else { name }
+    }
+
+    public func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
+        switch source {
+        case .files(let models): return try models.checkpoint(part)
+        case .random(let entry):
+            let model: DetectedModel
+            switch part {
+            case .textEncoder: model = .umT5(entry.textEncoder)
+            case .imageEncoder, .decoder: model = .wanVAE(entry.vae)
+            case .transformer, .lowNoiseTransformer:
+                var sizes = entry.transformer
+                sizes.hasSparseLinearAttention = true
+                model = .wanTransformer(sizes)
+            }
+            return UnmadeCheckpoint(Outline(model, numbers: .f32))
+        }
+    }
+}

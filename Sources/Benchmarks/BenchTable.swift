@@ -1,0 +1,163 @@
+/// The figures of a measurement as records: lines of JSON, rows of CSV.
+
+import Families
+import FoundationEssentials
+public import Runs
+import Tensors
+
+/// All figures, with the run that they are of.
+public struct BenchTable {
+    /// What was measured, and where.
+    public struct Settings: Encodable, Sendable {
+        let record = "machine"
+        public let program: String
+        public let machine: Machine
+        public let model: String
+        public let width, height, frames, steps: Int
+        public let attention, linears, precision: String
+        /// nil where attention is dense.
+        public let topK: Double?
+        /// What opening the device took, kernels included.
+        public let openingMilliseconds: Double
+
+        private enum CodingKeys: String, CodingKey {
+            case record, program, machine, model, width, height, frames, steps, attention, linears
+            case precision, topK, openingMilliseconds
+        }
+
+        /// - Parameter program: name and version.
+        public init(
+            program: String, _ machine: Machine, _ model: String, _ request: Request,
+            openingSeconds: Double
+        ) {
+            let arithmetic = request.arithmetic
+            self.program = program
+            self.machine = machine
+            self.model = model
+            (width, height, frames) = (request.width, request.height, request.frames)
+            steps = request.sampling.steps
+            attention = arithmetic.attention.rawValue
+            linears = arithmetic.linears.rawValue
+            precision = arithmetic.precision.rawValue
+            topK = arithmetic.attention == .original ? nil : arithmetic.topK
+            openingMilliseconds = openingSeconds * 1000
+        }
+    }
+
+    /// One line of JSON and one row of CSV.
+    public struct Record: Encodable, Sendable {
+        public var record: String
+        public var stage: String?
+        public var operation, shapes, arithmetic: String?
+        public var calls: Int?
+        /// Medians of warm runs; of an operation: all its calls in one run.
+        public var milliseconds, bestMilliseconds, coldMilliseconds: Double?
+        /// Of the time of its stage.
+        public var shareOfStage: Double?
+        public var teraflops, gigabytesPerSecond: Double?
+        public var shareOfCeiling: Double?
+        public var peakBytes: Int?
+    }
+
+    public let settings: Settings
+    public private(set) var records: [Record] = []
+
+    public init(_ settings: Settings) { self.settings = settings }
+
+    public mutating func add(_ ceilings: Ceilings) {
+        records.append(
+            Record(
+                record: "ceiling", operation: "copy", gigabytesPerSecond: ceilings.copy / 1e9))
+        for kind in ArithmeticKind.allCases {
+            guard let rate = ceilings.arithmetic[kind] else { continue }
+            records.append(
+                Record(record: "ceiling", operation: kind.rawValue, teraflops: rate / 1e12))
+        }
+    }
+
+    /// - Parameter ceilings: nil where single operations were not measured.
+    public mutating func add(_ event: BenchEvent, against ceilings: Ceilings?) {
+        switch event {
+        case .stage(let figures):
+            records.append(
+                Record(
+                    record: "stage", stage: figures.name, milliseconds: figures.seconds * 1000,
+                    bestMilliseconds: figures.warm.min().map { $0 * 1000 },
+                    coldMilliseconds: figures.cold.map { $0 * 1000 },
+                    teraflops: figures.cost.map { $0.teraflops(in: figures.seconds) },
+                    gigabytesPerSecond: figures.cost.map { $0.gigabytes(in: figures.seconds) },
+                    shareOfCeiling: figures.floor.map { $0 / figures.seconds },
+                    peakBytes: figures.peakBytes))
+        case .operations(let operations, let stage):
+            let total = operations.reduce(0) { $0 + $1.seconds }
+            for entry in operations {
+                let cost = entry.cost
+                records.append(
+                    Record(
+                        record: "operation", stage: stage, operation: entry.key.operation,
+                        shapes: entry.key.shapes, arithmetic: entry.key.arithmetic.rawValue,
+                        calls: entry.calls, milliseconds: entry.seconds * 1000,
+                        shareOfStage: entry.seconds / total,
+                        teraflops: cost.flops > 0 ? cost.teraflops(in: entry.seconds) : nil,
+                        gigabytesPerSecond: cost.gigabytes(in: entry.seconds),
+                        shareOfCeiling: ceilings?.floor(cost, entry.key.arithmetic).map {
+                            $0 / entry.seconds
+                        }))
+            }
+        }
+    }
+}
+
+extension Operation.Cost {
+    /// Floating-point operations in a second, in units of 10^12.
+    fileprivate func teraflops(in seconds: Double) -> Double { Double(flops) / seconds / 1e12 }
+    fileprivate func gigabytes(in seconds: Double) -> Double { Double(bytes) / seconds / 1e9 }
+}
+
+// MARK: - CSV
+
+extension BenchTable {
+    /// Every figure in one row, with the run's settings.
+    public var csv: String {
+        let run = [
+            settings.machine.device, settings.model, "\(settings.width)x\(settings.height)",
+            "\(settings.frames)", settings.attention, settings.linears, settings.precision,
+        ]
+        let header =
+            "device,model,size,frames,attention,linears,precision,record,stage,operation,shapes,"
+            + "arithmetic,calls,milliseconds,best_ms,cold_ms,share_of_stage,tflops,gb_per_s,"
+            + "share_of_ceiling,peak_bytes"
+        func number(_ value: Double?, _ digits: Int) -> String {
+            value.map { fixed($0, digits) } ?? ""
+        }
+        let lines = records.map { record in
+            let fields =
+                run + [
+                    record.record, record.stage ?? "", record.operation ?? "", record.shapes ?? "",
+                    record.arithmetic ?? "", record.calls.map(String.init) ?? "",
+                    number(record.milliseconds, 4), number(record.bestMilliseconds, 4),
+                    number(record.coldMilliseconds, 4), number(record.shareOfStage, 4),
+                    number(record.teraflops, 4), number(record.gigabytesPerSecond, 2),
+                    number(record.shareOfCeiling, 4), record.peakBytes.map(String.init) ?? "",
+                ]
+            return fields.map(csvField).joined(separator: ",")
+        }
+        return ([header] + lines).joined(separator: "\n") + "\n"
+    }
+
+    public func write(to path: String) throws {
+        do {
+            try Data(csv.utf8).write(to: URL(fileURLWithPath: path), options: .atomic)
+        } catch {
+            throw BenchError.unwritable(path: path)
+        }
+    }
+
+    /// Refuses a file that could not be written, before anything is measured.
+    public static func checkWritable(_ path: String) throws {
+        let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
+        let manager = FileManager.default
+        guard manager.isWritableFile(atPath: manager.fileExists(atPath: path) ? path : folder)
+        else { throw BenchError.unwritable(path: path) }
+    }
+}

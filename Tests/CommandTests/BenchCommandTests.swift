@@ -1,0 +1,50 @@
+/// Options of `bench` as the request that is measured.
+
+import Benchmarks
+import Catalog
+import Families
+import Runs
+import Testing
+
+@testable import turbodiffusion
+
+@Suite struct BenchCommandTests {
+    private func request(_ arguments: String...) throws -> Request {
+        let command = try BenchCommand.parse(arguments)
+        return try command.request(try command.benchModel())
+    }
+
+    @Test("nothing said: the model's own video, linear layers in int8")
+    func defaults() throws {
+        let nano = try request()
+        #expect((nano.width, nano.height, nano.frames) == (256, 144, 33))
+        #expect(nano.arithmetic.attention == .sla && nano.arithmetic.topK == 0.2)
+        #expect(nano.arithmetic.linears == .int8)
+        for name in Catalog.published.names.dropFirst() {
+            let large = try request("--model", name)
+            #expect((large.width, large.height, large.frames) == (832, 480, 81))
+            #expect(large.arithmetic.attention == .sagesla && large.arithmetic.topK == 0.1)
+        }
+    }
+
+    @Test("every option reaches the request")
+    func options() throws {
+        let found = try request(
+            "--model", "wan2.1-14b", "--size", "720p", "--aspect-ratio", "9:16", "--num-frames",
+            "21", "--num-steps", "2", "--attention-type", "original", "--sla-topk", "0.5",
+            "--linear", "bf16", "--precision", "f32", "--norms", "reference", "--seed", "7")
+        #expect((found.width, found.height, found.frames) == (720, 1280, 21))
+        #expect(found.sampling.steps == 2 && found.seed == 7)
+        #expect(
+            found.arithmetic
+                == Arithmetic(
+                    precision: .f32, linears: .stored, attention: .original, topK: 0.5,
+                    norms: .reference))
+    }
+
+    @Test("an unknown model is refused with the known ones")
+    func unknown() throws {
+        let error = #expect(throws: CatalogError.self) { try request("--model", "no/such/folder") }
+        #expect(error?.description.contains("Wan2.2-A14B") == true)
+    }
+}
