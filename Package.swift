@@ -63,7 +63,8 @@ let package = Package(
         .target(
             name: "Verification",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Runs", "Families",
+                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Families",
+                "Runs", "Catalog", .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: numeric),
         .target(

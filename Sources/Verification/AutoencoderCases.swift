@@ -3,7 +3,7 @@
 import Checkpoints
 import Media
 import Models
-import Pipelines
+import Runs
 import Tensors
 
 /// [T, H, W, C] → [C, T, H, W]
@@ -38,7 +38,7 @@ func checkDecoder(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) t
     for (name, dtype) in [("out.video_fp32", DType.f32), ("out.video_bf16iface", .bf16)]
     where fixture.has(name) {
         let decoder = try WanVAE.Decoder(
-            Weights(try fixture.weights(), on: device, activations: dtype))
+            Weights(try fixture.weights.open(), on: device, activations: dtype))
         let video = (0..<latents.shape[0]).flatMap { sample in
             decode(device.place(latents[sample], as: .f32), decoder, on: device)
         }
@@ -63,7 +63,7 @@ func checkEncoder(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) t
     ]
     for (name, dtype, statistics) in variants where fixture.has(name) {
         let encoder = try WanVAE.Encoder(
-            Weights(try fixture.weights(), on: device, activations: dtype),
+            Weights(try fixture.weights.open(), on: device, activations: dtype),
             statistics: statistics)
         let latents = (0..<video.shape[0]).flatMap { sample in
             device.read(
@@ -94,7 +94,8 @@ func checkImagePreprocessing(
         in: fixture)
     if fixture.has("out.normalized_chw") {
         try checks.compare(
-            "out.normalized_chw", resized.normalizedPlanes().map { Double($0) }, in: fixture)
+            "out.normalized_chw", channelsFirst(normalized(resized).doubles(), channels: 3),
+            in: fixture)
     }
     if fixture.has("mid.resized_chw_float") {
         checks.skip(
@@ -108,7 +109,8 @@ func checkConditioning(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
     var mask: [Double] = []
     var whole: [Double] = []
     for sample in 0..<latents.shape[0] {
-        let y = imageConditioning(device.place(latents[sample], as: .f32), on: device)
+        let y = firstFrameConditioning(
+            device.place(latents[sample], as: .f32), maskChannels: 4, on: device)
         mask += device.read(y.slice(0..<4)).doubles()
         whole += device.read(y).doubles()
     }

@@ -4,7 +4,6 @@ import Checkpoints
 import Diffusion
 import FoundationEssentials
 import Media
-import Pipelines
 import Tensors
 import Tokenizers
 

@@ -32,8 +32,7 @@ struct Fixture {
     let computeType: String
     let config: JSON
     let tolerances: [String: Tolerance]
-    /// `weights` of the case: a path, a list of paths, or roles with a path each.
-    let weights: JSON?
+    let weights: CaseWeights
     private let checkpoint: any Checkpoint
 
     init(_ description: JSON, at path: String, in folder: FixtureFolder) throws {
@@ -47,7 +46,7 @@ struct Fixture {
         self.operation = operation
         computeType = description["compute_dtype"]?.string ?? "float32"
         config = description["config"] ?? .object([:])
-        weights = description["weights"]
+        weights = CaseWeights(folder: folder, entry: description["weights"])
         tolerances = try (description["tolerance"]?.object ?? [:]).mapValues(Tolerance.init)
         let folderOfCase = parts.dropLast().joined(separator: "/")
         checkpoint = try openCheckpoint(
@@ -88,12 +87,25 @@ struct Fixture {
         tolerances.filter { tensor.hasPrefix($0.key) }.max { $0.key.count < $1.key.count }?.value
     }
 
+    /// The draws of a sampling run in their order: the one that it starts from, then those of its steps. f32 each
+    var noises: [Tensor] {
+        get throws {
+            let steps = (0...).lazy.map { "in.noise\($0)" }.prefix(while: has)
+            return try [f32("in.init_noise")] + steps.map(f32)
+        }
+    }
+}
+
+/// Where the weights of a case are: a path, a list of paths, or roles with a path each.
+struct CaseWeights: Sendable {
+    let folder: FixtureFolder
+    let entry: JSON?
+
     /// The checkpoint of `role`, or the only one; several files are read as one.
-    func weights(_ role: String? = nil) throws -> any Checkpoint {
-        var entry = weights
-        if let role, let chosen = weights?[role] { entry = chosen }
-        if let path = entry?.string { return try openCheckpoint(folder.absolute(path)) }
-        if let paths = entry?.array?.compactMap(\.string), !paths.isEmpty {
+    func open(_ role: String? = nil) throws -> any Checkpoint {
+        let chosen = role.flatMap { entry?[$0] } ?? entry
+        if let path = chosen?.string { return try openCheckpoint(folder.absolute(path)) }
+        if let paths = chosen?.array?.compactMap(\.string), !paths.isEmpty {
             return JoinedCheckpoint(try paths.map { try openCheckpoint(folder.absolute($0)) })
         }
         throw FixtureError("the case names no weights" + (role.map { " for \($0)" } ?? ""))

@@ -1,39 +1,23 @@
 /// Cases of whole sampling runs, with an analytic velocity or a small transformer.
 
 import Diffusion
-import Pipelines
+import Glibc
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
-
-/// The noises of a case in the order in which a sampler asks for them.
-private final class NoiseList {
-    private var rest: [Tensor]
-    init(_ tensors: [Tensor]) { rest = tensors.reversed() }
-    func next() -> Tensor {
-        ensure(!rest.isEmpty, "the sampler draws more noise than the case holds")
-        return rest.removeLast()
-    }
-}
 
 /// Runs a sampler from the noise in the case. → the states x0 … xn in f64, the last one being the sample
 func sample(
     _ fixture: Fixture, _ sampler: any Sampler, on device: any Backend,
     velocity: (Tensor, DenoisingStep) throws -> Tensor
 ) throws -> [[Double]] {
-    let noises = NoiseList(
-        try (0..<sampler.steps.count).filter { fixture.has("in.noise\($0)") }
-            .map { device.place(try fixture.f32("in.noise\($0)"), as: .f32) })
-    var denoiser = Denoiser(
-        sampler, noise: device.place(try fixture.f32("in.init_noise"), as: .f32), on: device,
-        draw: noises.next)
+    var noises = try fixture.noises[...]
+    func draw() -> Tensor {
+        ensure(!noises.isEmpty, "the sampler draws more noise than the case holds")
+        return device.place(noises.removeFirst(), as: .f32)
+    }
+    var denoiser = Denoiser(sampler, noise: draw(), on: device)
     var states = [device.read(denoiser.state).doubles()]
     while denoiser.next != nil {
-        try denoiser.advance(velocity: velocity)
+        try denoiser.advance(on: device, draw: draw, velocity: velocity)
         states.append(device.read(denoiser.state).doubles())
     }
     return states
@@ -59,13 +43,16 @@ func rcmSampler(_ fixture: Fixture, roundTimesteps: Bool) throws -> RCMSampler {
         solver: fixture.config["ode"]?.bool == true ? .ode : .sde, roundTimesteps: roundTimesteps)
 }
 
-/// Whether the low-noise model answers at each step, as this program decides and as the case says.
-func checkExperts(
-    _ sampler: any Sampler, boundary: Double, expected: [Double]?, _ checks: Checks
-) {
-    guard let expected else { return }
-    let used = sampler.steps.map { usesLowNoiseExpert(at: $0.t, boundary: boundary) ? 1.0 : 0 }
-    checks.compare("low-noise expert", used, expected, .exact)
+/// Whether the low-noise model answers at each step: as this program decides, 1 or 0, and as the case says.
+func compareExperts(_ used: [Double], expected: [Double]?, _ checks: Checks) {
+    if let expected { checks.compare("low-noise expert", used, expected, .exact) }
+}
+
+extension Sampler {
+    /// For each step 1 where the low-noise model answers, else 0.
+    fileprivate func lowNoise(below boundary: Double) -> [Double] {
+        steps.map { usesLowNoiseExpert(at: $0.t, boundary: boundary) ? 1 : 0 }
+    }
 }
 
 /// velocity: tanh(A x + b t / 1000), halved for the low-noise model, in f64 from f32 states.
@@ -75,8 +62,9 @@ func checkAnalyticSampler(_ fixture: Fixture, _ device: any Backend, _ checks: C
     let channels = offset.count
     let boundary = try fixture.double("boundary")
     let sampler = try rcmSampler(fixture, roundTimesteps: false)
-    checkExperts(
-        sampler, boundary: boundary, expected: fixture.config["low_noise_model"]?.doubles, checks)
+    compareExperts(
+        sampler.lowNoise(below: boundary),
+        expected: fixture.config["low_noise_model"]?.doubles, checks)
     let states = try sample(fixture, sampler, on: device) { state, step in
         let x = device.read(state).floats()
         let factor = usesLowNoiseExpert(at: step.t, boundary: boundary) ? 0.5 : 1
@@ -109,7 +97,8 @@ func checkDistilledSampler(_ fixture: Fixture, _ device: any Backend, _ checks: 
     for variant in variants where fixture.has(variant.output) {
         let sampler = try rcmSampler(fixture, roundTimesteps: variant.rounded)
         let model = try SmallTransformer(
-            fixture, try fixture.weights(), on: device, activations: variant.bf16 ? .bf16 : .f32)
+            fixture, try fixture.weights.open(), on: device,
+            activations: variant.bf16 ? .bf16 : .f32)
         let context = try fixture.f32("in.context")
         let states = try sample(fixture, sampler, on: device) { state, step in
             try model.velocity(state, at: step.timestep, context: context)
@@ -126,9 +115,10 @@ func checkDistilledSampler(_ fixture: Fixture, _ device: any Backend, _ checks: 
 func checkExpertSwitch(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let sampler = try rcmSampler(fixture, roundTimesteps: false)
     let boundary = try fixture.double("boundary")
-    checkExperts(
-        sampler, boundary: boundary, expected: fixture.config["low_noise_used"]?.doubles, checks)
-    let weights = try fixture.weights()
+    compareExperts(
+        sampler.lowNoise(below: boundary),
+        expected: fixture.config["low_noise_used"]?.doubles, checks)
+    let weights = try fixture.weights.open()
     let high = try SmallTransformer(fixture, weights, on: device, activations: .f32)
     let low = try SmallTransformer(
         fixture, halvedHead(weights), on: device, activations: .f32)
@@ -166,7 +156,7 @@ func checkGuidedSampler(_ fixture: Fixture, _ device: any Backend, _ checks: Che
         sampler = UniPCSampler(schedule)
     }
     let model = try SmallTransformer(
-        fixture, try fixture.weights(), on: device, activations: .f32)
+        fixture, try fixture.weights.open(), on: device, activations: .f32)
     let context = try fixture.f32("in.context")
     let negative = try fixture.f32("in.neg_context")
     let states = try sample(fixture, sampler, on: device) { state, step in

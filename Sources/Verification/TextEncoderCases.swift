@@ -36,7 +36,7 @@ func checkTextEncoder(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     for (suffix, dtype) in [("fp32", DType.f32), ("bf16", .bf16)]
     where fixture.has("out.embed_\(suffix)") {
         let encoder = try UMT5(
-            Weights(try fixture.weights(), on: device, activations: dtype))
+            Weights(try fixture.weights.open(), on: device, activations: dtype))
         var embedded: [Double] = []
         var firstBlock: [Double] = []
         for sample in 0..<ids.shape[0] {

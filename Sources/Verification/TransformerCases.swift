@@ -68,7 +68,7 @@ func halvedHead(_ checkpoint: any Checkpoint) -> any Checkpoint {
 /// in.x: [B, 16, T, H, W], in.timesteps: [B, 1], in.context: [B, rows, textDim], in.y: [B, 20, T, H, W] or absent
 func checkTransformer(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let dtype: DType = fixture.computeType.hasPrefix("bfloat16") ? .bf16 : .f32
-    let weights = try fixture.weights()
+    let weights = try fixture.weights.open()
     let attention = try attentionKind(fixture)
     let run = TransformerRun(
         fixture: fixture, checks: checks,

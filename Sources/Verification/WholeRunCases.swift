@@ -1,146 +1,187 @@
-/// Whole runs: from a prompt, or a prompt and a picture, to frames.
+/// Whole runs: from a prompt, or a prompt and a picture, to frames. They are the program's own runs with the noise of
+/// the case, looked at after each stage.
 
+import Catalog
 import Checkpoints
 import Diffusion
+import Families
 import FoundationEssentials
+import Glibc
 import Media
 import Models
-import Pipelines
+import Runs
+import SystemPackage
 import Tensors
 import Tokenizers
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+extension Walk {
+    /// Goes on to the end, or to a stage that is not begun.
+    /// - Parameter look: shown the walk after each instruction, with the stage that this was and what it had for the
+    ///   caller.
+    mutating func advance(
+        to end: Stage? = nil, _ look: (Stage?, Walk, Yield?) throws -> Void
+    ) throws {
+        while !isDone, end == nil || upcoming != end {
+            let stage = upcoming
+            let yield = try advance()
+            try look(stage, self, yield)
+        }
+    }
+}
 
-/// The models of an end-to-end case in one precision.
-private struct SmallModels {
+/// Keeps the videos that become bytes. [T, H, W, 3] each
+private final class VideoRecorder: ForwardingBackend {
+    private(set) var videos: [Tensor] = []
+
+    override func run(_ operation: Operation) -> [Tensor] {
+        if case .rgb8(let o) = operation { videos.append(o.x) }
+        return super.run(operation)
+    }
+}
+
+// MARK: - Small models
+
+/// The models of an end-to-end case.
+private struct SmallModels: ModelSource, Sendable {
+    let weights: CaseWeights
+    let family: Family
+    let experts: [ModelPart]
+    let tokenizer: String
+
+    /// - Parameter experts: of models with two, the low-noise one is the other with half the head.
+    init(_ fixture: Fixture, _ conditioning: Family.Conditioning, experts: [ModelPart]) {
+        weights = fixture.weights
+        family = Family(
+            name: fixture.name, conditioning: conditioning,
+            heads: fixture.config["dit"]?["num_heads"]?.int)
+        self.experts = experts
+        let folder = fixture.config["tokenizer"]?.string ?? "tokenizer/umt5"
+        tokenizer = fixture.folder.absolute(folder) + "/tokenizer.json"
+    }
+
+    func path(_ part: ModelPart) -> String { part.rawValue }
+
+    func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
+        switch part {
+        case .textEncoder: try weights.open("umt5")
+        case .imageEncoder, .decoder: try weights.open("vae")
+        case .transformer: try weights.open(experts.count == 1 ? "dit" : "dit_high")
+        case .lowNoiseTransformer: halvedHead(try weights.open("dit_high"))
+        }
+    }
+}
+
+/// An end-to-end case on its way.
+private struct SmallRun {
     let fixture: Fixture
     let device: any Backend
-    let activations: DType
+    let checks: Checks
+    let run: Run
+    let tokens: Tokens
 
-    var tokens: Tokens {
-        get throws {
-            let folder = fixture.config["tokenizer"]?.string ?? "tokenizer/umt5"
-            let tokenizer = try Tokenizer(
-                path: fixture.folder.absolute(folder) + "/tokenizer.json")
-            guard let prompt = fixture.config["prompt"]?.string else {
-                throw FixtureError("config lacks 'prompt'")
+    init(
+        _ fixture: Fixture, _ models: SmallModels, _ precision: Precision,
+        on device: any Backend, _ checks: Checks
+    ) throws {
+        guard let prompt = fixture.config["prompt"]?.string else {
+            throw FixtureError("config lacks 'prompt'")
+        }
+        (self.fixture, self.device, self.checks) = (fixture, device, checks)
+        tokens = try Tokenizer(path: models.tokenizer).encode(prompt: prompt)
+        var request = Request(prompt, for: models.family)
+        (request.width, request.height) = (try fixture.int("width"), try fixture.int("height"))
+        request.frames = try fixture.int("num_frames")
+        request.image = models.family.conditioning == .none ? nil : "in.image_hwc"
+        request.sampling = .distilled(
+            .init(
+                steps: try fixture.int("num_steps"), sigmaMax: try fixture.double("sigma_max"),
+                ode: fixture.config["ode"]?.bool == true))
+        let isFast = fixture.config["dit"]?["fast_norm"]?.bool == true
+        request.arithmetic = Arithmetic(
+            precision: precision, attention: .original, norms: isFast ? .reference : .exact)
+        request.boundary = fixture.config["boundary"]?.double ?? request.boundary
+        run = try Run(request, models, noise: .given(try fixture.noises.map { $0.floats() }))
+    }
+
+    /// Carries the run out.
+    /// - Parameter look: shown the walk after each stage.
+    /// - Returns: the sampler's states, the decoder's videos and the frames.
+    func finish(
+        image: RGBImage? = nil, _ look: (Stage?, Walk) throws -> Void = { _, _ in }
+    ) throws -> (states: [[Double]], video: [Double], frames: [Double]) {
+        let recorder = VideoRecorder(device)
+        var walk = try Walk(run, on: OpenedDevice(recorder, sageArchitecture: .sm90))
+        walk.inputs = RunInputs(prompt: tokens, image: image)
+        var states: [[Double]] = []
+        var frames: [Double] = []
+        try walk.advance { stage, walk, yield in
+            try look(stage, walk)
+            if case .frames(let chunk)? = yield { frames += chunk.bytes.map { Double($0) } }
+            // The first noise, the state between two steps, the sample after the last.
+            if let denoiser = walk.state.denoiser {
+                guard denoiser.count == states.count else { return }
+                states.append(device.read(denoiser.state).doubles())
+            } else if case .step? = yield, let latents = walk.state.latents {
+                states.append(device.read(latents).doubles())
             }
-            return tokenizer.encode(prompt: prompt)
         }
+        return (states, recorder.videos.flatMap { device.read($0).doubles() }, frames)
     }
 
-    func encode(_ tokens: Tokens) throws -> TextEmbedding {
-        let encoder = try UMT5(
-            Weights(try fixture.weights("umt5"), on: device, activations: activations))
-        return encoder(Array(tokens.ids.prefix(tokens.count)), on: device)
-    }
-
-    func transformer(_ checkpoint: any Checkpoint) throws -> SmallTransformer {
-        try SmallTransformer(fixture, checkpoint, on: device, activations: activations)
-    }
-
-    /// latents: f32 [1, C, T, H, W] → video [T, H, W, 3] in the precision of the run
-    func decode(_ latents: Tensor) throws -> [Tensor] {
-        let decoder = try WanVAE.Decoder(
-            Weights(try fixture.weights("vae"), on: device, activations: activations))
-        return Array(decoder(latents[0], on: device))
-    }
-
-    /// Frames in the layouts of the case: [3, T, H, W], and u8 [T, H, W, 3].
-    func compareFrames(_ chunks: [Tensor], _ checks: Checks) throws {
+    /// Latents and frames in the layouts of the case: video [3, T, H, W], frames u8 [T, H, W, 3].
+    func compare(_ found: (states: [[Double]], video: [Double], frames: [Double])) throws {
+        try Verification.compare(found.states, output: "out.latent_fp32", in: fixture, checks)
         if fixture.has("out.video_fp32") {
-            let video = chunks.flatMap { device.read($0).doubles() }
             try checks.compare(
-                "out.video_fp32", channelsFirst(video, channels: 3), in: fixture)
+                "out.video_fp32", channelsFirst(found.video, channels: 3), in: fixture)
         }
-        try checks.compare("out.frames_u8", pixels(chunks), in: fixture)
+        try checks.compare("out.frames_u8", found.frames, in: fixture)
     }
 
-    func pixels(_ chunks: [Tensor]) -> [Double] {
-        chunks.flatMap { device.read(device.rgb8($0)).doubles() }
+    func compareIDs() throws {
+        try checks.compare(
+            "mid.ids", tokens.ids.prefix(tokens.count).map { Double($0) }, in: fixture)
     }
 }
 
 func checkTextToVideo(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
-    for (activations, isReference) in [(DType.f32, true), (.bf16, false)]
-    where isReference || fixture.has("out.frames_u8_bf16ref") {
-        let models = SmallModels(fixture: fixture, device: device, activations: activations)
-        let tokens = try models.tokens
-        let text = try models.encode(tokens)
-        let sampler = try rcmSampler(fixture, roundTimesteps: true)
-        let net = try models.transformer(try fixture.weights("dit"))
-        let noise = try fixture.tensor("in.init_noise")
-        let size = net.size(noise[0])
-        let context = net.model.prepare(text, size: size, on: device)
-        var last: Tensor?
-        let states = try sample(fixture, sampler, on: device) { state, step in
-            let v = net.model([state[0]], timestep: step.timestep, context, on: device)
-            return v.reshaped(state.shape)
-        }
-        last = Tensor(states.last!.map { Float($0) }, noise.shape)
-        let latents = device.place(last!, as: .f32)
-        let chunks = try models.decode(latents)
-        guard isReference else {
-            try checks.compare("out.frames_u8_bf16ref", models.pixels(chunks), in: fixture)
-            continue
-        }
-        try checks.compare(
-            "mid.ids", tokens.ids.prefix(tokens.count).map { Double($0) }, in: fixture)
+    let models = SmallModels(fixture, .none, experts: [.transformer])
+    let run = try SmallRun(fixture, models, .f32, on: device, checks)
+    try run.compareIDs()
+    try checks.compare("mid.model_t", try run.run.sampler.steps.map(\.timestep), in: fixture)
+    let found = try run.finish { stage, walk in
+        guard stage == .encodeText, let text = walk.state.texts?.positive else { return }
         try checks.compare(
             "mid.embed_fp32", device.read(text.rows.slice(0..<text.count)), in: fixture)
-        try checks.compare("mid.model_t", sampler.steps.map(\.timestep), in: fixture)
-        try compare(states, output: "out.latent_fp32", in: fixture, checks)
-        try models.compareFrames(chunks, checks)
     }
+    try run.compare(found)
+    guard fixture.has("out.frames_u8_bf16ref") else { return }
+    let rounded = try SmallRun(fixture, models, .bf16, on: device, checks).finish()
+    try checks.compare("out.frames_u8_bf16ref", rounded.frames, in: fixture)
 }
 
 func checkImageToVideo(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
-    let models = SmallModels(fixture: fixture, device: device, activations: .f32)
-    let tokens = try models.tokens
-    try checks.compare(
-        "mid.ids", tokens.ids.prefix(tokens.count).map { Double($0) }, in: fixture)
-    let (width, height) = (try fixture.int("width"), try fixture.int("height"))
+    let models = SmallModels(
+        fixture, .firstFrame, experts: [.transformer, .lowNoiseTransformer])
+    let run = try SmallRun(fixture, models, .f32, on: device, checks)
+    try run.compareIDs()
+    let (width, height) = (run.run.request.width, run.run.request.height)
     let image = resize(try picture(fixture), width: width, height: height)
-    let planes = image.normalizedPlanes()
-    try checks.compare("mid.image_chw", planes.map { Double($0) }, in: fixture)
-    let encoder = try WanVAE.Encoder(
-        Weights(try fixture.weights("vae"), on: device, activations: .f32))
-    let still = channelsLast(Tensor(planes, [3, 1, height, width]))
-        .reshaped([height, width, 3])
-    let encoded = encoder.encodeImage(
-        device.place(still, as: .f32), frameCount: try fixture.int("num_frames"), on: device)
-    try checks.compare("mid.encoded", device.read(encoded), in: fixture)
-    let conditioning = imageConditioning(encoded, on: device)
-    try checks.compare("mid.y", device.read(conditioning), in: fixture)
-
-    let text = try models.encode(tokens)
-    let sampler = try rcmSampler(fixture, roundTimesteps: true)
-    let boundary = try fixture.double("boundary")
-    checkExperts(
-        sampler, boundary: boundary, expected: fixture.config["low_noise_used"]?.doubles, checks)
-    let weights = try fixture.weights("dit_high")
-    let high = try models.transformer(weights)
-    let low = try models.transformer(halvedHead(weights))
-    let size = high.size(encoded)
-    let contexts = (
-        high: high.model.prepare(text, size: size, on: device),
-        low: low.model.prepare(text, size: size, on: device)
-    )
-    let states = try sample(fixture, sampler, on: device) { state, step in
-        let isLow = usesLowNoiseExpert(at: step.t, boundary: boundary)
-        let v = (isLow ? low : high).model(
-            [state[0], conditioning], timestep: step.timestep,
-            isLow ? contexts.low : contexts.high, on: device)
-        return v.reshaped(state.shape)
+    try checks.compare(
+        "mid.image_chw", channelsFirst(normalized(image).doubles(), channels: 3), in: fixture)
+    var lowNoise: [Double] = []
+    let found = try run.finish(image: image) { stage, walk in
+        if case .step(_, _, let expert) = stage {
+            lowNoise.append(expert == .lowNoiseTransformer ? 1 : 0)
+        }
+        guard stage == .encodeImage, let conditioning = walk.state.conditioning else { return }
+        let maskChannels = models.family.geometry.stride.t
+        let encoded = conditioning.slice(maskChannels..<conditioning.shape[0])
+        try checks.compare("mid.encoded", device.read(encoded), in: fixture)
+        try checks.compare("mid.y", device.read(conditioning), in: fixture)
     }
-    try compare(states, output: "out.latent_fp32", in: fixture, checks)
-    let shape = try fixture.tensor("in.init_noise").shape
-    let latents = Tensor(states.last!.map { Float($0) }, shape)
-    try models.compareFrames(try models.decode(device.place(latents, as: .f32)), checks)
+    compareExperts(lowNoise, expected: fixture.config["low_noise_used"]?.doubles, checks)
+    try run.compare(found)
 }
 
 // MARK: - nano
@@ -150,24 +191,32 @@ func checkImageToVideo(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
 func checkWholeRuns(
     _ path: String, _ folder: String, _ device: any Backend, _ checks: Checks
 ) throws {
-    let file = try openCheckpoint(path)
     let run = WholeRun(
-        file: file, device: device, checks: checks, models: try modelSet(near: folder))
+        file: try openCheckpoint(path), device: device, checks: checks,
+        models: try modelSet(near: folder))
     let captions = try? JSON(path: folder + "/captions_eval.json").array
     var index = 0
-    while file.info("\(index).ids") != nil {
+    while run.file.info("\(index).ids") != nil {
         try run.check(index, prompt: captions?[index]["prompt"]?.string)
         index += 1
     }
     checks.expect(index > 0, "runs", "\(path) holds none")
 }
 
-/// The model in `folder` itself, or the built-in one in a Models folder beside it or beside its parents.
+/// The model in `folder` itself, or the built-in one in a Models folder beside it or beside its parents; its student in
+/// full precision.
 private func modelSet(near folder: String) throws -> ModelSet {
+    var models: ModelSet
     if FileManager.default.fileExists(atPath: folder + "/config.json") {
-        return try ModelSet(folder: folder)
+        models = try Catalog.modelSet(folder: folder)
+    } else {
+        var (places, path) = ([folder], FilePath(folder))
+        while path.removeLastComponent() { places.append(path.isEmpty ? "." : path.string) }
+        models = try Catalog(entries: Catalog.published.entries, places: places)
+            .open(ModelChoice("nano"))
     }
-    return try ModelSet.open("nano", executable: folder + "/.")
+    models.transformer = models.transformer.replacingSuffix("_quant.pth", by: ".safetensors")
+    return models
 }
 
 private struct WholeRun {
@@ -187,79 +236,70 @@ private struct WholeRun {
         return tensor
     }
 
-    private func weights(_ path: String) throws -> Weights {
-        Weights(try openCheckpoint(path), on: device, activations: .f32)
-    }
-
     func check(_ index: Int, prompt: String?) throws {
         let ids = try tensor("\(index).ids").doubles()
         if let prompt {
             let tokens = try Tokenizer(path: models.tokenizer).encode(
-                prompt: prompt, length: models.defaults.textLength)
+                prompt: prompt, length: models.family.textLength)
             checks.compare(
                 "\(index).ids", tokens.ids.prefix(tokens.count).map { Double($0) }, ids, .exact)
         }
-        let encoder = try UMT5(weights(models.textEncoder))
-        let text = encoder(
-            ids.map { Int32($0) }, textLength: models.defaults.textLength, on: device)
-        checks.compare(
-            "\(index).text_embedding", device.read(text.rows.slice(0..<text.count)).doubles(),
-            try tensor("\(index).text_embedding").doubles(), Tolerance(relativeL2: 2e-5))
-        if file.info("\(index).noise") != nil { try checkLatents(index, text) }
-        try checkFrames(index)
+        let noises = file.info("\(index).noise") == nil ? nil : try tensor("\(index).noise")
+        var walk = try Walk(
+            try run(noises), on: OpenedDevice(device, sageArchitecture: .sm90))
+        walk.inputs = RunInputs(prompt: Tokens(ids.map { Int32($0) }))
+
+        try walk.advance(to: .load(.transformer)) { stage, walk, _ in
+            guard stage == .encodeText, let text = walk.state.texts?.positive else { return }
+            checks.compare(
+                "\(index).text_embedding",
+                device.read(text.rows.slice(0..<text.count)).doubles(),
+                try tensor("\(index).text_embedding").doubles(), Tolerance(relativeL2: 2e-5))
+        }
+        if noises != nil {
+            if FileManager.default.fileExists(atPath: models.transformer) {
+                try checkLatents(index, &walk)
+            } else {
+                checks.skip(
+                    "\(index).latents",
+                    "no transformer in full precision: \(models.transformer)")
+            }
+        }
+        walk.skip(to: .load(.decoder))
+        try checkFrames(index, &walk)
     }
 
-    /// The student in full precision, where its file is there.
-    private func checkLatents(_ index: Int, _ text: TextEmbedding) throws {
-        let path = models.transformer.replacingSuffix("_quant.pth", by: ".safetensors")
-        guard FileManager.default.fileExists(atPath: path) else {
-            return checks.skip("\(index).latents", "no transformer in full precision: \(path)")
-        }
-        let spec = SparseAttention(topK: models.defaults.topK, arithmetic: .exact)
-        let net = try WanTransformer(
-            weights(path),
-            WanTransformerOptions(attention: .sparse(spec), heads: models.defaults.heads))
-        let noises = try tensor("\(index).noise")
-        let shape = Shape([1] + noises.shape.tail.dimensions)
-        let context = net.prepare(
-            text, size: (shape[2], shape[3], shape[4]), on: device)
-        var drawn = 0
-        func draw() -> Tensor {
-            drawn += 1
-            // The last draw counts nothing, and the file leaves it out.
-            return device.place(
-                noises[drawn % noises.shape[0]].reshaped(shape), as: .f32)
-        }
-        let sampler = try RCMSampler(
-            count: noises.shape[0], sigmaMax: models.defaults.sigmaMax,
-            roundTimesteps: false)
-        var denoiser = Denoiser(
-            sampler, noise: device.place(noises[0].reshaped(shape), as: .f32), on: device,
-            draw: draw)
-        while denoiser.next != nil {
-            denoiser.advance { state, step in
-                net([state[0]], timestep: step.timestep, context, on: device)
-                    .reshaped(state.shape)
+    /// - Parameter noises: [steps, C, T, H, W]; the last draw of a run counts nothing, and the file leaves it out.
+    private func run(_ noises: Tensor?) throws -> Run {
+        var request = Request("given by its ids", for: models.family)
+        request.arithmetic.precision = .f32
+        guard let noises else { return try Run(request, models) }
+        request.sampling.steps = noises.shape[0]
+        return try Run(
+            request, models, noise: .given((0..<noises.shape[0]).map { noises[$0].floats() }))
+    }
+
+    private func checkLatents(_ index: Int, _ walk: inout Walk) throws {
+        try walk.advance(to: .load(.decoder)) { stage, walk, _ in
+            guard case .step(let number, _, _) = stage, let latents = walk.currentLatents else {
+                return
             }
-            let name = "\(index).latent_\(denoiser.count)"
+            let name = "\(index).latent_\(number)"
             checks.compare(
-                name, device.read(denoiser.latents).doubles(), try tensor(name).doubles(),
+                name, device.read(latents).doubles(), try tensor(name).doubles(),
                 latentTolerance)
         }
     }
 
-    /// The frames of the last latents.
-    private func checkFrames(_ index: Int) throws {
-        let defaults = models.defaults
-        let statistics =
-            if let mean = defaults.latentMean, let std = defaults.latentStd {
-                LatentStatistics(mean: mean, std: std)
-            } else { LatentStatistics.wan }
-        let decoder = try WanVAE.Decoder(weights(models.vae), statistics: statistics)
+    /// The frames of the file's last latents.
+    private func checkFrames(_ index: Int, _ walk: inout Walk) throws {
         let last = file.names.filter { $0.hasPrefix("\(index).latent_") }.max()
-        let latents = device.place(try tensor(last ?? "\(index).latent_1"), as: .f32)
-        var frames = decoder(latents, on: device).flatMap {
-            device.read(device.rgb8($0)).doubles()
+        let latents = try tensor(last ?? "\(index).latent_1")
+        walk.state.latents = device.place(
+            latents.reshaped(Shape([1] + latents.shape.dimensions.suffix(4))), as: .f32)
+        var frames: [Double] = []
+        try walk.advance { _, _, yield in
+            if case .frames(let chunk)? = yield { frames += chunk.bytes.map { Double($0) } }
         }
         if file.info("\(index).frame_indices") != nil {
             let size = try tensor("\(index).frames").shape.tail.count
