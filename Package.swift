@@ -84,7 +84,7 @@ let package = Package(
             name: "turbodiffusion",
             dependencies: [
                 "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
-                "Media", "Runs", "Families", "Verification", "Quality",
+                "Media", "Runs", "Catalog", "Delivery", "Families", "Verification", "Quality",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),

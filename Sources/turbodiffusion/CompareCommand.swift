@@ -3,7 +3,6 @@
 import ArgumentParser
 import Checkpoints
 import Media
-import Pipelines
 import Quality
 import Tensors
 
@@ -50,7 +49,8 @@ struct CompareCommand: AsyncParsableCommand {
         let a = try await readVideo(path: first)
         let b = try await readVideo(path: second)
         guard a.width == b.width, a.height == b.height, a.count == b.count else {
-            throw RequestError(
+            throw UserError(
+                "compare",
                 "\(first) has \(a.count) frames of \(a.width)x\(a.height), "
                     + "\(second) \(b.count) of \(b.width)x\(b.height)")
         }
@@ -102,7 +102,8 @@ struct CompareCommand: AsyncParsableCommand {
         let b = try openCheckpoint(second)
         let common = a.names.filter { b.info($0)?.shape == a.info($0)?.shape }
         guard !common.isEmpty else {
-            throw RequestError("\(first) and \(second) have no tensor of one name and shape")
+            throw UserError(
+                "compare", "\(first) and \(second) have no tensor of one name and shape")
         }
         for name in common {
             guard let x = try a.tensor(name)?.floats(), let y = try b.tensor(name)?.floats() else {

@@ -3,7 +3,6 @@
 import ArgumentParser
 import CPU
 import CUDA
-import Pipelines
 import Tensors
 
 enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
@@ -70,7 +69,7 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
         guard let gpu = backend as? CUDABackend else { return }
         let (free, total) = (gpu.context.device.freeMemory, gpu.context.properties.totalMemory)
         guard needed > free else { return }
-        throw RequestError(shortage(needed, free: free, total: total))
+        throw UserError("device.memory", shortage(needed, free: free, total: total))
     }
 
     static func shortage(_ needed: Int, free: Int, total: Int) -> String {
@@ -88,7 +87,7 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
         [SageArchitecture.sm90, .sm89Accumulate16].first { backend.supports(.sage($0)) } ?? .sm80
     }
 
-    /// A machine without an NVIDIA GPU is nothing to talk about.
+    /// A machine without an NVIDIA GPU is no news.
     private static func meansNoDevice(_ error: CUDAUnavailable) -> Bool {
         switch error {
         case .noDevice: true

@@ -1,135 +1,181 @@
-/// Carrying out a request on the command line: device, progress, files, and the table at the end.
+/// What t2v and i2v do: options → model, request and files; then the run.
 
+import Catalog
+import Delivery
+import Families
 import FoundationEssentials
 import Media
-import Pipelines
+import Runs
 import Tensors
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
-
-/// One request and where its frames go.
+/// One call of t2v or i2v.
 struct Generation {
-    let models: ModelSet
-    let request: VideoRequest
-    let runOptions: RunOptions
-    let options: GenerationOptions
+    var options: GenerationOptions
+    var conditioning: Family.Conditioning
+    /// The only one, or the expert for high noise.
+    var transformer: String?
+    var lowNoiseTransformer: String?
+    var boundary: Double?
+    var image: String?
+    var adaptsToImage = false
+    var catalog = Catalog.published
 
+    private static let defaultPath = "output/generated_video.mp4"
     private var execution: ExecutionOptions { options.execution }
 
-    /// The request that a video was made from.
-    static func repeating(_ path: String, _ options: GenerationOptions) async throws -> Generation {
-        guard let text = try await readMetadata(path: path) else {
-            throw RequestError("\(path) holds no request: it was not made by this program")
+    /// Prints the plan, or makes the files.
+    func carryOut() async throws {
+        let printer = ProgressPrinter(json: execution.json, quiet: execution.quiet)
+        do {
+            let prepared = try await prepare(tell: printer.note)
+            if execution.dryRun { return printPlan(try fitted(prepared)) }
+            try await make(prepared, printer)
+        } catch {
+            let error = UserError(error, takesPicture: conditioning == .firstFrame)
+            printer.showFailure(error)
+            throw error
         }
-        let stored = try StoredRun(json: text, path: path)
-        let runOptions = try options.runOptions()
-        try options.checkFiles(stored.models, stored.request, runOptions)
-        return Generation(
-            models: stored.models, request: stored.request, runOptions: runOptions,
-            options: options)
     }
 
-    func run() async throws {
-        try request.validate()
-        makeDefaultFolder()
-        if !execution.dryRun { try VideoWriter.check(path: options.savePath) }
-        if runOptions.latents == nil { try models.checkExperts() }
-        let plan = try MemoryPlan(models, request, runOptions)
-        let fitted = try plan.fitted(to: execution.memoryLimit?.bytes, runOptions)
-        if execution.dryRun { return show(fitted) }
+    // MARK: Before anything is loaded
 
-        let printer = ProgressPrinter(json: execution.json, quiet: execution.quiet)
-        let execution = execution
-        let resident = fitted.residentWeights
-        let needed = fitted.peakBytes
-        let pipeline = VideoPipeline(models) {
+    /// A run that can begin.
+    struct Prepared {
+        var run: Run
+        var models: ModelSet
+        /// nil where nothing is written.
+        var outputs: Outputs?
+        var stored: StoredRun?
+    }
+
+    func prepare(tell: (String) -> Void = { _ in }) async throws -> Prepared {
+        let repeated = try await repeatedRun()
+        let runOptions = try options.runOptions()
+        let choice = modelChoice
+        let models =
+            try repeated?.models(changedBy: choice, in: catalog) ?? catalog.open(choice)
+        let resolution = catalog.entry(named: models.name)?.resolution
+        var builder = RequestBuilder(options: options, image: image, boundary: boundary)
+        if conditioning == .firstFrame, repeated == nil, image == nil,
+            runOptions.start.conditioning == nil, runOptions.start.latents == nil
+        {
+            throw UserError(
+                "request.missing",
+                "--image_path FILE is needed: the picture that the video starts with")
+        }
+        if adaptsToImage { builder.pictureSize = try await pictureSize(repeated?.request.image) }
+        let request = try builder.request(
+            for: models.family, base: repeated?.request, resolution: resolution)
+        let run = try Run(request, models, runOptions)
+        try check(run, models)
+        try repeated?.checkInputs(of: request, runOptions.start)
+
+        let path = options.output.savePath ?? Self.defaultPath
+        let format = try VideoFormat(path: path)
+        let isBoundarySaid = boundary != nil && models.experts.count == 1
+        for line in options.withoutEffect(on: run, format: format, resolution: resolution)
+            + (isBoundarySaid ? ["--boundary has no effect: the model has one transformer"] : [])
+        { tell(line) }
+        if let sample = repeated?.sample, request.samples > 1 {
+            tell("the video is sample \(sample) of \(request.samples): all are made again")
+        }
+        if execution.dryRun { return Prepared(run: run, models: models) }
+        let outputs = try Outputs(
+            of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
+            makesFolder: path.hasPrefix("output/"))
+        let stored = try StoredRun(
+            run, of: models, program: "turbodiffusion \(TurboDiffusion.programVersion)",
+            crf: outputs.crf)
+        try outputs.check(metadata: stored.json, save: runOptions.save)
+        return Prepared(run: run, models: models, outputs: outputs, stored: stored)
+    }
+
+    private var modelChoice: ModelChoice {
+        let model = options.model
+        let named: [(ModelFile, String?)] = [
+            (.transformer, transformer), (.lowNoiseTransformer, lowNoiseTransformer),
+            (.textEncoder, model.textEncoderPath), (.tokenizer, model.tokenizerPath),
+            (.vae, model.vaePath),
+        ]
+        return ModelChoice(
+            model.model, conditioning: conditioning,
+            files: Dictionary(
+                uniqueKeysWithValues: named.compactMap { file, path in path.map { (file, $0) } }))
+    }
+
+    private var existing: Outputs.Existing {
+        options.output.force ? .replace : options.output.savePath == nil ? .number : .refuse
+    }
+
+    private func repeatedRun() async throws -> StoredRun? {
+        guard let path = options.content.from else { return nil }
+        guard let text = try await readMetadata(path: path) else {
+            throw StoredRunError.noRequest(path: path)
+        }
+        return try StoredRun(json: text, path: path)
+    }
+
+    private func pictureSize(_ repeated: String?) async throws -> (width: Int, height: Int)? {
+        guard let path = image ?? repeated else { return nil }
+        let picture = try await readImage(path: path)
+        return (picture.width, picture.height)
+    }
+
+    /// Every file that the run will open must be there.
+    private func check(_ run: Run, _ models: ModelSet) throws {
+        try models.checkPresence(of: ModelSet.files(for: try run.parts))
+        let start = run.options.start
+        var files = [start.latents]
+        if start.latents == nil {
+            files += [start.text, start.conditioning] + run.request.loras.map(\.path)
+            if start.conditioning == nil { files.append(run.request.image) }
+        }
+        for file in files.compactMap({ $0 }) where !FileManager.default.fileExists(atPath: file) {
+            throw UserError("request.missing", "no such file: \(file)")
+        }
+    }
+
+    private func fitted(_ prepared: Prepared) throws -> Plan {
+        try Plan(prepared.run).fitted(to: execution.memoryLimit?.bytes)
+    }
+
+    // MARK: The run
+
+    private func make(_ prepared: Prepared, _ printer: ProgressPrinter) async throws {
+        guard let outputs = prepared.outputs, let stored = prepared.stored else { return }
+        let plan = try fitted(prepared)
+        let run = plan.applied(to: prepared.run)
+        printer.showStart(stored, outputs.files)
+        let (execution, needed, resident) = (execution, plan.peakBytes, plan.residentWeights)
+        let engine = Engine {
             let backend = try execution.device.open(
                 threads: execution.threads, memoryLimit: execution.memoryLimit?.bytes,
                 residentWeights: resident
-            ) { printer.show(.note($0)) }
+            ) { printer.show(.notice(.device($0))) }
             try DeviceChoice.checkFreeMemory(needed, on: backend)
             return OpenedDevice(
                 backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend))
         }
-        let start = ContinuousClock.now
-        var runOptions = fitted.options
-        runOptions.pixelFormat = try VideoFormat(path: options.savePath).pixelFormat
-        try await pipeline.begin(request, runOptions, events: printer.show)
-        for try await _ in pipeline.steps {}
-        var report = await pipeline.report()
-        let output = try VideoOutput(
-            path: options.savePath, samples: request.samples,
-            framesPerSecond: request.framesPerSecond, crf: execution.crf,
-            metadata: StoredRun(
-                program: "turbodiffusion \(TurboDiffusion.programVersion)", request: request,
-                models: models
-            ).json)
-        do {
-            for try await chunk in pipeline.frames { try await output.append(chunk) }
-            let waiting = ContinuousClock.now
-            try await output.finish()
-            report = await pipeline.report()
-            let encode = StageReport(
-                stage: .encode, seconds: (ContinuousClock.now - waiting) / .seconds(1),
-                peakBytes: 0)
-            printer.show(.finished(encode))
-            report.stages.append(encode)
-        } catch {
-            await output.cancel()
-            throw error
-        }
-        report.totalSeconds = (ContinuousClock.now - start) / .seconds(1)
-        show(report, output.paths)
+        let report = try await engine.deliver(
+            run, to: outputs, stored: stored,
+            watch: WriterWatch(opened: Interruption.opened, closed: Interruption.closed),
+            events: printer.show)
+        printer.showEnd(report, files: outputs.files, seed: run.request.seed)
     }
 
-    /// The original makes the folder of its default output.
-    private func makeDefaultFolder() {
-        if options.savePath.hasPrefix("output/") { mkdir("output", 0o777) }
-    }
-
-    // MARK: What is printed
-
-    private struct Summary: Encodable {
-        var event = "done"
-        var files: [String]
-        var report: RunReport
-    }
-
-    private func show(_ report: RunReport, _ paths: [String]) {
-        if execution.json { return Output.json(Summary(files: paths, report: report)) }
-        if execution.quiet { return }
-        var rows = [["stage", "time", "peak memory"]]
-        for stage in report.stages {
-            rows.append([
-                stage.stage.name, Output.seconds(stage.seconds),
-                stage.peakBytes > 0 ? Output.bytes(stage.peakBytes) : "",
-            ])
-        }
-        rows.append([
-            "total", Output.seconds(report.totalSeconds), Output.bytes(report.peakBytes),
-        ])
-        Output.line(Output.table(rows))
-        Output.line(
-            "on \(report.device); host memory \(Output.bytes(report.hostPeakBytes)) at most")
-        for path in paths { Output.line("wrote \(path)") }
-    }
-
-    private func show(_ plan: MemoryPlan) {
+    private func printPlan(_ plan: Plan) {
         if execution.json { return Output.json(plan) }
         var rows = [["stage", "weights", "activations", "work", "traffic"]]
         for stage in plan.stages {
             rows.append([
-                stage.name, Output.bytes(stage.weightBytes), Output.bytes(stage.activationBytes),
+                stage.part.title, Output.bytes(stage.weightBytes),
+                Output.bytes(stage.activationBytes),
                 "\(Output.fixed(stage.operations / 1e12, 2)) TFLOP",
                 Output.bytes(Int(stage.traffic)),
             ])
         }
         Output.line(Output.table(rows))
-        for effect in plan.loras { Output.line(effect) }
+        for notice in plan.notices { Output.line(notice.message) }
         Output.line("peak device memory: \(Output.bytes(plan.peakBytes))")
         if let resident = plan.residentWeights {
             Output.line(
@@ -142,13 +188,4 @@ struct Generation {
         }
         Output.line("nothing was loaded")
     }
-}
-
-/// The path with symbolic links followed, so that models beside the program are found.
-func resolved(_ path: String) -> String {
-    guard let real = realpath(path.contains("/") ? path : "/proc/self/exe", nil) else {
-        return path
-    }
-    defer { free(real) }
-    return String(cString: real)
 }

@@ -2,13 +2,8 @@
 
 import ArgumentParser
 import CUDA
+import Glibc
 import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 struct KernelsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(

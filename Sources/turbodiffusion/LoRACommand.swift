@@ -3,25 +3,6 @@
 import ArgumentParser
 import Checkpoints
 
-/// A file and the strength after its last colon: `style.safetensors:0.8`.
-struct LoRAArgument: ExpressibleByArgument, Equatable {
-    var path: String
-    var strength: Float
-
-    init?(argument: String) {
-        path = argument
-        strength = 1
-        if let colon = argument.lastIndex(of: ":"),
-            let value = Float(argument[argument.index(after: colon)...])
-        {
-            guard value.isFinite else { return nil }
-            path = String(argument[..<colon])
-            strength = value
-        }
-        if path.isEmpty { return nil }
-    }
-}
-
 struct LoRACommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lora",

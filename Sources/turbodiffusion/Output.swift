@@ -1,14 +1,7 @@
 /// What the commands print: stdout for results, stderr for progress.
 
 import FoundationEssentials
-import Pipelines
-import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
 
 enum Output {
     static func line(_ text: String) { write(text + "\n", to: STDOUT_FILENO) }
@@ -18,11 +11,7 @@ enum Output {
         var bytes = Array(text.utf8)[...]
         while !bytes.isEmpty {
             let count = bytes.withUnsafeBytes {
-                #if canImport(Glibc)
-                    Glibc.write(descriptor, $0.baseAddress, $0.count)
-                #else
-                    Darwin.write(descriptor, $0.baseAddress, $0.count)
-                #endif
+                Glibc.write(descriptor, $0.baseAddress, $0.count)
             }
             if count < 0 { if errno == EINTR { continue } else { return } }
             bytes = bytes.dropFirst(count)
@@ -74,113 +63,5 @@ enum Output {
             }
             return line
         }.joined(separator: "\n")
-    }
-}
-
-/// Shows the events of a run: a moving line on a terminal, plain lines elsewhere, or JSON lines.
-final class ProgressPrinter: Sendable {
-    enum Style: Sendable { case terminal, plain, json, quiet }
-
-    private struct State {
-        var stage: Stage?
-        var started = ContinuousClock.now
-        var lastShown: ContinuousClock.Instant?
-        var stepSeconds: [Double] = []
-    }
-
-    private let style: Style
-    private let state = Mutex(State())
-
-    init(json: Bool, quiet: Bool) {
-        style = json ? .json : quiet ? .quiet : isatty(STDERR_FILENO) == 1 ? .terminal : .plain
-    }
-
-    /// Machine-readable form of an event.
-    private struct Line: Encodable {
-        var event: String
-        var stage: String?
-        var fraction: Double?
-        var seconds: Double?
-        var peakBytes: Int?
-        var message: String?
-    }
-
-    func show(_ event: PipelineEvent) {
-        if style == .json { return showJSON(event) }
-        switch event {
-        case .started(let stage):
-            state.withLock {
-                $0.stage = stage
-                $0.started = .now
-                $0.lastShown = nil
-            }
-            if style == .terminal { redraw("\(stage.name) …") }
-        case .progress(let stage, let fraction):
-            showProgress(stage, fraction)
-        case .finished(let report):
-            if case .denoise = report.stage {
-                state.withLock { $0.stepSeconds.append(report.seconds) }
-            }
-            let left = remaining(after: report.stage)
-            let text = "\(report.stage.name): \(Output.seconds(report.seconds))\(left)"
-            if style == .terminal { redraw(text + "\n") }
-            if style == .plain { Output.note(text) }
-        case .promptCut(let kept, let dropped):
-            warn(
-                "the prompt is too long: the first \(kept) tokens are used, \(dropped) are dropped")
-        case .note(let text):
-            warn(text)
-        }
-    }
-
-    private func showProgress(_ stage: Stage, _ fraction: Double) {
-        let text = state.withLock { state -> String? in
-            let now = ContinuousClock.now
-            let pause: Duration = style == .terminal ? .milliseconds(100) : .seconds(10)
-            if let last = state.lastShown ?? (style == .plain ? state.started : nil),
-                now - last < pause
-            {
-                return nil
-            }
-            state.lastShown = now
-            let elapsed = (now - state.started) / .seconds(1)
-            let left = fraction > 0 ? elapsed / fraction - elapsed : 0
-            return "\(stage.name): \(Output.fixed(fraction * 100, 0)) %, "
-                + "\(Output.seconds(elapsed)), \(Output.seconds(left)) left"
-        }
-        guard let text else { return }
-        if style == .terminal { redraw(text) }
-        if style == .plain { Output.note(text) }
-    }
-
-    /// Time left for the steps still to come, at the rate of the slowest so far.
-    private func remaining(after stage: Stage) -> String {
-        guard case .denoise(let step, let count, _) = stage, step < count else { return "" }
-        let slowest = state.withLock { $0.stepSeconds.max() ?? 0 }
-        return " (\(Output.seconds(slowest * Double(count - step))) left for the other steps)"
-    }
-
-    private func warn(_ text: String) {
-        guard style != .quiet else { return }
-        if style == .terminal { redraw("note: \(text)\n") } else { Output.note("note: \(text)") }
-    }
-
-    private func redraw(_ text: String) { Output.write("\r\u{1B}[K" + text, to: STDERR_FILENO) }
-
-    private func showJSON(_ event: PipelineEvent) {
-        switch event {
-        case .started(let stage): Output.json(Line(event: "started", stage: stage.name))
-        case .progress(let stage, let fraction):
-            Output.json(Line(event: "progress", stage: stage.name, fraction: fraction))
-        case .finished(let report):
-            Output.json(
-                Line(
-                    event: "finished", stage: report.stage.name, seconds: report.seconds,
-                    peakBytes: report.peakBytes))
-        case .promptCut(let kept, let dropped):
-            Output.json(
-                Line(event: "note", message: "prompt cut: \(kept) tokens kept, \(dropped) dropped"))
-        case .note(let text): Output.json(Line(event: "note", message: text))
-        }
     }
 }

@@ -1,16 +1,11 @@
 /// The command line: one file a command.
 
 import ArgumentParser
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
 
 @main
 struct TurboDiffusion: AsyncParsableCommand {
-    static let programVersion = "0.1.0"
+    static let programVersion = "0.2.0"
 
     static let configuration = CommandConfiguration(
         commandName: "turbodiffusion",
@@ -21,7 +16,7 @@ struct TurboDiffusion: AsyncParsableCommand {
         subcommands: [
             TextToVideoCommand.self, ImageToVideoCommand.self, InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
-            CompareCommand.self, QualityCommand.self, VerifyCommand.self, BenchCommand.self,
+            CompareCommand.self, VerifyCommand.self, BenchCommand.self,
             KernelsCommand.self, DoctorCommand.self,
         ])
 
@@ -32,14 +27,35 @@ struct TurboDiffusion: AsyncParsableCommand {
         await main(normalized(Array(CommandLine.arguments.dropFirst())))
     }
 
-    /// `--dit_path` and `--dit-path` are the same option: the original's command lines work unchanged.
+    /// `--dit_path` and `--dit-path` are the same option: the original's command lines work unchanged. Values may begin
+    /// with a dash, and are told from options as Python's argparse tells them.
     static func normalized(_ arguments: [String]) -> [String] {
-        var isLiteral = false
-        return arguments.map { argument in
-            if argument == "--" { isLiteral = true }
-            guard !isLiteral, argument.hasPrefix("--") else { return argument }
-            let end = argument.firstIndex(of: "=") ?? argument.endIndex
-            return String(argument[..<end].map { $0 == "_" ? "-" : $0 }) + argument[end...]
+        let end = arguments.firstIndex(of: "--") ?? arguments.endIndex
+        var result: [String] = []
+        var positional: [String] = []
+        for argument in arguments[..<end] {
+            if isValue(argument) {
+                if let option = result.last, option.hasPrefix("--"), !option.contains("=") {
+                    result[result.count - 1] = option + "=" + argument
+                } else {
+                    positional.append(argument)
+                }
+            } else if argument.hasPrefix("--") {
+                let name = argument.prefix { $0 != "=" }
+                result.append(
+                    String(name.map { $0 == "_" ? "-" : $0 }) + argument.dropFirst(name.count))
+            } else {
+                result.append(argument)
+            }
         }
+        let rest = positional + arguments[end...].dropFirst()
+        return rest.isEmpty ? result : result + ["--"] + rest
+    }
+
+    /// Begins with a dash and is no option: "- a cat", "-5".
+    private static func isValue(_ argument: String) -> Bool {
+        guard argument.hasPrefix("-") else { return false }
+        return Double(argument) != nil
+            || argument.prefix { $0 != "=" }.contains(where: \.isWhitespace)
     }
 }

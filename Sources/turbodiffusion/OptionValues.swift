@@ -1,0 +1,62 @@
+/// Values of options that are more than a number or a name.
+
+import ArgumentParser
+
+/// "16GiB", "512M", "8e9": bytes.
+struct ByteCount: Sendable, Equatable {
+    let bytes: Int
+
+    private static let scales: [String: Double] = [
+        "": 1, "b": 1, "k": 0x1p10, "kib": 0x1p10, "kb": 1e3, "m": 0x1p20, "mib": 0x1p20,
+        "mb": 1e6, "g": 0x1p30, "gib": 0x1p30, "gb": 1e9, "t": 0x1p40, "tib": 0x1p40, "tb": 1e12,
+    ]
+
+    init(_ text: String) throws {
+        let unit = String(text.reversed().prefix { $0.isLetter }.reversed()).lowercased()
+        let digits = text.dropLast(unit.count)
+        guard let number = Double(digits.filter { $0 != " " }), let scale = Self.scales[unit],
+            number > 0, number * scale < 1e15
+        else {
+            throw ValidationError("'\(text)' is no amount of memory: expected one such as 16GiB")
+        }
+        bytes = Int(number * scale)
+        guard bytes >= 1 << 20 else {
+            throw ValidationError("\(text) is \(bytes) bytes: did you mean \(digits)GiB?")
+        }
+    }
+}
+
+/// `--seed`: a number, or one that is drawn when the request is made.
+enum Seed: ExpressibleByArgument, Equatable {
+    case number(UInt64)
+    case random
+
+    init?(argument: String) {
+        if argument == "random" || argument == "-1" {
+            self = .random
+        } else if let number = UInt64(argument) {
+            self = .number(number)
+        } else {
+            return nil
+        }
+    }
+}
+
+/// A file and the strength after its last colon: `style.safetensors:0.8`.
+struct LoRAArgument: ExpressibleByArgument, Equatable {
+    var path: String
+    var strength: Float
+
+    init?(argument: String) {
+        path = argument
+        strength = 1
+        if let colon = argument.lastIndex(of: ":"),
+            let value = Float(argument[argument.index(after: colon)...])
+        {
+            guard value.isFinite else { return nil }
+            path = String(argument[..<colon])
+            strength = value
+        }
+        if path.isEmpty { return nil }
+    }
+}

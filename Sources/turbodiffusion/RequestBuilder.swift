@@ -1,0 +1,249 @@
+/// From options to a request: a pure function of what was said, the model, and a repeated video's request.
+
+import Catalog
+import Families
+import Media
+import Runs
+import Tensors
+
+/// What was said of a video, by options of t2v and i2v.
+struct RequestBuilder {
+    var options: GenerationOptions
+    /// The options that only one of the two commands has.
+    var image: String?
+    var boundary: Double?
+    /// Width and height of the picture whose shape the video takes.
+    var pictureSize: (width: Int, height: Int)?
+    var draw: () -> UInt64 = { UInt64.random(in: 0...UInt64(UInt32.max)) }
+
+    /// - Parameters:
+    ///   - base: the request that is changed; nil: what the family has where nothing is said.
+    ///   - resolution: the named one that the model has where none is said.
+    func request(for family: Family, base: Request? = nil, resolution: String? = nil) throws
+        -> Request
+    {
+        var request = base ?? Request("", for: family)
+        try setContent(&request, resolution)
+        if let image { request.image = image }
+        if let boundary { request.boundary = boundary }
+        try setSampling(&request, family, isNew: base == nil)
+        try setArithmetic(&request.arithmetic)
+        let model = options.model
+        let loras: [([LoRAArgument], RequestedLoRA.Expert?)] = [
+            (model.loras, nil), (model.highNoiseLoras, .highNoise),
+            (model.lowNoiseLoras, .lowNoise),
+        ]
+        let named = loras.flatMap { arguments, expert in
+            arguments.map { RequestedLoRA($0.path, strength: $0.strength, expert: expert) }
+        }
+        if !named.isEmpty { request.loras = named }
+        return request
+    }
+
+    // MARK: What to make
+
+    private func setContent(_ request: inout Request, _ resolution: String?) throws {
+        let content = options.content
+        if let prompt = try options.prompt {
+            request.prompt = prompt
+        } else if request.prompt.isEmpty, let latents = options.stages.latents {
+            request.prompt = "latents of \(latents)"
+        }
+        request.negativePrompt = content.negativePrompt ?? request.negativePrompt
+        request.frames = content.numFrames ?? request.frames
+        request.framesPerSecond = content.fps ?? request.framesPerSecond
+        request.samples = content.numSamples ?? request.samples
+        switch content.seed {
+        case .number(let seed): request.seed = seed
+        case .random: request.seed = draw()
+        case nil: break
+        }
+        if let size = try size(request, resolution) {
+            (request.width, request.height) = (size.width, size.height)
+        }
+    }
+
+    /// nil: the request's own.
+    private func size(_ request: Request, _ resolution: String?) throws -> (
+        width: Int, height: Int
+    )? {
+        let content = options.content
+        var size: (width: Int, height: Int)?
+        if let pixels = content.pixels {
+            // As given: the request is told of sizes that no model takes, rather than another size made.
+            size = pixels
+        } else if let name = content.resolution ?? (content.aspectRatio == nil ? nil : resolution) {
+            let named = try Resolution(name, aspectRatio: content.aspectRatio ?? "16:9")
+            size = (named.width, named.height)
+        }
+        guard let pictureSize else { return size }
+        let base = size ?? (request.width, request.height)
+        let adapted = try Resolution(width: base.width, height: base.height).adapted(
+            toImageWidth: pictureSize.width, height: pictureSize.height)
+        return (adapted.width, adapted.height)
+    }
+
+    // MARK: How
+
+    private func setSampling(_ request: inout Request, _ family: Family, isNew: Bool) throws {
+        let options = options.sampling
+        var isOwn = !isNew
+        if let sampler = options.sampler {
+            switch (sampler.solver, request.sampling) {
+            case (nil, .flow):
+                request.sampling = .distilled(family.defaults.distilled)
+            case (let solver?, .distilled):
+                request.sampling = .flow(family.defaults.flow)
+                isOwn = false
+                fallthrough
+            case (let solver?, .flow):
+                if case .flow(var flow) = request.sampling {
+                    flow.solver = solver
+                    request.sampling = .flow(flow)
+                }
+            case (nil, .distilled): break
+            }
+        }
+        if let steps = options.numSteps { request.sampling.steps = steps }
+        switch request.sampling {
+        case .distilled(var settings):
+            if let guidance = options.guidance, guidance != 1 {
+                throw UserError(
+                    "request.conflict",
+                    "distilled models take no guidance: leave --guidance out, or name an undistilled model "
+                        + "and --sampler unipc")
+            }
+            settings.sigmaMax = options.sigmaMax ?? settings.sigmaMax
+            settings.ode = settings.ode || options.ode
+            request.sampling = .distilled(settings)
+        case .flow(var settings):
+            settings.sigmaMax = options.sigmaMax ?? settings.sigmaMax
+            settings.guidance = options.guidance ?? settings.guidance
+            // As Wan's own generate.py has it for small videos that begin with a picture.
+            let isSmall = request.width * request.height <= 832 * 480
+            if family.conditioning == .firstFrame, isSmall, !isOwn { settings.shift = 3 }
+            settings.shift = options.shift ?? settings.shift
+            request.sampling = .flow(settings)
+        }
+    }
+
+    private func setArithmetic(_ arithmetic: inout Arithmetic) throws {
+        let options = options.arithmetic
+        if options.defaultNorm, options.norms == .reference {
+            throw UserError(
+                "request.conflict", "--default_norm and --norms reference exclude each other")
+        }
+        if options.defaultNorm { arithmetic.norms = .exact }
+        if let norms = options.norms { arithmetic.norms = norms == .exact ? .exact : .reference }
+        if options.quantLinear { arithmetic.linears = .int8 }
+        arithmetic.linears = options.linears ?? arithmetic.linears
+        arithmetic.attention = options.attentionType ?? arithmetic.attention
+        arithmetic.topK = options.slaTopk ?? arithmetic.topK
+        arithmetic.precision = options.precision ?? arithmetic.precision
+    }
+}
+
+extension ContentOptions {
+    /// `WIDTHxHEIGHT`.
+    var pixels: (width: Int, height: Int)? {
+        let parts = resolution?.lowercased().split(separator: "x").map { Int($0) } ?? []
+        guard parts.count == 2, let width = parts[0], let height = parts[1] else { return nil }
+        return (width, height)
+    }
+}
+
+extension GenerationOptions {
+    /// As an argument or as an option.
+    var prompt: String? {
+        get throws {
+            if let argument = content.promptArgument, let option = content.prompt,
+                argument != option
+            {
+                throw UserError(
+                    "request.conflict",
+                    "two prompts: '\(argument)' and '\(option)'; a prompt of several words needs quotes"
+                )
+            }
+            return content.prompt ?? content.promptArgument
+        }
+    }
+
+    func runOptions() throws -> RunOptions {
+        var run = RunOptions()
+        if let text = stages.textEmbedding, let cached = stages.cachedEmbedding, text != cached {
+            throw UserError(
+                "request.conflict", "--text_embedding and --cached_embedding name two files")
+        }
+        run.start.text = stages.textEmbedding ?? stages.cachedEmbedding
+        if stages.skipT5, run.start.text == nil {
+            throw UserError("request.missing", "--skip_t5 needs --cached_embedding FILE")
+        }
+        run.start.conditioning = stages.conditioning
+        run.start.latents = stages.latents
+        run.save.text = stages.saveTextEmbedding
+        run.save.conditioning = stages.saveConditioning
+        run.save.latents = stages.saveLatents
+        run.keepsTransformer = !execution.offloadDit
+        return run
+    }
+}
+
+// MARK: - Options without effect
+
+extension GenerationOptions {
+    /// What was said and changes nothing, with the reason: one line each.
+    func withoutEffect(on run: Run, format: VideoFormat?, resolution: String?) -> [String] {
+        let (request, start) = (run.request, run.options.start)
+        var lines: [String] = []
+        func note(_ option: String, _ isSaid: Bool, _ reason: String?) {
+            if isSaid, let reason { lines.append("\(option) has no effect: \(reason)") }
+        }
+        if start.latents != nil {
+            let said = [
+                ("--seed", content.seed != nil), ("--num_frames", content.numFrames != nil),
+                ("--num_samples", content.numSamples != nil),
+                ("--resolution", content.resolution != nil),
+                ("--negative_prompt", content.negativePrompt != nil),
+                ("--text_embedding", start.text != nil),
+                ("--conditioning", start.conditioning != nil),
+                ("--num_steps", sampling.numSteps != nil),
+                ("--sampler", sampling.sampler != nil), ("--sigma_max", sampling.sigmaMax != nil),
+                ("--save_text_embedding", stages.saveTextEmbedding != nil),
+                ("--save_conditioning", stages.saveConditioning != nil),
+                ("--save_latents", stages.saveLatents != nil),
+            ].filter(\.1).map(\.0)
+            note(said.joined(separator: ", "), !said.isEmpty, "the video is decoded from --latents")
+            return lines
+        }
+        let isDistilled = if case .distilled = request.sampling { true } else { false }
+        note("--shift", sampling.shift != nil, isDistilled ? "distilled models have no shift" : nil)
+        note("--ode", sampling.ode, isDistilled ? nil : "only distilled models have it")
+        note(
+            "--negative_prompt", content.negativePrompt != nil,
+            request.sampling.isGuided ? nil : "there is no guidance")
+        note(
+            "--sla_topk", arithmetic.slaTopk != nil,
+            request.arithmetic.attention == .original ? "--attention_type is original" : nil)
+        note(
+            "--quant_linear", arithmetic.quantLinear,
+            request.arithmetic.linears == .int8 ? nil : "--linears says otherwise")
+        let isNamed = content.resolution == nil ? resolution != nil : content.pixels == nil
+        note(
+            "--aspect_ratio", content.aspectRatio != nil,
+            isNamed ? nil : "there is no named resolution")
+        note(
+            "--save_text_embedding", stages.saveTextEmbedding != nil,
+            start.text == nil ? nil : "the text embedding comes from a file")
+        let takesPicture = run.family.conditioning != .none
+        for (option, isSaid) in [
+            ("--conditioning", stages.conditioning != nil),
+            ("--save_conditioning", stages.saveConditioning != nil),
+        ] { note(option, isSaid, takesPicture ? nil : "the model takes no picture") }
+        note(
+            "--save_conditioning", stages.saveConditioning != nil && takesPicture,
+            start.conditioning == nil ? nil : "--conditioning is such a file")
+        let takesCRF = format == nil || format == .mp4 || format == .webm
+        note("--crf", output.crf != nil, takesCRF ? nil : "only .mp4 and .webm have it")
+        return lines
+    }
+}
