@@ -13,7 +13,10 @@ let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"]
 let package = Package(
     name: "turbodiffusion",
     platforms: [.macOS(.v15)],
-    products: [.executable(name: "turbodiffusion", targets: ["turbodiffusion"])],
+    products: [
+        .executable(name: "turbodiffusion", targets: ["turbodiffusion"]),
+        .executable(name: "nano-study", targets: ["NanoStudy"]),
+    ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -75,16 +78,21 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
-            name: "Quality",
-            dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Runs", "Families",
-            ],
+            name: "Quality", dependencies: ["Tensors", "Checkpoints", "Models", "Media"],
             swiftSettings: numeric),
+        .executableTarget(
+            name: "NanoStudy",
+            dependencies: [
+                "Tensors", "CPU", "CUDA", "Checkpoints", "Media", "Families", "Runs", "Catalog",
+                "Quality", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "Studies/nano/Sources", swiftSettings: numeric),
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
                 "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
-                "Media", "Runs", "Catalog", "Delivery", "Families", "Verification", "Quality",
+                "Media", "Runs", "Catalog", "Delivery", "Families", "Verification", "Benchmarks",
+                "Quality",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),
@@ -131,7 +139,13 @@ let package = Package(
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
         .testTarget(
             name: "QualityTests",
-            dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media", "Runs", "Families"],
+            dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media"],
             swiftSettings: swift),
+        .testTarget(
+            name: "NanoStudyTests",
+            dependencies: [
+                "NanoStudy", "Quality", "CPU", "Tensors", "Catalog", "Families", "Runs",
+            ],
+            path: "Studies/nano/Tests", swiftSettings: swift),
     ]
 )

@@ -1,7 +1,7 @@
 /// `turbodiffusion bench`: how fast this machine runs a model, its stages and its operations.
 
-import ArgumentParser
-import Benchmarks
+public import ArgumentParser
+public import Benchmarks
 import Catalog
 import Families
 import Media

@@ -8,14 +8,15 @@ import Tensors
 struct InspectCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "inspect",
-        abstract: "Show what checkpoints hold: model, tensors, what is missing, how two differ.",
+        abstract: "Show what checkpoints hold, how two differ, and how a video was made.",
         discussion: """
-            Reads safetensors (single files, or an index or folder of shards) and PyTorch files.
+            Reads safetensors (single files, or an index or folder of shards) and PyTorch files. Of a video of this \
+            program the request is shown.
             Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint \
             lacks tensors of its model, or where two compared ones differ.
             """)
 
-    @Argument(help: "Checkpoints to show.", completion: .file())
+    @Argument(help: "Checkpoints or videos to show.", completion: .file())
     var files: [String]
 
     @Flag(help: "Compare two checkpoints instead of showing them.")
@@ -43,6 +44,11 @@ struct InspectCommand: AsyncParsableCommand {
         if diff { return try compare() }
         var isWhole = true
         for (index, file) in files.enumerated() {
+            if VideoSummary.isVideo(file) {
+                let summary = try await VideoSummary(path: file)
+                if json { Output.json(summary.stored) } else { summary.show() }
+                continue
+            }
             let summary = CheckpointSummary(try openCheckpoint(file), heads: numHeads)
             if json {
                 Output.json(SummaryReport(summary))

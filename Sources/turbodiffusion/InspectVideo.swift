@@ -1,0 +1,99 @@
+/// `turbodiffusion inspect` of a video: the request that it was made from.
+
+import Catalog
+import Delivery
+import Families
+import Media
+import Runs
+import Tensors
+
+/// What a video says about its making.
+struct VideoSummary {
+    let path: String
+    let stored: StoredRun
+
+    /// Whether a name is a video's or a picture's.
+    static func isVideo(_ path: String) -> Bool {
+        switch try? VideoFormat(path: path) {
+        case nil, .pngSequence: false
+        default: true
+        }
+    }
+
+    init(path: String) async throws {
+        guard let text = try await readMetadata(path: path) else {
+            throw StoredRunError.noRequest(path: path)
+        }
+        self.path = path
+        stored = try StoredRun(json: text, path: path)
+    }
+
+    /// Title and value; texts of the file are quoted.
+    var lines: [(title: String, text: String)] {
+        let request = stored.request
+        var lines = [("made by", stored.program.debugDescription)]
+        lines.append(("prompt", request.prompt.debugDescription))
+        if let negative = request.negativePrompt, request.sampling.isGuided {
+            lines.append(("negative", negative.debugDescription))
+        }
+        if let image = request.image { lines.append(("picture", image.debugDescription)) }
+        lines.append(
+            (
+                "video",
+                "\(request.width)x\(request.height), \(request.frames) frames, "
+                    + "\(request.framesPerSecond) a second"
+            ))
+        lines.append(("seed", "\(request.seed)"))
+        if request.samples > 1 {
+            let which = stored.sample.map { "sample \($0) of" } ?? "all of"
+            lines.append(("samples", "\(which) \(request.samples)"))
+        }
+        lines.append(("sampling", request.sampling.summary))
+        let arithmetic = request.arithmetic
+        let sparse = arithmetic.attention == .original ? "" : " (top \(arithmetic.topK))"
+        lines.append(
+            (
+                "arithmetic",
+                "\(arithmetic.attention.rawValue)\(sparse), linears \(arithmetic.linears.rawValue), "
+                    + "\(arithmetic.precision.rawValue), norms \(arithmetic.norms.rawValue)"
+            ))
+        for lora in request.loras {
+            lines.append(("LoRA", "\(lora.path.debugDescription), strength \(lora.strength)"))
+        }
+        lines.append(("model", stored.model.debugDescription))
+        for file in ModelFile.allCases {
+            guard let identity = stored.files[file] else { continue }
+            lines.append((file.title, told(identity)))
+        }
+        for input in StoredInput.allCases {
+            guard let identity = stored.inputs[input] else { continue }
+            lines.append(("from \(input.rawValue)", told(identity)))
+        }
+        return lines
+    }
+
+    private func told(_ file: FileIdentity) -> String {
+        "\(file.name.debugDescription), \(Output.bytes(file.bytes))"
+    }
+
+    func show() {
+        Output.line("\(path): a video of this program")
+        let width = lines.map(\.title.count).max() ?? 0
+        for (title, text) in lines {
+            Output.line(title + String(repeating: " ", count: width + 2 - title.count) + text)
+        }
+    }
+}
+
+extension Sampling {
+    fileprivate var summary: String {
+        switch self {
+        case .distilled(let settings):
+            "rcm, \(settings.steps) steps from \(settings.sigmaMax)" + (settings.ode ? ", ode" : "")
+        case .flow(let settings):
+            "\(settings.solver.rawValue), \(settings.steps) steps, shift \(settings.shift), "
+                + "guidance \(settings.guidance)"
+                + (settings.sigmaMax.map { ", from \($0)" } ?? "")
+        }
+    }
+}
