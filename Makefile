@@ -2,15 +2,18 @@
 # make test    installs what is missing, builds and runs every test
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
+# make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
+#              and captions are; OPTIONS=--help tells more
 
 PROMPT ?= A small red sphere bounces on a checkered floor.
 OPTIONS ?=
+FOLDER ?= .
 
 BINARY := .build/release/turbodiffusion
 SOURCES := Package.swift $(shell find Sources -type f)
 BUILD := swift build -c release -Xswiftc -static-stdlib --product turbodiffusion
 
-.PHONY: help video build test dist kernels format lint clean
+.PHONY: help video build test dist kernels study format lint clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -36,11 +39,16 @@ dist: $(BINARY)
 kernels: $(BINARY)
 	$(BINARY) kernels check --cuda-libraries "$$(Scripts/nvrtc)"
 
+# A study beside the program: it is built only here and for the tests.
+study:
+	swift build -c release -Xswiftc -static-stdlib --product nano-study
+	.build/release/nano-study "$(FOLDER)" $(OPTIONS)
+
 format:
-	swift format --in-place --recursive Package.swift Sources Tests
+	swift format --in-place --recursive Package.swift Sources Studies Tests
 
 lint:
-	swift format lint --strict --recursive Package.swift Sources Tests
+	swift format lint --strict --recursive Package.swift Sources Studies Tests
 
 clean:
 	rm -rf .build .build-test dist output

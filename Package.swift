@@ -73,7 +73,7 @@ let package = Package(
         .target(
             name: "Benchmarks",
             dependencies: [
-                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Media",
                 "Families", "Runs", "Catalog",
             ],
             swiftSettings: swift),
@@ -129,11 +129,22 @@ let package = Package(
             ],
             swiftSettings: swift),
         .testTarget(
+            name: "CatalogTests",
+            dependencies: ["Catalog", "Families", "Models", "Checkpoints", "Tensors"],
+            swiftSettings: swift),
+        .testTarget(
+            name: "DeliveryTests",
+            dependencies: [
+                "Delivery", "Runs", "Catalog", "Families", "Media", "CPU", "Tensors",
+            ],
+            exclude: ["video-0.1.0.json"], swiftSettings: swift),
+        .testTarget(
             name: "CommandTests",
             dependencies: [
-                "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
+                "turbodiffusion", "Catalog", "Delivery", "Families", "Runs", "Media", "Tensors",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
-            swiftSettings: swift),
+            exclude: ["Help"], swiftSettings: swift),
         .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),

@@ -138,7 +138,9 @@ final class OperationTimer: ForwardingBackend {
     }
 
     /// What shapes do not tell.
-    private static func detail(_ operation: Operation) -> (text: String, arithmetic: ArithmeticKind?) {
+    private static func detail(_ operation: Operation) -> (
+        text: String, arithmetic: ArithmeticKind?
+    ) {
         switch operation {
         case .linear(let o): return detail(o.x, o.weight)
         case .linearAdd(let o): return detail(o.x, o.weight)

@@ -1,7 +1,6 @@
 /// What a caption says of a video, and what the classifier finds in it.
 
 import FoundationEssentials
-import Pipelines
 
 /// One of eight questions, with the answers in the order of the classifier's outputs.
 public enum Attribute: String, CaseIterable, Sendable {
@@ -30,38 +29,41 @@ public struct Caption: Sendable, Equatable {
     public let prompt: String
     /// Indices into the classes of each attribute, in the order of `Attribute.allCases`.
     public let answers: [Int]
+
+    public init(prompt: String, answers: [Int]) {
+        self.prompt = prompt
+        self.answers = answers
+    }
 }
 
 extension Caption {
     /// Reads a JSON list of objects with `prompt` and one word for each attribute.
-    /// - Throws: ``RequestError``
-    public static func read(_ path: String) throws -> [Caption] {
+    public static func read(_ path: String) throws(QualityError) -> [Caption] {
+        func failure(_ reason: String) -> QualityError { .captions(path: path, reason: reason) }
         guard let data = FileManager.default.contents(atPath: path) else {
-            throw RequestError("cannot read \(path): expected a list of captions (JSON)")
+            throw failure("it cannot be read")
         }
-        let entries: [[String: String]]
-        do {
-            entries = try JSONDecoder().decode([[String: String]].self, from: data)
-        } catch {
-            throw RequestError(
-                "\(path) is no list of captions: expected [{\"prompt\": …, \"shape\": …, …}, …]")
+        guard let entries = try? JSONDecoder().decode([[String: String]].self, from: data) else {
+            throw failure("expected JSON: [{\"prompt\": …, \"shape\": …, …}, …]")
         }
-        guard !entries.isEmpty else { throw RequestError("\(path) holds no captions") }
-        return try entries.enumerated().map { index, entry in
+        if entries.isEmpty { throw failure("it is empty") }
+        var captions: [Caption] = []
+        for (index, entry) in entries.enumerated() {
             guard let prompt = entry["prompt"], !prompt.isEmpty else {
-                throw RequestError("\(path): caption \(index) has no prompt")
+                throw failure("caption \(index) has no prompt")
             }
-            let answers = try Attribute.allCases.map { attribute in
+            var answers: [Int] = []
+            for attribute in Attribute.allCases {
                 let word = entry[attribute.rawValue]
                 guard let answer = attribute.classes.firstIndex(where: { $0 == word }) else {
-                    throw RequestError(
-                        "\(path): caption \(index) has \(attribute.rawValue) "
-                            + "'\(word ?? "missing")', expected one of "
-                            + attribute.classes.joined(separator: " "))
+                    throw failure(
+                        "caption \(index) has \(attribute.rawValue) '\(word ?? "missing")', "
+                            + "expected one of \(attribute.classes.joined(separator: " "))")
                 }
-                return answer
+                answers.append(answer)
             }
-            return Caption(prompt: prompt, answers: answers)
+            captions.append(Caption(prompt: prompt, answers: answers))
         }
+        return captions
     }
 }

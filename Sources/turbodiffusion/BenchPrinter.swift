@@ -6,9 +6,11 @@ import Benchmarks
 final class BenchPrinter {
     private(set) var table: BenchTable
     private let json: Bool
-    private var stages = [[
-        "stage", "cold", "median", "best", "TFLOP/s", "of ceiling", "peak memory",
-    ]]
+    private var stages = [
+        [
+            "stage", "cold", "median", "best", "TFLOP/s", "of ceiling", "peak memory",
+        ]
+    ]
     private static let operationTitles = [
         "operation", "calls", "ms", "share", "TFLOP/s", "GB/s", "of ceiling",
     ]

@@ -7,8 +7,8 @@ import Families
 import Models
 import Runs
 import Tensors
-import Tokenizers
 import Testing
+import Tokenizers
 
 @testable import Benchmarks
 
@@ -242,7 +242,8 @@ private func random(_ name: String) throws -> BenchModel {
         let one = try #require(stages.first { $0.stage == "transformer, 1 step" })
         let two = try #require(stages.first { $0.stage == "transformer, 2 steps" })
         #expect(two.milliseconds! > one.milliseconds!)
-        #expect(abs(two.teraflops! * two.milliseconds! / one.teraflops! / one.milliseconds! - 2) < 1e-6)
+        #expect(
+            abs(two.teraflops! * two.milliseconds! / one.teraflops! / one.milliseconds! - 2) < 1e-6)
     }
 
     @Test("a model larger than the machine's memory is refused before it is made")

@@ -1,9 +1,11 @@
 /// Options of `bench` as the request that is measured.
 
+import ArgumentParser
 import Benchmarks
 import Catalog
 import Families
 import Runs
+import Tensors
 import Testing
 
 @testable import turbodiffusion

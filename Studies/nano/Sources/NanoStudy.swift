@@ -1,23 +1,27 @@
-/// `turbodiffusion quality`: what steps, attention and 8-bit arithmetic cost, measured on captions.
+/// `nano-study`: what steps, attention and 8-bit arithmetic cost nano, measured on captions.
 
 public import ArgumentParser
-import CUDA
+import Catalog
+public import Families
 import FoundationEssentials
-import Pipelines
+import Glibc
 import Quality
+import Runs
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+extension Configuration.Model: ExpressibleByArgument {}
+extension AttentionChoice: ExpressibleByArgument {}
 
-extension QualityConfiguration.Model: ExpressibleByArgument {}
+/// Something that the study cannot do without.
+struct StudyError: Error, Sendable, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}
 
-struct QualityCommand: AsyncParsableCommand {
+@main
+struct NanoStudy: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "quality",
-        abstract: "Measure what distilling, sparse attention and 8-bit arithmetic cost.",
+        commandName: "nano-study",
+        abstract: "Measure what distilling, sparse attention and 8-bit arithmetic cost nano.",
         discussion: """
             Makes videos of captions with every chosen configuration, has a classifier say what is in them, and writes \
             quality.csv, README.md and charts to a folder. FOLDER holds the undistilled teacher \
@@ -45,7 +49,7 @@ struct QualityCommand: AsyncParsableCommand {
     var captions: Int?
     @Option(
         help: "Only the teacher or only the student (which is meant where the next four are used).")
-    var only: QualityConfiguration.Model?
+    var only: Configuration.Model?
     @Option(help: "Steps of the student: of 4,3,2,1.")
     var steps: Choices<StepCount>?
     @Option(name: [.long, .customLong("attention-type")], help: "Of original,sla,sagesla.")
@@ -60,7 +64,7 @@ struct QualityCommand: AsyncParsableCommand {
     var all = false
 
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
-    var device = DeviceChoice.automatic
+    var device = Device.automatic
     @Option(help: "Threads of the CPU (default: all).")
     var threads: Int?
     @Option(help: "Videos made side by side on a GPU (default: half as many as cores, at most 8).")
@@ -84,34 +88,33 @@ struct QualityCommand: AsyncParsableCommand {
 
     func run() async throws {
         try makeFolder(output)
-        var table = try QualityTable(path: output + "/quality.csv")
+        var table = try Table(path: output + "/quality.csv")
         if report {
             guard !table.rows.isEmpty else {
-                throw RequestError("\(table.path) holds no rows: measure some first")
+                throw StudyError("\(table.path) holds no rows: measure some first")
             }
             return try finish(table)
         }
         let known = try Caption.read(captionFile ?? "\(folder)/captions_eval.json")
         let count = captions ?? known.count
         guard count <= known.count else {
-            throw RequestError("--captions \(count): there are \(known.count)")
+            throw StudyError("--captions \(count): there are \(known.count)")
         }
         try table.check(captions: count)
-        let usesGPU = usesGPU
+        let usesGPU = device.isGPU
         let chosen = selection(usesGPU: usesGPU).configurations
         if dryRun { return list(chosen, table) }
         guard chosen.contains(where: { table[$0] == nil }) else { return try finish(table) }
 
-        let progress = QualityProgress(
+        let progress = ProgressLine(
             of: chosen.count { table[$0] == nil }, captions: count, quiet: quiet)
         let measurement = try measurement(
             Array(known.prefix(count)), lanes: usesGPU ? lanes ?? Self.usualLanes : 1,
             teacherIsNeeded: chosen.contains(.teacher), progress)
-        Interruption.keeps("the rows measured so far are in \(table.path)")
         try await measurement.run(chosen, besides: table, events: progress.show) { row in
             try table.append(row)
             // Always complete: a run may be stopped at any time.
-            try QualityReport(table, command: command).write(to: output)
+            try Report(table, command: command).write(to: output)
         }
         progress.end()
         try finish(table)
@@ -123,15 +126,10 @@ struct QualityCommand: AsyncParsableCommand {
         min(8, max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))) / 2))
     }
 
-    /// Whether videos are made on a GPU; no device is opened yet.
-    private var usesGPU: Bool {
-        device != .cpu && ((try? Driver())?.deviceCount ?? 0) > 0
-    }
-
-    private func selection(usesGPU: Bool) -> QualitySelection {
+    private func selection(usesGPU: Bool) -> Selection {
         let isNarrowed = steps != nil || attention != nil || linears != nil || topK != nil
         var selection =
-            usesGPU || all || isNarrowed ? QualitySelection() : QualitySelection.brief
+            usesGPU || all || isNarrowed ? Selection() : Selection.brief
         if let only { selection.models = [only] }
         if let steps { selection.steps = steps.values.map(\.count) }
         if let attention { selection.attention = attention.values }
@@ -143,46 +141,40 @@ struct QualityCommand: AsyncParsableCommand {
     }
 
     private func measurement(
-        _ captions: [Caption], lanes: Int, teacherIsNeeded: Bool, _ progress: QualityProgress
-    ) throws -> QualityMeasurement {
-        var set = try ModelSet.open(
-            model, executable: CommandLine.arguments.first.map(resolved))
+        _ captions: [Caption], lanes: Int, teacherIsNeeded: Bool, _ progress: ProgressLine
+    ) throws -> Measurement {
+        var set = try Catalog.published.open(ModelChoice(model))
         set.transformer = student ?? "\(folder)/student_sla.safetensors"
         let teacher = teacher ?? "\(folder)/teacher.safetensors"
         let classifier = classifier ?? "\(folder)/classifier.safetensors"
         for file in [set.transformer, classifier] + (teacherIsNeeded ? [teacher] : [])
         where !FileManager.default.fileExists(atPath: file) {
-            throw RequestError("no such file: \(file)")
+            throw StudyError("no such file: \(file)")
         }
         let (device, threads) = (device, threads)
-        return QualityMeasurement(
-            models: QualityModels(student: set, teacher: teacher),
-            classifier: try AttributeClassifier(path: classifier), captions: captions,
-            lanes: lanes
-        ) {
-            let backend = try device.open(threads: threads) { progress.note($0) }
-            return OpenedDevice(
-                backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend))
-        }
+        return try Measurement(
+            models: StudyModels(student: set, teacher: teacher), classifier: classifier,
+            captions: captions, lanes: lanes
+        ) { try device.open(threads: threads) { progress.note($0) } }
     }
 
     // MARK: What is written
 
     /// How the rows can be made again, without what depends on this machine.
     private var command: String {
-        let name = "turbodiffusion quality FOLDER"
-        return captions.map { "\(name) --captions \($0)" } ?? name
+        let name = "make study FOLDER=FOLDER"
+        return captions.map { "\(name) OPTIONS=\"--captions \($0)\"" } ?? name
     }
 
-    private func finish(_ table: QualityTable) throws {
-        try QualityReport(table, command: command).write(to: output)
-        if !quiet { Output.line("wrote \(output)/README.md: \(table.rows.count) rows") }
+    private func finish(_ table: Table) throws {
+        try Report(table, command: command).write(to: output)
+        if !quiet { print("wrote \(output)/README.md: \(table.rows.count) rows") }
     }
 
-    private func list(_ chosen: [QualityConfiguration], _ table: QualityTable) {
+    private func list(_ chosen: [Configuration], _ table: Table) {
         for (index, item) in chosen.enumerated() {
             let state = table[item] == nil ? "" : " (measured)"
-            Output.line("\(index + 1). \(item.title)\(state)")
+            print("\(index + 1). \(item.title)\(state)")
         }
     }
 
@@ -191,7 +183,7 @@ struct QualityCommand: AsyncParsableCommand {
             try FileManager.default.createDirectory(
                 atPath: path, withIntermediateDirectories: true)
         } catch {
-            throw RequestError("cannot make the folder \(path): \(error)")
+            throw StudyError("cannot make the folder \(path): \(error)")
         }
     }
 }

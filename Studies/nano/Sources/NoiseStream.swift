@@ -1,12 +1,7 @@
 /// Noise equal to PyTorch's on a CPU for the same seed.
 
+import Glibc
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// The normal numbers of `torch.Generator().manual_seed(seed)`: a Mersenne twister (MT19937, Matsumoto
 /// and Nishimura 1998) whose words become uniform numbers of 24 bits, and those, sixteen at a time, pairs
@@ -21,12 +16,6 @@ struct NoiseStream {
     private static let shift = 397
     private static let block = 16
 
-    /// The first `shape` of stream `index`.
-    static func draw(_ index: Int, _ shape: Shape) -> Tensor {
-        var stream = NoiseStream(seed: UInt32(index))
-        return stream.normal(shape)
-    }
-
     init(seed: UInt32) {
         state = [seed]
         state.reserveCapacity(Self.size)
@@ -36,25 +25,21 @@ struct NoiseStream {
         }
     }
 
-    /// The next `shape` of standard normal numbers, as an f32 host tensor. The count must be a multiple of 16: the
-    /// generator treats the rest of other counts differently.
-    mutating func normal(_ shape: Shape) -> Tensor {
-        ensure(
-            shape.count % Self.block == 0, "NoiseStream: \(shape.count) is no multiple of 16")
-        let out = Tensor.host(shape, .f32)
-        out.withMutable(Float.self) { values in
-            for index in values.indices { values[index] = Float(word() & 0xFF_FFFF) * 0x1p-24 }
-            let half = Self.block / 2
-            for start in stride(from: 0, to: values.count, by: Self.block) {
-                for index in start..<start + half {
-                    let radius = (-2 * logf(1 - values[index])).squareRoot()
-                    let angle = 2 * Float.pi * values[index + half]
-                    values[index] = radius * cosf(angle)
-                    values[index + half] = radius * sinf(angle)
-                }
+    /// The next standard normal numbers. `count` must be a multiple of 16: the generator treats the rest of other counts
+    /// differently.
+    mutating func normal(_ count: Int) -> [Float] {
+        ensure(count % Self.block == 0, "NoiseStream: \(count) is not a multiple of 16")
+        var values = (0..<count).map { _ in Float(word() & 0xFF_FFFF) * 0x1p-24 }
+        let half = Self.block / 2
+        for start in stride(from: 0, to: count, by: Self.block) {
+            for index in start..<start + half {
+                let radius = (-2 * logf(1 - values[index])).squareRoot()
+                let angle = 2 * Float.pi * values[index + half]
+                values[index] = radius * cosf(angle)
+                values[index + half] = radius * sinf(angle)
             }
         }
-        return out
+        return values
     }
 
     private mutating func word() -> UInt32 {

@@ -1,11 +1,11 @@
 /// The report that the measured rows make: a page of Markdown and its charts.
 
+import Families
 import FoundationEssentials
-import Pipelines
 
 /// What the rows say of the model: where its score falls, and how sure that is.
-public struct QualityReport: Sendable {
-    let rows: [QualityRow]
+struct Report: Sendable {
+    let rows: [Row]
     let command: String
 
     /// A loss of more points than this is called large.
@@ -14,19 +14,19 @@ public struct QualityReport: Sendable {
     private static let sureness = 2.0
 
     /// - Parameter command: how the rows were made, for whoever wants to repeat it.
-    public init(_ table: QualityTable, command: String) {
+    init(_ table: Table, command: String) {
         rows = table.rows.sorted { $0.configuration.isBefore($1.configuration) }
         self.command = command
     }
 
     /// Writes `README.md` and the charts beside the table, each one whole.
-    public func write(to folder: String) throws {
+    func write(to folder: String) throws {
         for (name, text) in files {
             let path = "\(folder)/\(name)"
             do {
                 try Data(text.utf8).write(to: URL(filePath: path), options: .atomic)
             } catch {
-                throw RequestError("cannot write \(path): \(error)")
+                throw StudyError("cannot write \(path): \(error)")
             }
         }
     }
@@ -38,12 +38,12 @@ public struct QualityReport: Sendable {
 
     // MARK: Looking up
 
-    var teacher: QualityRow? { rows.first { $0.configuration.model == .teacher } }
-    var students: [QualityRow] { rows.filter { $0.configuration.model == .student } }
+    var teacher: Row? { rows.first { $0.configuration.model == .teacher } }
+    var students: [Row] { rows.filter { $0.configuration.model == .student } }
 
     func row(
         steps: Int, _ attention: AttentionChoice, _ linears: Linears, topK: Double
-    ) -> QualityRow? {
+    ) -> Row? {
         let top = attention == .original ? nil : topK
         return students.first {
             let item = $0.configuration
@@ -68,11 +68,11 @@ public struct QualityReport: Sendable {
     // MARK: Falling
 
     /// Points below the teacher.
-    func loss(_ row: QualityRow) -> Double { (teacher?.score ?? row.score) - row.score }
+    func loss(_ row: Row) -> Double { (teacher?.score ?? row.score) - row.score }
 
     /// The loss that chance alone may show. Both rows answer for the same captions and noise, which makes the
     /// difference surer than this.
-    func noise(_ row: QualityRow) -> Double {
+    func noise(_ row: Row) -> Double {
         let error = teacher?.scoreError ?? 0
         return Self.sureness
             * (row.scoreError * row.scoreError + error * error).squareRoot()
@@ -80,22 +80,22 @@ public struct QualityReport: Sendable {
 
     enum Verdict: Sendable, Equatable { case kept, measurable, large }
 
-    func verdict(_ row: QualityRow) -> Verdict {
+    func verdict(_ row: Row) -> Verdict {
         let loss = loss(row)
         if loss > max(Self.largeLoss, noise(row)) { return .large }
         return loss > noise(row) ? .measurable : .kept
     }
 
     /// The first row, in this order, that has lost measurably, and the first one that has lost much.
-    func firstFalls(_ ordered: [QualityRow]) -> (measurable: QualityRow?, large: QualityRow?) {
+    func firstFalls(_ ordered: [Row]) -> (measurable: Row?, large: Row?) {
         (ordered.first { verdict($0) != .kept }, ordered.first { verdict($0) == .large })
     }
 
     /// From the top-k that the student was trained with downwards, or upwards; that one included.
     func byTopK(
         steps: Int, _ attention: AttentionChoice, _ linears: Linears, down: Bool
-    ) -> [QualityRow] {
-        let usual = QualityConfiguration.usualTopK
+    ) -> [Row] {
+        let usual = Configuration.usualTopK
         return students.filter {
             let item = $0.configuration
             guard item.steps == steps, item.attention == attention, item.linears == linears,
@@ -109,17 +109,17 @@ public struct QualityReport: Sendable {
     }
 
     /// From four steps downwards, at the top-k that the student was trained with.
-    func bySteps(_ attention: AttentionChoice, _ linears: Linears) -> [QualityRow] {
-        (1...QualityConfiguration.mostSteps).reversed().compactMap {
-            row(steps: $0, attention, linears, topK: QualityConfiguration.usualTopK)
+    func bySteps(_ attention: AttentionChoice, _ linears: Linears) -> [Row] {
+        (1...Configuration.mostSteps).reversed().compactMap {
+            row(steps: $0, attention, linears, topK: Configuration.usualTopK)
         }
     }
 }
 
-extension QualityConfiguration {
+extension Configuration {
     /// Order of the tables: the teacher, then by steps, attention, linears and top-k.
-    func isBefore(_ other: QualityConfiguration) -> Bool {
-        func key(_ item: QualityConfiguration) -> [Double] {
+    func isBefore(_ other: Configuration) -> Bool {
+        func key(_ item: Configuration) -> [Double] {
             [
                 item.model == .teacher ? 0 : 1, -Double(item.steps),
                 Double(AttentionChoice.allCases.firstIndex(of: item.attention) ?? 0),

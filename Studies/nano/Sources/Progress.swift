@@ -1,16 +1,10 @@
-/// What `quality` says while it measures.
+/// What the study says while it measures.
 
-import Quality
+import Glibc
 import Synchronization
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
-
 /// A moving line on a terminal, and a line for every row that is measured.
-final class QualityProgress: Sendable {
+final class ProgressLine: Sendable {
     private struct State {
         var rows = 0
         var lastShown: ContinuousClock.Instant?
@@ -29,7 +23,7 @@ final class QualityProgress: Sendable {
         self.quiet = quiet
     }
 
-    func show(_ event: QualityEvent) {
+    func show(_ event: StudyEvent) {
         switch event {
         case .opened(let device, let unsupported):
             note("on \(device)")
@@ -43,26 +37,26 @@ final class QualityProgress: Sendable {
                 state.rows += 1
                 return state.rows
             }
-            let distance = row.psnr.map { ", \(Output.fixed($0, 2)) dB" } ?? ""
+            let distance = row.psnr.map { ", \(fixed($0, 2)) dB" } ?? ""
             note(
-                "\(number)/\(total) \(row.configuration.title): \(Output.fixed(row.score, 2)) % "
-                    + "± \(Output.fixed(row.scoreError, 2))\(distance), "
-                    + "\(Output.seconds(row.seconds)) a video; \(passed)")
+                "\(number)/\(total) \(row.configuration.title): \(fixed(row.score, 2)) % "
+                    + "± \(fixed(row.scoreError, 2))\(distance), "
+                    + "\(shortSeconds(row.seconds)) a video; \(passed)")
         }
     }
 
     func note(_ text: String) {
         if quiet { return }
         end()
-        Output.note(text)
+        writeError(text + "\n")
     }
 
     func end() {
-        if isTerminal, !quiet { Output.write("\r\u{1B}[K", to: STDERR_FILENO) }
+        if isTerminal, !quiet { writeError("\r\u{1B}[K") }
     }
 
     private var passed: String {
-        Output.seconds((ContinuousClock.now - started) / .seconds(1)) + " in all"
+        shortSeconds((ContinuousClock.now - started) / .seconds(1)) + " in all"
     }
 
     private func move(_ title: String, _ made: Int) {
@@ -74,8 +68,17 @@ final class QualityProgress: Sendable {
             return state.rows
         }
         guard let rows else { return }
-        Output.write(
-            "\r\u{1B}[K\(rows + 1)/\(total) \(title): video \(made)/\(captions), \(passed)",
-            to: STDERR_FILENO)
+        writeError(
+            "\r\u{1B}[K\(rows + 1)/\(total) \(title): video \(made)/\(captions), \(passed)")
     }
+}
+
+private func writeError(_ text: String) {
+    let bytes = Array(text.utf8)
+    _ = write(STDERR_FILENO, bytes, bytes.count)
+}
+
+/// "85.0 ms", "1.25 s"
+private func shortSeconds(_ value: Double) -> String {
+    value < 0.0995 ? "\(fixed(value * 1000, 1)) ms" : "\(fixed(value, 2)) s"
 }

@@ -1,72 +1,69 @@
 /// Measures configurations one after another: devices make videos while the processor's cores judge those made before.
 
+import Families
+import Glibc
 import Media
-public import Pipelines
+import Quality
+import Runs
 import Synchronization
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
-
 /// A measurement in progress, for whoever watches.
-public enum QualityEvent: Sendable {
+enum StudyEvent: Sendable {
     /// A device is there; these configurations it has no arithmetic for.
-    case opened(device: String, unsupported: [QualityConfiguration])
+    case opened(device: String, unsupported: [Configuration])
     /// So many videos of a configuration are made, out of as many as there are captions.
-    case progress(QualityConfiguration, made: Int)
-    case measured(QualityRow)
+    case progress(Configuration, made: Int)
+    case measured(Row)
 }
 
 /// Videos of the first captions by several configurations, judged.
-public struct QualityMeasurement: Sendable {
-    public var models: QualityModels
-    public var classifier: AttributeClassifier
-    public var captions: [Caption]
+struct Measurement: Sendable {
+    var models: StudyModels
+    private let judges: [Judge]
+    var captions: [Caption]
     /// Makers of videos that work side by side on one device. A small model leaves most of a GPU idle.
-    public var lanes: Int
+    var lanes: Int
     /// Opens the device; called once in each lane, on its own thread.
-    public var open: @Sendable () throws -> OpenedDevice
+    var open: @Sendable () throws -> OpenedDevice
 
     /// So many videos are made alone, for the time; the first one warms up.
     private static let timed = 4
 
-    public init(
-        models: QualityModels, classifier: AttributeClassifier, captions: [Caption], lanes: Int,
+    /// - Parameter classifier: a file of its weights.
+    init(
+        models: StudyModels, classifier: String, captions: [Caption], lanes: Int,
         open: @escaping @Sendable () throws -> OpenedDevice
-    ) {
+    ) throws {
+        let cores = sysconf(Int32(_SC_NPROCESSORS_ONLN))
+        judges = try (0..<max(1, cores)).map { _ in try Judge(path: classifier) }
         self.models = models
-        self.classifier = classifier
         self.captions = captions
         self.lanes = max(1, lanes)
         self.open = open
     }
 
     /// Videos by caption, of the references that are still needed.
-    private typealias References = [QualityConfiguration: [Video]]
+    private typealias References = [Configuration: [Video]]
 
     /// Measures those of `configurations` that `table` has no row for. References whose videos are needed are made
     /// again where their row is there already.
     /// - Parameter finished: given every row when it is complete.
-    public func run(
-        _ configurations: [QualityConfiguration], besides table: QualityTable,
-        events: @escaping @Sendable (QualityEvent) -> Void,
-        finished: (QualityRow) throws -> Void
+    func run(
+        _ configurations: [Configuration], besides table: Table,
+        events: @escaping @Sendable (StudyEvent) -> Void,
+        finished: (Row) throws -> Void
     ) async throws {
         var missing = configurations.filter { table[$0] == nil }
         guard !missing.isEmpty else { return }
-        let defaults = models.student.defaults
-        try classifier.check(
+        let defaults = models.student.family.defaults
+        try await judges[0].check(
             frames: defaults.frames, width: defaults.width, height: defaults.height)
         let alone = min(Self.timed, captions.count)
         let makers = (0..<lanes).map { lane in
             let others = Array(stride(from: alone + lane, to: captions.count, by: lanes))
             return Lane(
                 share: others,
-                maker: VideoMaker(
-                    models, captions, share: (lane == 0 ? Array(0..<alone) : []) + others,
-                    open: open))
+                maker: VideoMaker(models, captions: captions.map(\.prompt), open: open))
         }
         // One after another: the first may have kernels to compile, which the others then find.
         let device = try await makers[0].maker.start(missing)
@@ -102,25 +99,21 @@ public struct QualityMeasurement: Sendable {
 
     /// One configuration for all captions.
     private func measure(
-        _ configuration: QualityConfiguration, _ lanes: [Lane], against references: [Video]?,
-        _ events: @escaping @Sendable (QualityEvent) -> Void
+        _ configuration: Configuration, _ lanes: [Lane], against references: [Video]?,
+        _ events: @escaping @Sendable (StudyEvent) -> Void
     ) async throws -> Measured {
-        try await withThrowingTaskGroup { group in
-            for lane in lanes { group.addTask { try await lane.maker.prepare(configuration) } }
-            try await group.waitForAll()
-        }
         let alone = Array(0..<min(Self.timed, captions.count))
-        let timed = try await judge(
-            alone, by: lanes[0].maker, against: references, keeps: configuration.isReference
-        ) { events(.progress(configuration, made: $0)) }
+        let timed = try await judge(alone, of: configuration, by: lanes[0].maker, references) {
+            events(.progress(configuration, made: $0))
+        }
         let counter = Counter(from: alone.count)
         let judged = try await withThrowingTaskGroup(of: [Judged].self) { group in
             for lane in lanes {
                 group.addTask {
-                    try await judge(
-                        lane.share, by: lane.maker, against: references,
-                        keeps: configuration.isReference
-                    ) { _ in events(.progress(configuration, made: counter.next())) }
+                    try await judge(lane.share, of: configuration, by: lane.maker, references) {
+                        _ in
+                        events(.progress(configuration, made: counter.next()))
+                    }
                 }
             }
             return try await group.reduce(into: timed) { $0 += $1 }
@@ -130,8 +123,8 @@ public struct QualityMeasurement: Sendable {
 
     /// Makes videos one after another and has each judged while the next ones are made.
     private func judge(
-        _ share: [Int], by maker: VideoMaker, against references: [Video]?, keeps: Bool,
-        made: @Sendable (Int) -> Void
+        _ share: [Int], of configuration: Configuration, by maker: VideoMaker,
+        _ references: [Video]?, made: @Sendable (Int) -> Void
     ) async throws -> [Judged] {
         // Frames that wait to be judged are memory: a maker that is far ahead waits.
         let most = 4
@@ -141,37 +134,17 @@ public struct QualityMeasurement: Sendable {
                 if index - results.count >= most, let next = try await group.next() {
                     results.append(next)
                 }
-                let (video, seconds) = try await maker.make(caption)
+                let (video, seconds) = try await maker.make(caption, configuration)
                 made(index + 1)
                 group.addTask {
-                    judged(
-                        caption, video, seconds, against: references?[caption], keeps: keeps)
+                    await judges[caption % judges.count].judge(
+                        video, of: (caption, captions[caption]), seconds: seconds,
+                        against: references?[caption], keeps: configuration.isReference)
                 }
             }
             return try await group.reduce(into: results) { $0.append($1) }
         }
     }
-
-    private func judged(
-        _ caption: Int, _ video: Video, _ seconds: Double, against reference: Video?, keeps: Bool
-    ) -> Judged {
-        let found = classifier.classes(video)
-        return Judged(
-            caption: caption, seconds: seconds,
-            isRight: zip(found, captions[caption].answers).map { $0 == $1 },
-            distance: reference.map { FrameDistance.between($0, video) },
-            video: keeps ? video : nil)
-    }
-}
-
-/// One video's result.
-private struct Judged: Sendable {
-    let caption: Int
-    let seconds: Double
-    /// For each attribute.
-    let isRight: [Bool]
-    let distance: FrameDistance.OfVideos?
-    let video: Video?
 }
 
 /// All results of a configuration, by caption.
@@ -185,14 +158,14 @@ private struct Measured: Sendable {
         self.timed = timed
     }
 
-    func row(_ configuration: QualityConfiguration, device: String) -> QualityRow {
+    func row(_ configuration: Configuration, device: String) -> Row {
         let count = Double(judged.count)
         let accuracy = Attribute.allCases.indices.map { attribute in
             100 * Double(judged.count { $0.isRight[attribute] }) / count
         }
         let distances = judged.compactMap(\.distance)
         let error = distances.reduce(0) { $0 + $1.meanSquaredError } / Double(distances.count)
-        return QualityRow(
+        return Row(
             configuration, captions: judged.count, accuracy: accuracy,
             scoreError: Self.standardError(
                 judged.map { score in

@@ -1,14 +1,9 @@
 /// The charts of the report.
 
-import Pipelines
+import Families
+import Glibc
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
-
-extension QualityReport {
+extension Report {
     struct NamedChart {
         var name: String
         var chart: Chart
@@ -26,7 +21,7 @@ extension QualityReport {
     }
 
     /// From the best score down to what is clearly lost; what lies lower is written at the edge.
-    private func scores(_ rows: [QualityRow]) -> Chart.Axis {
+    private func scores(_ rows: [Row]) -> Chart.Axis {
         let best = max(rows.map(\.score).max() ?? 100, teacher?.score ?? 0)
         let lowest = rows.map(\.score).min() ?? best
         let ticks = roundTicks(max(lowest, best - 9) - 0.5, min(100, best + 1))
@@ -40,17 +35,17 @@ extension QualityReport {
 
     private func style(_ linears: Linears) -> Int { Linears.allCases.firstIndex(of: linears) ?? 0 }
 
-    private func topKPanels(_ value: (QualityRow) -> Double?) -> [Chart.Panel] {
+    private func topKPanels(_ value: (Row) -> Double?) -> [Chart.Panel] {
         [AttentionChoice.sla, .sagesla].compactMap { attention in
             let series = kinds([attention]).compactMap { kind -> Chart.Series? in
                 let rows =
                     byTopK(
-                        steps: QualityConfiguration.mostSteps, attention, kind.linears, down: true
+                        steps: Configuration.mostSteps, attention, kind.linears, down: true
                     ).reversed()
                     + byTopK(
-                        steps: QualityConfiguration.mostSteps, attention, kind.linears,
+                        steps: Configuration.mostSteps, attention, kind.linears,
                         down: false
-                    ).filter { $0.configuration.topK != QualityConfiguration.usualTopK }
+                    ).filter { $0.configuration.topK != Configuration.usualTopK }
                 let points = rows.compactMap { row in
                     value(row).map { Chart.Point(row.configuration.topK ?? 1, $0) }
                 }
@@ -64,9 +59,9 @@ extension QualityReport {
         }
     }
 
-    private var fourSteps: [QualityRow] {
+    private var fourSteps: [Row] {
         students.filter {
-            $0.configuration.steps == QualityConfiguration.mostSteps
+            $0.configuration.steps == Configuration.mostSteps
                 && $0.configuration.topK != nil
         }
     }
@@ -110,7 +105,7 @@ extension QualityReport {
                     : Chart.Series(
                         name: kind.linears.rawValue, points: points, style: style(kind.linears))
             }
-            let top = shortest(QualityConfiguration.usualTopK)
+            let top = shortest(Configuration.usualTopK)
             return series.isEmpty
                 ? nil
                 : Chart.Panel(

@@ -1,9 +1,10 @@
 /// What is measured: one way of running one of the two models, and the order in which they come.
 
-public import Pipelines
+import Families
+import Runs
 
 /// The arithmetic of the transformer's linear layers, and with it of everything else.
-public enum Linears: String, CaseIterable, Sendable {
+enum Linears: String, CaseIterable, Sendable {
     /// Everything in f32, from the text encoder to the autoencoder.
     case f32
     /// Everything in bf16.
@@ -13,7 +14,7 @@ public enum Linears: String, CaseIterable, Sendable {
     /// As bf16, the linear layers of the blocks in fp8 (one scale a row).
     case fp8
 
-    public var precision: Precision { self == .f32 ? .f32 : .bf16 }
+    var precision: Precision { self == .f32 ? .f32 : .bf16 }
     var choice: LinearChoice {
         switch self {
         case .f32, .bf16: .stored
@@ -24,22 +25,22 @@ public enum Linears: String, CaseIterable, Sendable {
 }
 
 /// One row of the report.
-public struct QualityConfiguration: Hashable, Sendable {
-    public enum Model: String, CaseIterable, Sendable {
+struct Configuration: Hashable, Sendable {
+    enum Model: String, CaseIterable, Sendable {
         /// The undistilled model: Euler with shift 3, guidance 3.5, dense attention.
         case teacher
         /// The distilled one.
         case student
     }
 
-    public var model: Model
-    public var steps: Int
-    public var attention: AttentionChoice
-    public var linears: Linears
+    var model: Model
+    var steps: Int
+    var attention: AttentionChoice
+    var linears: Linears
     /// Share of the key blocks that are attended exactly; nil for dense attention.
-    public var topK: Double?
+    var topK: Double?
 
-    public init(
+    init(
         _ model: Model, steps: Int, attention: AttentionChoice, linears: Linears,
         topK: Double? = nil
     ) {
@@ -50,19 +51,19 @@ public struct QualityConfiguration: Hashable, Sendable {
         self.topK = topK
     }
 
-    public static let teacher = QualityConfiguration(
+    static let teacher = Configuration(
         .teacher, steps: 50, attention: .original, linears: .bf16)
 
     /// What the videos of `steps` are compared with: nothing approximated but the number of steps.
-    public static func reference(steps: Int) -> QualityConfiguration {
-        QualityConfiguration(.student, steps: steps, attention: .original, linears: .f32)
+    static func reference(steps: Int) -> Configuration {
+        Configuration(.student, steps: steps, attention: .original, linears: .f32)
     }
 
     /// The reference of this configuration; the teacher's videos are compared with the student's of four steps.
-    public var reference: QualityConfiguration {
+    var reference: Configuration {
         .reference(steps: model == .teacher ? Self.mostSteps : steps)
     }
-    public var isReference: Bool { self == reference }
+    var isReference: Bool { self == reference }
 
     static let mostSteps = 4
     /// Where the student was trained, and one below.
@@ -70,63 +71,54 @@ public struct QualityConfiguration: Hashable, Sendable {
     static let smallTopK = 0.1
 
     /// "student, 4 steps, sla 0.2, int8"
-    public var title: String {
+    var title: String {
         let top = topK.map { " \(shortest($0))" } ?? ""
         return "\(model.rawValue), \(steps) step\(steps == 1 ? "" : "s"), "
             + "\(attention.rawValue)\(top), \(linears.rawValue)"
     }
 }
 
-extension QualityConfiguration {
+extension Configuration {
     /// The request for a prompt. Noise does not come from its seed: see ``NoiseStream``.
-    func request(_ prompt: String, _ defaults: ModelSet.Defaults) -> VideoRequest {
-        var request = VideoRequest(
-            prompt: prompt, width: defaults.width, height: defaults.height,
-            frames: defaults.frames)
-        request.steps = steps
-        request.attention = attention
-        request.topK = topK ?? 1
-        request.precision = linears.precision
-        request.linears = linears.choice
-        switch model {
-        case .student:
-            request.sigmaMax = defaults.sigmaMax
-        case .teacher:
-            request.sampler = .euler
-            request.sigmaMax = nil
-            request.shift = 3
-            request.guidance = 3.5
+    func request(_ prompt: String, for family: Family) -> Request {
+        var request = Request(prompt, for: family)
+        if model == .teacher {
+            request.sampling = .flow(.init(.euler, shift: 3, guidance: 3.5))
         }
+        request.sampling.steps = steps
+        request.arithmetic = Arithmetic(
+            precision: linears.precision, linears: linears.choice, attention: attention,
+            topK: topK ?? 1)
         return request
     }
 }
 
 /// Which configurations are measured.
-public struct QualitySelection: Sendable, Equatable {
-    public var models = QualityConfiguration.Model.allCases
-    public var steps = [4, 3, 2, 1]
-    public var attention = AttentionChoice.allCases
-    public var linears = Linears.allCases
-    public var topK = [0.05, 0.1, 0.15, 0.2, 0.5, 1]
+struct Selection: Sendable, Equatable {
+    var models = Configuration.Model.allCases
+    var steps = [4, 3, 2, 1]
+    var attention = AttentionChoice.allCases
+    var linears = Linears.allCases
+    var topK = [0.05, 0.1, 0.15, 0.2, 0.5, 1]
 
     /// Everything.
-    public init() {}
+    init() {}
 
     /// What a CPU can do in about a minute for four captions: where the student was trained, without the arithmetic
     /// that a CPU only imitates.
-    public static var brief: QualitySelection {
-        var selection = QualitySelection()
+    static var brief: Selection {
+        var selection = Selection()
         selection.steps = [4]
         selection.attention = [.original, .sla]
         selection.linears = [.f32, .bf16, .int8]
-        selection.topK = [QualityConfiguration.usualTopK]
+        selection.topK = [Configuration.usualTopK]
         return selection
     }
 
     /// All selected configurations, those that tell most first: the teacher and what it is compared with, the other
     /// references, four steps (SLA, then SageSLA, for every top-k), fewer steps at top-k 0.2 and 0.1, the rest.
-    public var configurations: [QualityConfiguration] {
-        var list: [QualityConfiguration] = []
+    var configurations: [Configuration] {
+        var list: [Configuration] = []
         if models.contains(.teacher) { list.append(.teacher) }
         if models.contains(.student) {
             for steps in steps {
@@ -134,7 +126,7 @@ public struct QualitySelection: Sendable, Equatable {
                     for linears in linears {
                         for topK in attention == .original ? [nil] : topK.map(Optional.some) {
                             list.append(
-                                QualityConfiguration(
+                                Configuration(
                                     .student, steps: steps, attention: attention,
                                     linears: linears, topK: topK))
                         }
@@ -149,7 +141,7 @@ public struct QualitySelection: Sendable, Equatable {
     }
 }
 
-extension QualityConfiguration {
+extension Configuration {
     /// Place in the order of measuring.
     fileprivate var rank: [Double] {
         func place<T: Equatable>(_ value: T, _ order: [T]) -> Double {

@@ -1,12 +1,14 @@
 // Measuring from end to end: nano at a tiny size on the CPU, judged by the classifier with random weights.
 
 import CPU
-import Pipelines
-import Synchronization
+import Catalog
+import Families
+import Quality
+import Runs
 import Tensors
 import Testing
 
-@testable import Quality
+@testable import NanoStudy
 
 @Suite struct MeasurementTests {
     private static let captions = [
@@ -14,29 +16,29 @@ import Testing
         "an orange ball",
     ].map { Caption(prompt: $0, answers: Attribute.allCases.map { _ in 0 }) }
 
-    private static func measurement(lanes: Int) throws -> QualityMeasurement {
-        var set = try ModelSet(folder: goldenFolder + "/../../../Models/nano")
-        (set.defaults.width, set.defaults.height, set.defaults.frames) = (64, 64, 9)
-        return QualityMeasurement(
-            models: QualityModels(student: set, teacher: set.transformer),
-            classifier: try AttributeClassifier(path: goldenFolder + "/classifier.safetensors"),
+    private static func measurement(lanes: Int) throws -> Measurement {
+        var set = try Catalog.modelSet(folder: projectFolder + "/Models/nano")
+        (set.family.defaults.width, set.family.defaults.height) = (64, 64)
+        set.family.defaults.frames = 9
+        return try Measurement(
+            models: StudyModels(student: set, teacher: set.transformer),
+            classifier: projectFolder + "/Tests/Golden/quality/classifier.safetensors",
             captions: captions, lanes: lanes
         ) { OpenedDevice(CPUBackend(threads: 1), sageArchitecture: .sm90) }
     }
 
     private static let configurations = [
-        QualityConfiguration.reference(steps: 2),
-        QualityConfiguration(.student, steps: 2, attention: .sla, linears: .int8, topK: 0.5),
-        QualityConfiguration(.student, steps: 1, attention: .sla, linears: .int8, topK: 0.5),
+        Configuration.reference(steps: 2),
+        Configuration(.student, steps: 2, attention: .sla, linears: .int8, topK: 0.5),
+        Configuration(.student, steps: 1, attention: .sla, linears: .int8, topK: 0.5),
     ]
 
     /// Runs and gives the rows without what differs from run to run.
     private static func rows(
-        _ configurations: [QualityConfiguration], lanes: Int, besides known: [QualityRow] = []
-    ) async throws -> [QualityRow] {
-        let path = "/tmp/quality-\(UInt64.random(in: 0...UInt64.max)).csv"
-        let table = QualityTable(path: path, known)
-        var rows: [QualityRow] = []
+        _ configurations: [Configuration], lanes: Int, besides known: [Row] = []
+    ) async throws -> [Row] {
+        let table = Table(path: "/nowhere.csv", known)
+        var rows: [Row] = []
         try await measurement(lanes: lanes).run(configurations, besides: table) { _ in
         } finished: { row in
             #expect(row.seconds > 0)
@@ -63,7 +65,7 @@ import Testing
     }
 
     @Test func theTeacherIsGuided() async throws {
-        var teacher = QualityConfiguration.teacher
+        var teacher = Configuration.teacher
         teacher.steps = 2
         let rows = try await Self.rows([teacher], lanes: 2)
         #expect(rows.count == 1 && rows[0].psnr != nil)

@@ -1,8 +1,9 @@
 /// The page of the report: what was done, where quality falls, tables.
 
-import Pipelines
+import Families
+import Quality
 
-extension QualityReport {
+extension Report {
     func page(_ charts: [NamedChart]) -> String {
         var parts = ["# What accelerating nano costs", introduction, findings]
         parts += charts.map { "![\($0.chart.description)](\($0.name).svg)" }
@@ -16,7 +17,7 @@ extension QualityReport {
         let captions = rows.first?.captions ?? 0
         var devices: [String] = []
         for row in rows where !devices.contains(row.device) { devices.append(row.device) }
-        let all = QualitySelection().configurations
+        let all = Selection().configurations
         let missing = all.count { item in !rows.contains { $0.configuration == item } }
         let gaps =
             missing == 0
@@ -69,8 +70,8 @@ extension QualityReport {
     private var verdictOnDefault: String {
         guard
             let row = row(
-                steps: QualityConfiguration.mostSteps, .sla, .int8,
-                topK: QualityConfiguration.usualTopK)
+                steps: Configuration.mostSteps, .sla, .int8,
+                topK: Configuration.usualTopK)
         else { return "" }
         let words =
             switch verdict(row) {
@@ -89,10 +90,10 @@ extension QualityReport {
     private var verdictInShort: String {
         let sentences = kinds([.sla]).compactMap { kind -> String? in
             let shares = byTopK(
-                steps: QualityConfiguration.mostSteps, .sla, kind.linears, down: true)
+                steps: Configuration.mostSteps, .sla, kind.linears, down: true)
             let steps = bySteps(.sla, kind.linears)
             guard shares.count > 1 || steps.count > 1 else { return nil }
-            func phrase(_ rows: [QualityRow], _ name: String, _ value: (QualityRow) -> String)
+            func phrase(_ rows: [Row], _ name: String, _ value: (Row) -> String)
                 -> String?
             {
                 guard rows.count > 1, let last = rows.last else { return nil }
@@ -118,16 +119,16 @@ extension QualityReport {
             ["attention", "linears", "top-k 0.2", "falls at", "falls far at", "above 0.2 falls at"]
         ]
         for kind in kinds([.sla, .sagesla]) {
-            func rows(down: Bool) -> [QualityRow] {
+            func rows(down: Bool) -> [Row] {
                 byTopK(
-                    steps: QualityConfiguration.mostSteps, kind.attention, kind.linears,
+                    steps: Configuration.mostSteps, kind.attention, kind.linears,
                     down: down)
             }
             let (down, up) = (rows(down: true), rows(down: false))
             guard !(down + up).isEmpty else { continue }
             let falls = firstFalls(down)
-            let usual = QualityConfiguration.usualTopK
-            func cell(_ row: QualityRow?, of measured: [QualityRow]) -> String {
+            let usual = Configuration.usualTopK
+            func cell(_ row: Row?, of measured: [Row]) -> String {
                 row.map { at(shortest($0.configuration.topK ?? 1), $0) }
                     ?? none(measured, shortest(measured.last?.configuration.topK ?? usual))
             }
@@ -150,13 +151,13 @@ extension QualityReport {
             let rows = bySteps(kind.attention, kind.linears)
             guard rows.count > 1 else { continue }
             let falls = firstFalls(rows)
-            func cell(_ row: QualityRow?) -> String {
+            func cell(_ row: Row?) -> String {
                 row.map { at("\($0.configuration.steps)", $0) }
                     ?? none(rows, "\(rows.last?.configuration.steps ?? 0)")
             }
             table.append([
                 kind.attention.rawValue, kind.linears.rawValue,
-                rows.first { $0.configuration.steps == QualityConfiguration.mostSteps }
+                rows.first { $0.configuration.steps == Configuration.mostSteps }
                     .map { points($0.score) } ?? "–",
                 cell(falls.measurable), cell(falls.large),
             ])
@@ -170,8 +171,8 @@ extension QualityReport {
         for kind in kinds() {
             guard
                 let row = row(
-                    steps: QualityConfiguration.mostSteps, kind.attention, kind.linears,
-                    topK: QualityConfiguration.usualTopK)
+                    steps: Configuration.mostSteps, kind.attention, kind.linears,
+                    topK: Configuration.usualTopK)
             else { continue }
             table.append([
                 kind.attention.rawValue, kind.linears.rawValue, points(row.score),
@@ -182,11 +183,11 @@ extension QualityReport {
         return "**Linear layers and attention**, 4 steps, top-k 0.2:\n\n" + markdown(table)
     }
 
-    private func speed(_ teacher: QualityRow) -> String {
+    private func speed(_ teacher: Row) -> String {
         guard
             let row = row(
-                steps: QualityConfiguration.mostSteps, .sla, .int8,
-                topK: QualityConfiguration.usualTopK), row.device == teacher.device,
+                steps: Configuration.mostSteps, .sla, .int8,
+                topK: Configuration.usualTopK), row.device == teacher.device,
             row.seconds > 0
         else { return "" }
         return """
@@ -201,13 +202,13 @@ extension QualityReport {
         let values = Set(students.compactMap(\.configuration.topK)).sorted()
         var table = [["4 steps"] + values.map { "top-k \(shortest($0))" }]
         for kind in kinds() {
-            let steps = QualityConfiguration.mostSteps
+            let steps = Configuration.mostSteps
             let cells = values.map { topK in
                 kind.attention == .original
                     ? "" : cell(row(steps: steps, kind.attention, kind.linears, topK: topK))
             }
             let dense = row(
-                steps: steps, kind.attention, kind.linears, topK: QualityConfiguration.usualTopK)
+                steps: steps, kind.attention, kind.linears, topK: Configuration.usualTopK)
             let name = "\(kind.attention.rawValue), \(kind.linears.rawValue)"
             if kind.attention != .original {
                 table.append([name] + cells)
@@ -224,11 +225,11 @@ extension QualityReport {
     private var stepsTable: String {
         var table = [["top-k 0.2", "1 step", "2 steps", "3 steps", "4 steps"]]
         for kind in kinds() {
-            let cells = (1...QualityConfiguration.mostSteps).map {
+            let cells = (1...Configuration.mostSteps).map {
                 cell(
                     row(
                         steps: $0, kind.attention, kind.linears,
-                        topK: QualityConfiguration.usualTopK))
+                        topK: Configuration.usualTopK))
             }
             if cells.contains(where: { $0 != "–" }) {
                 table.append(["\(kind.attention.rawValue), \(kind.linears.rawValue)"] + cells)
@@ -285,7 +286,7 @@ extension QualityReport {
 
     // MARK: Words and numbers
 
-    private func cell(_ row: QualityRow?) -> String {
+    private func cell(_ row: Row?) -> String {
         guard let row else { return "–" }
         let bold = verdict(row) == .kept ? "" : "*"
         return "\(bold)\(points(row.score))\(bold)"
@@ -293,11 +294,11 @@ extension QualityReport {
     }
 
     /// "0.1 (94.4)"
-    private func at(_ place: String, _ row: QualityRow) -> String {
+    private func at(_ place: String, _ row: Row) -> String {
         "**\(place)** (\(points(row.score)))"
     }
 
-    private func none(_ measured: [QualityRow], _ last: String) -> String {
+    private func none(_ measured: [Row], _ last: String) -> String {
         measured.isEmpty ? "–" : "not as far as \(last)"
     }
 
@@ -316,7 +317,7 @@ extension QualityReport {
     }
 
     private func points(_ value: Double) -> String { fixed(value, 1) }
-    private func milliseconds(_ row: QualityRow) -> String { fixed(row.seconds * 1000, 1) }
+    private func milliseconds(_ row: Row) -> String { fixed(row.seconds * 1000, 1) }
 
     private func markdown(_ rows: [[String]]) -> String {
         guard let first = rows.first else { return "" }

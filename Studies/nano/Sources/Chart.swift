@@ -1,10 +1,6 @@
 /// Line charts as SVG: small, self-contained, readable on light and dark pages.
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
 
 /// Panels side by side with the same axes, and one legend for all.
 struct Chart {

@@ -1,33 +1,29 @@
 /// The measured rows as CSV, appended one by one so that a run that was stopped goes on where it was.
 
+import Families
 import FoundationEssentials
-import Pipelines
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
+import Quality
 
 /// What was measured of one configuration.
-public struct QualityRow: Sendable, Equatable {
-    public var configuration: QualityConfiguration
+struct Row: Sendable, Equatable {
+    var configuration: Configuration
     /// The first so many captions of the list.
-    public var captions: Int
+    var captions: Int
     /// Per cent of the captions whose video shows what was asked for, in the order of `Attribute.allCases`.
-    public var accuracy: [Double]
+    var accuracy: [Double]
     /// Standard error of the score, from the differences between captions.
-    public var scoreError: Double
+    var scoreError: Double
     /// Of the mean squared error of all videos, in dB; nil for the reference itself and where nothing differs.
-    public var psnr: Double?
+    var psnr: Double?
     /// Mean over the videos; nil for the reference itself.
-    public var similarity: Double?
+    var similarity: Double?
     /// Median of a few videos that were made alone, from noise to 8-bit frames in host memory.
-    public var seconds: Double
-    public var device: String
+    var seconds: Double
+    var device: String
 
-    public init(
-        _ configuration: QualityConfiguration, captions: Int, accuracy: [Double],
+    init(
+        _ configuration: Configuration, captions: Int, accuracy: [Double],
         scoreError: Double, psnr: Double?, similarity: Double?, seconds: Double, device: String
     ) {
         self.configuration = configuration
@@ -41,10 +37,10 @@ public struct QualityRow: Sendable, Equatable {
     }
 
     /// Mean of the attributes.
-    public var score: Double { accuracy.reduce(0, +) / Double(accuracy.count) }
+    var score: Double { accuracy.reduce(0, +) / Double(accuracy.count) }
 }
 
-extension QualityRow {
+extension Row {
     static let columns =
         ["model", "steps", "attention", "linears", "top_k", "captions"]
         + Attribute.allCases.map(\.rawValue)
@@ -72,7 +68,7 @@ extension QualityRow {
         let cells = line.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
         let attributes = Attribute.allCases.count
         guard cells.count == Self.columns.count,
-            let model = QualityConfiguration.Model(rawValue: cells[0]), let steps = Int(cells[1]),
+            let model = Configuration.Model(rawValue: cells[0]), let steps = Int(cells[1]),
             let attention = AttentionChoice(rawValue: cells[2]),
             let linears = Linears(rawValue: cells[3]), let captions = Int(cells[5]), captions > 0
         else { return nil }
@@ -83,7 +79,7 @@ extension QualityRow {
             let scoreError = Double(rest[1]), let seconds = Double(rest[4])
         else { return nil }
         self.init(
-            QualityConfiguration(
+            Configuration(
                 model, steps: steps, attention: attention, linears: linears, topK: topK),
             captions: captions, accuracy: accuracy, scoreError: scoreError,
             psnr: Double(rest[2]), similarity: Double(rest[3]), seconds: seconds,
@@ -92,14 +88,14 @@ extension QualityRow {
 }
 
 /// The file of rows.
-public struct QualityTable: Sendable {
-    public let path: String
+struct Table: Sendable {
+    let path: String
     /// In the order of measuring.
-    public private(set) var rows: [QualityRow]
+    private(set) var rows: [Row]
 
     /// Opens the file; a row that was cut off at the end is dropped, and will be measured again.
-    /// - Throws: ``RequestError`` where the file is something else.
-    public init(path: String) throws {
+    /// - Throws: ``StudyError`` where the file is something else.
+    init(path: String) throws {
         self.path = path
         guard let data = FileManager.default.contents(atPath: path) else {
             rows = []
@@ -109,17 +105,17 @@ public struct QualityTable: Sendable {
         var lines = text.split(separator: "\n", omittingEmptySubsequences: false)
         // What follows the last line's end is empty, or a row that is not whole.
         let tail = lines.popLast() ?? ""
-        guard lines.first.map({ $0 == QualityRow.header }) ?? QualityRow.header.hasPrefix(tail)
+        guard lines.first.map({ $0 == Row.header }) ?? Row.header.hasPrefix(tail)
         else {
-            throw RequestError("\(path) is no table of this command: its first line is another")
+            throw StudyError("\(path) is not a table of this study: it begins with another line")
         }
-        var rows: [QualityRow] = []
+        var rows: [Row] = []
         for (index, line) in lines.enumerated().dropFirst() {
-            guard let row = QualityRow(line: line) else {
-                throw RequestError("\(path): line \(index + 1) is no row of this command's table")
+            guard let row = Row(line: line) else {
+                throw StudyError("\(path): line \(index + 1) is not a row of this study's table")
             }
             guard !rows.contains(where: { $0.configuration == row.configuration }) else {
-                throw RequestError(
+                throw StudyError(
                     "\(path): line \(index + 1) repeats '\(row.configuration.title)'")
             }
             rows.append(row)
@@ -129,28 +125,28 @@ public struct QualityTable: Sendable {
     }
 
     /// A table in memory, whose file begins with the first row that is appended.
-    init(path: String, _ rows: [QualityRow]) {
+    init(path: String, _ rows: [Row]) {
         self.path = path
         self.rows = rows
     }
 
-    public subscript(configuration: QualityConfiguration) -> QualityRow? {
+    subscript(configuration: Configuration) -> Row? {
         rows.first { $0.configuration == configuration }
     }
 
     /// Throws where the rows that are there speak of another number of captions.
-    public func check(captions: Int) throws {
+    func check(captions: Int) throws {
         guard let other = rows.first(where: { $0.captions != captions }) else { return }
-        throw RequestError(
+        throw StudyError(
             "\(path) holds rows of \(other.captions) captions, not \(captions): go on with "
                 + "--captions \(other.captions), or write to another folder")
     }
 
     /// Adds a row to the file at once, whole.
-    public mutating func append(_ row: QualityRow) throws {
+    mutating func append(_ row: Row) throws {
         rows.append(row)
         let isNew = rows.count == 1
-        try write((isNew ? QualityRow.header + "\n" : "") + row.line + "\n", appending: !isNew)
+        try write((isNew ? Row.header + "\n" : "") + row.line + "\n", appending: !isNew)
     }
 
     private func write(_ text: String, appending: Bool = false) throws {
@@ -163,15 +159,11 @@ public struct QualityTable: Sendable {
     }
 
     private static func write(_ bytes: [UInt8], to file: Int32) -> Int {
-        #if canImport(Glibc)
-            Glibc.write(file, bytes, bytes.count)
-        #else
-            Darwin.write(file, bytes, bytes.count)
-        #endif
+        Glibc.write(file, bytes, bytes.count)
     }
 
-    private var cannotWrite: RequestError {
-        RequestError("cannot write \(path): \(String(cString: strerror(errno)))")
+    private var cannotWrite: StudyError {
+        StudyError("cannot write \(path): \(String(cString: strerror(errno)))")
     }
 }
 

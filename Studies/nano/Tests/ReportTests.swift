@@ -1,16 +1,17 @@
 // What is measured in which order, the table that survives a stop, and what the report says of its rows.
 
+import Families
 import FoundationEssentials
-import Pipelines
+import Quality
 import Testing
 
-@testable import Quality
+@testable import NanoStudy
 
 private func row(
-    _ configuration: QualityConfiguration, score: Double, error: Double = 0.4,
+    _ configuration: Configuration, score: Double, error: Double = 0.4,
     psnr: Double? = 30.125, captions: Int = 200
-) -> QualityRow {
-    QualityRow(
+) -> Row {
+    Row(
         configuration, captions: captions,
         accuracy: Attribute.allCases.map { _ in score }, scoreError: error, psnr: psnr,
         similarity: psnr == nil ? nil : 0.95, seconds: 0.0425, device: "a card")
@@ -19,14 +20,14 @@ private func row(
 private func student(
     _ attention: AttentionChoice = .sla, _ linears: Linears = .bf16, topK: Double? = 0.2,
     steps: Int = 4
-) -> QualityConfiguration {
-    QualityConfiguration(
+) -> Configuration {
+    Configuration(
         .student, steps: steps, attention: attention, linears: linears, topK: topK)
 }
 
 @Suite struct SelectionTests {
     @Test func everything() {
-        let list = QualitySelection().configurations
+        let list = Selection().configurations
         // Dense attention has no top-k.
         #expect(list.count == 1 + 4 * 4 * (1 + 6 + 6))
         #expect(Set(list).count == list.count)
@@ -40,7 +41,7 @@ private func student(
     }
 
     @Test func aPart() {
-        var selection = QualitySelection()
+        var selection = Selection()
         selection.models = [.student]
         selection.steps = [2, 2]
         selection.attention = [.sagesla, .original]
@@ -56,9 +57,9 @@ private func student(
     }
 
     @Test func theTeacherIsComparedWithFourSteps() {
-        #expect(QualityConfiguration.teacher.reference == .reference(steps: 4))
+        #expect(Configuration.teacher.reference == .reference(steps: 4))
         #expect(student(steps: 3).reference == .reference(steps: 3))
-        #expect(QualityConfiguration.reference(steps: 2).isReference)
+        #expect(Configuration.reference(steps: 2).isReference)
         #expect(!student(.original, .bf16, topK: nil).isReference)
     }
 }
@@ -66,32 +67,32 @@ private func student(
 @Suite struct TableTests {
     @Test func rowsComeBack() throws {
         try withTemporaryFile { path in
-            var table = try QualityTable(path: path)
+            var table = try Table(path: path)
             #expect(table.rows.isEmpty)
             let rows = [
                 row(.teacher, score: 97.25), row(.reference(steps: 4), score: 95.5, psnr: nil),
                 row(student(.sagesla, .fp8, topK: 0.05, steps: 1), score: 75),
             ]
             for row in rows { try table.append(row) }
-            let again = try QualityTable(path: path)
+            let again = try Table(path: path)
             #expect(again.rows == rows)
             #expect(again[.teacher]?.score == 97.25)
             #expect(again[student()] == nil)
             try again.check(captions: 200)
-            #expect(throws: RequestError.self) { try again.check(captions: 4) }
+            #expect(throws: StudyError.self) { try again.check(captions: 4) }
         }
     }
 
     @Test("a row that was cut off is measured again", arguments: [1, 5, 40])
     func cutOff(missing: Int) throws {
         try withTemporaryFile { path in
-            var table = try QualityTable(path: path)
+            var table = try Table(path: path)
             try table.append(row(.teacher, score: 97))
             let whole = FileManager.default.contents(atPath: path)!
             try table.append(row(student(), score: 96.5))
             let both = FileManager.default.contents(atPath: path)!
             try both.dropLast(missing).write(to: URL(filePath: path))
-            var again = try QualityTable(path: path)
+            var again = try Table(path: path)
             #expect(again.rows.map(\.configuration) == [.teacher])
             #expect(FileManager.default.contents(atPath: path) == whole)
             try again.append(row(student(), score: 96.5))
@@ -101,22 +102,22 @@ private func student(
 
     @Test("the header alone, even cut off, is an empty table", arguments: [0, 1, 7])
     func headerOnly(missing: Int) throws {
-        try withTemporaryFile(String((QualityRow.header + "\n").dropLast(missing))) { path in
-            var table = try QualityTable(path: path)
+        try withTemporaryFile(String((Row.header + "\n").dropLast(missing))) { path in
+            var table = try Table(path: path)
             #expect(table.rows.isEmpty)
             try table.append(row(.teacher, score: 97))
-            #expect(try QualityTable(path: path).rows.count == 1)
+            #expect(try Table(path: path).rows.count == 1)
         }
     }
 
     @Test(
         "other files are refused and left alone",
         arguments: [
-            "group,what\nceiling,copy\n", QualityRow.header + "\nteacher,50\n",
+            "group,what\nceiling,copy\n", Row.header + "\nteacher,50\n",
         ])
     func otherFiles(text: String) throws {
         try withTemporaryFile(text) { path in
-            #expect(throws: RequestError.self) { try QualityTable(path: path) }
+            #expect(throws: StudyError.self) { try Table(path: path) }
             #expect(FileManager.default.contents(atPath: path) == Data(text.utf8))
         }
     }
@@ -124,9 +125,9 @@ private func student(
 
 @Suite struct FindingsTests {
     /// Scores as nano has them: top-k 0.1 loses measurably, 0.05 much, top-k 1 a little; one step a little.
-    private func report() throws -> QualityReport {
+    private func report() throws -> Report {
         try withTemporaryFile { path in
-            var table = try QualityTable(path: path)
+            var table = try Table(path: path)
             try table.append(row(.teacher, score: 97.2))
             try table.append(row(.reference(steps: 4), score: 95.9, psnr: nil))
             for (topK, score) in [
@@ -136,7 +137,7 @@ private func student(
                 try table.append(row(student(steps: steps), score: score))
             }
             try table.append(row(student(.sla, .int8), score: 96.1))
-            return QualityReport(table, command: "turbodiffusion quality FOLDER")
+            return Report(table, command: "make study FOLDER=FOLDER")
         }
     }
 
@@ -166,7 +167,7 @@ private func student(
             "| sla | bf16 | 96.9 | **0.1** (94.4) | **0.05** (75.2) | **1** (95.9) |",
             "| sla | bf16 | 96.9 | **1** (95.8) | not as far as 1 |",
             "(4 steps, SLA, top-k 0.2, int8): 96.1 %, 1.1 points below the teacher",
-            "turbodiffusion quality FOLDER", "](score-topk.svg)",
+            "make study FOLDER=FOLDER", "](score-topk.svg)",
         ] { #expect(page.contains(part), "\(part)") }
         for file in files.dropFirst() {
             #expect(file.text.hasPrefix("<svg ") && file.text.hasSuffix("</svg>\n"))
@@ -178,12 +179,12 @@ private func student(
     @Test("a few rows make a page as well")
     func few() throws {
         try withTemporaryFile { path in
-            var table = try QualityTable(path: path)
+            var table = try Table(path: path)
             try table.append(row(student(), score: 96))
-            let files = QualityReport(table, command: "x").files
+            let files = Report(table, command: "x").files
             #expect(files[0].text.contains("The teacher has not been measured"))
             try table.append(row(.teacher, score: 97))
-            let page = QualityReport(table, command: "x").files[0].text
+            let page = Report(table, command: "x").files[0].text
             #expect(!page.split { !$0.isLetter }.contains { $0 == "nan" || $0 == "inf" })
         }
     }
