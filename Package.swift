@@ -141,7 +141,8 @@ let package = Package(
         .testTarget(
             name: "CommandTests",
             dependencies: [
-                "turbodiffusion", "Catalog", "Delivery", "Families", "Runs", "Media", "Tensors",
+                "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
+                "Catalog", "Delivery", "Media", "Benchmarks",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             exclude: ["Help"], swiftSettings: swift),

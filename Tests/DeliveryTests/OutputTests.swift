@@ -1,0 +1,151 @@
+/// Names of files, and what is refused before a run begins.
+
+import Families
+import FoundationEssentials
+import Media
+import Runs
+import Testing
+
+@testable import Delivery
+
+@Suite struct OutputNameTests {
+    @Test(
+        "samples are numbered in front of the ending, whatever the folders are called",
+        arguments: [
+            ("v.mp4", "v_2.mp4"), ("res.v2/v.mp4", "res.v2/v_2.mp4"), ("./v.webm", "./v_2.webm"),
+            ("frames/%04d.png", "frames/s2_%04d.png"), ("%d.png", "s2_%d.png"),
+            ("out/", "out/s2_%04d.png"), ("res.v2/", "res.v2/s2_%04d.png"),
+            ("a.b.gif", "a.b_2.gif"),
+        ])
+    func samples(path: String, name: String) {
+        #expect(Outputs.name(path, ofSample: 2) == name)
+    }
+
+    @Test("one file, or one for each sample and a grid")
+    func files() throws {
+        let folder = try Folder()
+        func files(_ samples: Int) throws -> [String] {
+            try Outputs(
+                of: Run(tinyRequest(samples: samples), nano()), path: folder / "v.mp4"
+            ).files
+        }
+        #expect(try files(1) == [folder / "v.mp4"])
+        #expect(try files(2) == [folder / "v_0.mp4", folder / "v_1.mp4", folder / "v.mp4"])
+    }
+
+    @Test("files that are there are refused, replaced, or the new ones numbered")
+    func existing() throws {
+        let folder = try Folder()
+        let one = try Run(tinyRequest(), nano())
+        let two = try Run(tinyRequest(samples: 2), nano())
+        folder.write("v.mp4")
+        #expect(throws: OutputError.exists(path: folder / "v.mp4")) {
+            try Outputs(of: one, path: folder / "v.mp4")
+        }
+        #expect(throws: OutputError.exists(path: folder / "v.mp4")) {
+            try Outputs(of: two, path: folder / "v.mp4")
+        }
+        let replaced = try Outputs(of: one, path: folder / "v.mp4", existing: .replace)
+        #expect(replaced.files == [folder / "v.mp4"])
+        let second = try Outputs(of: one, path: folder / "v.mp4", existing: .number)
+        #expect(second.files == [folder / "v-2.mp4"])
+        folder.write("v-2_1.mp4")
+        let third = try Outputs(of: two, path: folder / "v.mp4", existing: .number)
+        #expect(third.path == folder / "v-3.mp4")
+    }
+
+    @Test("one picture of a sequence is enough to refuse it")
+    func sequences() throws {
+        let folder = try Folder()
+        let run = try Run(tinyRequest(), nano())
+        folder.write("readme.png")
+        folder.write("s1_0001.png")
+        _ = try Outputs(of: run, path: folder / "%04d.png")
+        folder.write("0007.png")
+        #expect(throws: OutputError.exists(path: folder / "%04d.png")) {
+            try Outputs(of: run, path: folder / "%04d.png")
+        }
+        #expect(throws: OutputError.exists(path: folder.path + "/")) {
+            try Outputs(of: run, path: folder.path + "/")
+        }
+    }
+}
+
+@Suite struct OutputCheckTests {
+    private func check(
+        _ folder: Folder, _ name: String, _ request: Request = tinyRequest(), crf: Int? = nil,
+        metadata: String = "{}", save: RunOptions.Files = .init()
+    ) throws {
+        try Outputs(of: Run(request, nano()), path: folder / name, crf: crf)
+            .check(metadata: metadata, save: save)
+        #expect(folder.files.isEmpty, "a check leaves nothing behind")
+    }
+
+    @Test("what a format cannot hold")
+    func limits() throws {
+        let folder = try Folder()
+        try check(folder, "v.mp4", crf: 51)
+        try check(folder, "v.gif", crf: 99)
+        try check(folder, "v.png", tinyRequest(frames: 1))
+        try check(folder, "new/")
+        var fast = tinyRequest()
+        fast.framesPerSecond = 60
+        var wide = tinyRequest(samples: 64)
+        (wide.width, wide.height) = (2048, 2048)
+        let refused: [(String, Request, Int?, String)] = [
+            ("v.mp4", tinyRequest(), 52, "{}"), ("v.webm", tinyRequest(), 64, "{}"),
+            ("v.png", tinyRequest(), nil, "{}"), ("v.gif", fast, nil, "{}"),
+            ("v.webp", wide, nil, "{}"),
+            ("v.mp4", tinyRequest(), nil, String(repeating: "x", count: 100_000)),
+        ]
+        for (name, request, crf, metadata) in refused {
+            let error = #expect(throws: OutputError.self) {
+                try check(folder, name, request, crf: crf, metadata: metadata)
+            }
+            guard case .limit? = error else {
+                Issue.record("\(name): \(String(describing: error))")
+                continue
+            }
+        }
+    }
+
+    @Test("folders that are missing, and names that are folders")
+    func folders() throws {
+        let folder = try Folder()
+        #expect(throws: MediaError.noSuchFolder(path: folder / "no")) {
+            try check(folder, "no/v.mp4")
+        }
+        #expect(throws: MediaError.noSuchFolder(path: folder / "no")) {
+            try check(folder, "v.mp4", save: .init(latents: folder / "no/l.safetensors"))
+        }
+        #expect(throws: MediaError.self) { try check(folder, "v.xyz") }
+        try folder.make("v_1.mp4")
+        #expect(throws: OutputError.exists(path: folder / "v_1.mp4")) {
+            try check(folder, "v.mp4", tinyRequest(samples: 2))
+        }
+        #expect(throws: MediaError.self) {
+            try Outputs(
+                of: Run(tinyRequest(samples: 2), nano()), path: folder / "v.mp4",
+                existing: .replace
+            ).check(metadata: "{}")
+        }
+    }
+
+    @Test("saved products: an ending that lies, a file that is there, one name twice")
+    func saved() throws {
+        let folder = try Folder()
+        try check(folder, "v.mp4", save: .init(text: folder / "t.safetensors"))
+        #expect(throws: OutputError.suffix(path: folder / "t.pth", expected: ".safetensors")) {
+            try check(folder, "v.mp4", save: .init(text: folder / "t.pth"))
+        }
+        #expect(throws: OutputError.twice(path: folder / "l.safetensors")) {
+            try check(
+                folder, "v.mp4",
+                save: .init(text: folder / "l.safetensors", latents: folder / "l.safetensors"))
+        }
+        folder.write("l.safetensors")
+        #expect(throws: OutputError.exists(path: folder / "l.safetensors")) {
+            try check(folder, "v.mp4", save: .init(latents: folder / "l.safetensors"))
+        }
+    }
+}
