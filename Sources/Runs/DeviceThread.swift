@@ -13,8 +13,13 @@ package final class DeviceThread: SerialExecutor, Sendable {
     }
     private let queue = Mutex(Queue())
     private let available = Semaphore()
+    /// Only the thread's jobs may touch it, and the thread lets go of it at its end: an actor's `isolated deinit` would do
+    /// as much, but Swift 6.3 fails on it ("circular reference") where another module is optimised.
+    private nonisolated(unsafe) let held: Unmanaged<Resident>
+    var resident: Resident { held.takeUnretainedValue() }
 
-    package init() {
+    init(_ resident: Resident) {
+        held = .passRetained(resident)
         var thread = pthread_t()
         let status = pthread_create(
             &thread, nil,
@@ -52,7 +57,7 @@ package final class DeviceThread: SerialExecutor, Sendable {
                 return (queue.jobs, queue.isClosed)
             }
             for job in jobs { job.runSynchronously(on: asUnownedSerialExecutor()) }
-            if isClosed, jobs.isEmpty { return }
+            if isClosed, jobs.isEmpty { return held.release() }
             // What was left when the thread was told to end.
             if isClosed { available.signal() }
         }

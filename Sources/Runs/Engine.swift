@@ -16,6 +16,14 @@ public struct OpenedDevice {
     }
 }
 
+/// What an engine has on its device. Lives on the device's thread.
+final class Resident {
+    var device: OpenedDevice?
+    let pool = ModelPool()
+    var walks: [Int: Walk] = [:]
+    var readAheads: [Int: ReadAhead] = [:]
+}
+
 /// Owns a device and its resident models, and hands out runs:
 ///
 ///     let engine = Engine { OpenedDevice(CPUBackend(), sageArchitecture: .sm90) }
@@ -26,18 +34,15 @@ public struct OpenedDevice {
 ///
 /// Runs that are begun at once take turns: a step or a chunk of frames of one, then of another.
 public actor Engine {
-    private nonisolated let thread = DeviceThread()
+    private nonisolated let thread = DeviceThread(Resident())
     private let open: @Sendable () throws -> OpenedDevice
-    private var device: OpenedDevice?
-    private let pool = ModelPool()
-    private var walks: [Int: Walk] = [:]
-    private var readAheads: [Int: ReadAhead] = [:]
+    private var resident: Resident { thread.resident }
     private nonisolated let lastID = Atomic(0)
 
     /// - Parameter open: opens the device; called once, on the device's own thread, by the first run.
     public init(open: @escaping @Sendable () throws -> OpenedDevice) { self.open = open }
 
-    isolated deinit { thread.close() }
+    deinit { thread.close() }
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor {
         thread.asUnownedSerialExecutor()
@@ -89,19 +94,19 @@ public actor Engine {
         _ handle: RunHandle, while isWanted: (Walk) -> Bool
     ) async throws -> Yield? {
         let id = handle.id
-        if walks[id] == nil { walks[id] = try begin(handle) }
+        if resident.walks[id] == nil { resident.walks[id] = try begin(handle) }
         do {
             // No copy of the walk is held while it goes on: it would hold the tensors that a stage lets go.
-            while walks[id].map({ !$0.isDone && isWanted($0) }) == true {
-                if walks[id]?.wantsInputs == true {
+            while resident.walks[id].map({ !$0.isDone && isWanted($0) }) == true {
+                if resident.walks[id]?.wantsInputs == true {
                     let inputs = try await handle.inputs.value
-                    walks[id]?.inputs = inputs
+                    resident.walks[id]?.inputs = inputs
                 }
-                if let found = try walks[id]?.advance() { return found }
+                if let found = try resident.walks[id]?.advance() { return found }
             }
             return nil
         } catch {
-            walks[id]?.abandon()
+            resident.walks[id]?.abandon()
             throw error
         }
     }
@@ -120,23 +125,25 @@ public actor Engine {
         }
         // Models of other settings go before the memory is needed, and both experts where they are to take turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
-        pool.release(
+        resident.pool.release(
             allBut: Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key)))
-        readAheads[handle.id] = ReadAhead(
-            parts.filter { pool.model(run.key($0)) == nil }.map(run.models.path))
+        resident.readAheads[handle.id] = ReadAhead(
+            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path))
         return try Walk(
-            run, pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
+            run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
     }
 
     private func openedDevice() throws -> OpenedDevice {
-        if let device { return device }
+        if let device = resident.device { return device }
         let opened = try open()
-        device = opened
+        resident.device = opened
         return opened
     }
 
     func latents(_ id: Int) throws -> Latents? {
-        guard let walk = walks[id], let tensor = walk.currentLatents else { return nil }
+        guard let walk = resident.walks[id], let tensor = walk.currentLatents else {
+            return nil
+        }
         let host = walk.device.read(tensor)
         try walk.device.check()
         return Latents(
@@ -145,12 +152,12 @@ public actor Engine {
     }
 
     func report(_ id: Int) -> RunReport {
-        walks[id]?.report
+        resident.walks[id]?.report
             ?? RunReport(device: "", stages: [], totalSeconds: 0, hostPeakBytes: 0)
     }
 
     func forget(_ id: Int) {
-        walks[id] = nil
-        readAheads[id] = nil
+        resident.walks[id] = nil
+        resident.readAheads[id] = nil
     }
 }

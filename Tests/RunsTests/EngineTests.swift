@@ -214,8 +214,6 @@ extension EngineTests {
         }
     }
 
-    /// The handle of a run for its own events.
-    private final class Holder: @unchecked Sendable { var run: RunHandle? }
 }
 
 // MARK: - Files
@@ -280,19 +278,6 @@ extension EngineTests {
 // MARK: - Plans
 
 extension EngineTests {
-    /// Counts the work that passes.
-    private final class Counting: ForwardingBackend {
-        private let add: @Sendable (Int) -> Void
-        init(_ base: any Backend, _ add: @escaping @Sendable (Int) -> Void) {
-            self.add = add
-            super.init(base)
-        }
-        override func run(_ operation: Operation) -> [Tensor] {
-            add(operation.cost.flops)
-            return super.run(operation)
-        }
-    }
-
     @Test("The plan is what the run then takes: the same work, and no more memory")
     func plan() async throws {
         // As long as the plan takes every prompt to be.
@@ -346,3 +331,19 @@ extension EngineTests {
         #expect(try Plan(try Run(request, models)).stages.count == 3)
     }
 }
+
+/// Counts the work that passes.
+private final class Counting: ForwardingBackend {
+    private let add: @Sendable (Int) -> Void
+    init(_ base: any Backend, _ add: @escaping @Sendable (Int) -> Void) {
+        self.add = add
+        super.init(base)
+    }
+    override func run(_ operation: Operation) -> [Tensor] {
+        add(operation.cost.flops)
+        return super.run(operation)
+    }
+}
+
+/// The handle of a run for its own events.
+private final class Holder: @unchecked Sendable { var run: RunHandle? }
