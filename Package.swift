@@ -10,61 +10,78 @@ let swift: [SwiftSetting] = [
 /// The numeric rooms are compiled for AVX2 + FMA + F16C (every x86-64 server and desktop since 2013).
 let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"])]
 
+let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+
 let package = Package(
     name: "turbodiffusion",
-    platforms: [.macOS(.v15)],
     products: [.executable(name: "turbodiffusion", targets: ["turbodiffusion"])],
     dependencies: [
-        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
-        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
+        .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", exact: "1.0.2", traits: []),
     ],
     targets: [
-        .target(name: "Tensors", swiftSettings: numeric),
+        .target(name: "Ground", dependencies: [system], swiftSettings: numeric),
+        .target(name: "Tensors", dependencies: ["Ground"], swiftSettings: numeric),
         .target(name: "CDrivers", publicHeadersPath: "include"),
         .target(
             name: "CUDASources", exclude: ["Kernels"], publicHeadersPath: "include",
             cSettings: [.unsafeFlags(["-std=gnu23"])]),
-        .target(name: "CPU", dependencies: ["Tensors", "CDrivers"], swiftSettings: numeric),
         .target(
-            name: "CUDA", dependencies: ["Tensors", "CDrivers", "CUDASources"],
+            name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers"], swiftSettings: numeric),
+        .target(
+            name: "CUDA", dependencies: ["Ground", "Tensors", "CDrivers", "CUDASources", system],
             swiftSettings: numeric),
-        .target(name: "Checkpoints", dependencies: ["Tensors"], swiftSettings: numeric),
+        .target(
+            name: "Checkpoints", dependencies: ["Ground", "Tensors", system],
+            swiftSettings: numeric),
         .target(name: "Tokenizers", swiftSettings: swift),
-        .target(name: "Models", dependencies: ["Tensors", "Checkpoints"], swiftSettings: numeric),
+        .target(
+            name: "Models", dependencies: ["Ground", "Tensors", "Checkpoints"],
+            swiftSettings: numeric),
         .target(name: "Diffusion", dependencies: ["Tensors"], swiftSettings: numeric),
         .target(
             name: "Media",
-            dependencies: [.product(name: "Subprocess", package: "swift-subprocess")],
+            dependencies: [
+                "Ground", system, .product(name: "Subprocess", package: "swift-subprocess"),
+            ],
             swiftSettings: numeric),
         .target(
             name: "Pipelines",
-            dependencies: ["Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media"],
+            dependencies: [
+                "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+            ],
             swiftSettings: swift),
         .target(
             name: "Verification",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+                "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+                "Pipelines",
             ],
             swiftSettings: numeric),
         .target(
             name: "Quality",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
+                "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+                "Pipelines",
             ],
             swiftSettings: numeric),
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
-                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
-                "Media", "Pipelines", "Verification", "Quality",
+                "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models",
+                "Diffusion", "Media", "Pipelines", "Verification", "Quality", system,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: swift),
+        .testTarget(
+            name: "GroundTests", dependencies: ["Ground", system], swiftSettings: swift),
         .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: swift),
         .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: swift),
         .testTarget(
-            name: "CUDATests", dependencies: ["CUDA", "CPU", "Tensors"], swiftSettings: swift),
+            name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
+            swiftSettings: swift),
         .testTarget(
             name: "CheckpointsTests", dependencies: ["Checkpoints", "Tensors"],
             swiftSettings: swift),

@@ -1,6 +1,7 @@
 /// The CPU as a backend: checks shapes, then runs the fastest version of each operation that there is.
 
 import Glibc
+import Ground
 public import Tensors
 
 /// Operations on the processor's cores. Results do not depend on the number of threads.

@@ -1,6 +1,8 @@
 /// A strict JSON pull parser for headers that may be hostile: it keeps nothing that is not asked
 /// for.
 
+import Ground
+
 /// Reads one JSON text from its start to its end. Depth is bounded and so is recursion.
 struct JSONReader {
     struct Failure: Error, Equatable {

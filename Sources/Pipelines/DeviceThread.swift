@@ -1,5 +1,6 @@
 /// One thread for one device: tensors and backends never leave it.
 
+import Ground
 import Synchronization
 import Tensors
 

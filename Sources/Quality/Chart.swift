@@ -1,5 +1,7 @@
 /// Line charts as SVG: small, self-contained, readable on light and dark pages.
 
+import Ground
+
 #if canImport(Glibc)
     import Glibc
 #elseif canImport(Darwin)

@@ -1,5 +1,6 @@
 /// Distances of frames of 8-bit RGB: squared error, PSNR and structural similarity.
 
+import Ground
 public import Media
 import Tensors
 

@@ -1,5 +1,6 @@
 /// Noise equal to PyTorch's on a CPU for the same seed.
 
+import Ground
 import Tensors
 
 #if canImport(Glibc)

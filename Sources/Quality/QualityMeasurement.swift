@@ -1,5 +1,6 @@
 /// Measures configurations one after another: devices make videos while the processor's cores judge those made before.
 
+import Ground
 import Media
 public import Pipelines
 import Synchronization
@@ -212,12 +213,6 @@ private struct Measured: Sendable {
         let mean = values.reduce(0, +) / count
         let squares = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) }
         return (squares / (count - 1) / count).squareRoot()
-    }
-
-    private func median(_ values: [Double]) -> Double {
-        let sorted = values.sorted()
-        guard !sorted.isEmpty else { return 0 }
-        return (sorted[(sorted.count - 1) / 2] + sorted[sorted.count / 2]) / 2
     }
 }
 

@@ -1,5 +1,6 @@
 /// The page of the report: what was done, where quality falls, tables.
 
+import Ground
 import Pipelines
 
 extension QualityReport {

@@ -1,13 +1,9 @@
 /// The measured rows as CSV, appended one by one so that a run that was stopped goes on where it was.
 
 import FoundationEssentials
+import Glibc
+import Ground
 import Pipelines
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// What was measured of one configuration.
 public struct QualityRow: Sendable, Equatable {
@@ -159,30 +155,10 @@ public struct QualityTable: Sendable {
         guard file >= 0 else { throw cannotWrite }
         defer { close(file) }
         let bytes = Array(text.utf8)
-        guard Self.write(bytes, to: file) == bytes.count else { throw cannotWrite }
-    }
-
-    private static func write(_ bytes: [UInt8], to file: Int32) -> Int {
-        #if canImport(Glibc)
-            Glibc.write(file, bytes, bytes.count)
-        #else
-            Darwin.write(file, bytes, bytes.count)
-        #endif
+        guard Glibc.write(file, bytes, bytes.count) == bytes.count else { throw cannotWrite }
     }
 
     private var cannotWrite: RequestError {
         RequestError("cannot write \(path): \(String(cString: strerror(errno)))")
     }
-}
-
-/// Decimal digits without a locale.
-func fixed(_ value: Double, _ digits: Int) -> String {
-    guard value.isFinite else { return "\(value)" }
-    let scale = pow(10, Double(digits))
-    let scaled = Int((value.magnitude * scale).rounded())
-    let sign = value < 0 && scaled != 0 ? "-" : ""
-    guard digits > 0 else { return sign + "\(scaled)" }
-    let fraction = String(scaled % Int(scale))
-    return sign + "\(scaled / Int(scale))."
-        + String(repeating: "0", count: digits - fraction.count) + fraction
 }

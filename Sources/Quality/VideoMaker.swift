@@ -2,6 +2,7 @@
 
 import Checkpoints
 import Diffusion
+import Ground
 import Media
 import Models
 public import Pipelines

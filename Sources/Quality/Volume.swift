@@ -1,6 +1,7 @@
 /// The layers of the attribute classifier, in f32 on one core: small enough that every core classifies a video of its own.
 
 import Checkpoints
+import Ground
 import Tensors
 
 /// Extents along time, height and width.

@@ -1,5 +1,7 @@
 /// The border between models and machines: every operation that a model may ask of a device.
 
+import Ground
+
 #if canImport(Glibc)
     import Glibc
 #elseif canImport(Darwin)

@@ -1,6 +1,8 @@
 /// Two machines side by side: everything is computed on both, and the first operation that they
 /// disagree about is named.
 
+import Ground
+
 /// Runs every operation on `reference` and on `subject` and compares the results.
 ///
 /// By default the subject then goes on from the reference's result, so that each operation is

@@ -1,6 +1,8 @@
 /// The operations of the machine that computes nothing: shapes in, shapes out, and what it would
 /// take.
 
+import Ground
+
 extension NullBackend {
     // MARK: Linear layers and norms
 

@@ -1,5 +1,7 @@
 /// Noise equal to PyTorch's on CUDA for the same seed, on every backend.
 
+import Ground
+
 #if canImport(Glibc)
     import Glibc
 #elseif canImport(Darwin)

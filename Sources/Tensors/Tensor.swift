@@ -1,5 +1,7 @@
 /// Tensors: a shape, an element type and a place in some storage. Always contiguous, row-major.
 
+public import Ground
+
 /// Bytes on some device, freed when the last tensor that looks at them goes.
 ///
 /// Backends subclass it. Memory that the host can read has a `hostPointer`.

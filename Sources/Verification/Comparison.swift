@@ -1,5 +1,6 @@
 /// How far a result may be from what was expected, and how far it is.
 
+import Ground
 import Tensors
 
 #if canImport(Glibc)

@@ -1,6 +1,7 @@
 /// Cases of whole sampling runs, with an analytic velocity or a small transformer.
 
 import Diffusion
+import Ground
 import Pipelines
 import Tensors
 

@@ -198,18 +198,6 @@ import Testing
 }
 
 @Suite struct BenchReportTests {
-    @Test(
-        "medians",
-        arguments: [([3], 3), ([4, 1, 3], 3), ([4, 1, 2, 3], 2.5)] as [([Double], Double)])
-    func medians(values: [Double], expected: Double) { #expect(median(values) == expected) }
-
-    @Test("fields with commas or quotes are quoted")
-    func quoting() {
-        #expect(BenchReport.quoted("plain") == "plain")
-        #expect(BenchReport.quoted("a, b") == "\"a, b\"")
-        #expect(BenchReport.quoted("say \"x\"") == "\"say \"\"x\"\"\"")
-    }
-
     @Test("models are named without regard to case, and unknown ones refused with the known")
     func names() throws {
         #expect(try BenchModel("wan2.1-14b").name == "Wan2.1-14B")

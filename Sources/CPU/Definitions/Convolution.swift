@@ -1,5 +1,6 @@
 /// Causal convolution of channels-last frames.
 
+import Ground
 import Tensors
 
 /// What a convolution reads and makes, in elements; shared by the definition and faster versions.

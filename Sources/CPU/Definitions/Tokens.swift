@@ -1,5 +1,6 @@
 /// Between latents, tokens and frames: operations that move numbers.
 
+import Ground
 import Tensors
 
 extension Definitions {

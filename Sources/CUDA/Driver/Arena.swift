@@ -1,6 +1,7 @@
 // The allocator of device memory: which addresses are free. It touches no device, so it is tested
 // without one.
 
+import Ground
 import Tensors
 
 /// Best fit over ranges of addresses, with coalescing. The same sequence of requests gives the same

@@ -2,6 +2,8 @@
 
 internal import CDrivers
 internal import Glibc
+internal import Ground
+internal import SystemPackage
 
 /// An opened shared library. It stays open for the life of the process: its functions are kept.
 struct SharedLibrary {
@@ -35,8 +37,8 @@ struct SharedLibrary {
     /// NVRTC opens `libnvrtc-builtins.so.X.Y` by bare name; off the loader's path that only works
     /// when it is open already.
     private static func preloadBuiltins(beside path: String) {
-        guard let slash = path.lastIndex(of: "/"), path.contains("libnvrtc") else { return }
-        for file in glob("\(path[..<slash])/libnvrtc-builtins.so.*") {
+        guard path.contains("/libnvrtc") else { return }
+        for file in glob(FilePath(path).folder.appending("libnvrtc-builtins.so.*").string) {
             _ = dlopen(file, RTLD_NOW | RTLD_GLOBAL)
         }
     }

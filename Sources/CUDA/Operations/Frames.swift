@@ -1,5 +1,6 @@
 // Frames of the decoder as bytes.
 
+import Ground
 public import Tensors
 
 enum Frames {

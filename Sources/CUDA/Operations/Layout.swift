@@ -1,5 +1,6 @@
 // Operations that move numbers: embedding rows, latents to tokens and back, channels, frames.
 
+import Ground
 public import Tensors
 
 enum Layout {

@@ -1,5 +1,6 @@
 /// The differences that adapters store in parts: what their headers tell, and their numbers.
 
+import Ground
 import Tensors
 
 /// A tensor of an adapter as a matrix: the first axis is the rows, the others together the columns.

@@ -1,6 +1,7 @@
 /// The strength that an adapter was trained with: alpha in its keys, in the header of its file, or
 /// in PEFT's `adapter_config.json` beside it.
 
+import Ground
 import Tensors
 
 /// What stands about alpha outside of the keys.
@@ -75,7 +76,7 @@ struct AdapterConfiguration {
 /// The bytes of a file of at most 1 MB; nil where there is none.
 private func smallFile(_ path: String) throws(CheckpointError) -> [UInt8]? {
     do throws(CheckpointError) {
-        let file = try MappedFile(path)
+        let file = try openFile(path)
         guard file.bytes.count <= 1 << 20 else {
             throw file.fail("more than 1 MB of configuration")
         }

@@ -1,5 +1,6 @@
 /// What adapters do to a tensor of a model, in f32 and on all threads.
 
+import Ground
 import Tensors
 
 /// One change of one tensor, whose header has been compared with the tensor's.

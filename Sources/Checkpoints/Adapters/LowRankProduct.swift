@@ -1,6 +1,7 @@
 /// The product of two thin matrices, added to a large one a few rows at a time: every matrix of a
 /// model comes through here when an adapter changes it at load.
 
+import Ground
 import Tensors
 
 /// A matrix of f32 numbers whose length is that of its shape: what indexes them need not check again.

@@ -1,5 +1,6 @@
 /// Rotary position embedding over time, height and width (RoPE, arXiv 2104.09864).
 
+import Ground
 package import Tensors
 
 #if canImport(Glibc)

@@ -1,6 +1,7 @@
 /// The Wan 2.1 video autoencoder: its factors and the statistics of its latents.
 
 import Checkpoints
+import Ground
 import Tensors
 
 /// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1. The convolutions are causal

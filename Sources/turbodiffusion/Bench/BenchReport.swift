@@ -1,7 +1,8 @@
 /// What `bench` prints and writes: tables for people, JSON lines, CSV.
 
-import FoundationEssentials
+import Ground
 import Pipelines
+import SystemPackage
 import Tensors
 
 /// Collects figures and prints them as they come.
@@ -194,34 +195,24 @@ final class BenchReport {
                     number(record.teraflops, 4), number(record.gigabytesPerSecond, 2),
                     number(record.shareOfCeiling, 4), record.peakBytes.map(String.init) ?? "",
                 ]
-            lines.append(fields.map(Self.quoted).joined(separator: ","))
+            lines.append(fields.map(csvField).joined(separator: ","))
         }
-        let data = Data((lines.joined(separator: "\n") + "\n").utf8)
+        let text = lines.joined(separator: "\n") + "\n"
         do {
-            try data.write(to: URL(fileURLWithPath: path), options: .atomic)
+            try PendingFile.write(Array(text.utf8), to: FilePath(path), overwrite: true)
         } catch {
-            throw Self.unwritable(path)
+            throw Self.unwritable(error)
         }
     }
 
     /// Refuses a file that could not be written, before anything is measured.
     static func checkWritable(_ path: String) throws {
-        let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
-        let manager = FileManager.default
-        guard manager.isWritableFile(atPath: manager.fileExists(atPath: path) ? path : folder)
-        else { throw unwritable(path) }
+        do { _ = try PendingFile(FilePath(path), overwrite: true) } catch {
+            throw unwritable(error)
+        }
     }
 
-    private static func unwritable(_ path: String) -> RequestError {
-        RequestError(
-            "cannot write \(path): expected a file in a folder that exists and is writable")
-    }
-
-    /// A field of CSV (RFC 4180).
-    static func quoted(_ field: String) -> String {
-        guard field.contains(where: { ",\"\n".contains($0) }) else { return field }
-        return "\""
-            + field.split(separator: "\"", omittingEmptySubsequences: false)
-            .joined(separator: "\"\"") + "\""
+    private static func unwritable(_ error: FileError) -> RequestError {
+        RequestError("cannot write \(error)")
     }
 }

@@ -3,6 +3,7 @@
 import CUDA
 import Checkpoints
 import Diffusion
+import Ground
 import Models
 import Pipelines
 import Tensors

@@ -2,6 +2,7 @@
 
 import CPU
 import CUDA
+import Ground
 import Tensors
 
 /// Measured rates of a machine.
@@ -73,12 +74,4 @@ struct Ceilings {
         return Ceilings(
             copy: copy, arithmetic: rates, method: "linear layers of 8192^3, f32 of 4096^3")
     }
-}
-
-/// The middle of the sorted values; the mean of the two in the middle of an even number of them.
-func median(_ values: [Double]) -> Double {
-    let sorted = values.sorted()
-    let middle = sorted.count / 2
-    if sorted.isEmpty { return .nan }
-    return sorted.count % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }
