@@ -12,9 +12,15 @@ let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"]
 
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 
+let libraries = [
+    "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+    "Pipelines", "Verification", "Quality",
+]
+
 let package = Package(
     name: "turbodiffusion",
-    products: [.executable(name: "turbodiffusion", targets: ["turbodiffusion"])],
+    products: [.executable(name: "turbodiffusion", targets: ["turbodiffusion"])]
+        + libraries.map { .library(name: $0, targets: [$0]) },
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
         .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),

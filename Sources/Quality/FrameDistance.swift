@@ -1,14 +1,9 @@
 /// Distances of frames of 8-bit RGB: squared error, PSNR and structural similarity.
 
+import Glibc
 import Ground
 public import Media
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 public enum FrameDistance {
     /// Sum of (a - b)^2. a, b: bytes of equal count

@@ -1,13 +1,8 @@
 /// Noise equal to PyTorch's on a CPU for the same seed.
 
+import Glibc
 import Ground
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// The normal numbers of `torch.Generator().manual_seed(seed)`: a Mersenne twister (MT19937, Matsumoto
 /// and Nishimura 1998) whose words become uniform numbers of 24 bits, and those, sixteen at a time, pairs

@@ -1,12 +1,7 @@
 /// The charts of the report.
 
+import Glibc
 import Pipelines
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 extension QualityReport {
     struct NamedChart {

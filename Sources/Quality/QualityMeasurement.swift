@@ -1,15 +1,10 @@
 /// Measures configurations one after another: devices make videos while the processor's cores judge those made before.
 
+import Glibc
 import Ground
 import Media
 public import Pipelines
 import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A measurement in progress, for whoever watches.
 public enum QualityEvent: Sendable {

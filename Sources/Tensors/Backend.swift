@@ -1,12 +1,7 @@
 /// The border between models and machines: every operation that a model may ask of a device.
 
+import Glibc
 import Ground
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Element-wise function applied after a linear layer.
 public enum Activation: Sendable, Hashable {

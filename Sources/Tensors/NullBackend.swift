@@ -58,16 +58,6 @@ public final class NullBackend: Backend {
 
     public func resetCounts() { counts = [:] }
 
-    /// The work of `body` alone, added to the counts as well.
-    public func measuring<Result>(_ body: () throws -> Result) rethrows -> (Result, Cost) {
-        let before = counts
-        counts = [:]
-        let result = try body()
-        let cost = total
-        for (name, earlier) in before { counts[name, default: Cost()] += earlier }
-        return (result, cost)
-    }
-
     public var memory: MemoryUse {
         MemoryUse(current: ledger.placed + ledger.computed, peak: ledger.peak)
     }

@@ -1,15 +1,10 @@
 /// Cases of whole sampling runs, with an analytic velocity or a small transformer.
 
 import Diffusion
+import Glibc
 import Ground
 import Pipelines
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// The noises of a case in the order in which a sampler asks for them.
 private final class NoiseList {

@@ -3,17 +3,12 @@
 import Checkpoints
 import Diffusion
 import FoundationEssentials
+import Glibc
 import Media
 import Models
 import Pipelines
 import Tensors
 import Tokenizers
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// The models of an end-to-end case in one precision.
 private struct SmallModels {

@@ -1,10 +1,6 @@
 /// One moving line for work that goes through a file.
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
 
 /// Shows a share of the work and the time left, on a terminal only.
 final class FileProgress {

@@ -1,15 +1,10 @@
 /// Carrying out a request on the command line: device, progress, files, and the table at the end.
 
 import FoundationEssentials
+import Glibc
 import Media
 import Pipelines
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// One request and where its frames go.
 struct Generation {

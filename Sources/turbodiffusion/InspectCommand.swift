@@ -2,13 +2,8 @@
 
 import ArgumentParser
 import Checkpoints
+import Glibc
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 struct InspectCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(

@@ -1,15 +1,10 @@
 /// What the commands print: stdout for results, stderr for progress.
 
 import FoundationEssentials
+import Glibc
 import Ground
 import Pipelines
 import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 enum Output {
     static func line(_ text: String) { write(text + "\n", to: STDOUT_FILENO) }
@@ -19,11 +14,7 @@ enum Output {
         var bytes = Array(text.utf8)[...]
         while !bytes.isEmpty {
             let count = bytes.withUnsafeBytes {
-                #if canImport(Glibc)
-                    Glibc.write(descriptor, $0.baseAddress, $0.count)
-                #else
-                    Darwin.write(descriptor, $0.baseAddress, $0.count)
-                #endif
+                Glibc.write(descriptor, $0.baseAddress, $0.count)
             }
             if count < 0 { if errno == EINTR { continue } else { return } }
             bytes = bytes.dropFirst(count)

@@ -3,14 +3,9 @@
 public import ArgumentParser
 import CUDA
 import FoundationEssentials
+import Glibc
 import Pipelines
 import Quality
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 extension QualityConfiguration.Model: ExpressibleByArgument {}
 

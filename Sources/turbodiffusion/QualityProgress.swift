@@ -1,13 +1,8 @@
 /// What `quality` says while it measures.
 
+import Glibc
 import Quality
 import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A moving line on a terminal, and a line for every row that is measured.
 final class QualityProgress: Sendable {

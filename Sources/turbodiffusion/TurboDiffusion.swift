@@ -1,12 +1,7 @@
 /// The command line: one file a command.
 
 import ArgumentParser
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
 
 @main
 struct TurboDiffusion: AsyncParsableCommand {

@@ -1,13 +1,8 @@
 /// The files of a run: one video, or one for each sample and a grid of them all.
 
+import Glibc
 import Media
 import Pipelines
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Takes chunks of frames, sample after sample, and leaves finished files or none.
 final class VideoOutput {

@@ -1,14 +1,11 @@
 // The compile room: keys, files, logs, and every kernel for every architecture.
 
+import Glibc
 import Ground
 import SystemPackage
 import Testing
 
 @testable import CUDA
-
-#if canImport(Glibc)
-    import Glibc
-#endif
 
 @Suite struct ArchitectureTests {
     @Test func namesAreReadAndWritten() {

@@ -54,7 +54,7 @@ struct SharedLibrary {
         let pythons = prefixes.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
-            for part in ["cu13", "cuda_nvrtc", "cublas"] {
+            for part in ["cu13", "cuda_nvrtc"] {
                 patterns.append("\(python)/nvidia/\(part)/lib")
             }
         }

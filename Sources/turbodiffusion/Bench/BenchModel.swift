@@ -1,15 +1,10 @@
 /// What `bench` measures: models of known sizes with random weights, or those of a folder.
 
 import Checkpoints
+import Glibc
 import Models
 import Pipelines
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A transformer with its text encoder and autoencoder.
 struct BenchModel {
