@@ -1,6 +1,7 @@
 /// Quantising matrices in host memory: the definition of the 8-bit formats of `LinearWeight`.
 
 private import Dispatch
+import Ground
 
 /// W8A8 as in the original: int8 codes with one f32 scale for each 128x128 block.
 ///

@@ -1,5 +1,6 @@
 /// Tensors: a shape, an element type and a place in some storage. Always contiguous, row-major.
 
+public import Ground
 import Synchronization
 
 /// Bytes on some device, freed when the last tensor that looks at them goes.

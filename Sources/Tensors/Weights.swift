@@ -1,5 +1,7 @@
 /// Weights as operations take them: the one place that knows how a layer's numbers are stored.
 
+import Ground
+
 /// How a linear layer wants its input: what the operation before it may write at once.
 public enum ActivationFormat: Sendable, Hashable {
     /// The dtype of the operation's own input.

@@ -1,12 +1,8 @@
 /// How far a result may be from what was expected, and how far it is.
 
+import Glibc
+import Ground
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Limits for one tensor; all that are given must hold.
 public struct Tolerance: Sendable, Equatable {

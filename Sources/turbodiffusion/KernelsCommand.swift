@@ -3,6 +3,7 @@
 import ArgumentParser
 import CUDA
 import Glibc
+import Ground
 import Synchronization
 
 struct KernelsCommand: AsyncParsableCommand {
@@ -50,8 +51,8 @@ struct KernelsCommand: AsyncParsableCommand {
         func run() async throws {
             let source = try KernelSource(pack: nil, libraries: compilation.libraries)
             let built = try compile(source, for: try compilation.architectures())
-            guard KernelSource.write(built, to: output) else {
-                throw ValidationError("cannot write \(output): \(String(cString: strerror(errno)))")
+            do { try KernelSource.write(built, to: output) } catch {
+                throw ValidationError("cannot write \(error)")
             }
             Output.line("\(built.count) files of kernels in \(output)")
         }

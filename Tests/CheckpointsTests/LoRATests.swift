@@ -121,7 +121,7 @@ struct LoRATests {
                         ("diffusion_model.blocks.0.cross_attn.v.diff_b", bias),
                         ("diffusion_model.blocks.1.diff_m", modulation),
                         ("diffusion_model.blocks.7.cross_attn.v.diff_b", bias),
-                        ("diffusion_model.blocks.0.cross_attn.q.hada_w1_a", bias),
+                        ("diffusion_model.audio_proj.diff_b", bias),
                     ]), strength: 2)
             ])
         #expect(result.unmatched.count == 2)

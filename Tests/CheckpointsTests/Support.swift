@@ -2,14 +2,9 @@
 
 import Checkpoints
 import FoundationEssentials
+import Glibc
 import Tensors
 import Testing
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A path below Tests/Golden.
 func golden(_ path: String) -> String {
@@ -61,13 +56,8 @@ struct SplitMix: RandomNumberGenerator {
 /// Peak resident memory of this process so far.
 func peakMemory() -> Int {
     var usage = rusage()
-    #if canImport(Glibc)
-        getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
-        return usage.ru_maxrss * 1024
-    #else
-        getrusage(RUSAGE_SELF, &usage)
-        return usage.ru_maxrss
-    #endif
+    getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+    return usage.ru_maxrss * 1024
 }
 
 extension Tensor {

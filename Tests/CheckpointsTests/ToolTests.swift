@@ -2,14 +2,9 @@
 
 import Checkpoints
 import FoundationEssentials
+import Glibc
 import Tensors
 import Testing
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 @Suite("Tools")
 struct ToolTests {

@@ -1,5 +1,6 @@
 /// Linear layers and the 8-bit formats of their operands.
 
+import Ground
 import Tensors
 
 extension Definitions {

@@ -2,6 +2,7 @@
 
 internal import CDrivers
 internal import Glibc
+internal import Ground
 import Tensors
 
 /// The opened library. Its functions may be called from any thread.

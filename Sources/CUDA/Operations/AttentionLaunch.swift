@@ -1,6 +1,7 @@
 // What the attention operations share: their kernels' arguments and the units they are compiled in.
 
 internal import Glibc
+internal import Ground
 internal import Tensors
 
 /// `AttentionArguments` of attention.cuh.

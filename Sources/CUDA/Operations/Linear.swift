@@ -1,5 +1,6 @@
 // Linear layers on the tensor cores: which kernel computes which layer.
 
+import Ground
 import Tensors
 
 /// What a linear layer asks for: enough to choose a kernel, without any memory.

@@ -1,6 +1,7 @@
 // Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part, by the arithmetic asked for,
 // plus the linear branch over all keys.
 
+import Ground
 import Tensors
 
 enum SparseLinearAttention {
