@@ -13,8 +13,9 @@ let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"]
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 
 let libraries = [
-    "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-    "Pipelines", "Verification", "Quality",
+    "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
+    "Diffusion",
+    "Media", "Pipelines", "Verification", "Quality", "Terminal",
 ]
 
 let package = Package(
@@ -37,6 +38,9 @@ let package = Package(
             name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers"], swiftSettings: numeric),
         .target(
             name: "CUDA", dependencies: ["Ground", "Tensors", "CDrivers", "CUDASources", system],
+            swiftSettings: numeric),
+        .target(
+            name: "Devices", dependencies: ["Ground", "Tensors", "CPU", "CUDA"],
             swiftSettings: numeric),
         .target(
             name: "Checkpoints", dependencies: ["Ground", "Tensors", system],
@@ -72,11 +76,13 @@ let package = Package(
                 "Pipelines",
             ],
             swiftSettings: numeric),
+        .target(name: "Terminal", dependencies: ["Ground", system], swiftSettings: swift),
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
                 "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models",
-                "Diffusion", "Media", "Pipelines", "Verification", "Quality", system,
+                "Diffusion", "Media", "Pipelines", "Verification", "Quality", "Devices", "Terminal",
+                system,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swift),
@@ -88,6 +94,11 @@ let package = Package(
         .testTarget(
             name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
             swiftSettings: swift),
+        .testTarget(
+            name: "DevicesTests", dependencies: ["Devices", "Tensors", "CPU", "CUDA"],
+            swiftSettings: swift),
+        .testTarget(
+            name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: swift),
         .testTarget(
             name: "CheckpointsTests", dependencies: ["Checkpoints", "Tensors"],
             swiftSettings: swift),
