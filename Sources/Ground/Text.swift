@@ -14,6 +14,19 @@ public func fixed(_ value: Double, _ digits: Int) -> String {
     return sign + "\(whole)." + String(repeating: "0", count: digits - rest.count) + rest
 }
 
+/// `43.2 ms`, `1.25 s`
+public func describe(seconds: Double) -> String {
+    seconds < 0.0995 ? "\(fixed(seconds * 1000, 1)) ms" : "\(fixed(seconds, 2)) s"
+}
+
+/// `12.0 KiB`, `3.5 MiB`, `27.98 GiB`
+public func describe(bytes: Int) -> String {
+    let count = Double(bytes)
+    if count >= 0x1p30 { return "\(fixed(count / 0x1p30, 2)) GiB" }
+    if count >= 0x1p20 { return "\(fixed(count / 0x1p20, 1)) MiB" }
+    return "\(fixed(count / 0x1p10, 1)) KiB"
+}
+
 /// A field of a CSV file (RFC 4180), quoted where that is needed.
 public func csvField(_ text: String) -> String {
     guard text.unicodeScalars.contains(where: { ",\"\r\n".unicodeScalars.contains($0) }) else {

@@ -128,6 +128,13 @@ import Testing
         #expect(fixed(value, digits) == expected)
     }
 
+    @Test func timesAndSizes() {
+        #expect(describe(seconds: 0.0432) == "43.2 ms" && describe(seconds: 0.0996) == "0.10 s")
+        #expect(describe(seconds: 75.123) == "75.12 s")
+        #expect(describe(bytes: 0) == "0.0 KiB" && describe(bytes: 3 << 19) == "1.5 MiB")
+        #expect(describe(bytes: 5 << 30) == "5.00 GiB")
+    }
+
     @Test func csvFields() {
         #expect(csvField("plain") == "plain")
         #expect(csvField("a, b") == "\"a, b\"")
