@@ -159,7 +159,12 @@ struct Generation {
         }
         let report = try await engine.deliver(
             run, to: outputs, stored: stored,
-            watch: WriterWatch(opened: Interruption.opened, closed: Interruption.closed),
+            watch: WriterWatch(opened: Interruption.opened) { writer in
+                Interruption.closed(writer)
+                if outputs.files.count > 1 {
+                    Interruption.keeps("files that were finished are kept")
+                }
+            },
             events: printer.show)
         printer.showEnd(report, files: outputs.files, seed: run.request.seed)
     }

@@ -1,0 +1,175 @@
+/// Whole commands in this process: files, repeated videos, refusals and exit codes.
+
+import ArgumentParser
+import Catalog
+import Delivery
+import FoundationEssentials
+import Media
+import Runs
+import Testing
+
+@testable import turbodiffusion
+
+/// A folder that vanishes with the test.
+private final class Folder {
+    let path =
+        FileManager.default.temporaryDirectory.path + "/command-\(UInt64.random(in: 0 ... .max))"
+
+    init() throws {
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+    }
+    deinit { try? FileManager.default.removeItem(atPath: path) }
+
+    var files: [String] {
+        (try? FileManager.default.contentsOfDirectory(atPath: path).sorted()) ?? []
+    }
+    static func / (folder: Folder, name: String) -> String { folder.path + "/" + name }
+}
+
+/// Runs a command line.
+/// - Returns: the exit code, and the line that a person reads.
+private func run(_ arguments: String...) async -> (code: Int32, message: String) {
+    do {
+        var command = try TurboDiffusion.parseAsRoot(TurboDiffusion.normalized(arguments))
+        if var command = command as? any AsyncParsableCommand {
+            try await command.run()
+        } else {
+            try command.run()
+        }
+        return (0, "")
+    } catch {
+        return (
+            TurboDiffusion.exitCode(for: error).rawValue, TurboDiffusion.message(for: error)
+        )
+    }
+}
+
+private let tiny = [
+    "--model", "nano", "--num_frames", "1", "--num_steps", "1", "--resolution", "32x32", "--quiet",
+    "--device", "cpu", "--threads", "1",
+]
+
+private func generate(_ arguments: String...) async -> (code: Int32, message: String) {
+    do {
+        try await TextToVideoCommand.parse(
+            TurboDiffusion.normalized(tiny + arguments)
+        ).run()
+        return (0, "")
+    } catch {
+        return (
+            TurboDiffusion.exitCode(for: error).rawValue, TurboDiffusion.message(for: error)
+        )
+    }
+}
+
+@Suite struct CommandTests {
+    @Test("a picture is made once, refused twice, replaced when asked")
+    func files() async throws {
+        let folder = try Folder()
+        let path = folder / "p.png"
+        #expect(await generate("a red ball", "--save_path", path).code == 0)
+        let again = await generate("a red ball", "--save_path", path)
+        #expect(again.code == 1 && again.message.contains("\(path) exists already"))
+        #expect(again.message.contains("--force"))
+        #expect(await generate("a red ball", "--save_path", path, "--force").code == 0)
+        #expect(folder.files == ["p.png"])
+    }
+
+    @Test("a video is made again, and again with another seed")
+    func repeating() async throws {
+        let folder = try Folder()
+        func picture(_ name: String) async throws -> [UInt8] {
+            try await readVideo(path: folder / name).pixels
+        }
+        #expect(
+            await generate("a red ball", "--seed", "5", "--save_path", folder / "a.png").code == 0)
+        #expect(
+            await run("t2v", "--from", folder / "a.png", "--quiet", "--save_path", folder / "b.png")
+                .code == 0)
+        #expect(try await picture("a.png") == picture("b.png"))
+        #expect(
+            await run(
+                "t2v", "--from", folder / "a.png", "--seed", "6", "--quiet", "--save_path",
+                folder / "c.png"
+            ).code == 0)
+        #expect(try await picture("a.png") != picture("c.png"))
+        #expect(
+            await generate("a red ball", "--seed", "6", "--save_path", folder / "d.png").code == 0)
+        #expect(try await picture("c.png") == picture("d.png"))
+        #expect(await run("inspect", folder / "c.png").code == 0)
+    }
+
+    @Test("a dry run writes nothing")
+    func dryRun() async throws {
+        let folder = try Folder()
+        let saved = folder / "l.safetensors"
+        #expect(
+            await generate(
+                "x", "--dry-run", "--save_path", folder / "p.png", "--save_latents", saved
+            ).code == 0)
+        #expect(folder.files.isEmpty)
+    }
+
+    @Test("errors are one line in the words of the command line, and nothing is left")
+    func refusals() async throws {
+        let folder = try Folder()
+        let output = folder / "v.mp4"
+        let cases: [([String], String)] = [
+            ([""], "--prompt must be"),
+            (["x", "--num_frames", "8"], "--num_frames must be 4n + 1"),
+            (["x", "--fps", "0"], "--fps must be"),
+            (["x", "--boundary", "nan"], "--boundary must be"),
+            (["x", "--num_samples", "65"], "--num_samples must be"),
+            (["x", "--resolution", "33x32"], "(--resolution) must be a multiple of 16"),
+            (["x", "--sla_topk", "0"], "--sla_topk must be"),
+            (["x", "--num_steps", "5"], "--num_steps must be 1 to 4"),
+            (["x", "--guidance", "3"], "distilled models take no guidance"),
+            (["x", "--model", "Wan9"], "no model 'Wan9'"),
+            (["x", "--model", "Wan2.2-A14B"], "use 'turbodiffusion i2v'"),
+            (["x", "--dit_path", "gone.pth"], "no such file: gone.pth"),
+            (["x", "--text_embedding", "gone"], "no such file: gone"),
+            (["x", "--lora", "gone"], "no such file: gone"),
+            (["x", "--crf", "99", "--num_frames", "5"], "quality (crf) must be 0 to 51"),
+            (["x", "--save_latents", folder / "l.pth"], "must end in .safetensors"),
+            (["--latents", projectFolder + "/README.md"], "README.md"),
+            (["x", "--from", projectFolder + "/docs/nano.png"], "holds no request"),
+        ]
+        for (arguments, words) in cases {
+            do {
+                try await TextToVideoCommand.parse(
+                    TurboDiffusion.normalized(tiny + ["--save_path", output] + arguments)
+                ).run()
+                Issue.record("\(arguments) was accepted")
+            } catch {
+                let message = TurboDiffusion.message(for: error)
+                #expect(TurboDiffusion.exitCode(for: error).rawValue == 1, "\(arguments)")
+                #expect(message.contains(words), "\(arguments): \(message)")
+                #expect(!message.contains("\n"))
+            }
+        }
+        #expect(folder.files.isEmpty)
+        let picture = await run("i2v", "x", "--model", "nano")
+        #expect(picture.code == 1 && picture.message.contains("use 'turbodiffusion t2v'"))
+    }
+
+    @Test("mistakes in the command line itself have another exit code")
+    func usage() async {
+        #expect(await run("t2v", "--nonsense").code == 64)
+        #expect(await run("t2v", "x", "--memory_limit", "16").code == 64)
+        #expect(await run("t2v", "x", "--memory_limit", "16").message.contains("16GiB"))
+        #expect(await run("t2v", "a", "b").code == 64)
+        #expect(await run("--version").code == 0)
+        #expect(await run("t2v", "--help").code == 0)
+    }
+
+    @Test("every error has a code that stays")
+    func codes() {
+        func code(_ error: any Error) -> String { UserError(error, takesPicture: false).code }
+        #expect(code(RequestError.missing(.image, reason: "")) == "request.missing")
+        #expect(code(RunError.memory(neededBytes: 2, limitBytes: 1)) == "run.memory")
+        #expect(code(OutputError.exists(path: "")) == "output")
+        #expect(code(StoredRunError.noRequest(path: "")) == "repeat")
+        #expect(code(MediaError.noSuchFile(path: "")) == "media")
+        #expect(code(CancellationError()) == "cancelled")
+    }
+}
