@@ -109,7 +109,7 @@ let package = Package(
             dependencies: [
                 "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
-                "Benchmarks", "Devices", "Terminal", system, arguments,
+                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: swift),

@@ -65,7 +65,7 @@ private final class Recorder: ForwardingBackend {
                 attention: .sparse(SparseAttention(topK: 0.1, arithmetic: .bf16))))
         let text = TextEmbedding(
             rows: device.place(.zeros([512, sizes.textDim], .bf16), as: .bf16), count: 60)
-        let context = net.prepare(text, size: (3, 12, 20), on: device)
+        let context = net.prepare(text, size: Extent(t: 3, h: 12, w: 20), on: device)
         let x = device.place(.zeros([16, 3, 12, 20], .f32), as: .f32)
         let v = net([x], timestep: 900, context, on: device)
         #expect(v.shape == x.shape && device.operations > 20 * sizes.layers)
