@@ -92,7 +92,7 @@ private final class Faulty: ForwardingBackend {
         let rows = device.place(try tensors.need("in.context")[0], as: .f32)
         let context = net.prepare(
             TextEmbedding(rows: rows, count: rows.shape[0]),
-            size: (x.shape[1], x.shape[2], x.shape[3]), on: device)
+            size: Extent(t: x.shape[1], h: x.shape[2], w: x.shape[3]), on: device)
         _ = net([x], timestep: 500, context, on: device)
     }
 }
