@@ -103,6 +103,11 @@ public struct AttributeClassifier {
         logits(video).map { scores in scores.indices.max { scores[$0] < scores[$1] } ?? 0 }
     }
 
+    /// For each attribute, whether the video shows what its caption asked for. Their share is the video's score.
+    public func agreement(of video: Video, with caption: Caption) -> [Bool] {
+        zip(classes(video), caption.answers).map { $0 == $1 }
+    }
+
     private static func inputShape(frames: Int, width: Int, height: Int) -> Shape {
         [(frames - 1) / frameStep + 1, height / 2, width / 2, 3]
     }

@@ -216,6 +216,8 @@ private func modelSet(near folder: String) throws -> ModelSet {
             .open(ModelChoice("nano"))
     }
     models.transformer = models.transformer.replacingSuffix("_quant.pth", by: ".safetensors")
+    // The reference rounded none, whatever the folder says.
+    models.family.roundsTimesteps = false
     return models
 }
 

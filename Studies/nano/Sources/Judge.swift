@@ -26,7 +26,7 @@ actor Judge {
     ) -> Judged {
         Judged(
             caption: caption.index, seconds: seconds,
-            isRight: zip(classifier.classes(video), caption.value.answers).map { $0 == $1 },
+            isRight: classifier.agreement(of: video, with: caption.value),
             distance: reference.map { FrameDistance.between($0, video) },
             video: keeps ? video : nil)
     }
