@@ -5,7 +5,7 @@
 //                        f32 linear layers              Operations/FullPrecisionLinear.swift
 //     Norms              layerNorm, rmsNorm, …Rope      Operations/Normalization.swift
 //     Element by element gatedAdd, geluGate, combine    Operations/Elementwise.swift
-//     Tokens, latents    embedding, patchify, noise     Operations/Tokens.swift
+//     Tokens, latents    patchify, concatenate, …       Operations/Layout.swift
 //     Attention          dense, relative, SLA, SageSLA  Operations/*Attention.swift, BlockMap.swift
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
 
@@ -81,6 +81,40 @@ public final class CUDABackend: Backend {
     }
 
     public func resetPeak() { context.memory.resetPeak() }
+
+    public func run(_ operation: Operation) -> [Tensor] {
+        switch operation {
+        case .linear(let o): [linear(o)]
+        case .linearAdd(let o): [linearAdd(o)]
+        case .quantize(let o): [quantize(o)]
+        case .layerNorm(let o): [layerNorm(o)]
+        case .modulatedLayerNorm(let o): [modulatedLayerNorm(o)]
+        case .rmsNorm(let o): [rmsNorm(o)]
+        case .rmsNormRope(let o): [rmsNormRope(o)]
+        case .channelNorm(let o): [channelNorm(o)]
+        case .gatedAdd(let o): [gatedAdd(o)]
+        case .geluGate(let o): [geluGate(o)]
+        case .rcmStep(let o): [rcmStep(o)]
+        case .combine(let o): [combine(o)]
+        case .noise(let o): [noise(o)]
+        case .attention(let o): [attention(o)]
+        case .relativeAttention(let o): [relativeAttention(o)]
+        case .blockMap(let o): blockMap(o).tensors
+        case .sparseLinearAttention(let o): [sparseLinearAttention(o)]
+        case .sageOperands(let o): sageOperands(o).tensors
+        case .view(let o): [o.result]
+        case .concatenate(let o): [concatenate(o)]
+        case .embedding(let o): [o.composed(on: self)]
+        case .patchify(let o): [patchify(o)]
+        case .unpatchify(let o): [unpatchify(o)]
+        case .channelsLast(let o): [channelsLast(o)]
+        case .channelsFirst(let o): [channelsFirst(o)]
+        case .convolution(let o): [convolution(o)]
+        case .interleaveTime(let o): [interleaveTime(o)]
+        case .rgb8(let o): [rgb8(o)]
+        case .nv12(let o): [nv12(o)]
+        }
+    }
 
     // MARK: What operations are made of
 

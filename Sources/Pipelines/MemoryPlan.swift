@@ -154,11 +154,9 @@ extension MemoryPlan {
 
     /// Scratch memory of sparse attention's kernels: 8-bit copies of q, k and v, the linear branch's
     /// result in bf16, block scores.
-    private static func workspace(of operation: NullBackend.Operation) -> Int {
-        guard operation.name == "sparseLinearAttention", let q = operation.inputs.first else {
-            return 0
-        }
-        return 6 * q.shape.count
+    private static func workspace(of operation: Operation) -> Int {
+        guard case .sparseLinearAttention(let o) = operation else { return 0 }
+        return 6 * o.q.shape.count
     }
 
     private static func textEncoder(_ models: ModelSet, _ request: VideoRequest) throws -> Stage {

@@ -6,41 +6,14 @@ import Ground
 /// Tensors here have a size and no memory. Kernels are described by what they must do at least:
 /// every input read once, every output written once.
 public final class NullBackend: Backend {
-    /// One operation as it is carried out.
-    public struct Operation {
-        public let name: String
-        /// Activations; weights are in `weightBytes`.
-        public let inputs: [Tensor]
-        public let outputs: [Tensor]
-        public let weightBytes: Int
-        public let cost: Cost
-    }
-
-    /// Work of one or more operations.
-    public struct Cost: Sendable, Hashable {
-        public var launches = 0
-        /// Multiplications and additions of matrix products, attention and convolutions.
-        public var flops = 0
-        /// Bytes read and written, each once.
-        public var bytes = 0
-
-        public init() {}
-
-        public static func += (a: inout Cost, b: Cost) {
-            a.launches += b.launches
-            a.flops += b.flops
-            a.bytes += b.bytes
-        }
-    }
-
     public let name = "no device"
     /// Work since the last `resetCounts()`, by the name of the operation.
-    public private(set) var counts: [String: Cost] = [:]
+    public private(set) var counts: [String: Operation.Cost] = [:]
     /// Bytes of each group of weights, in the order of loading; those that only visit the device are
     /// not among the placed bytes.
     public private(set) var groups: [(name: String, byteCount: Int, isVisitor: Bool)] = []
     private weak var lastGroup: WeightGroup?
-    let ledger: Ledger
+    private let ledger: Ledger
     private let workspace: ((Operation) -> Int)?
 
     /// - Parameters:
@@ -54,7 +27,7 @@ public final class NullBackend: Backend {
     // MARK: Reports
 
     /// All work since the last `resetCounts()`.
-    public var total: Cost { counts.values.reduce(into: Cost()) { $0 += $1 } }
+    public var total: Operation.Cost { counts.values.reduce(into: Operation.Cost()) { $0 += $1 } }
 
     public func resetCounts() { counts = [:] }
 
@@ -75,7 +48,7 @@ public final class NullBackend: Backend {
     // MARK: Storage
 
     /// Bytes in use, and the most there were.
-    final class Ledger {
+    private final class Ledger {
         let granularity: Int
         private(set) var placed = 0
         private(set) var computed = 0
@@ -107,7 +80,7 @@ public final class NullBackend: Backend {
 
     /// A size whose lifetime is noted.
     private final class SizeOnly: Storage {
-        let ledger: Ledger
+        private let ledger: Ledger
         let isPlaced: Bool
         let rounded: Int
 
@@ -124,27 +97,6 @@ public final class NullBackend: Backend {
 
     private func storage(_ byteCount: Int, isPlaced: Bool) -> Storage {
         SizeOnly(byteCount: byteCount, isPlaced: isPlaced, ledger)
-    }
-
-    /// A result of an operation, quantised where `format` says so.
-    func result(_ shape: Shape, _ dtype: DType, _ format: ActivationFormat = .plain) -> Tensor {
-        let element: DType =
-            switch format {
-            case .plain: dtype
-            case .int8Blocks: .i8
-            case .fp8Rows: .f8e4m3
-            }
-        return Tensor(
-            shape, element, storage: storage(shape.count * element.byteCount, isPlaced: false),
-            scales: scaleBytes(shape, format).map { storage($0, isPlaced: false) })
-    }
-
-    private func scaleBytes(_ shape: Shape, _ format: ActivationFormat) -> Int? {
-        switch format {
-        case .plain: nil
-        case .int8Blocks: 4 * ((shape.rows + 127) / 128) * ((shape.columns + 127) / 128)
-        case .fp8Rows: 4 * shape.rows
-        }
     }
 
     // MARK: Placing
@@ -213,26 +165,18 @@ public final class NullBackend: Backend {
     /// Nothing is known of the values, so nothing repeats.
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool { false }
 
-    // MARK: Noting operations
+    // MARK: Operations
 
-    /// Notes an operation and passes its result on.
-    func note(
-        _ name: String, _ inputs: [Tensor], _ outputs: [Tensor], weightBytes: Int = 0,
-        flops: Int = 0
-    ) {
-        var cost = Cost()
-        cost.launches = 1
-        cost.flops = flops
-        cost.bytes = weightBytes
-        for tensor in inputs { cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0) }
-        for tensor in outputs { cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0) }
-        counts[name, default: Cost()] += cost
-        if let workspace {
-            ledger.reach(
-                extra: workspace(
-                    Operation(
-                        name: name, inputs: inputs, outputs: outputs, weightBytes: weightBytes,
-                        cost: cost)))
+    public func run(_ operation: Operation) -> [Tensor] {
+        if case .view(let view) = operation { return [view.result] }
+        let results = operation.facts.results.map { result in
+            Tensor(
+                result.shape, result.element,
+                storage: storage(result.byteCount, isPlaced: false),
+                scales: result.scaleBytes.map { storage($0, isPlaced: false) })
         }
+        counts[operation.name, default: Operation.Cost()] += operation.cost
+        if let workspace { ledger.reach(extra: workspace(operation)) }
+        return results
     }
 }

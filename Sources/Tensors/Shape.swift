@@ -8,10 +8,16 @@ public struct Shape: Sendable {
     private var extents: InlineArray<6, Int>
     public private(set) var rank: Int
 
+    /// A scalar's.
+    private init() {
+        extents = InlineArray(repeating: 1)
+        rank = 0
+    }
+
     public init(_ dimensions: some Collection<Int>) {
+        self.init()
         ensure(
             dimensions.count <= Self.maximumRank, "Shape: rank \(dimensions.count) is above 6")
-        extents = InlineArray(repeating: 1)
         rank = dimensions.count
         for (axis, extent) in dimensions.enumerated() {
             ensure(extent >= 0, "Shape: negative extent \(extent)")
@@ -36,7 +42,12 @@ public struct Shape: Sendable {
     public var dimensions: [Int] { (0..<rank).map { extents[$0] } }
 
     /// All extents but the first.
-    public var tail: Shape { Shape(dimensions.dropFirst()) }
+    public var tail: Shape {
+        var shape = Shape()
+        for axis in 1..<max(rank, 1) { shape.extents[axis - 1] = extents[axis] }
+        shape.rank = max(rank - 1, 0)
+        return shape
+    }
 
     /// Product of all extents but the last: the rows of the tensor seen as a matrix.
     public var rows: Int {
@@ -47,6 +58,14 @@ public struct Shape: Sendable {
 
     /// The last extent (1 for a scalar): the columns of the tensor seen as a matrix.
     public var columns: Int { rank == 0 ? 1 : extents[rank - 1] }
+
+    /// This shape with the first extent replaced.
+    public func replacingFirst(_ extent: Int) -> Shape {
+        ensure(rank > 0 && extent >= 0, "Shape: \(extent) as the first extent of \(self)")
+        var shape = self
+        shape.extents[0] = extent
+        return shape
+    }
 
     /// This shape with the last extent replaced.
     public func replacingLast(_ extent: Int) -> Shape {

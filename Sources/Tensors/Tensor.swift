@@ -1,16 +1,24 @@
 /// Tensors: a shape, an element type and a place in some storage. Always contiguous, row-major.
 
 public import Ground
+import Synchronization
 
 /// Bytes on some device, freed when the last tensor that looks at them goes.
 ///
 /// Backends subclass it. Memory that the host can read has a `hostPointer`.
 open class Storage {
     public let byteCount: Int
+    /// No other storage of this process has or had it.
+    public let serial: UInt64
     /// What a backend keeps with these bytes: a packed copy of a weight, for example.
     public var attachment: AnyObject?
 
-    public init(byteCount: Int) { self.byteCount = byteCount }
+    private static let made = Atomic<UInt64>(0)
+
+    public init(byteCount: Int) {
+        self.byteCount = byteCount
+        serial = Self.made.add(1, ordering: .relaxed).newValue
+    }
 
     /// First byte in host memory, or nil where the host cannot read it.
     open var hostPointer: UnsafeMutableRawPointer? { nil }
@@ -70,6 +78,28 @@ public struct Tensor {
 
     public var byteCount: Int { shape.count * dtype.byteCount }
 
+    /// How 8-bit activations are written; plain for all else.
+    public var format: ActivationFormat {
+        switch dtype {
+        case .i8: .int8Blocks
+        case .f8e4m3: .fp8Rows
+        default: .plain
+        }
+    }
+
+    /// Which value this is. Every result of an operation has memory of its own, views share it and differ in place or
+    /// shape, and no identity comes back when memory is used again: whoever records operations finds by it where a
+    /// value comes from.
+    public struct Identity: Sendable, Hashable {
+        public let storage: UInt64
+        public let byteOffset: Int
+        public let shape: Shape
+    }
+
+    public var identity: Identity {
+        Identity(storage: storage.serial, byteOffset: byteOffset, shape: shape)
+    }
+
     /// The same elements under another shape of equal count.
     public func reshaped(_ shape: Shape) -> Tensor {
         ensure(
@@ -86,7 +116,7 @@ public struct Tensor {
         ensure(scales == nil, "slice: quantised activations cannot be sliced")
         let inner = shape.tail
         return Tensor(
-            Shape([range.count] + inner.dimensions), dtype, storage: storage,
+            shape.replacingFirst(range.count), dtype, storage: storage,
             byteOffset: byteOffset + range.lowerBound * inner.count * dtype.byteCount)
     }
 
@@ -95,6 +125,10 @@ public struct Tensor {
         let entry = slice(index..<index + 1)
         return entry.reshaped(shape.tail)
     }
+}
+
+extension Tensor: CustomStringConvertible {
+    public var description: String { "\(shape) \(dtype)" }
 }
 
 // MARK: - Host access

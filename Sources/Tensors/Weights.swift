@@ -42,8 +42,12 @@ public enum LinearWeight {
     }
 }
 
+extension LinearWeight: CustomStringConvertible {
+    public var description: String { matrix.description }
+}
+
 /// The kernel of a convolution. weight: [out, kernelTime, kernelHeight, kernelWidth, in] (channels last)
-public struct ConvolutionWeight {
+public struct ConvolutionWeight: CustomStringConvertible {
     public let tensor: Tensor
     /// bias: [out], f32
     public let bias: Tensor?
@@ -54,6 +58,7 @@ public struct ConvolutionWeight {
         self.bias = bias
     }
 
+    public var description: String { tensor.description }
     public var outputs: Int { tensor.shape[0] }
     public var time: Int { tensor.shape[1] }
     public var height: Int { tensor.shape[2] }

@@ -16,17 +16,17 @@ final class LastPlaces: ForwardingBackend {
         super.init(base)
     }
 
-    override func perform<Result>(
-        _ operation: String, _ inputs: [Tensor], _ compute: () -> Result
-    ) -> Result {
-        let result = compute()
-        guard let tensor = result as? Tensor, tensor.dtype == .f32 else { return result }
-        var values = base.read(tensor).floats()
+    override func run(_ operation: Operation) -> [Tensor] {
+        let results = super.run(operation)
+        guard results.count == 1, results[0].dtype == .f32, !operation.isView else {
+            return results
+        }
+        var values = base.read(results[0]).floats()
         for index in values.indices where values[index].isNormal {
             let bits = Int32(bitPattern: values[index].bitPattern)
             values[index] = Float(bitPattern: UInt32(bitPattern: bits &+ draw()))
         }
-        return base.place(Tensor(values, tensor.shape), as: .f32) as! Result
+        return [base.place(Tensor(values, results[0].shape), as: .f32)]
     }
 
     /// Uniform in -most...most.

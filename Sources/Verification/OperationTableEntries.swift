@@ -276,7 +276,7 @@ extension OperationTable.Builder {
             let table = random.normal([300, 40], as: dtype)
             let ids = random.integers(37, below: 300)
             add("embedding", "\(dtype)", .exact) {
-                [$0.embedding(ids, table: $0.place(table, as: dtype))]
+                [$0.embedding(ids, hostTable: table, as: dtype)]
             }
             let latents = random.normal([16, 3, 6, 10])
             let conditioning = random.normal([20, 3, 6, 10])

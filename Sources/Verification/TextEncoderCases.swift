@@ -10,12 +10,10 @@ private final class BlockRecorder: ForwardingBackend {
     private(set) var outputs: [Tensor] = []
     private var last: Tensor?
 
-    override func perform<Result>(
-        _ operation: String, _ inputs: [Tensor], _ compute: () -> Result
-    ) -> Result {
-        let result = super.perform(operation, inputs, compute)
-        if operation == "linearAdd" { last = result as? Tensor }
-        return result
+    override func run(_ operation: Operation) -> [Tensor] {
+        let results = super.run(operation)
+        if case .linearAdd = operation { last = results[0] }
+        return results
     }
 
     override func require(_ group: WeightGroup) {

@@ -46,8 +46,9 @@ struct MatmulPlanTests {
             Tensor(kernel, dtype, storage: Storage(byteCount: kernel.count * dtype.byteCount)),
             bias: nil)
         let arguments = ConvolutionArguments(
-            x, history: nil, leadingZeros: 2, weight, timeStride: 1, spatialStride: 1,
-            padding: .same, upsample: upsample)
+            ConvolutionGeometry(
+                x, history: nil, leadingZeros: 2, weight, timeStride: 1, spatialStride: 1,
+                padding: .same, upsample: upsample))
         return ConvolutionPlan.all(arguments, dtype, architecture)
     }
 
@@ -90,7 +91,7 @@ struct MatmulPlanTests {
         ) -> Shape {
             let weight = ConvolutionWeight(
                 Tensor(kernel, .bf16, storage: Storage(byteCount: kernel.count * 2)), bias: nil)
-            return ConvolutionArguments(
+            return ConvolutionGeometry(
                 x, history: nil, leadingZeros: zeros, weight, timeStride: timeStride,
                 spatialStride: stride, padding: padding, upsample: upsample
             ).output

@@ -75,7 +75,7 @@ import Testing
     @Test("the least time is the larger of arithmetic and traffic")
     func floors() {
         let ceilings = Ceilings(copy: 100, arithmetic: [.bf16: 1000], method: "")
-        var cost = NullBackend.Cost()
+        var cost = Operation.Cost()
         cost.bytes = 200
         #expect(ceilings.floor(cost, .fp8) == 2)
         cost.flops = 5000

@@ -82,9 +82,9 @@ struct FrameTests {
             self.log = log
             super.init(base)
         }
-        override func nv12(_ x: Tensor) -> Tensor {
-            log("begin \(x.shape[0])")
-            return super.nv12(x)
+        override func run(_ operation: Operation) -> [Tensor] {
+            if case .nv12(let o) = operation { log("begin \(o.x.shape[0])") }
+            return super.run(operation)
         }
         override func beginRead(_ x: Tensor) -> HostCopy {
             let copy = read(x)

@@ -88,11 +88,10 @@ struct GoldenTests {
 
 /// A CPU whose dense attention is half a percent too large in f32.
 private final class Louder: ForwardingBackend {
-    override func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int]
-    ) -> Tensor {
-        let y = base.attention(q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
-        return y.dtype == .f32 ? Tensor(y.floats().map { $0 * 1.005 }, y.shape) : y
+    override func run(_ operation: Operation) -> [Tensor] {
+        let results = super.run(operation)
+        guard case .attention = operation, results[0].dtype == .f32 else { return results }
+        return [Tensor(results[0].floats().map { $0 * 1.005 }, results[0].shape)]
     }
 }
 
@@ -103,20 +102,12 @@ private final class Limited: ForwardingBackend {
     }
     override func supports(_ format: ActivationFormat) -> Bool { format != .fp8Rows }
 
-    override func sparseLinearAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor {
-        precondition(supports(spec.arithmetic))
-        return super.sparseLinearAttention(q, k, v, projection: projection, bias: bias, spec)
-    }
-
-    override func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor {
-        precondition(supports(weight.inputFormat))
-        return super.linear(
-            x, weight, bias: bias, activation: activation, format: format, dtype: dtype)
+    override func run(_ operation: Operation) -> [Tensor] {
+        switch operation {
+        case .sparseLinearAttention(let o): precondition(supports(o.spec.arithmetic))
+        case .linear(let o): precondition(supports(o.weight.inputFormat))
+        default: break
+        }
+        return super.run(operation)
     }
 }

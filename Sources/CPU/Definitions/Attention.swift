@@ -4,26 +4,22 @@ import Glibc
 import Tensors
 
 extension Definitions {
-    /// softmax(q k^T * scale) v; see `Backend.attention`.
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int])
-        -> Tensor
-    {
-        let multiplicities = lastKeyCounts.map { logf(Float($0)) }
-        let first = k.shape[0] - multiplicities.count
-        return attention(q, k, v, scale: scale) { logits, _, _ in
+    func attention(_ o: Operation.Attention) -> Tensor {
+        let multiplicities = o.lastKeyCounts.map { logf(Float($0)) }
+        let first = o.k.shape[0] - multiplicities.count
+        return attention(o.q, o.k, o.v, scale: o.scale) { logits, _, _ in
             for (index, x) in multiplicities.enumerated() { logits[first + index] += x }
         }
     }
 
-    /// umT5's attention with its learned bias by distance; see `Backend.relativeAttention`.
-    func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {
-        let (count, heads) = (q.shape[0], q.shape[1])
-        let table = vector(table)
+    func relativeAttention(_ o: Operation.RelativeAttention) -> Tensor {
+        let (count, heads) = (o.q.shape[0], o.q.shape[1])
+        let table = vector(o.table)
         // Bias of every distance key - query, from -(count - 1) up. [heads][2 count - 1]
         let bias = (0..<heads).map { head in
             (1 - count..<count).map { table[Self.bucket($0) * heads + head] }
         }
-        return attention(q, k, v, scale: 1) { logits, head, query in
+        return attention(o.q, o.k, o.v, scale: 1) { logits, head, query in
             bias[head].withUnsafeBufferPointer {
                 Vector.add(logits, $0.baseAddress! + (count - 1 - query), count)
             }

@@ -1,65 +1,10 @@
 /// Causal convolution of channels-last frames.
 
-import Ground
 import Tensors
 
-/// What a convolution reads and makes, in elements; shared by the definition and faster versions.
-struct ConvolutionGeometry {
-    /// Input frames: zeros, then history, then x. Height and width are those of x.
-    let leadingZeros, historyFrames, frames, height, width: Int
-    var inputs: Int
-    let kernel: (time: Int, height: Int, width: Int)
-    let timeStride, spatialStride: Int
-    /// Rows above and columns left of the input that count as zeros.
-    let padding: (top: Int, left: Int)
-    let upsample: Bool
-    /// [T', H', W', out]
-    let output: Shape
-
-    init(
-        _ x: Shape, history: Shape?, leadingZeros: Int, _ weight: ConvolutionWeight,
-        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool
-    ) {
-        ensure(
-            x.rank == 4 && x[3] == weight.inputs,
-            "convolution: x \(x) for a kernel \(weight.tensor.shape)")
-        ensure(
-            history.map { $0.rank == 4 && $0.tail == x.tail } ?? true,
-            "convolution: history \(history ?? x) for x \(x)")
-        self.leadingZeros = leadingZeros
-        historyFrames = history?[0] ?? 0
-        (frames, height, width, inputs) = (x[0], x[1], x[2], x[3])
-        kernel = (weight.time, weight.height, weight.width)
-        self.timeStride = timeStride
-        self.spatialStride = spatialStride
-        self.upsample = upsample
-        let scale = upsample ? 2 : 1
-        let (top, left, extraHeight, extraWidth): (Int, Int, Int, Int)
-        switch padding {
-        case .same:
-            (top, left) = ((weight.height - 1) / 2, (weight.width - 1) / 2)
-            (extraHeight, extraWidth) = (2 * top, 2 * left)
-        case .bottomRight: (top, left, extraHeight, extraWidth) = (0, 0, 1, 1)
-        }
-        self.padding = (top, left)
-        let depth = leadingZeros + historyFrames + frames - weight.time
-        ensure(
-            depth >= 0,
-            "convolution: \(depth + weight.time) frames for a kernel of \(weight.time)")
-        output = [
-            depth / timeStride + 1,
-            (height * scale + extraHeight - weight.height) / spatialStride + 1,
-            (width * scale + extraWidth - weight.width) / spatialStride + 1, weight.outputs,
-        ]
-    }
-}
-
 extension Definitions {
-    /// See `Backend.convolution`. The result is rounded before the residual is added.
-    func convolution(
-        _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
-        residual: Tensor?
-    ) -> Tensor {
+    func convolution(_ o: Operation.Convolution) -> Tensor {
+        let (x, weight, geometry) = (o.x, o.weight, o.geometry)
         let shape = geometry.output
         let taps = geometry.kernel.time * geometry.kernel.height * geometry.kernel.width
         let depth = taps * geometry.inputs
@@ -75,8 +20,8 @@ extension Definitions {
         let bias = weight.bias.map { vector($0) }
         let result = memory.tensor(shape, x.dtype)
         let out = Rows(result)
-        let added = residual.map { Rows($0) }
-        let frames = (Rows(x), history.map { Rows($0) })
+        let added = o.residual.map { Rows($0) }
+        let frames = (Rows(x), o.history.map { Rows($0) })
         let (lines, width, outputs) = (shape[0] * shape[1], shape[2], shape[3])
         let block = 32
         let blocks = (width + block - 1) / block

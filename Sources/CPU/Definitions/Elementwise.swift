@@ -3,17 +3,16 @@
 import Tensors
 
 extension Definitions {
-    /// x + y * gate; see `Backend.gatedAdd`. Gate and product are rounded to the dtype of x.
-    func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
-        let (xs, ys) = (Rows(x), Rows(y))
-        let gate = gate.map { vector($0, roundedTo: x.dtype) }
-        return mapRows(x.shape, x.dtype) { rows, out in
+    func gatedAdd(_ o: Operation.GatedAdd) -> Tensor {
+        let (xs, ys, dtype) = (Rows(o.x), Rows(o.y), o.x.dtype)
+        let gate = o.gate.map { vector($0, roundedTo: dtype) }
+        return mapRows(o.x.shape, dtype) { rows, out in
             let count = rows.count * xs.columns
             ys.load(rows, into: out)
-            if y.dtype != x.dtype { round(out, count, to: x.dtype) }
+            if o.y.dtype != dtype { round(out, count, to: dtype) }
             if let gate {
                 Vector.mapRows(out, rows: rows.count, gate, xs.columns) { $0 * $1 }
-                round(out, count, to: x.dtype)
+                round(out, count, to: dtype)
             }
             scratch(count) { base in
                 xs.load(rows, into: base)
@@ -22,29 +21,28 @@ extension Definitions {
         }
     }
 
-    /// gelu_tanh(gate) * up; see `Backend.geluGate`. The activation is rounded to the dtype of gate.
-    func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
-        let (gates, ups) = (Rows(gate), Rows(up))
-        let result = mapRows(gate.shape, gate.dtype) { rows, out in
+    func geluGate(_ o: Operation.GELUGate) -> Tensor {
+        let (gates, ups, dtype) = (Rows(o.gate), Rows(o.up), o.gate.dtype)
+        let result = mapRows(o.gate.shape, dtype) { rows, out in
             let count = rows.count * gates.columns
             gates.load(rows, into: out)
             Vector.apply(.geluTanh, out, count)
-            round(out, count, to: gate.dtype)
+            round(out, count, to: dtype)
             scratch(count) { factor in
                 ups.load(rows, into: factor)
                 Vector.multiply(out, factor, count)
             }
         }
-        return quantize(result, to: format)
+        return quantize(result, to: o.format)
     }
 
-    /// One rCM step in f64; see `Backend.rcmStep`.
-    func rcmStep(_ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double) -> Tensor {
-        let result = memory.tensor(x.shape, .f64)
+    func rcmStep(_ o: Operation.RCMStep) -> Tensor {
+        let (t, next) = (o.t, o.next)
+        let result = memory.tensor(o.x.shape, .f64)
         result.withMutable(Double.self) { out in
-            x.withElements(Double.self) { x in
-                velocity.withElements(Float.self) { v in
-                    guard let noise else {
+            o.x.withElements(Double.self) { x in
+                o.velocity.withElements(Float.self) { v in
+                    guard let noise = o.noise else {
                         for i in out.indices { out[i] = x[i] - (t - next) * Double(v[i]) }
                         return
                     }
@@ -60,12 +58,12 @@ extension Definitions {
         return result
     }
 
-    /// sum_i coefficients[i] * terms[i] in f64; see `Backend.combine`.
-    func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
-        let count = terms[0].shape.count
-        let sums = memory.tensor(terms[0].shape, .f64)
+    func combine(_ o: Operation.Combine) -> Tensor {
+        let shape = o.terms[0].shape
+        let count = shape.count
+        let sums = memory.tensor(shape, .f64)
         sums.withMutable(Double.self) { sums in
-            for (index, (term, coefficient)) in zip(terms, coefficients).enumerated() {
+            for (index, (term, coefficient)) in zip(o.terms, o.coefficients).enumerated() {
                 func add(_ value: (Int) -> Double) {
                     for i in 0..<count {
                         sums[i] = (index == 0 ? 0 : sums[i]) + coefficient * value(i)
@@ -78,23 +76,22 @@ extension Definitions {
                 }
             }
         }
-        return converted(sums, to: dtype)
+        return converted(sums, to: o.dtype)
     }
 
-    /// See `Backend.channelNorm`; one rounding, at the end.
-    func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
-        let input = Rows(x)
+    func channelNorm(_ o: Operation.ChannelNorm) -> Tensor {
+        let input = Rows(o.x)
         let n = input.columns
         let root = Float(n).squareRoot()
-        let gamma = vector(gamma).map { $0 * root }
-        return mapRows(x.shape, x.dtype) { rows, out in
+        let gamma = vector(o.gamma).map { $0 * root }
+        return mapRows(o.x.shape, o.x.dtype) { rows, out in
             input.load(rows, into: out)
             for row in 0..<rows.count {
                 let line = out + row * n
                 let inverse = 1 / max(Vector.sumOfSquares(line, n).squareRoot(), 1e-12)
                 Vector.map(line, gamma, n) { $0 * inverse * $1 }
             }
-            if silu { Vector.apply(.silu, out, rows.count * n) }
+            if o.silu { Vector.apply(.silu, out, rows.count * n) }
         }
     }
 }

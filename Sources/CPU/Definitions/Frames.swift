@@ -3,7 +3,7 @@
 import Tensors
 
 extension Definitions {
-    /// floor(clamp((x + 1) / 2, 0, 1) * 255 + 0.5); see `Backend.rgb8`.
+    /// See `Operation.RGB8`.
     func rgb8(_ x: Tensor) -> Tensor {
         let count = x.shape.count
         let result = memory.tensor(x.shape, .u8)
@@ -24,7 +24,7 @@ extension Definitions {
         return result
     }
 
-    /// BT.709, limited range, a chroma sample for 2x2 pixels; see `Backend.nv12`.
+    /// See `Operation.NV12`.
     func nv12(_ x: Tensor) -> Tensor {
         let (height, width) = (x.shape[1], x.shape[2])
         let result = memory.tensor([x.shape[0], height / 2 * 3, width], .u8)

@@ -7,20 +7,14 @@ extension Definitions {
     /// Rows and columns of the result that one chunk of work makes. Both divide a 128x128 scale block.
     private static let tile = (rows: 128, columns: 64)
 
-    /// act(x W^T + bias); see `Backend.linear`. The result of the product is rounded to the output dtype before
-    /// the activation, as separate operators do.
-    func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor {
-        let plain = x.dtype != .i8 && x.dtype != .f8e4m3
-        let outputType = dtype ?? (plain ? x.dtype : .bf16)
-        let x = plain ? quantize(x, to: weight.inputFormat) : x
+    func linear(_ o: Operation.Linear) -> Tensor {
+        let (weight, outputType) = (o.weight, o.resultType)
+        let x = o.x.format == .plain ? quantize(o.x, to: weight.inputFormat) : o.x
         let result = memory.tensor(x.shape.replacingLast(weight.outputs), outputType)
         let (outputs, inputs) = (weight.outputs, weight.inputs)
         let (input, matrix, output) = (Rows(x), Rows(weight.matrix), Rows(result))
         let scaling = Scaling(x, weight)
-        let bias = bias.map { vector($0, roundedTo: scaling.isBlocked ? outputType : .f32) }
+        let bias = o.bias.map { vector($0, roundedTo: scaling.isBlocked ? outputType : .f32) }
         let rowTiles = (input.count + Self.tile.rows - 1) / Self.tile.rows
         let columnTiles = (outputs + Self.tile.columns - 1) / Self.tile.columns
         threads.parallel(rowTiles * columnTiles) { range in
@@ -34,13 +28,13 @@ extension Definitions {
                     for (index, row) in rows.enumerated() {
                         let line = sums + index * Self.tile.columns
                         scaling.finish(
-                            line, row, columns, bias: bias, activation: activation, outputType)
+                            line, row, columns, bias: bias, activation: o.activation, outputType)
                         output.store(row, from: columns.lowerBound, columns.count, line)
                     }
                 }
             }
         }
-        return quantize(result, to: format)
+        return quantize(result, to: o.format)
     }
 
     /// The sums of products of one tile. sums: [rows.count][tile.columns]
@@ -77,7 +71,7 @@ extension Definitions {
         }
     }
 
-    /// x as 8-bit activations of `format`; see `Backend.quantize`.
+    /// x as 8-bit activations of `format`; see `Operation.Quantize`.
     func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
         switch format {
         case .plain: x
@@ -187,7 +181,7 @@ private struct Scaling {
     }
     private let kind: Kind
     /// Keep the scales alive.
-    private let storages: [Storage]
+    private let storages: [Storage?]
 
     init(_ x: Tensor, _ weight: LinearWeight) {
         func scales(_ weightScale: Tensor) -> (UnsafePointer<Float>, UnsafePointer<Float>) {
@@ -204,13 +198,13 @@ private struct Scaling {
             kind = .dense
             storages = []
         case .int8Blocks(_, let scale):
-            let (x, weight) = scales(scale)
-            kind = .blocks(x: x, weight: weight, columns: scale.shape[1])
-            storages = [scale.storage]
+            let (inputScales, weightScales) = scales(scale)
+            kind = .blocks(x: inputScales, weight: weightScales, columns: scale.shape[1])
+            storages = [scale.storage, x.scales]
         case .fp8Rows(_, let scale):
-            let (x, weight) = scales(scale)
-            kind = .rows(x: x, weight: weight)
-            storages = [scale.storage]
+            let (inputScales, weightScales) = scales(scale)
+            kind = .rows(x: inputScales, weight: weightScales)
+            storages = [scale.storage, x.scales]
         }
     }
 

@@ -19,41 +19,33 @@ extension Definitions {
         }
     }
 
-    /// See `Backend.modulatedLayerNorm`. LN(x) is rounded to the dtype of x before the modulation.
-    func modulatedLayerNorm(
-        _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor {
-        let input = Rows(x)
+    func modulatedLayerNorm(_ o: Operation.ModulatedLayerNorm) -> Tensor {
+        let input = Rows(o.x)
         let n = input.columns
-        let shift = vector(shift)
-        let scale = vector(scale).map { 1 + $0 }
-        let result = mapRows(x.shape, dtype ?? x.dtype) { rows, out in
+        let shift = vector(o.shift)
+        let scale = vector(o.scale).map { 1 + $0 }
+        let result = mapRows(o.x.shape, o.resultType) { rows, out in
             input.load(rows, into: out)
-            normalizeLayer(out, rows: rows.count, n, epsilon, kind)
-            round(out, rows.count * n, to: x.dtype)
+            normalizeLayer(out, rows: rows.count, n, o.epsilon, o.kind)
+            round(out, rows.count * n, to: o.x.dtype)
             Vector.mapRows(out, rows: rows.count, scale, n) { $0 * $1 }
             Vector.mapRows(out, rows: rows.count, shift, n) { $0 + $1 }
         }
-        return quantize(result, to: format)
+        return quantize(result, to: o.format)
     }
 
-    /// See `Backend.layerNorm`.
-    func layerNorm(
-        _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
-        format: ActivationFormat
-    ) -> Tensor {
-        let input = Rows(x)
+    func layerNorm(_ o: Operation.LayerNorm) -> Tensor {
+        let input = Rows(o.x)
         let n = input.columns
-        let weight = weight.map { vector($0) }
-        let bias = bias.map { vector($0) }
-        let result = mapRows(x.shape, x.dtype) { rows, out in
+        let weight = o.weight.map { vector($0) }
+        let bias = o.bias.map { vector($0) }
+        let result = mapRows(o.x.shape, o.x.dtype) { rows, out in
             input.load(rows, into: out)
-            normalizeLayer(out, rows: rows.count, n, epsilon, kind)
+            normalizeLayer(out, rows: rows.count, n, o.epsilon, o.kind)
             if let weight { Vector.mapRows(out, rows: rows.count, weight, n) { $0 * $1 } }
             if let bias { Vector.mapRows(out, rows: rows.count, bias, n) { $0 + $1 } }
         }
-        return quantize(result, to: format)
+        return quantize(result, to: o.format)
     }
 
     /// Each row times rsqrt(mean square + epsilon) times the weight, rounded as `kind` does. x: [rows, n]
@@ -71,32 +63,26 @@ extension Definitions {
         Vector.mapRows(x, rows: rows, weight, n) { $0 * $1 }
     }
 
-    /// See `Backend.rmsNorm`.
-    func rmsNorm(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
-    ) -> Tensor {
-        let input = Rows(x)
-        let weight = vector(weight, roundedTo: kind == .exact ? x.dtype : .f32)
-        let result = mapRows(x.shape, x.dtype) { rows, out in
+    func rmsNorm(_ o: Operation.RMSNorm) -> Tensor {
+        let (input, dtype) = (Rows(o.x), o.x.dtype)
+        let weight = vector(o.weight, roundedTo: o.kind == .exact ? dtype : .f32)
+        let result = mapRows(o.x.shape, dtype) { rows, out in
             input.load(rows, into: out)
-            normalizeRMS(out, rows: rows.count, input.columns, weight, epsilon, kind, x.dtype)
+            normalizeRMS(out, rows: rows.count, input.columns, weight, o.epsilon, o.kind, dtype)
         }
-        return quantize(result, to: format)
+        return quantize(result, to: o.format)
     }
 
-    /// See `Backend.rmsNormRope`.
-    func rmsNormRope(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, rope: RotaryTable, heads: Int
-    ) -> Tensor {
-        let input = Rows(x)
+    func rmsNormRope(_ o: Operation.RMSNormRope) -> Tensor {
+        let (input, dtype, heads) = (Rows(o.x), o.x.dtype, o.heads)
         let n = input.columns
-        let weight = vector(weight, roundedTo: kind == .exact ? x.dtype : .f32)
+        let weight = vector(o.weight, roundedTo: o.kind == .exact ? dtype : .f32)
         let half = n / heads / 2
-        let (cosine, sine) = (Rows(rope.cosine), Rows(rope.sine))
-        let result = mapRows(x.shape, x.dtype) { rows, out in
+        let (cosine, sine) = (Rows(o.rope.cosine), Rows(o.rope.sine))
+        let result = mapRows(o.x.shape, dtype) { rows, out in
             input.load(rows, into: out)
-            normalizeRMS(out, rows: rows.count, n, weight, epsilon, kind, x.dtype)
-            round(out, rows.count * n, to: x.dtype)
+            normalizeRMS(out, rows: rows.count, n, weight, o.epsilon, o.kind, dtype)
+            round(out, rows.count * n, to: dtype)
             for (index, row) in rows.enumerated() {
                 let (c, s) = (cosine.floats(row), sine.floats(row))
                 for head in 0..<heads {

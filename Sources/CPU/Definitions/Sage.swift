@@ -4,7 +4,12 @@ import Glibc
 import Tensors
 
 extension Definitions {
-    /// The 8-bit operands of SageAttention; see `Backend.sageOperands`. q, k, v: bf16 [L, heads, headDim]
+    func sageOperands(_ o: Operation.SageOperands) -> SageOperands {
+        func half(_ x: Tensor) -> Tensor { converted(x, to: .bf16) }
+        return sageOperands(half(o.q), half(o.k), half(o.v), o.spec, o.architecture)
+    }
+
+    /// q, k, v: bf16 [L, heads, headDim]
     func sageOperands(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ spec: SparseAttention,
         _ architecture: SageArchitecture

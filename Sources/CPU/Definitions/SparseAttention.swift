@@ -4,11 +4,8 @@ import Glibc
 import Tensors
 
 extension Definitions {
-    /// See `Backend.sparseLinearAttention`.
-    func sparseLinearAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor {
+    func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor {
+        let (q, k, v, spec) = (o.q, o.k, o.v, o.spec)
         let map = blockMap(q, k, spec)
         // The original casts to bf16 inside, after the map; exact arithmetic keeps f32 up to the result.
         let inner: DType = spec.arithmetic == .exact ? .f32 : .bf16
@@ -20,18 +17,16 @@ extension Definitions {
         let operands = TileOperands(self, qs, ks, vs, spec)
         let sparse = sparseBranch(operands, map.indices, spec, as: inner)
         return linearBranch(
-            qs, ks, vs, projection: projection, bias: bias, rounding: inner, added: sparse,
+            qs, ks, vs, projection: o.projection, bias: o.bias, rounding: inner, added: sparse,
             as: q.dtype)
     }
 
     // MARK: Block map
 
-    /// See `Backend.blockMap`.
+    /// See `Operation.BlockMap`.
     func blockMap(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
         let (tokens, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        let queryBlocks = (tokens + spec.queryBlock - 1) / spec.queryBlock
-        let keyBlocks = (tokens + spec.keyBlock - 1) / spec.keyBlock
-        let selected = spec.selected(of: keyBlocks)
+        let (queryBlocks, keyBlocks, selected) = spec.blocks(of: tokens)
         let pooledQueries = Rows(pooled(q, spec.queryBlock, minus: nil))
         let pooledKeys = Rows(pooled(k, spec.keyBlock, minus: mean(k)))
         let scores = memory.tensor([heads, queryBlocks, keyBlocks], q.dtype)

@@ -1,24 +1,10 @@
 /// Between latents, tokens and frames: operations that move numbers.
 
-import Ground
 import Tensors
 
 extension Definitions {
-    /// Rows of a table; see `Backend.embedding`.
-    func embedding(_ ids: [Int32], table: Tensor) -> Tensor {
-        let bytes = table.shape[1] * table.dtype.byteCount
-        let result = memory.tensor([ids.count, table.shape[1]], table.dtype)
-        for (index, id) in ids.enumerated() {
-            ensure(
-                id >= 0 && Int(id) < table.shape[0], "embedding: id \(id) of \(table.shape)")
-            (result.hostAddress + index * bytes).copyMemory(
-                from: table.hostAddress + Int(id) * bytes, byteCount: bytes)
-        }
-        return result
-    }
-
-    /// Latents to tokens; see `Backend.patchify`.
-    func patchify(_ parts: [Tensor], dtype: DType) -> Tensor {
+    func patchify(_ o: Operation.Patchify) -> Tensor {
+        let parts = o.parts
         let (t, h, w) = (parts[0].shape[1], parts[0].shape[2], parts[0].shape[3])
         let channels = parts.reduce(0) { $0 + $1.shape[0] }
         let lines = parts.map { Rows($0, columns: w) }
@@ -27,7 +13,7 @@ extension Definitions {
         for (index, part) in parts.enumerated() {
             for channel in 0..<part.shape[0] { places.append((index, channel * t * h)) }
         }
-        let result = memory.tensor([t * (h / 2) * (w / 2), channels * 4], dtype)
+        let result = memory.tensor([t * (h / 2) * (w / 2), channels * 4], o.dtype)
         let out = Rows(result)
         threads.parallel(t * (h / 2)) { range in
             scratch(w / 2 * channels * 4 + w) { memory in
@@ -53,11 +39,10 @@ extension Definitions {
         return result
     }
 
-    /// Head rows to latents; see `Backend.unpatchify`.
-    func unpatchify(_ x: Tensor, size: (t: Int, h: Int, w: Int)) -> Tensor {
-        let (t, h, w) = size
-        let channels = x.shape[1] / 4
-        let rows = Rows(x)
+    func unpatchify(_ o: Operation.Unpatchify) -> Tensor {
+        let (t, h, w) = o.size
+        let channels = o.x.shape[1] / 4
+        let rows = Rows(o.x)
         let result = memory.tensor([channels, t, h, w], .f32)
         let out = Rows(result)
         threads.parallel(t * (h / 2)) { range in
@@ -79,11 +64,11 @@ extension Definitions {
         return result
     }
 
-    /// [C, T, H, W] → x * scale + shift as [T, H, W, C]; see `Backend.channelsLast`.
-    func channelsLast(_ x: Tensor, scale: [Float], shift: [Float], dtype: DType) -> Tensor {
+    func channelsLast(_ o: Operation.ChannelsLast) -> Tensor {
+        let (x, scale, shift) = (o.x, o.scale, o.shift)
         let (channels, t, h, w) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
         let lines = Rows(x)
-        let result = memory.tensor([t, h, w, channels], dtype)
+        let result = memory.tensor([t, h, w, channels], o.dtype)
         let out = Rows(result, columns: w * channels)
         threads.parallel(t * h) { range in
             scratch(w * channels + w) { memory in
@@ -103,8 +88,8 @@ extension Definitions {
         return result
     }
 
-    /// [T, H, W, C] → x * scale + shift as f32 [C, T, H, W]; see `Backend.channelsFirst`.
-    func channelsFirst(_ x: Tensor, scale: [Float], shift: [Float]) -> Tensor {
+    func channelsFirst(_ o: Operation.ChannelsFirst) -> Tensor {
+        let (x, scale, shift) = (o.x, o.scale, o.shift)
         let (t, h, w, channels) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
         let lines = Rows(x, columns: w * channels)
         let result = memory.tensor([channels, t, h, w], .f32)
@@ -126,7 +111,7 @@ extension Definitions {
         return result
     }
 
-    /// [T, H, W, 2C] → [2T, H, W, C]; see `Backend.interleaveTime`.
+    /// [T, H, W, 2C] → [2T, H, W, C]
     func interleaveTime(_ x: Tensor) -> Tensor {
         let (t, h, w, channels) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3] / 2)
         let result = memory.tensor([2 * t, h, w, channels], x.dtype)
@@ -148,13 +133,10 @@ extension Definitions {
         return result
     }
 
-    /// Copies along the outermost axis; see `Backend.concatenate`.
-    func concatenate(_ parts: [Tensor]) -> Tensor {
-        let outermost = parts.reduce(0) { $0 + $1.shape[0] }
-        let result = memory.tensor(
-            Shape([outermost] + parts[0].shape.tail.dimensions), parts[0].dtype)
+    func concatenate(_ o: Operation.Concatenate) -> Tensor {
+        let result = memory.tensor(o.shape, o.parts[0].dtype)
         var target = result.hostAddress
-        for part in parts {
+        for part in o.parts {
             target.copyMemory(from: part.hostAddress, byteCount: part.byteCount)
             target += part.byteCount
         }

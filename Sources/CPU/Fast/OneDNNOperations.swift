@@ -22,24 +22,29 @@ final class OneDNNOperations: FastOperations {
 
     private static let rows = OneDNNProduct.rows
 
+    func run(_ operation: Operation) -> [Tensor]? {
+        let result: Tensor? =
+            switch operation {
+            case .linear(let o): linear(o)
+            case .convolution(let o): convolution(o)
+            default: nil
+            }
+        return result.map { [$0] }
+    }
+
     // MARK: Linear layers
 
-    func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor? {
-        let isPlain = x.dtype != .i8 && x.dtype != .f8e4m3
-        let outputType = dtype ?? (isPlain ? x.dtype : .bf16)
+    private func linear(_ o: Operation.Linear) -> Tensor? {
         let result: Tensor? =
-            switch weight {
-            case .dense(let matrix): dense(x, matrix, bias, activation, outputType)
+            switch o.weight {
+            case .dense(let matrix): dense(o.x, matrix, o.bias, o.activation, o.resultType)
             case .int8Blocks(let matrix, let scale):
                 int8(
-                    isPlain ? definitions.quantize(x, to: .int8Blocks) : x, matrix, scale, bias,
-                    activation, outputType)
+                    o.x.format == .plain ? definitions.quantize(o.x, to: .int8Blocks) : o.x,
+                    matrix, scale, o.bias, o.activation, o.resultType)
             case .fp8Rows: nil
             }
-        return result.map { definitions.quantize($0, to: format) }
+        return result.map { definitions.quantize($0, to: o.format) }
     }
 
     private func dense(
@@ -133,18 +138,16 @@ final class OneDNNOperations: FastOperations {
 
     // MARK: Convolutions
 
-    func convolution(
-        _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
-        residual: Tensor?
-    ) -> Tensor? {
+    private func convolution(_ o: Operation.Convolution) -> Tensor? {
+        let (x, weight, geometry) = (o.x, o.weight, o.geometry)
         guard let product = self.product(weight.tensor, .f32) else { return nil }
         let shape = geometry.output
         let (outputs, depth) = (weight.outputs, product.inner)
         let result = definitions.memory.tensor(shape, x.dtype)
         let out = Rows(result)
-        let added = residual.map { Rows($0) }
+        let added = o.residual.map { Rows($0) }
         let bias = weight.bias.map { definitions.vector($0) }
-        let frames = (Rows(x), history.map { Rows($0) })
+        let frames = (Rows(x), o.history.map { Rows($0) })
         eachChunk(out.count, product) { pixels, memory in
             let patches = memory.input.assumingMemoryBound(to: Float.self)
             for (index, pixel) in pixels.enumerated() {

@@ -8,17 +8,15 @@ extension VectorOperations {
     /// Keys in a block of the kernels.
     private static let block = 64
 
-    func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int])
-        -> Tensor?
-    {
-        guard let operands = AttentionOperands(q, k, v, definitions) else { return nil }
-        return attend(operands, scale: scale, lastKeyCounts: lastKeyCounts, bias: nil)
+    func attention(_ o: Operation.Attention) -> Tensor? {
+        guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
+        return attend(operands, scale: o.scale, lastKeyCounts: o.lastKeyCounts, bias: nil)
     }
 
-    func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor? {
-        guard let operands = AttentionOperands(q, k, v, definitions) else { return nil }
-        let (count, heads) = (q.shape[0], q.shape[1])
-        let table = definitions.vector(table)
+    func relativeAttention(_ o: Operation.RelativeAttention) -> Tensor? {
+        guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
+        let (count, heads) = (o.q.shape[0], o.q.shape[1])
+        let table = definitions.vector(o.table)
         // Bias of every distance key - query, from -(count - 1) up. [heads, 2 count - 1]
         let bias = (0..<heads).flatMap { head in
             (1 - count..<count).map { table[Definitions.bucket($0) * heads + head] }
@@ -47,10 +45,8 @@ extension VectorOperations {
         return result
     }
 
-    func sparseLinearAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor? {
+    func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor? {
+        let (q, k, v, spec) = (o.q, o.k, o.v, o.spec)
         // The arithmetic of the 8-bit kernels is only defined where it is emulated.
         if case .sage = spec.arithmetic { return nil }
         guard spec.keyBlock % Self.block == 0, q.shape[2] <= Int(CPU_LARGEST_LINEAR_HEAD) else {
@@ -65,8 +61,8 @@ extension VectorOperations {
         else { return nil }
         let sparse = sparseBranch(operands, map.indices, spec)
         return linearBranch(
-            operands, k: definitions.converted(k, to: inner), projection: projection.matrix,
-            bias: bias, added: sparse, as: q.dtype)
+            operands, k: definitions.converted(k, to: inner), projection: o.projection.matrix,
+            bias: o.bias, added: sparse, as: q.dtype)
     }
 
     /// Each query block with its selected key blocks. indices: i32 [heads, queryBlocks, selected]

@@ -4,7 +4,11 @@ internal import CDrivers
 import Tensors
 
 extension VectorOperations {
-    func convolution(
+    func convolution(_ o: Operation.Convolution) -> Tensor? {
+        convolution(o.x, history: o.history, o.weight, o.geometry, residual: o.residual)
+    }
+
+    private func convolution(
         _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
         residual: Tensor?
     ) -> Tensor? {

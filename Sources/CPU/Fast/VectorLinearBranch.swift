@@ -80,17 +80,18 @@ extension VectorOperations {
         return withExtendedLifetime((k, added, features, states, sums, packedStates)) { result }
     }
 
-    func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor? {
+    func channelNorm(_ o: Operation.ChannelNorm) -> Tensor? {
+        let x = o.x
         guard x.dtype == .f32 || x.dtype == .bf16 else { return nil }
         let (rows, channels) = (x.shape.rows, x.shape.columns)
         let root = Float(channels).squareRoot()
-        let factors = definitions.vector(gamma).map { $0 * root }
+        let factors = definitions.vector(o.gamma).map { $0 * root }
         let result = definitions.memory.tensor(x.shape, x.dtype)
         let (from, to, size) = (x.hostAddress, result.hostAddress, channels * x.dtype.byteCount)
         definitions.threads.parallel(rows, grain: definitions.grain(channels)) { range in
             cpu_channel_norm(
                 from + range.lowerBound * size, x.dtype == .bf16 ? 1 : 0, range.count, channels,
-                factors, silu ? 1 : 0, to + range.lowerBound * size)
+                factors, o.silu ? 1 : 0, to + range.lowerBound * size)
         }
         return withExtendedLifetime(x) { result }
     }

@@ -11,6 +11,22 @@ final class VectorOperations: FastOperations {
 
     init(_ definitions: Definitions) { self.definitions = definitions }
 
+    func run(_ operation: Operation) -> [Tensor]? {
+        let result: Tensor? =
+            switch operation {
+            case .linear(let o): linear(o)
+            case .linearAdd(let o): linearAdd(o)
+            case .quantize(let o): quantize(o.x, to: o.format)
+            case .attention(let o): attention(o)
+            case .relativeAttention(let o): relativeAttention(o)
+            case .sparseLinearAttention(let o): sparseLinearAttention(o)
+            case .convolution(let o): convolution(o)
+            case .channelNorm(let o): channelNorm(o)
+            default: nil
+            }
+        return result.map { [$0] }
+    }
+
     /// Calls `body` for pieces of a result of `rows` x `panels`: at most `step` rows each, whose
     /// starts are multiples of it, and as few panels as it takes to keep the threads equally busy.
     func pieces(
@@ -45,23 +61,17 @@ final class VectorOperations: FastOperations {
 // MARK: - Linear layers
 
 extension VectorOperations {
-    func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor? {
-        let isPlain = x.dtype != .i8 && x.dtype != .f8e4m3
+    private func linear(_ o: Operation.Linear) -> Tensor? {
         let result = product(
-            x, weight, bias: bias, activation: activation, residual: nil, gate: nil,
-            dtype: dtype ?? (isPlain ? x.dtype : .bf16))
-        return result.map { quantize($0, to: format) ?? definitions.quantize($0, to: format) }
+            o.x, o.weight, bias: o.bias, activation: o.activation, residual: nil, gate: nil,
+            dtype: o.resultType)
+        return result.map { quantize($0, to: o.format) ?? definitions.quantize($0, to: o.format) }
     }
 
-    func linearAdd(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
-    ) -> Tensor? {
+    private func linearAdd(_ o: Operation.LinearAdd) -> Tensor? {
         product(
-            x, weight, bias: bias, activation: .none, residual: residual, gate: gate,
-            dtype: residual.dtype)
+            o.x, o.weight, bias: o.bias, activation: .none, residual: o.residual, gate: o.gate,
+            dtype: o.residual.dtype)
     }
 
     /// residual + gate * act(x W^T + bias) in `dtype`, rounded where the definitions round.
@@ -122,7 +132,7 @@ extension VectorOperations {
         }
     }
 
-    func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor? {
+    private func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor? {
         if format == .plain { return x }
         guard format == .int8Blocks, x.dtype == .f32 || x.dtype == .bf16 else { return nil }
         let (rows, columns) = (x.shape.rows, x.shape.columns)

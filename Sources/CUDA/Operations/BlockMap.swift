@@ -1,7 +1,7 @@
 // The block map of sparse-linear attention: pooling, scores, selection.
 
 import Ground
-public import Tensors
+import Tensors
 
 enum BlockMaps {
     static let unit = KernelUnit(
@@ -16,10 +16,10 @@ enum BlockMaps {
 }
 
 extension CUDABackend {
-    public func blockMap(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
-        checkAttention("blockMap", q, k, k)
-        let (pooledQ, pooledK) = pooled(q, k, mean: keyMean(k), spec)
-        return selectBlocks(pooledQ, pooledK, spec)
+    func blockMap(_ o: Operation.BlockMap) -> BlockMap {
+        requireHeads(o.q, "blockMap")
+        let (pooledQ, pooledK) = pooled(o.q, o.k, mean: keyMean(o.k), o.spec)
+        return selectBlocks(pooledQ, pooledK, o.spec)
     }
 
     /// The mean of k over the sequence, rounded to its dtype. k: [L, heads, dim] → [heads, dim]

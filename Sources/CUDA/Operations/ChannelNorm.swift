@@ -1,7 +1,7 @@
 // The autoencoder's norm over the channels.
 
 import Ground
-public import Tensors
+import Tensors
 
 /// How a position's channels are spread over lanes.
 struct ChannelPlan: Hashable {
@@ -45,12 +45,11 @@ enum ChannelNorm {
 }
 
 extension CUDABackend {
-    public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
+    func channelNorm(_ o: Operation.ChannelNorm) -> Tensor {
+        let x = o.x
         let channels = x.shape.columns
         requireActivations(x, "channelNorm")
-        ensure(
-            gamma.shape.count == channels, "channelNorm: x \(x.shape), gamma \(gamma.shape)")
-        let gamma = converted(gamma, to: .f32)
+        let gamma = converted(o.gamma, to: .f32)
         let plan = ChannelPlan(
             channels: channels, dtype: x.dtype,
             aligned: x.hasAlignedRows && gamma.byteOffset % 16 == 0)
@@ -63,7 +62,7 @@ extension CUDABackend {
         kernel(
             .elements(x.shape.rows * plan.lanes), out.pointer, x.pointer, gamma.pointer,
             Int64(x.shape.rows), Int32(channels), Float(channels).squareRoot(),
-            silu ? 1 : 0)
+            o.silu ? 1 : 0)
         return out
     }
 }

@@ -1,7 +1,6 @@
 // Causal convolutions over channels-last frames.
 
-import Ground
-public import Tensors
+import Tensors
 
 /// `ConvolutionArguments` of conv.cuh.
 struct ConvolutionArguments: BitwiseCopyable {
@@ -17,34 +16,18 @@ struct ConvolutionArguments: BitwiseCopyable {
     var timeStride, spatialStride, padTop, padLeft: Int32
     var upsample: Int32
 
-    /// The geometry, without addresses. x: [T, H, W, in], history: [n, H, W, in]
-    init(
-        _ x: Shape, history: Shape?, leadingZeros: Int, _ weight: ConvolutionWeight,
-        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool
-    ) {
-        ensure(
-            x.rank == 4 && x[3] == weight.inputs && (history.map { $0.tail == x.tail } ?? true),
-            "convolution: x \(x), history \(history ?? x) for a kernel \(weight.tensor.shape)")
-        let (top, left) =
-            padding == .same ? ((weight.height - 1) / 2, (weight.width - 1) / 2) : (0, 0)
-        let (extraHeight, extraWidth) = padding == .same ? (2 * top, 2 * left) : (1, 1)
-        let past = history?[0] ?? 0
-        let depth = leadingZeros + past + x[0] - weight.time
-        ensure(
-            depth >= 0,
-            "convolution: \(depth + weight.time) frames for a kernel of \(weight.time)")
-        let scale = upsample ? 2 : 1
-        (frames, height, width) = (Int32(x[0]), Int32(x[1]), Int32(x[2]))
-        (historyFrames, self.leadingZeros) = (Int32(past), Int32(leadingZeros))
-        (inputs, outputs) = (Int32(weight.inputs), Int32(weight.outputs))
-        (kernelTime, kernelHeight) = (Int32(weight.time), Int32(weight.height))
-        kernelWidth = Int32(weight.width)
-        (self.timeStride, self.spatialStride) = (Int32(timeStride), Int32(spatialStride))
-        (padTop, padLeft) = (Int32(top), Int32(left))
-        self.upsample = upsample ? 1 : 0
-        outFrames = Int32(depth / timeStride + 1)
-        outHeight = Int32((x[1] * scale + extraHeight - weight.height) / spatialStride + 1)
-        outWidth = Int32((x[2] * scale + extraWidth - weight.width) / spatialStride + 1)
+    /// Without addresses.
+    init(_ g: ConvolutionGeometry) {
+        (frames, height, width) = (Int32(g.frames), Int32(g.height), Int32(g.width))
+        (historyFrames, leadingZeros) = (Int32(g.historyFrames), Int32(g.leadingZeros))
+        (inputs, outputs) = (Int32(g.inputs), Int32(g.output[3]))
+        (kernelTime, kernelHeight) = (Int32(g.kernel.time), Int32(g.kernel.height))
+        kernelWidth = Int32(g.kernel.width)
+        (timeStride, spatialStride) = (Int32(g.timeStride), Int32(g.spatialStride))
+        (padTop, padLeft) = (Int32(g.padding.top), Int32(g.padding.left))
+        upsample = g.upsample ? 1 : 0
+        (outFrames, outHeight) = (Int32(g.output[0]), Int32(g.output[1]))
+        outWidth = Int32(g.output[2])
     }
 
     var output: Shape { [Int(outFrames), Int(outHeight), Int(outWidth), Int(outputs)] }
@@ -291,30 +274,18 @@ extension ConvolutionMaps {
 }
 
 extension CUDABackend {
-    public func convolution(
-        _ x: Tensor, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
-        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
-        residual: Tensor?
-    ) -> Tensor {
-        var arguments = ConvolutionArguments(
-            x.shape, history: history?.shape, leadingZeros: leadingZeros, weight,
-            timeStride: timeStride, spatialStride: spatialStride, padding: padding,
-            upsample: upsample)
-        ensure(
-            (x.dtype == .f32 || x.dtype == .bf16) && history?.dtype ?? x.dtype == x.dtype
-                && residual?.dtype ?? x.dtype == x.dtype
-                && residual?.shape ?? arguments.output == arguments.output,
-            "convolution: x \(x.shape) \(x.dtype), residual "
-                + "\(residual.map { "\($0.shape) \($0.dtype)" } ?? "none"), "
-                + "result \(arguments.output)")
+    func convolution(_ o: Operation.Convolution) -> Tensor {
+        let (x, weight) = (o.x, o.weight)
+        requireActivations(x, "convolution")
+        var arguments = ConvolutionArguments(o.geometry)
         let kernel = converted(weight.tensor, to: x.dtype)
         let bias = weight.bias.map { converted($0, to: .f32) }
         let out = tensor(arguments.output, x.dtype)
         arguments.x = x.pointer
-        arguments.history = history?.pointer ?? .null
+        arguments.history = o.history?.pointer ?? .null
         arguments.w = kernel.pointer
         arguments.bias = bias?.pointer ?? .null
-        arguments.residual = residual?.pointer ?? .null
+        arguments.residual = o.residual?.pointer ?? .null
         arguments.out = out.pointer
         let plan = ConvolutionPlan.all(arguments, x.dtype, context.properties.architecture)[0]
         Convolution.launch(arguments, x.dtype, plan, context)

@@ -1,7 +1,7 @@
 // Operations that go element by element: conversions, gated sums, samplers, noise.
 
 import Ground
-public import Tensors
+import Tensors
 
 enum Elementwise {
     private static let types = ["bf16", "float"]
@@ -56,14 +56,12 @@ private struct Terms: BitwiseCopyable {
 }
 
 extension CUDABackend {
-    public func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
+    func gatedAdd(_ o: Operation.GatedAdd) -> Tensor {
+        let x = o.x
         let columns = x.shape.columns
         requireActivations(x, "gatedAdd")
-        ensure(
-            x.shape.count == y.shape.count && (gate == nil || gate!.shape.count == columns),
-            "gatedAdd: x \(x.shape), y \(y.shape), gate \(gate.map { "\($0.shape)" } ?? "none")")
-        let y = converted(y, to: x.dtype)
-        let gate = gate.map { converted($0, to: .f32) }
+        let y = converted(o.y, to: x.dtype)
+        let gate = o.gate.map { converted($0, to: .f32) }
         let out = tensor(x.shape, x.dtype)
         let vector =
             columns % 8 == 0 ? Elementwise.vector(x.pointer, y.pointer, gate?.pointer ?? .null) : 1
@@ -77,11 +75,9 @@ extension CUDABackend {
         return out
     }
 
-    public func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
+    func geluGate(_ o: Operation.GELUGate) -> Tensor {
+        let (gate, up) = (o.gate, o.up)
         requireActivations(gate, "geluGate")
-        ensure(
-            gate.shape == up.shape && gate.dtype == up.dtype,
-            "geluGate: gate \(gate.shape) \(gate.dtype), up \(up.shape) \(up.dtype)")
         let out = tensor(gate.shape, gate.dtype)
         let vector = Elementwise.vector(gate.pointer, up.pointer)
         let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int64> = context.kernel(
@@ -89,51 +85,38 @@ extension CUDABackend {
         kernel(
             .elements(gate.shape.count, perThread: vector), out.pointer, gate.pointer, up.pointer,
             Int64(gate.shape.count))
-        return format == .plain ? out : quantize(out, to: format)
+        return quantize(out, to: o.format)
     }
 
-    public func rcmStep(
-        _ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double
-    ) -> Tensor {
-        ensure(
-            x.dtype == .f64 && velocity.dtype == .f32 && x.shape.count == velocity.shape.count
-                && (noise == nil || noise!.dtype == .f32 && noise!.shape.count == x.shape.count),
-            "rcmStep: x \(x.shape) \(x.dtype), velocity \(velocity.shape) \(velocity.dtype)")
-        let out = tensor(x.shape, .f64)
+    func rcmStep(_ o: Operation.RCMStep) -> Tensor {
+        let out = tensor(o.x.shape, .f64)
         let kernel:
             Kernel<
                 DevicePointer, DevicePointer, DevicePointer, DevicePointer, Double, Double, Int64
             > = context.kernel("rcm_step", of: Elementwise.unit)
         kernel(
-            .elements(x.shape.count), out.pointer, x.pointer, velocity.pointer,
-            noise?.pointer ?? .null, t, next, Int64(x.shape.count))
+            .elements(out.shape.count), out.pointer, o.x.pointer, o.velocity.pointer,
+            o.noise?.pointer ?? .null, o.t, o.next, Int64(out.shape.count))
         return out
     }
 
-    public func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
-        ensure(
-            (1...5).contains(terms.count) && terms.count == coefficients.count
-                && terms.allSatisfy {
-                    $0.shape == terms[0].shape && ($0.dtype == .f32 || $0.dtype == .f64)
-                },
-            "combine: \(terms.map { "\($0.shape) \($0.dtype)" }), \(coefficients.count) coefficients"
-        )
+    func combine(_ o: Operation.Combine) -> Tensor {
         var list = Terms()
-        for (index, term) in terms.enumerated() {
+        for (index, term) in o.terms.enumerated() {
             list.data[index] = term.pointer
-            list.coefficients[index] = coefficients[index]
+            list.coefficients[index] = o.coefficients[index]
             if term.dtype == .f64 { list.doubles |= 1 << UInt32(index) }
         }
-        list.count = Int32(terms.count)
-        let out = tensor(terms[0].shape, dtype)
+        list.count = Int32(o.terms.count)
+        let out = tensor(o.terms[0].shape, o.dtype)
         let kernel: Kernel<DevicePointer, Terms, Int64> = context.kernel(
-            "combine<\(Self.typeName(dtype))>", of: Elementwise.unit)
+            "combine<\(Self.typeName(o.dtype))>", of: Elementwise.unit)
         kernel(.elements(out.shape.count), out.pointer, list, Int64(out.shape.count))
         return out
     }
 
-    public func noise(_ shape: Shape, generator: inout PhiloxNoise) -> Tensor {
-        let draw = generator.draw(shape.count)
+    func noise(_ o: Operation.Noise) -> Tensor {
+        let (shape, draw) = (o.shape, o.draw)
         let out = tensor(shape, .f32)
         let kernel: Kernel<DevicePointer, UInt64, UInt64, Int64, Int64> = context.kernel(
             "normal_noise", of: Elementwise.unit)

@@ -1,7 +1,6 @@
 // Frames of the decoder as bytes.
 
-import Ground
-public import Tensors
+import Tensors
 
 enum Frames {
     static let unit = KernelUnit(
@@ -14,7 +13,8 @@ enum Frames {
 }
 
 extension CUDABackend {
-    public func rgb8(_ x: Tensor) -> Tensor {
+    func rgb8(_ o: Operation.RGB8) -> Tensor {
+        let x = o.x
         requireActivations(x, "rgb8")
         let out = tensor(x.shape, .u8)
         let vector = Elementwise.vector(x.pointer)
@@ -26,10 +26,10 @@ extension CUDABackend {
         return out
     }
 
-    public func nv12(_ x: Tensor) -> Tensor {
+    func nv12(_ o: Operation.NV12) -> Tensor {
+        let x = o.x
         requireActivations(x, "nv12")
         let s = x.shape
-        ensure(s.rank == 4 && s[1] % 2 == 0 && s[2] % 2 == 0 && s[3] == 3, "nv12: \(s)")
         let out = tensor([s[0], s[1] / 2 * 3, s[2]], .u8)
         let pixels = s[2] % 8 == 0 && x.pointer.address % 16 == 0 ? 8 : 2
         let kernel: Kernel<DevicePointer, DevicePointer, Int64, Int32, Int32> = context.kernel(

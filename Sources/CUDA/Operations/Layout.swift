@@ -1,6 +1,5 @@
-// Operations that move numbers: embedding rows, latents to tokens and back, channels, frames.
+// Operations that move numbers: latents to tokens and back, channels, frames.
 
-import Ground
 public import Tensors
 
 enum Layout {
@@ -13,7 +12,7 @@ enum Layout {
         "layout.cu",
         kernels: pairs.map { "patchify<\($0)>" } + pairs.map { "channels_last<\($0)>" }
             + ["float", "bf16"].flatMap { ["unpatchify<\($0)>", "channels_first<\($0)>"] }
-            + moved.flatMap { ["embedding<\($0)>", "interleave_time<\($0)>"] }
+            + moved.map { "interleave_time<\($0)>" }
             + ["u32", "u16"].map { "kernel_channels_last<\($0)>" } + ["compare_bits"])
 
     static let units = [unit]
@@ -29,30 +28,8 @@ enum Layout {
 }
 
 extension CUDABackend {
-    public func embedding(_ ids: [Int32], table: Tensor) -> Tensor {
-        let columns = table.shape.columns
-        for id in ids {
-            ensure(
-                id >= 0 && Int(id) < table.shape[0], "embedding: row \(id) of \(table.shape)")
-        }
-        let out = tensor([ids.count, columns], table.dtype)
-        let rows = upload(ids)
-        let unit = Layout.unit(columns * table.dtype.byteCount, table.pointer)
-        let units = out.byteCount / unit.size
-        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32> =
-            context.kernel("embedding<\(unit.name)>", of: Layout.unit)
-        kernel(
-            .elements(units), out.pointer, table.pointer, rows.location, Int64(units),
-            Int32(columns * table.dtype.byteCount / unit.size))
-        return out
-    }
-
-    public func patchify(_ parts: [Tensor], dtype: DType) -> Tensor {
-        ensure(
-            !parts.isEmpty
-                && parts.allSatisfy { $0.shape.rank == 4 && $0.shape.tail == parts[0].shape.tail }
-                && parts[0].shape[2] % 2 == 0 && parts[0].shape[3] % 2 == 0,
-            "patchify: parts \(parts.map(\.shape))")
+    func patchify(_ o: Operation.Patchify) -> Tensor {
+        let (parts, dtype) = (o.parts, o.dtype)
         let (t, h, w) = (parts[0].shape[1], parts[0].shape[2], parts[0].shape[3])
         let features = parts.reduce(0) { $0 + $1.shape[0] * 4 }
         let out = tensor([t * (h / 2) * (w / 2), features], dtype)
@@ -72,12 +49,9 @@ extension CUDABackend {
         return out
     }
 
-    public func unpatchify(_ x: Tensor, size: (t: Int, h: Int, w: Int)) -> Tensor {
+    func unpatchify(_ o: Operation.Unpatchify) -> Tensor {
+        let (x, size) = (o.x, o.size)
         let channels = x.shape.columns / 4
-        ensure(
-            x.shape.columns % 4 == 0 && size.h % 2 == 0 && size.w % 2 == 0
-                && x.shape.rows == size.t * (size.h / 2) * (size.w / 2),
-            "unpatchify: x \(x.shape), size \(size)")
         let out = tensor([channels, size.t, size.h, size.w], .f32)
         let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32, Int32> =
             context.kernel("unpatchify<\(Self.typeName(x.dtype))>", of: Layout.unit)
@@ -87,12 +61,10 @@ extension CUDABackend {
         return out
     }
 
-    public func channelsLast(_ x: Tensor, scale: [Float], shift: [Float], dtype: DType) -> Tensor {
-        ensure(
-            x.shape.rank == 4 && scale.count == x.shape[0] && shift.count == x.shape[0],
-            "channelsLast: x \(x.shape), \(scale.count) scales, \(shift.count) shifts")
+    func channelsLast(_ o: Operation.ChannelsLast) -> Tensor {
+        let (x, dtype) = (o.x, o.dtype)
         let channels = x.shape[0]
-        let affine = upload(scale + shift)
+        let affine = upload(o.scale + o.shift)
         let out = tensor([x.shape[1], x.shape[2], x.shape[3], channels], dtype)
         let kernel:
             Kernel<DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int64> =
@@ -105,12 +77,10 @@ extension CUDABackend {
         return out
     }
 
-    public func channelsFirst(_ x: Tensor, scale: [Float], shift: [Float]) -> Tensor {
+    func channelsFirst(_ o: Operation.ChannelsFirst) -> Tensor {
+        let x = o.x
         let channels = x.shape.columns
-        ensure(
-            x.shape.rank == 4 && scale.count == channels && shift.count == channels,
-            "channelsFirst: x \(x.shape), \(scale.count) scales, \(shift.count) shifts")
-        let affine = upload(scale + shift)
+        let affine = upload(o.scale + o.shift)
         let out = tensor([channels, x.shape[0], x.shape[1], x.shape[2]], .f32)
         let kernel:
             Kernel<DevicePointer, DevicePointer, DevicePointer, DevicePointer, Int32, Int64> =
@@ -121,9 +91,8 @@ extension CUDABackend {
         return out
     }
 
-    public func interleaveTime(_ x: Tensor) -> Tensor {
-        ensure(
-            x.shape.rank == 4 && x.shape[3] % 2 == 0, "interleaveTime: x \(x.shape)")
+    func interleaveTime(_ o: Operation.InterleaveTime) -> Tensor {
+        let x = o.x
         let channels = x.shape[3] / 2
         let out = tensor([2 * x.shape[0], x.shape[1], x.shape[2], channels], x.dtype)
         let bytes = channels * x.dtype.byteCount
@@ -137,18 +106,10 @@ extension CUDABackend {
         return out
     }
 
-    public func concatenate(_ parts: [Tensor]) -> Tensor {
-        ensure(
-            !parts.isEmpty
-                && parts.allSatisfy {
-                    $0.shape.tail == parts[0].shape.tail && $0.dtype == parts[0].dtype
-                },
-            "concatenate: \(parts.map { "\($0.shape) \($0.dtype)" })")
-        if parts.count == 1 { return parts[0] }
-        let rows = parts.reduce(0) { $0 + $1.shape[0] }
-        let out = tensor(Shape([rows] + parts[0].shape.tail.dimensions), parts[0].dtype)
+    func concatenate(_ o: Operation.Concatenate) -> Tensor {
+        let out = tensor(o.shape, o.parts[0].dtype)
         var start = 0
-        for part in parts {
+        for part in o.parts {
             context.stream.copy(part.pointer, to: out.pointer + start, byteCount: part.byteCount)
             start += part.byteCount
         }
@@ -156,9 +117,10 @@ extension CUDABackend {
     }
 
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool {
-        ensure(
-            a.shape == b.shape && a.dtype == b.dtype && a.byteCount % 4 == 0,
-            "equalBits: \(a.shape) \(a.dtype) and \(b.shape) \(b.dtype)")
+        // The kernel compares words.
+        guard a.shape == b.shape, a.dtype == b.dtype, a.byteCount % 4 == 0,
+            a.pointer.address % 4 == 0, b.pointer.address % 4 == 0, a.byteCount > 0
+        else { return equalOnHost(a, b) }
         let differs = tensor([1], .i32)
         context.stream.fill(differs.pointer, withWord: 0, count: 1)
         let units = a.byteCount / 4

@@ -1,7 +1,7 @@
 // Linear layers on the tensor cores: which kernel computes which layer.
 
 import Ground
-public import Tensors
+import Tensors
 
 /// What a linear layer asks for: enough to choose a kernel, without any memory.
 struct LinearProblem: Hashable {
@@ -181,19 +181,15 @@ enum Linear {
 // MARK: - The backend's operations
 
 extension CUDABackend {
-    public func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor {
-        let plain = x.dtype.isFloatingPoint && x.dtype != .f8e4m3
-        let result = dtype ?? (plain ? x.dtype : .bf16)
-        check("linear", x, weight, bias)
-        if case .dense(let matrix) = weight, !usesTensorCores(x, matrix, result) {
+    func linear(_ o: Operation.Linear) -> Tensor {
+        let (weight, bias, activation, format) = (o.weight, o.bias, o.activation, o.format)
+        let result = o.resultType
+        if case .dense(let matrix) = weight, !usesTensorCores(o.x, matrix, result) {
             let y = fullPrecisionLinear(
-                x, matrix, bias: bias, activation: activation, dtype: result)
+                o.x, matrix, bias: bias, activation: activation, dtype: result)
             return quantize(y, to: format)
         }
-        let x = plain ? quantize(x, to: weight.inputFormat) : x
+        let x = o.x.format == .plain ? quantize(o.x, to: weight.inputFormat) : o.x
         var problem = LinearProblem(
             element: weight.element, output: result == .f32 ? .f32 : .bf16, activation: activation,
             rows: x.shape.rows, outputs: weight.outputs, inputs: weight.inputs)
@@ -220,37 +216,27 @@ extension CUDABackend {
         return fused ? out : quantize(out, to: format)
     }
 
-    public func linearAdd(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
-    ) -> Tensor {
-        check("linearAdd", x, weight, bias)
+    func linearAdd(_ o: Operation.LinearAdd) -> Tensor {
+        let (weight, residual) = (o.weight, o.residual)
         ensure(
-            residual.shape == x.shape.replacingLast(weight.outputs)
-                && (gate == nil || gate!.shape.count == weight.outputs && gate!.dtype == .f32),
-            "linearAdd: x \(x.shape), weight \(weight.shape), residual \(residual.shape), "
-                + "gate \(gate.map { "\($0.shape) \($0.dtype)" } ?? "none")")
+            o.gate?.dtype ?? .f32 == .f32, "linearAdd: an f32 gate expected, \(o.gate!.dtype)")
         // The epilogue of e4m3 rows has no registers left for a residual.
         let fused =
             switch weight {
-            case .dense(let matrix): usesTensorCores(x, matrix, residual.dtype)
+            case .dense(let matrix): usesTensorCores(o.x, matrix, residual.dtype)
             case .int8Blocks: true
             case .fp8Rows: false
             }
-        if !fused {
-            let y = linear(
-                x, weight, bias: bias, activation: .none, format: .plain, dtype: residual.dtype)
-            return gatedAdd(residual, y, gate: gate)
-        }
-        let plain = x.dtype.isFloatingPoint && x.dtype != .f8e4m3
-        let x = plain ? quantize(x, to: weight.inputFormat) : x
+        if !fused { return o.composed(on: self) }
+        let x = o.x.format == .plain ? quantize(o.x, to: weight.inputFormat) : o.x
         let problem = LinearProblem(
             element: weight.element, output: residual.dtype == .f32 ? .f32 : .bf16, adds: true,
             rows: x.shape.rows, outputs: weight.outputs, inputs: weight.inputs)
         let out = tensor(residual.shape, residual.dtype)
-        let addend = bias.map { converted($0, to: .f32) }
+        let addend = o.bias.map { converted($0, to: .f32) }
         var arguments = linearArguments(problem, x, weight, addend, out)
         arguments.residual = residual.pointer
-        arguments.gate = gate?.pointer ?? .null
+        arguments.gate = o.gate?.pointer ?? .null
         withExtendedLifetime(addend) { Linear.launch(problem, arguments, context) }
         return out
     }
@@ -260,16 +246,6 @@ extension CUDABackend {
     private func usesTensorCores(_ x: Tensor, _ matrix: Tensor, _ result: DType) -> Bool {
         x.dtype == .bf16 && matrix.dtype == .bf16 && x.hasAlignedRows && matrix.hasAlignedRows
             && matrix.shape[0] % 2 == 0 && (result == .bf16 || result == .f32)
-    }
-
-    private func check(
-        _ operation: String, _ x: Tensor, _ weight: LinearWeight, _ bias: Tensor?
-    ) {
-        ensure(
-            x.shape.columns == weight.inputs
-                && (bias == nil || bias!.shape.count == weight.outputs),
-            "\(operation): x \(x.shape), weight \(weight.shape), "
-                + "bias \(bias.map { "\($0.shape)" } ?? "none")")
     }
 
     /// bias: f32; the caller keeps it until the launch is queued.

@@ -1,7 +1,7 @@
 // Layer and RMS norms with what is fused to them.
 
 import Ground
-public import Tensors
+import Tensors
 
 /// How the rows of a matrix are spread over threads: a block a row or a warp a row, in registers.
 struct RowPlan: Hashable {
@@ -142,30 +142,16 @@ private struct Gain: BitwiseCopyable {
 }
 
 extension CUDABackend {
-    public func modulatedLayerNorm(
-        _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor {
-        ensure(
-            scale.shape.count == x.shape.columns && shift.shape.count == x.shape.columns,
-            "modulatedLayerNorm: x \(x.shape), shift \(shift.shape), scale \(scale.shape)")
-        return layerNorm(
-            "modulatedLayerNorm", x, weight: scale, bias: shift, weightOffset: 1, rounds: true,
-            epsilon, kind, format, dtype ?? x.dtype)
+    func modulatedLayerNorm(_ o: Operation.ModulatedLayerNorm) -> Tensor {
+        layerNorm(
+            "modulatedLayerNorm", o.x, weight: o.scale, bias: o.shift, weightOffset: 1,
+            rounds: true, o.epsilon, o.kind, o.format, o.resultType)
     }
 
-    public func layerNorm(
-        _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
-        format: ActivationFormat
-    ) -> Tensor {
-        for vector in [weight, bias] {
-            ensure(
-                vector == nil || vector!.shape.count == x.shape.columns,
-                "layerNorm: x \(x.shape), weight or bias \(vector!.shape)")
-        }
-        return layerNorm(
-            "layerNorm", x, weight: weight, bias: bias, weightOffset: 0, rounds: false, epsilon,
-            kind, format, x.dtype)
+    func layerNorm(_ o: Operation.LayerNorm) -> Tensor {
+        layerNorm(
+            "layerNorm", o.x, weight: o.weight, bias: o.bias, weightOffset: 0, rounds: false,
+            o.epsilon, o.kind, o.format, o.x.dtype)
     }
 
     private func layerNorm(
@@ -224,10 +210,9 @@ extension CUDABackend {
         }
     }
 
-    public func rmsNorm(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
-    ) -> Tensor {
-        let (plan, gain) = rmsPlan("rmsNorm", x, weight, kind)
+    func rmsNorm(_ o: Operation.RMSNorm) -> Tensor {
+        let (x, weight, epsilon, format) = (o.x, o.weight, o.epsilon, o.format)
+        let (plan, gain) = rmsPlan("rmsNorm", x, weight, o.kind)
         let (rows, columns) = (x.shape.rows, x.shape.columns)
         let shape = plan.shape(rows)
         let w = Self.typeName(weight.dtype)
@@ -243,22 +228,18 @@ extension CUDABackend {
         let kernel: Kernel<DevicePointer, DevicePointer, Gain, Int32, Int32, Float> =
             context.kernel("rms_norm<\(w), \(plan.row)>", of: Normalization.rmsNorm)
         kernel(shape, out.pointer, x.pointer, gain, Int32(rows), Int32(columns), epsilon)
-        return format == .plain ? out : quantize(out, to: format)
+        return quantize(out, to: format)
     }
 
-    public func rmsNormRope(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, rope: RotaryTable, heads: Int
-    ) -> Tensor {
+    func rmsNormRope(_ o: Operation.RMSNormRope) -> Tensor {
+        let (x, weight, rope, heads) = (o.x, o.weight, o.rope, o.heads)
         let columns = x.shape.columns
         let half = rope.cosine.shape.columns
-        ensure(
-            2 * half * heads == columns && rope.cosine.shape.rows == x.shape.rows
-                && rope.sine.shape == rope.cosine.shape && rope.cosine.dtype == .f32,
-            "rmsNormRope: x \(x.shape), \(heads) heads, rope \(rope.cosine.shape)")
+        ensure(rope.cosine.dtype == .f32, "rmsNormRope: f32 angles expected, \(rope.cosine)")
         // A vector of x stays within a head, and a vector of the table starts at 16 bytes.
         let tables = [rope.cosine, rope.sine].allSatisfy { $0.byteOffset % 16 == 0 }
         let (plan, gain) = rmsPlan(
-            "rmsNormRope", x, weight, kind, aligned: half % 4 == 0 && tables, narrow: 2,
+            "rmsNormRope", x, weight, o.kind, aligned: half % 4 == 0 && tables, narrow: 2,
             warps: 128 % half == 0)
         let out = tensor([x.shape.rows, heads, 2 * half], x.dtype)
         let kernel:
@@ -270,7 +251,7 @@ extension CUDABackend {
                 of: Normalization.rmsNorm)
         kernel(
             plan.shape(x.shape.rows), out.pointer, x.pointer, gain, rope.cosine.pointer,
-            rope.sine.pointer, Int32(x.shape.rows), Int32(columns), Int32(half), epsilon)
+            rope.sine.pointer, Int32(x.shape.rows), Int32(columns), Int32(half), o.epsilon)
         return out
     }
 
@@ -280,9 +261,8 @@ extension CUDABackend {
     ) -> (RowPlan, Gain) {
         requireActivations(x, operation)
         ensure(
-            weight.shape.count == x.shape.columns
-                && (weight.dtype == .f32 || weight.dtype == .bf16),
-            "\(operation): x \(x.shape), weight \(weight.shape) \(weight.dtype)")
+            weight.dtype == .f32 || weight.dtype == .bf16,
+            "\(operation): an f32 or bf16 weight expected, \(weight)")
         let plan = RowPlan(
             columns: x.shape.columns, dtype: x.dtype,
             aligned: aligned && x.hasAlignedRows && x.shape.columns % 8 == 0

@@ -1,6 +1,6 @@
 // 8-bit activations and weights.
 
-public import Tensors
+import Tensors
 
 enum Quantize {
     static let unit = KernelUnit(
@@ -37,9 +37,9 @@ enum Quantize {
 }
 
 extension CUDABackend {
-    public func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
-        if format == .plain { return x }
-        let x = x.dtype == .bf16 || x.dtype == .f32 ? x : converted(x, to: .f32)
+    func quantize(_ o: Operation.Quantize) -> Tensor {
+        let format = o.format
+        let x = o.x.dtype == .bf16 || o.x.dtype == .f32 ? o.x : converted(o.x, to: .f32)
         let (rows, columns) = (x.shape.rows, x.shape.columns)
         let count =
             format == .fp8Rows ? rows : ceilDivide(rows, 128) * ceilDivide(columns, 128)

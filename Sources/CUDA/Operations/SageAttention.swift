@@ -1,7 +1,7 @@
 // SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137): 8-bit operands, then one kernel.
 
 import Ground
-public import Tensors
+import Tensors
 
 enum Sage {
     private static let dims = [64, 128]
@@ -197,17 +197,14 @@ extension CUDABackend {
                 + "\(spec.keyBlock)")
     }
 
-    public func sageOperands(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ spec: SparseAttention)
-        -> SageOperands?
-    {
-        guard case .sage(let architecture) = spec.arithmetic else { return nil }
-        checkAttention("sageOperands", q, k, v)
-        checkSageBlocks(spec, architecture)
-        let q = converted(q, to: .bf16)
-        let k = converted(k, to: .bf16)
-        let v = converted(v, to: .bf16)
+    func sageOperands(_ o: Operation.SageOperands) -> SageOperands {
+        requireHeads(o.q, "sageOperands")
+        checkSageBlocks(o.spec, o.architecture)
+        let q = converted(o.q, to: .bf16)
+        let k = converted(o.k, to: .bf16)
+        let v = converted(o.v, to: .bf16)
         let branch = linearBranch(k, v)
-        let layout = sageLayout(q, k, v, branch, spec, architecture)
+        let layout = sageLayout(q, k, v, branch, o.spec, o.architecture)
         let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
         func natural(_ codes: Tensor, _ kernelName: String, _ dtype: DType, _ padded: Int) -> Tensor
         {

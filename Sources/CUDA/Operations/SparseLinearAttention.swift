@@ -2,7 +2,7 @@
 // plus the linear branch over all keys.
 
 import Ground
-public import Tensors
+import Tensors
 
 enum SparseLinearAttention {
     static let exact = KernelUnit(
@@ -38,23 +38,19 @@ struct LinearBranch {
 }
 
 extension CUDABackend {
-    public func sparseLinearAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor {
-        checkAttention("sparseLinearAttention", q, k, v)
+    func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor {
+        let (q, k, v, bias, spec) = (o.q, o.k, o.v, o.bias, o.spec)
+        requireHeads(q, "sparseLinearAttention")
         let dim = q.shape[2]
         ensure(
-            (dim == 64 || dim == 128) && q.shape == k.shape,
-            "sparseLinearAttention: q \(q.shape), k \(k.shape); headDim must be 64 or 128")
-        guard case .dense(let weight) = projection, weight.shape == [dim, dim] else {
-            programmingError(
-                "sparseLinearAttention: projection \(projection.shape) for q \(q.shape), "
-                    + "it must be dense")
+            dim == 64 || dim == 128,
+            "sparseLinearAttention: q \(q.shape); headDim must be 64 or 128")
+        guard case .dense(let weight) = o.projection else {
+            programmingError("sparseLinearAttention: the projection must be dense")
         }
         ensure(
-            bias == nil || (bias!.dtype == .f32 && bias!.shape.count == dim),
-            "sparseLinearAttention: bias must be f32 [\(dim)]")
+            bias?.dtype ?? .f32 == .f32,
+            "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
         if spec.arithmetic == .exact {
             return exactSparseAttention(q, k, v, weight, bias, spec)
         }

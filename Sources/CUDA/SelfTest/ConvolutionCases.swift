@@ -163,14 +163,15 @@ extension ConvolutionCase {
     fileprivate var arguments: ConvolutionArguments {
         let frame = [height, width, inputs]
         return ConvolutionArguments(
-            Shape([frames] + frame), history: history > 0 ? Shape([history] + frame) : nil,
-            leadingZeros: zeros,
-            ConvolutionWeight(
-                Tensor(
-                    [outputs, kernel.0, kernel.1, kernel.2, inputs], dtype,
-                    storage: Storage(byteCount: .max)), bias: nil),
-            timeStride: timeStride, spatialStride: spatialStride, padding: padding,
-            upsample: upsample)
+            ConvolutionGeometry(
+                Shape([frames] + frame), history: history > 0 ? Shape([history] + frame) : nil,
+                leadingZeros: zeros,
+                ConvolutionWeight(
+                    Tensor(
+                        [outputs, kernel.0, kernel.1, kernel.2, inputs], dtype,
+                        storage: Storage(byteCount: .max)), bias: nil),
+                timeStride: timeStride, spatialStride: spatialStride, padding: padding,
+                upsample: upsample))
     }
 
     /// The products of one output pixel and channel, added up directly.

@@ -1,15 +1,7 @@
-// Moving numbers: embedding rows, latents to tokens and back, channels first and last, frames.
+// Moving numbers: latents to tokens and back, channels first and last, frames.
 #include "rows.cuh"
 
 DEVICE i64 element_index() { return i64(blockIdx.x) * blockDim.x + threadIdx.x; }
-
-/// table: [vocabulary, columns] in 16-byte (or smaller) units, ids: [n] → out: [n, columns]
-template <typename Unit>
-__global__ void embedding(Unit* out, const Unit* table, const i32* ids, i64 count, int columns) {
-    const i64 i = element_index();
-    if (i >= count) return;
-    out[i] = table[i64(ids[i / columns]) * columns + i % columns];
-}
 
 /// One part of the latents to features (channel, kh, kw) of the tokens.
 /// in: [C, T, H, W] → out: [T * H/2 * W/2, features], from feature `first` on

@@ -109,10 +109,10 @@ extension UMT5 {
         /// h: [n, dim] → [n, heads * headDim]
         private func attention(_ h: Tensor, on device: any Backend) -> Tensor {
             let heads: Shape = [h.shape[0], config.heads, config.attentionDim / config.heads]
-            return device.relativeAttention(
-                q(h, on: device).reshaped(heads), k(h, on: device).reshaped(heads),
-                v(h, on: device).reshaped(heads), table: positionBias
-            ).reshaped([h.shape[0], config.attentionDim])
+            let attended = device.relativeAttention(
+                device.reshape(q(h, on: device), heads), device.reshape(k(h, on: device), heads),
+                device.reshape(v(h, on: device), heads), table: positionBias)
+            return device.reshape(attended, [h.shape[0], config.attentionDim])
         }
 
         /// h: [n, dim] → [n, feedForward]

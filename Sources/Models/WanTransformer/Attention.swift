@@ -47,8 +47,9 @@ struct SelfAttention {
         _ y: consuming Tensor, rope: RotaryTable, on device: any Backend
     ) -> Tensor {
         let (q, k) = queryKey(y, rope: rope, on: device)
-        let v = v(consume y, on: device).reshaped(q.shape)
-        return attend(q, k, v, on: device).reshaped([q.shape[0], heads * q.shape[2]])
+        let v = device.reshape(v(consume y, on: device), q.shape)
+        return device.reshape(
+            attend(q, k, v, on: device), [q.shape[0], heads * q.shape[2]])
     }
 
     /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
@@ -102,10 +103,10 @@ struct CrossAttention {
             q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
         let (tokens, dim) = (q.shape[0], q.shape[1])
-        return device.attention(
-            q.reshaped([tokens, heads, dim / heads]), text.key, text.value,
-            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts
-        ).reshaped([tokens, dim])
+        let attended = device.attention(
+            device.reshape(q, [tokens, heads, dim / heads]), text.key, text.value,
+            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts)
+        return device.reshape(attended, [tokens, dim])
     }
 }
 
@@ -152,7 +153,7 @@ struct TextProjection {
         let (rows, dim) = (key.shape[0], key.shape[1])
         let split: Shape = [rows, heads, dim / heads]
         return TextKeys(
-            key: key.reshaped(split), value: projected(v).reshaped(split),
+            key: device.reshape(key, split), value: device.reshape(projected(v), split),
             lastKeyCounts: lastKeyCounts)
     }
 }

@@ -37,17 +37,18 @@ struct Block {
         _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ rope: RotaryTable,
         on device: any Backend
     ) {
+        func row(_ index: Int) -> Tensor { device.entry(m, index) }
         x = attention.o.add(
             attention(
-                normed(x, m[0], m[1], for: attention.q, on: device), rope: rope, on: device),
-            to: x, gate: m[2], on: device)
+                normed(x, row(0), row(1), for: attention.q, on: device), rope: rope, on: device),
+            to: x, gate: row(2), on: device)
         x = crossAttention.o.add(
             crossAttention(textNormed(x, on: device), text, on: device), to: x, on: device)
         x = down.add(
             up(
-                normed(x, m[3], m[4], for: up, on: device), activation: .geluTanh,
+                normed(x, row(3), row(4), for: up, on: device), activation: .geluTanh,
                 format: down.inputFormat, on: device),
-            to: x, gate: m[5], on: device)
+            to: x, gate: row(5), on: device)
     }
 
     /// LN(x) * (1 + scale) + shift, as `next` wants its input. x: [tokens, dim] → same

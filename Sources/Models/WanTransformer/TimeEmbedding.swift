@@ -60,11 +60,12 @@ package struct TimeEmbedding {
         let (e, e0) = embedding(timestep, on: device)
         let (layers, dim) = (blockOffsets.shape[0], blockOffsets.shape[2])
         let rows: Shape = [layers, 6 * dim]
+        let blocks = device.gatedAdd(
+            device.reshape(blockOffsets, rows), device.reshape(blockOnes, rows),
+            gate: device.reshape(e0, [6 * dim]))
         return Modulation(
-            blocks: device.gatedAdd(
-                blockOffsets.reshaped(rows), blockOnes.reshaped(rows), gate: e0.reshaped([6 * dim])
-            ).reshaped(blockOffsets.shape),
-            head: device.gatedAdd(headOffsets, headOnes, gate: e.reshaped([dim])))
+            blocks: device.reshape(blocks, blockOffsets.shape),
+            head: device.gatedAdd(headOffsets, headOnes, gate: device.reshape(e, [dim])))
     }
 
     /// [cos(t w_0), ..., sin(t w_0), ...] with w_i = 10000^(-i / half), computed in f64.

@@ -84,8 +84,8 @@ extension WanTransformer {
         let side = isBlocked ? Int8Blocks.side : length
         let shared = min(length, (max(count, 1) + side - 1) / side * side) - count
         let apart = length - count - shared
-        var parts = [text.rows.slice(0..<count + min(shared, 1))]
-        if apart > 0 { parts.append(text.rows.slice(count..<count + 1)) }
+        var parts = [device.slice(text.rows, 0..<count + min(shared, 1))]
+        if apart > 0 { parts.append(device.slice(text.rows, count..<count + 1)) }
         let embedded = parts.map { embed($0, on: device) }
         let keys = textProjections.map { projection in
             device.require(projection.group)
@@ -145,14 +145,15 @@ extension WanTransformer {
     ) {
         device.require(blocks[index].group)
         blocks[index](
-            &x, modulation.blocks[index], context.text[index], context.rope, on: device)
+            &x, device.entry(modulation.blocks, index), context.text[index], context.rope,
+            on: device)
     }
 
     /// The head, in f32. x: [tokens, dim] → f32 [tokens, 4 * outputChannels]
     public func project(_ x: Tensor, _ modulation: Modulation, on device: any Backend) -> Tensor {
         head(
             device.modulatedLayerNorm(
-                x, shift: modulation.head[0], scale: modulation.head[1],
+                x, shift: device.entry(modulation.head, 0), scale: device.entry(modulation.head, 1),
                 epsilon: WanTransformer.epsilon, kind: .exact, format: .plain, dtype: .f32),
             on: device)
     }
@@ -163,10 +164,11 @@ extension WanTransformer {
         _ x: Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
         on device: any Backend
     ) -> (q: Tensor, k: Tensor) {
-        let (block, m) = (blocks[index], modulation.blocks[index])
+        let (block, m) = (blocks[index], device.entry(modulation.blocks, index))
         device.require(block.group)
         return block.attention.queryKey(
-            block.normed(x, m[0], m[1], for: block.attention.q, on: device), rope: context.rope,
-            on: device)
+            block.normed(
+                x, device.entry(m, 0), device.entry(m, 1), for: block.attention.q, on: device),
+            rope: context.rope, on: device)
     }
 }

@@ -99,14 +99,16 @@ struct AttentionBlock: CausalLayer {
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
         let (pixels, channels) = (x.shape.rows, x.shape[3])
-        let rows = x.reshaped([pixels, channels])
-        let oneHead: Shape = [pixels, 1, channels]
+        let rows = device.reshape(x, [pixels, channels])
         let y = norm(rows, silu: false, on: device)
+        func oneHead(_ part: Linear) -> Tensor {
+            device.reshape(part(y, on: device), [pixels, 1, channels])
+        }
         let attended = device.attention(
-            q(y, on: device).reshaped(oneHead), k(y, on: device).reshaped(oneHead),
-            v(y, on: device).reshaped(oneHead), scale: 1 / Float(channels).squareRoot())
-        return proj.add(attended.reshaped([pixels, channels]), to: rows, on: device)
-            .reshaped(x.shape)
+            oneHead(q), oneHead(k), oneHead(v), scale: 1 / Float(channels).squareRoot())
+        let sum = proj.add(
+            device.reshape(attended, [pixels, channels]), to: rows, on: device)
+        return device.reshape(sum, x.shape)
     }
 }
 

@@ -30,11 +30,11 @@ final class FeatureHistory {
     /// Remembers the last `count` frames of (what was remembered, x). x: [T, H, W, C]
     func remember(_ x: Tensor, last count: Int, in slot: Int) {
         let frames = x.shape[0]
-        var recent = x.slice(max(0, frames - count)..<frames)
+        var recent = device.slice(x, max(0, frames - count)..<frames)
         if frames < count, let earlier = entries[slot] {
             let kept = min(count - frames, earlier.shape[0])
             recent = device.concatenate([
-                earlier.slice(earlier.shape[0] - kept..<earlier.shape[0]), x,
+                device.slice(earlier, earlier.shape[0] - kept..<earlier.shape[0]), x,
             ])
         } else if frames > count {
             // A copy: the slice would keep the whole chunk in memory.
@@ -53,7 +53,7 @@ final class FeatureHistory {
         if frames <= piece { return run(stage.layers, x) }
         return device.concatenate(
             stride(from: 0, to: frames, by: piece).map {
-                run(stage.layers, x.slice($0..<min($0 + piece, frames)))
+                run(stage.layers, device.slice(x, $0..<min($0 + piece, frames)))
             })
     }
 
@@ -102,11 +102,13 @@ final class CausalStream {
         var last: Tensor?
         var runs = 0
     }
+    let device: any Backend
     private var stages: [Running]
     /// How often each stage was computed.
     var runsComputed: [Int] { stages.map(\.runs) }
 
     init(_ stages: [Stage], on device: any Backend) {
+        self.device = device
         self.stages = stages.map {
             Running(stage: $0, history: FeatureHistory(entries: $0.slots, on: device))
         }

@@ -92,7 +92,7 @@ extension WanVAE {
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
             defer { decoded += 1 }
-            return stream(latents.slice(decoded..<decoded + 1))
+            return stream(stream.device.slice(latents, decoded..<decoded + 1))
         }
     }
 }

@@ -69,9 +69,9 @@ extension WanVAE {
             let count = video.shape[0]
             ensure(count % temporalFactor == 1, "WanVAE: \(count) frames are not 4n + 1")
             let stream = CausalStream(stages, on: device)
-            var means = [stream(video.slice(0..<1))]
+            var means = [stream(device.slice(video, 0..<1))]
             for start in stride(from: 1, to: count, by: temporalFactor) {
-                means.append(stream(video.slice(start..<start + temporalFactor)))
+                means.append(stream(device.slice(video, start..<start + temporalFactor)))
             }
             return normalized(means, on: device)
         }
@@ -91,7 +91,7 @@ extension WanVAE {
                 frameCount % temporalFactor == 1, "WanVAE: \(frameCount) frames are not 4n + 1")
             let (height, width) = (picture.shape[0], picture.shape[1])
             let stream = CausalStream(stages, on: device)
-            var means = [stream(picture.reshaped([1, height, width, 3]))]
+            var means = [stream(device.reshape(picture, [1, height, width, 3]))]
             let count = 1 + (frameCount - 1) / temporalFactor
             func report() {
                 afterChunk(

@@ -17,7 +17,7 @@ struct StageFigures {
     /// Most device memory during the stage, weights included.
     var peakBytes: Int
     /// Arithmetic, traffic and least time of one run; nil where operations were not measured.
-    var cost: NullBackend.Cost?
+    var cost: Operation.Cost?
     var floor: Double?
 
     /// The median of the warm runs, or the only one.
@@ -98,7 +98,7 @@ struct BenchRun {
         sum.cold = stages.reduce(0) { $0 + ($1.cold ?? $1.seconds) }
         sum.warm = [stages.reduce(0) { $0 + $1.seconds }]
         if stages.allSatisfy({ $0.cost != nil && $0.floor != nil }) {
-            sum.cost = stages.reduce(into: NullBackend.Cost()) { $0 += $1.cost! }
+            sum.cost = stages.reduce(into: Operation.Cost()) { $0 += $1.cost! }
             sum.floor = stages.reduce(0) { $0 + $1.floor! }
         }
         return sum
@@ -221,7 +221,7 @@ struct BenchRun {
             name: "transformer, \(count) step\(count == 1 ? "" : "s")",
             cold: first + Double(count - 1) * median(steps), warm: all, peakBytes: peak)
         if let cost = step.cost {
-            whole.cost = (0..<count).reduce(into: NullBackend.Cost()) { sum, _ in sum += cost }
+            whole.cost = (0..<count).reduce(into: Operation.Cost()) { sum, _ in sum += cost }
         }
         whole.floor = step.floor.map { $0 * Double(count) }
         report.show(whole)
@@ -232,7 +232,7 @@ struct BenchRun {
     private func finish(_ figures: StageFigures, _ operations: [TimedOperation]) -> StageFigures {
         var figures = figures
         if let ceilings {
-            figures.cost = operations.reduce(into: NullBackend.Cost()) { $0 += $1.cost }
+            figures.cost = operations.reduce(into: Operation.Cost()) { $0 += $1.cost }
             let floors = operations.map { ceilings.floor($0.cost, $0.key.arithmetic) }
             if !floors.contains(where: { $0 == nil }) {
                 figures.floor = floors.reduce(0) { $0 + $1! }

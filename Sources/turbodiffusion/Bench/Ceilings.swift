@@ -25,7 +25,7 @@ struct Ceilings {
 
     /// The least time in which this machine could do the work, in seconds; nil where its
     /// arithmetic was not measured.
-    func floor(_ cost: NullBackend.Cost, _ kind: Arithmetic) -> Double? {
+    func floor(_ cost: Operation.Cost, _ kind: Arithmetic) -> Double? {
         let traffic = Double(cost.bytes) / copy
         if cost.flops == 0 { return traffic }
         guard let rate = arithmetic[kind] else { return nil }

@@ -78,48 +78,31 @@ struct TimedOperation {
     let key: Key
     var calls = 0
     var seconds = 0.0
-    var cost = NullBackend.Cost()
+    var cost = Operation.Cost()
 }
 
-/// Passes operations on between two marks of a stopwatch, and runs them on the one that computes
-/// nothing to learn their arithmetic and traffic.
+/// Passes operations on between two marks of a stopwatch.
 final class OperationTimer: ForwardingBackend {
     private let stopwatch: any Stopwatch
-    private let counter = NullBackend()
-    private var isCounting = false
-    /// What the shapes of the next operation do not tell.
-    private var detail: (text: String, arithmetic: Arithmetic?)?
-    private var calls: [(key: TimedOperation.Key, start: Int, end: Int, cost: NullBackend.Cost)] =
-        []
+    private var calls: [(key: TimedOperation.Key, start: Int, end: Int, cost: Operation.Cost)] = []
 
     init(_ base: any Backend, _ stopwatch: any Stopwatch) {
         self.stopwatch = stopwatch
         super.init(base)
     }
 
-    override var base: any Backend { isCounting ? counter : super.base }
-
-    override func perform<Result>(
-        _ operation: String, _ inputs: [Tensor], _ compute: () -> Result
-    ) -> Result {
-        counter.resetCounts()
-        isCounting = true
-        _ = compute()
-        isCounting = false
-        let cost = counter.total
-
+    override func run(_ operation: Operation) -> [Tensor] {
+        if operation.isView { return super.run(operation) }
         let start = stopwatch.mark()
-        let result = compute()
+        let results = super.run(operation)
         let end = stopwatch.mark()
-        let arithmetic = detail?.arithmetic ?? Arithmetic(inputs.first?.dtype ?? .f32)
-        let shapes = Self.describe(inputs, result as? Tensor) + (detail.map { $0.text } ?? "")
-        detail = nil
-        calls.append(
-            (
-                TimedOperation.Key(operation: operation, shapes: shapes, arithmetic: arithmetic),
-                start, end, cost
-            ))
-        return result
+        let inputs = operation.activations
+        let detail = Self.detail(operation)
+        let key = TimedOperation.Key(
+            operation: operation.name, shapes: Self.describe(inputs, results) + detail.text,
+            arithmetic: detail.arithmetic ?? Arithmetic(inputs.first?.dtype ?? .f32))
+        calls.append((key, start, end, operation.cost))
+        return results
     }
 
     /// What was done since the last call, the slowest first. Waits for the device.
@@ -141,67 +124,44 @@ final class OperationTimer: ForwardingBackend {
     }
 
     /// Inputs, each shape once, and the result where it differs: `32760x1536 i8 → 32760x8960 bf16`.
-    private static func describe(_ inputs: [Tensor], _ result: Tensor?) -> String {
+    private static func describe(_ inputs: [Tensor], _ results: [Tensor]) -> String {
         func text(_ tensor: Tensor) -> String {
             tensor.shape.dimensions.map(String.init).joined(separator: "x") + " \(tensor.dtype)"
         }
         var parts: [String] = []
         for input in inputs.map(text) where !parts.contains(input) { parts.append(input) }
         let list = parts.joined(separator: ", ")
-        guard let result = result.map(text), result != list else { return list }
+        guard results.count == 1, let result = results.first.map(text), result != list else {
+            return list
+        }
         return list.isEmpty ? result : list + " → " + result
     }
 
-    // MARK: What shapes do not tell
-
-    override func linear(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
-        format: ActivationFormat, dtype: DType?
-    ) -> Tensor {
-        detail = Self.detail(x, weight)
-        return super.linear(
-            x, weight, bias: bias, activation: activation, format: format, dtype: dtype)
-    }
-
-    override func linearAdd(
-        _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
-    ) -> Tensor {
-        detail = Self.detail(x, weight)
-        return super.linearAdd(x, weight, bias: bias, to: residual, gate: gate)
+    /// What shapes do not tell.
+    private static func detail(_ operation: Operation) -> (text: String, arithmetic: Arithmetic?) {
+        switch operation {
+        case .linear(let o): return detail(o.x, o.weight)
+        case .linearAdd(let o): return detail(o.x, o.weight)
+        case .convolution(let o):
+            let kernel = "\(o.weight.time)x\(o.weight.height)x\(o.weight.width)"
+            return (" kernel \(kernel)" + (o.upsample ? " upsampling" : ""), nil)
+        case .sparseLinearAttention(let o):
+            return switch o.spec.arithmetic {
+            case .sage(let card): (" top \(o.spec.topK) sage \(card.rawValue)", .int8)
+            case .bf16: (" top \(o.spec.topK)", .bf16)
+            case .exact: (" top \(o.spec.topK)", nil)
+            }
+        default: return ("", nil)
+        }
     }
 
     /// Plain activations are quantised on the way where the weight is.
     private static func detail(_ x: Tensor, _ weight: LinearWeight) -> (String, Arithmetic?) {
-        let isPlain = x.scales == nil
+        let isPlain = x.format == .plain
         return switch weight.inputFormat {
         case .plain: ("", nil)
         case .int8Blocks: (isPlain ? " int8 weight" : "", .int8)
         case .fp8Rows: (isPlain ? " fp8 weight" : "", .fp8)
         }
-    }
-
-    override func convolution(
-        _ x: Tensor, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
-        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
-        residual: Tensor?
-    ) -> Tensor {
-        let kernel = "\(weight.time)x\(weight.height)x\(weight.width)"
-        detail = (" kernel \(kernel)" + (upsample ? " upsampling" : ""), nil)
-        return super.convolution(
-            x, history: history, leadingZeros: leadingZeros, weight, timeStride: timeStride,
-            spatialStride: spatialStride, padding: padding, upsample: upsample, residual: residual)
-    }
-
-    override func sparseLinearAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor {
-        switch spec.arithmetic {
-        case .sage(let card): detail = (" top \(spec.topK) sage \(card.rawValue)", .int8)
-        case .bf16: detail = (" top \(spec.topK)", .bf16)
-        case .exact: detail = (" top \(spec.topK)", nil)
-        }
-        return super.sparseLinearAttention(
-            q, k, v, projection: projection, bias: bias, spec)
     }
 }

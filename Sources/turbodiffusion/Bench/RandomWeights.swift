@@ -78,11 +78,10 @@ final class RandomWeights: ForwardingBackend {
             bias: bias.map { place($0, as: .f32, in: group) })
     }
 
-    override func embedding(_ ids: [Int32], hostTable table: Tensor, as dtype: DType) -> Tensor {
-        guard let unmade = table.storage as? UnmadeStorage else {
-            return base.embedding(ids, hostTable: table, as: dtype)
-        }
-        let shape: Shape = [ids.count, table.shape[1]]
+    override func run(_ operation: Operation) -> [Tensor] {
+        guard case .embedding(let o) = operation, let unmade = o.table.storage as? UnmadeStorage
+        else { return super.run(operation) }
+        let shape: Shape = [o.ids.count, o.table.shape[1]]
         let rows: Tensor
         if let kept = vocabularyRows, kept.shape == shape {
             rows = kept
@@ -90,7 +89,7 @@ final class RandomWeights: ForwardingBackend {
             rows = base.read(normal(shape, unmade.name, times: 1, as: .bf16))
             vocabularyRows = rows
         }
-        return base.embedding((0..<ids.count).map { Int32($0) }, hostTable: rows, as: dtype)
+        return [base.embedding(o.ids.indices.map { Int32($0) }, hostTable: rows, as: o.dtype)]
     }
 
     /// The tensor itself where it exists already.

@@ -1,0 +1,184 @@
+/// Layer norms, RMS norms, and what is fused to them. Statistics are f32.
+
+/// Which definition of the norms is used; see `Operation.LayerNorm` and `Operation.RMSNorm`.
+public enum NormKind: String, Sendable, Hashable {
+    /// The textbook definition, in f32.
+    case exact
+    /// The original's fast kernels: the lanes beyond N, up to the next power of two N2, count in the
+    /// layer norm's variance: var = (sum (x-mean)^2 + (N2-N) mean^2) / N.
+    case reference
+}
+
+/// Rotation angles of the three axes. cosine, sine: f32 [tokens, headDim/2]
+public struct RotaryTable {
+    public var cosine, sine: Tensor
+    public init(cosine: Tensor, sine: Tensor) {
+        self.cosine = cosine
+        self.sine = sine
+    }
+}
+
+extension Operation {
+    /// LN(x) * weight + bias, LN(x) = (x - mean) / sqrt(var + epsilon); one rounding, at the end. x: [tokens, dim]
+    public struct LayerNorm: OperationFacts {
+        public static let name = "layerNorm"
+        public var x: Tensor
+        /// f32 [dim]; nil for 1 and 0.
+        public var weight, bias: Tensor?
+        public var epsilon: Float
+        public var kind: NormKind
+        /// Quantises the result for the next linear layer.
+        public var format: ActivationFormat
+
+        public var fits: Bool {
+            weight.isVector(of: x.shape.columns) && bias.isVector(of: x.shape.columns)
+        }
+        public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+            Tensors.visit(&weight, .parameter, tensor)
+            Tensors.visit(&bias, .parameter, tensor)
+        }
+        public var operation: Operation { .layerNorm(self) }
+    }
+
+    /// LN(x) * (1 + scale) + shift, LN without weights and rounded to the dtype of x. x: [tokens, dim]
+    public struct ModulatedLayerNorm: OperationFacts {
+        public static let name = "modulatedLayerNorm"
+        public var x: Tensor
+        /// f32 [dim]
+        public var shift, scale: Tensor
+        public var epsilon: Float
+        public var kind: NormKind
+        /// Quantises the result for the next linear layer.
+        public var format: ActivationFormat
+        /// Of the result; nil: that of x.
+        public var dtype: DType?
+
+        /// The dtype of the result before `format` quantises it.
+        public var resultType: DType { dtype ?? x.dtype }
+
+        public var fits: Bool {
+            shift.shape.count == x.shape.columns && scale.shape.count == x.shape.columns
+        }
+        public var results: [ResultType] { [ResultType(x.shape, resultType, format)] }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+            tensor(&shift, .parameter)
+            tensor(&scale, .parameter)
+        }
+        public var operation: Operation { .modulatedLayerNorm(self) }
+    }
+
+    /// x / sqrt(mean(x^2) + epsilon) * weight over the last axis. x: [tokens, dim]
+    ///
+    /// In bf16, `.exact` rounds x_hat to bf16 and multiplies by the bf16 weight (WanRMSNorm, T5LayerNorm);
+    /// `.reference` multiplies by the f32 weight first and rounds once (FastRMSNorm).
+    public struct RMSNorm: OperationFacts {
+        public static let name = "rmsNorm"
+        public var x: Tensor
+        /// [dim]
+        public var weight: Tensor
+        public var epsilon: Float
+        public var kind: NormKind
+        /// Quantises the result for the next linear layer.
+        public var format: ActivationFormat
+
+        public var fits: Bool { weight.shape.count == x.shape.columns }
+        public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+            tensor(&weight, .parameter)
+        }
+        public var operation: Operation { .rmsNorm(self) }
+    }
+
+    /// `RMSNorm` over the whole width, then rotary embedding of interleaved pairs in each head, in f32.
+    /// x: [tokens, heads * headDim] → [tokens, heads, headDim]
+    public struct RMSNormRope: OperationFacts {
+        public static let name = "rmsNormRope"
+        public var x: Tensor
+        /// [heads * headDim]
+        public var weight: Tensor
+        public var epsilon: Float
+        public var kind: NormKind
+        public var rope: RotaryTable
+        public var heads: Int
+
+        public var fits: Bool {
+            let (tokens, dim) = (x.shape.rows, x.shape.columns)
+            return weight.shape.count == dim && dim % (2 * heads) == 0
+                && rope.cosine.shape == [tokens, dim / heads / 2]
+                && rope.sine.shape == rope.cosine.shape
+        }
+        public var results: [ResultType] {
+            [ResultType([x.shape.rows, heads, x.shape.columns / heads], x.dtype)]
+        }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+            tensor(&weight, .parameter)
+            tensor(&rope.cosine, .parameter)
+            tensor(&rope.sine, .parameter)
+        }
+        public var operation: Operation { .rmsNormRope(self) }
+    }
+
+    /// x / max(||x||_2, 1e-12) * sqrt(C) * gamma over the channels, then SiLU if asked; one rounding, at the end.
+    /// x: [..., C]
+    public struct ChannelNorm: OperationFacts {
+        public static let name = "channelNorm"
+        public var x: Tensor
+        /// f32 [C]
+        public var gamma: Tensor
+        public var silu: Bool
+
+        public var fits: Bool { gamma.shape.count == x.shape.columns }
+        public var results: [ResultType] { [ResultType(x.shape, x.dtype)] }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+            tensor(&gamma, .parameter)
+        }
+        public var operation: Operation { .channelNorm(self) }
+    }
+}
+
+extension Backend {
+    public func layerNorm(
+        _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
+        format: ActivationFormat
+    ) -> Tensor {
+        result(
+            of: Operation.LayerNorm(
+                x: x, weight: weight, bias: bias, epsilon: epsilon, kind: kind, format: format))
+    }
+
+    public func modulatedLayerNorm(
+        _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
+        format: ActivationFormat, dtype: DType?
+    ) -> Tensor {
+        result(
+            of: Operation.ModulatedLayerNorm(
+                x: x, shift: shift, scale: scale, epsilon: epsilon, kind: kind, format: format,
+                dtype: dtype))
+    }
+
+    public func rmsNorm(
+        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
+    ) -> Tensor {
+        result(
+            of: Operation.RMSNorm(
+                x: x, weight: weight, epsilon: epsilon, kind: kind, format: format))
+    }
+
+    public func rmsNormRope(
+        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, rope: RotaryTable, heads: Int
+    ) -> Tensor {
+        result(
+            of: Operation.RMSNormRope(
+                x: x, weight: weight, epsilon: epsilon, kind: kind, rope: rope, heads: heads))
+    }
+
+    public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
+        result(of: Operation.ChannelNorm(x: x, gamma: gamma, silu: silu))
+    }
+}
