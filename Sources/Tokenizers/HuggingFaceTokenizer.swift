@@ -174,9 +174,8 @@ enum HuggingFaceConfig {
         var added_tokens_decoder: [String: Token]?
     }
 
-    /// Adds what `path` lists to the special tokens of `file`; no such file is no error.
+    /// Adds what `path` lists to the special tokens of `file`.
     static func extend(_ file: inout TokenizerFile, from path: String) throws(TokenizerError) {
-        guard FileManager.default.fileExists(atPath: path) else { return }
         let config = try HuggingFaceTokenizer.decode(
             Contents.self, try TokenizerFile.contents(of: path), path,
             expecting: "a Hugging Face tokenizer configuration")

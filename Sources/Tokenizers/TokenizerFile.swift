@@ -1,6 +1,7 @@
 // What a tokenizer file says, whichever format it has.
 
-import Glibc
+import Ground
+import SystemPackage
 
 /// A special token that is matched in the text as it was typed, before any normalization.
 struct SpecialToken: Equatable, Sendable {
@@ -111,44 +112,19 @@ struct TokenizerFile: Sendable {
 
     /// All bytes of the file at `path`.
     static func contents(of path: String) throws(TokenizerError) -> [UInt8] {
-        // O_NONBLOCK: opening a pipe must be refused below and not wait for a writer.
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
-        guard descriptor >= 0 else { throw unreadable(path) }
-        defer { close(descriptor) }
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else { throw unreadable(path) }
-        guard status.st_mode & S_IFMT == S_IFREG else {
+        let file: MappedFile
+        do { file = try MappedFile(FilePath(path)) } catch {
             throw TokenizerError(
-                .unreadable, file: path, expected: "a file", found: "a folder, a pipe or a device")
+                .unreadable, file: path, expected: "a readable file", found: error.reason)
         }
         // The largest tokenizers in use have some 30 MB.
-        guard status.st_size <= sizeLimit else {
+        guard file.bytes.count <= sizeLimit else {
             throw TokenizerError(
                 .unsupported, file: path, expected: "a tokenizer of at most \(sizeLimit) bytes",
-                found: "\(status.st_size) bytes")
+                found: "\(file.bytes.count) bytes")
         }
-        var bytes = [UInt8](repeating: 0, count: Int(status.st_size))
-        var filled = 0
-        while filled < bytes.count {
-            let count = bytes.withUnsafeMutableBytes { buffer in
-                Glibc.read(descriptor, buffer.baseAddress! + filled, buffer.count - filled)
-            }
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else {
-                throw TokenizerError(
-                    .unreadable, file: path, expected: "\(bytes.count) bytes",
-                    found: "the end after \(filled)")
-            }
-            filled += count
-        }
-        return bytes
+        return Array(file.bytes)
     }
 
     private static let sizeLimit = 1 << 26
-
-    private static func unreadable(_ path: String) -> TokenizerError {
-        TokenizerError(
-            .unreadable, file: path, expected: "a readable tokenizer file",
-            found: String(cString: strerror(errno)))
-    }
 }

@@ -2,6 +2,7 @@
 
 import Checkpoints
 import FoundationEssentials
+import Ground
 import Tensors
 import Testing
 
@@ -69,7 +70,7 @@ struct AdapterTests {
     static let module = "blocks.0.self_attn.q"
     /// 24 rows of 16 columns, with a bias and two tensors that no adapter names.
     static var base: MemoryCheckpoint {
-        var random = SplitMix(state: 31)
+        var random = SplitMix64(seed: 31)
         return MemoryCheckpoint([
             ("patch_embedding.weight", .random([24, 144], using: &random)),
             ("\(module).weight", .random([24, 16], using: &random)),
@@ -83,7 +84,7 @@ struct AdapterTests {
     }
 
     private static func random(_ shape: Shape, _ seed: UInt64) -> Tensor {
-        var random = SplitMix(state: seed)
+        var random = SplitMix64(seed: seed)
         return .random(shape, using: &random)
     }
 
