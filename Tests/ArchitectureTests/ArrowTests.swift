@@ -56,16 +56,19 @@ private func arrows() throws -> [String: Set<String>] {
 private func targets() throws -> [String: (dependencies: Set<String>, products: Set<String>)] {
     let manifest = try text("Package.swift")
     let list = try #require(manifest.firstRange(of: "targets: [\n"))
+    // Products of other packages have names of their own there: `let system = Target.Dependency.product(…)`.
+    let shared = manifest.matches(of: /let (\w+) = Target\.Dependency\.product\(name: "(\w+)"/).map
+    {
+        (String($0.1), String($0.2))
+    }
     var targets: [String: (dependencies: Set<String>, products: Set<String>)] = [:]
     for declaration in manifest[list.upperBound...].split(separator: "arget(") {
         guard let name = declaration.firstMatch(of: /name: "(\w+)"/)?.1 else { continue }
-        var dependencies = declaration.firstMatch(of: /dependencies: \[([^\]]*)\]/)?.1 ?? ""
+        let dependencies = declaration.firstMatch(of: /dependencies: \[([^\]]*)\]/)?.1 ?? ""
         var products: Set<String> = []
-        for product in dependencies.matches(of: /\.product\(name: "(\w+)", package: "[^"]+"\)/) {
-            products.insert(String(product.1))
+        for (variable, product) in shared where dependencies.contains(variable) {
+            products.insert(product)
         }
-        if dependencies.contains(/\bsystem\b/) { products.insert("SystemPackage") }
-        dependencies.replace(/\.product\([^)]*\)/, with: "")
         targets[String(name)] = (
             Set(dependencies.matches(of: /"(\w+)"/).map { String($0.1) }), products
         )
