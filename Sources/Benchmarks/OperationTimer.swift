@@ -96,7 +96,7 @@ final class OperationTimer: ForwardingBackend {
         let start = stopwatch.mark()
         let results = super.run(operation)
         let end = stopwatch.mark()
-        let inputs = operation.activations
+        let inputs = Self.inputs(operation)
         let detail = Self.detail(operation)
         let key = TimedOperation.Key(
             operation: operation.name, shapes: Self.describe(inputs, results) + detail.text,
@@ -120,6 +120,15 @@ final class OperationTimer: ForwardingBackend {
         stopwatch.reset()
         return found.values.sorted {
             ($0.seconds, $1.key.shapes) > ($1.seconds, $0.key.shapes)
+        }
+    }
+
+    /// What tells calls apart: not the frames that a convolution remembers, and the table of an embedding.
+    private static func inputs(_ operation: Operation) -> [Tensor] {
+        switch operation {
+        case .convolution(let o): [o.x]
+        case .embedding(let o): [o.table]
+        default: operation.activations
         }
     }
 

@@ -84,6 +84,7 @@ extension Configuration {
         if let halvings = model?.vae?.temperalDownsample?.count(where: { $0 }) {
             geometry.stride.t = 1 << min(halvings, 16)
         }
+        try geometry.check(in: path)
         var family = conditioning == .firstFrame ? Family.wan22I2V : .wan21
         family.name = self.name ?? name
         family.geometry = geometry
@@ -115,15 +116,19 @@ extension Configuration {
         family.textLength = textLen ?? family.textLength
         family.heads = model?.dit?.numHeads
         family.roundsTimesteps = sampler?.roundTimesteps ?? family.roundsTimesteps
-        try fill(&family.defaults, path)
+        try fill(&family.defaults, geometry, path)
         try family.check(in: path)
         return family
     }
 
-    private func fill(_ defaults: inout Family.Defaults, _ path: String) throws(CatalogError) {
-        defaults.width = width ?? defaults.width
-        defaults.height = height ?? defaults.height
-        defaults.frames = numFrames ?? defaults.frames
+    private func fill(
+        _ defaults: inout Family.Defaults, _ geometry: LatentGeometry, _ path: String
+    ) throws(CatalogError) {
+        let (multiple, largest) = (geometry.multiple, geometry.largest)
+        defaults.width = width ?? min(defaults.width / multiple.w * multiple.w, largest.w)
+        defaults.height = height ?? min(defaults.height / multiple.h * multiple.h, largest.h)
+        defaults.frames =
+            numFrames ?? min((defaults.frames - 1) / multiple.t * multiple.t + 1, largest.t)
         defaults.framesPerSecond = fps ?? defaults.framesPerSecond
         defaults.distilled.steps = sampler?.numSteps ?? defaults.distilled.steps
         defaults.distilled.sigmaMax = sampler?.sigmaMax ?? defaults.distilled.sigmaMax
@@ -148,34 +153,33 @@ extension Configuration {
     }
 }
 
+extension LatentGeometry {
+    fileprivate func check(in path: String) throws(CatalogError) {
+        let check = RangeCheck(path: path)
+        try check("z_dim", channels, 1...256)
+        for extent in [stride.t, stride.h, stride.w] {
+            try check("dim_mult or temperal_downsample", extent, 1...64, "at most 6 halvings")
+        }
+        try check("patch_size", patch, 1...16)
+    }
+}
+
 extension Family {
     /// Throws for the first number that no model can have. Keys are those of `config.json`.
     /// - Parameter path: where the numbers are from.
     public func check(in path: String) throws(CatalogError) {
-        func check<T: Comparable>(
-            _ key: String, _ value: T?, _ range: ClosedRange<T>, _ expected: String? = nil
-        ) throws(CatalogError) {
-            guard let value, !range.contains(value) else { return }
-            throw .value(
-                path: path, key: key, found: "\(value)",
-                expected: expected ?? "\(range.lowerBound) to \(range.upperBound)")
-        }
-        try check("z_dim", geometry.channels, 1...256)
-        for extent in [geometry.stride.t, geometry.stride.h, geometry.stride.w] {
-            try check("dim_mult or temperal_downsample", extent, 1...64, "at most 6 halvings")
-        }
-        try check("patch_size", geometry.patch, 1...16)
+        try geometry.check(in: path)
+        let check = RangeCheck(path: path)
         for (key, values) in [("latent_mean", statistics.mean), ("latent_std", statistics.std)] {
-            try check(
-                key, values.count, geometry.channels...geometry.channels,
-                "\(geometry.channels) numbers")
+            let count = geometry.channels
+            try check(key, values.count, count...count, "\(count) numbers")
             guard values.allSatisfy(\.isFinite) else {
                 throw .value(path: path, key: key, found: "not finite", expected: "numbers")
             }
         }
         try check(
-            "latent_std", statistics.std.min(),
-            Float.leastNormalMagnitude...Float.greatestFiniteMagnitude, "above 0")
+            "latent_std", statistics.std.min(), Float.leastNormalMagnitude...Float.infinity,
+            "above 0")
         try check("text_len", textLength, 1...4096)
         try check("num_heads", heads, 1...1024)
         let (multiple, largest) = (geometry.multiple, geometry.largest)
@@ -190,6 +194,20 @@ extension Family {
         try check("teacher_sampler.steps", defaults.flow.steps, 1...1000)
         try check("teacher_sampler.shift", defaults.flow.shift, 0.001...1000)
         try check("teacher_sampler.cfg", defaults.flow.guidance, 0...1000)
+    }
+}
+
+/// Refuses values of one file.
+private struct RangeCheck {
+    let path: String
+
+    func callAsFunction<T: Comparable>(
+        _ key: String, _ value: T?, _ range: ClosedRange<T>, _ expected: String? = nil
+    ) throws(CatalogError) {
+        guard let value, !range.contains(value) else { return }
+        throw .value(
+            path: path, key: key, found: "\(value)",
+            expected: expected ?? "\(range.lowerBound) to \(range.upperBound)")
     }
 }
 

@@ -53,7 +53,9 @@ public struct Outputs: Sendable, Equatable {
         var path = path
         if existing == .number {
             let first = path
-            for number in 2... where !isFree(path) {
+            var number = 1
+            while !isFree(path) {
+                number += 1
                 path = Self.renamed(first) { "\($0)-\(number)" }
             }
         }

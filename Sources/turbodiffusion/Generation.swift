@@ -67,9 +67,9 @@ struct Generation {
         if adaptsToImage { builder.pictureSize = try await pictureSize(repeated?.request.image) }
         let request = try builder.request(
             for: models.family, base: repeated?.request, resolution: resolution)
+        try repeated?.checkInputs(of: request, runOptions.start)
         let run = try Run(request, models, runOptions)
         try check(run, models)
-        try repeated?.checkInputs(of: request, runOptions.start)
 
         let path = options.output.savePath ?? Self.defaultPath
         let format = try VideoFormat(path: path)

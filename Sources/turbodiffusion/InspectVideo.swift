@@ -40,7 +40,7 @@ struct VideoSummary {
         lines.append(
             (
                 "video",
-                "\(request.width)x\(request.height), \(request.frames) frames, "
+                "\(request.width)x\(request.height), \(request.frames) frame\(request.frames == 1 ? "" : "s"), "
                     + "\(request.framesPerSecond) a second"
             ))
         lines.append(("seed", "\(request.seed)"))

@@ -196,6 +196,7 @@ final class Folder {
                     channels: 8, stride: Extent(t: 2, h: 4, w: 4), patch: 1))
         #expect(family.conditioning == .firstFrame && family.name == "other")
         #expect(family.textLength == 64 && family.heads == 3)
+        #expect((family.defaults.width, family.defaults.height) == (512, 480))
         #expect(family.defaults.flow == .init(.unipc, steps: 20, shift: 7, guidance: 2))
     }
 
@@ -210,6 +211,11 @@ final class Folder {
             (#"{"model": {"vae": {"z_dim": 48}}}"#, "latent_mean"),
             (#"{"model": {"dit": {"in_dim": 17}}}"#, "in_dim"),
             (#"{"model": {"dit": {"patch_size": [1, 2, 3]}}}"#, "patch_size"),
+            (
+                #"{"model": {"dit": {"patch_size": [1, 9223372036854775807, 9223372036854775807]}}}"#,
+                "patch_size"
+            ),
+            (#"{"model": {"vae": {"z_dim": -1}}}"#, "z_dim"),
             (#"{"model": {"dit": {"num_heads": 0}}}"#, "num_heads"),
             (#"{"sla": {"topk": 0}}"#, "sla.topk"),
             (#"{"sampler": {"num_steps": 9}}"#, "sampler.num_steps"),

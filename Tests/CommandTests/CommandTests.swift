@@ -29,6 +29,10 @@ private final class Folder {
 /// Runs a command line.
 /// - Returns: the exit code, and the line that a person reads.
 private func run(_ arguments: String...) async -> (code: Int32, message: String) {
+    await run(arguments)
+}
+
+private func run(_ arguments: [String]) async -> (code: Int32, message: String) {
     do {
         var command = try TurboDiffusion.parseAsRoot(TurboDiffusion.normalized(arguments))
         if var command = command as? any AsyncParsableCommand {
@@ -97,6 +101,51 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
             await generate("a red ball", "--seed", "6", "--save_path", folder / "d.png").code == 0)
         #expect(try await picture("c.png") == picture("d.png"))
         #expect(await run("inspect", folder / "c.png").code == 0)
+    }
+
+    @Test(
+        "a picture's conditioning is kept, and stands for the picture; a video of it asks for its files"
+    )
+    func pictures() async throws {
+        let folder = try Folder()
+        let golden = projectFolder + "/Tests/Golden"
+        let models = [
+            "--high_noise_model_path", golden + "/weights/wan22_i2v_d128h64.safetensors",
+            "--low_noise_model_path", golden + "/weights/wan22_i2v_d128h64.safetensors",
+            "--text_encoder_path", golden + "/umt5/models_t5_tiny-enc-bf16.pth",
+            "--tokenizer_path", golden + "/tokenizer/umt5/tokenizer.json",
+            "--vae_path", golden + "/vae/Wan2.1_VAE_tiny.pth", "--device", "cpu", "--quiet",
+        ]
+        let small = [
+            "x", "--attention_type", "original", "--num_frames", "1", "--num_steps", "1",
+            "--resolution", "64x48",
+        ]
+        func make(_ arguments: [String]) async -> (code: Int32, message: String) {
+            await run(["i2v"] + arguments)
+        }
+        let first = await make(
+            small + models + [
+                "--image_path", projectFolder + "/docs/nano.png", "--save_path", folder / "a.png",
+                "--save_conditioning", folder / "c.safetensors",
+            ])
+        #expect(first == (0, ""))
+        let second = await make(
+            small + models + [
+                "--conditioning", folder / "c.safetensors", "--save_path", folder / "b.png",
+            ])
+        #expect(second == (0, ""))
+        let pixels = try await readVideo(path: folder / "a.png").pixels
+        #expect(try await readVideo(path: folder / "b.png").pixels == pixels)
+
+        let lost = await make(["--from", folder / "a.png", "--save_path", folder / "d.png"])
+        #expect(lost.code == 1 && lost.message.contains("--high_noise_model_path"))
+        let asked = await make(
+            ["--from", folder / "b.png", "--save_path", folder / "d.png"] + models)
+        #expect(asked.code == 1 && asked.message.contains("--conditioning"))
+        let again = await make(
+            ["--from", folder / "a.png", "--save_path", folder / "d.png"] + models)
+        #expect(again == (0, ""))
+        #expect(try await readVideo(path: folder / "d.png").pixels == pixels)
     }
 
     @Test("a dry run writes nothing")
