@@ -140,7 +140,7 @@ extension SelfTest {
             // The last block of scales, or the last row.
             let row0 = format == .fp8Rows ? rows - 1 : (blocks.rows - 1) * 128
             let column0 = format == .fp8Rows ? 0 : (blocks.columns - 1) * 128
-            var amax: Float = format == .fp8Rows ? 1e-12 : 1e-8
+            var amax = ActivationFormat.leastMaximum
             for row in row0..<rows {
                 for column in column0..<columns {
                     amax = max(amax, x[row * columns + column].magnitude)
