@@ -10,6 +10,10 @@ public enum ActivationFormat: Sendable, Hashable {
     case int8Blocks
     /// fp8 e4m3 with one f32 scale for each row.
     case fp8Rows
+
+    /// The largest magnitude of a block or row counts as at least this much, so that a scale is never zero. The original's
+    /// int8 rule, and ours for fp8.
+    public static let leastMaximum: Float = 1e-8
 }
 
 /// The matrix of a linear layer, [out, in], row-major.

@@ -192,7 +192,7 @@ extension Context {
             $0.dim == dim && $0.visits == visits
                 && (visits == .listed || ($0.keys == 64) == (arguments.keys <= 64))
         }
-        guard properties.architecture == .hopper, let tile = fitting else { return false }
+        guard kernelArchitecture == .hopper, let tile = fitting else { return false }
         let heads = Int(arguments.heads)
         func map(_ pointer: DevicePointer, _ rows: Int32, box: Int) -> TensorMap {
             tensorMap(
