@@ -49,7 +49,7 @@ let package = Package(
         .target(
             name: "Checkpoints", dependencies: ["Ground", "Tensors", system],
             swiftSettings: numeric),
-        .target(name: "Tokenizers", dependencies: ["Ground"], swiftSettings: swift),
+        .target(name: "Tokenizers", dependencies: ["Ground", system], swiftSettings: swift),
         .target(
             name: "Models", dependencies: ["Ground", "Tensors", "Checkpoints"],
             swiftSettings: numeric),
@@ -126,7 +126,7 @@ let package = Package(
         .testTarget(
             name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: swift),
         .testTarget(
-            name: "CheckpointsTests", dependencies: ["Checkpoints", "Tensors"],
+            name: "CheckpointsTests", dependencies: ["Ground", "Checkpoints", "Tensors"],
             swiftSettings: swift),
         .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: swift),
         .testTarget(

@@ -300,13 +300,13 @@ extension EngineTests {
         #expect(report.stages.count == 10)
 
         // On a machine that computes nothing, a device's memory is what models and results take.
-        let null = Engine { OpenedDevice(NullBackend(), sageArchitecture: .sm90) }
         for keepsTransformer in [true, false] {
+            let null = Engine { OpenedDevice(NullBackend(), sageArchitecture: .sm90) }
             var run = run
             run.options.keepsTransformer = keepsTransformer
             let planned = try Plan(run).peakBytes
             let taken = try await null.finish(run) { _ in }.peakBytes
-            #expect(taken <= planned && Double(taken) > 0.95 * Double(planned))
+            #expect(abs(taken - planned) <= planned / 50, "\(taken) taken, \(planned) planned")
         }
     }
 
