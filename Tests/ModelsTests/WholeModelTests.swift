@@ -27,9 +27,7 @@ private final class Compared: ForwardingBackend {
         let described = operation.facts.results
         #expect(results.count == described.count && expected.count == described.count)
         for (result, (expected, described)) in zip(results, zip(expected, described)) {
-            #expect(result.shape == described.shape && expected.shape == described.shape)
-            #expect(result.dtype == described.element && expected.dtype == described.element)
-            #expect(result.scales?.byteCount == described.scaleBytes)
+            #expect(described.describes(result) && described.describes(expected))
             let error = difference(result.floats(), expected.floats())
             // Written so that an error that is not a number counts.
             if !(error <= limit) { disagreements.append((operation.name, error)) }

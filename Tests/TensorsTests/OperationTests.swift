@@ -106,7 +106,9 @@ private final class Idle: ForwardingBackend {
                 x, .dense(.zeros([16, 9], .bf16)), bias: nil, activation: .silu)
         }
         let message = String(decoding: result.standardErrorContent, as: UTF8.self)
-        #expect(message.contains("linear: what does not fit: x [4, 8] f32, weight [16, 9] bf16"))
+        #expect(
+            message.contains("linear: these do not fit together: x [4, 8] f32, weight [16, 9] bf16")
+        )
         #expect(message.contains("activation silu") && !message.contains("bias"))
     }
 }

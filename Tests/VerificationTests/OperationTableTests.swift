@@ -99,6 +99,10 @@ struct OperationTableTests {
             restless.allSatisfy {
                 $0.checks.contains { $0.name == "repeated" && $0.verdict == .failed }
             })
+        let wide = table.run(
+            subject: Wide(CPUBackend()), reference: reference, filter: "operations/GatedAdd bf16")
+        #expect(
+            wide.allSatisfy { $0.checks.contains { $0.name == "type" && $0.verdict == .failed } })
     }
 
     @Test("Times come with the work that was done in them, and with what was compared")
@@ -162,6 +166,14 @@ private final class Wrong: ForwardingBackend {
         return super.run(operation).map { y in
             Tensor(y.floats().map { $0 * 1.01 }, y.shape).converted(to: y.dtype)
         }
+    }
+}
+
+/// Adds in f32 only.
+private final class Wide: ForwardingBackend {
+    override func run(_ operation: Operation) -> [Tensor] {
+        guard case .gatedAdd = operation else { return super.run(operation) }
+        return super.run(operation).map { $0.converted(to: .f32) }
     }
 }
 

@@ -186,6 +186,10 @@ extension Operation.ResultType {
 
     public var byteCount: Int { shape.count * element.byteCount }
 
+    public func describes(_ x: Tensor) -> Bool {
+        x.shape == shape && x.dtype == element && x.scales?.byteCount == scaleBytes
+    }
+
     /// Bytes of the scales of 8-bit activations.
     public var scaleBytes: Int? {
         switch format {
@@ -220,7 +224,7 @@ private func misfit<Facts: OperationFacts>(_ facts: Facts) -> String {
         }
         return "\(child.label ?? "") \(value)"
     }
-    return "\(Facts.name): what does not fit: \(arguments.joined(separator: ", "))"
+    return "\(Facts.name): these do not fit together: \(arguments.joined(separator: ", "))"
 }
 
 // MARK: - What the facts are written with
