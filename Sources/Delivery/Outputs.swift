@@ -92,7 +92,7 @@ public struct Outputs: Sendable, Equatable {
     var grid: (columns: Int, rows: Int) {
         var columns = 1
         while columns * columns < samples { columns += 1 }
-        return (columns, (samples + columns - 1) / columns)
+        return (columns, ceilDivide(samples, columns))
     }
 
     /// Bytes of the frames that wait for the grid.
