@@ -164,7 +164,8 @@ let package = Package(
             name: "CommandTests",
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
-                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", arguments,
+                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", system,
+                arguments,
             ],
             exclude: ["Help"], swiftSettings: swift),
         .testTarget(
