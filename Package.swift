@@ -64,7 +64,7 @@ let package = Package(
             name: "Runs",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-                "Families",
+                "Families", system,
             ],
             swiftSettings: swift),
         .target(
@@ -89,19 +89,19 @@ let package = Package(
             name: "Benchmarks",
             dependencies: [
                 "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Media",
-                "Families", "Runs", "Catalog",
+                "Families", "Runs", "Catalog", system,
             ],
             swiftSettings: swift),
         .target(
             name: "Quality",
-            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Media"],
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Media", system],
             swiftSettings: numeric),
         .target(name: "Terminal", dependencies: ["Ground", system], swiftSettings: swift),
         .executableTarget(
             name: "NanoStudy",
             dependencies: [
-                "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Media", "Families", "Runs",
-                "Catalog", "Quality", arguments,
+                "Ground", "Tensors", "CPU", "Devices", "Checkpoints", "Media", "Families", "Runs",
+                "Catalog", "Quality", "Terminal", system, arguments,
             ],
             path: "Studies/nano/Sources", swiftSettings: numeric),
         .executableTarget(
@@ -164,7 +164,8 @@ let package = Package(
             name: "CommandTests",
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
-                "Catalog", "Delivery", "Media", "Benchmarks", arguments,
+                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", system,
+                arguments,
             ],
             exclude: ["Help"], swiftSettings: swift),
         .testTarget(

@@ -7,7 +7,6 @@ public enum BenchError: Error, Sendable, Hashable {
     case memory(model: String, part: String, neededBytes: Int, presentBytes: Int)
     /// More tokens than the model's text has rows.
     case tokens(Int, most: Int)
-    case unwritable(path: String)
 }
 
 extension BenchError: CustomStringConvertible {
@@ -18,8 +17,6 @@ extension BenchError: CustomStringConvertible {
                 + "\(present >> 20) MiB; measure other stages, or a smaller model"
         case .tokens(let count, let most):
             "\(count) tokens are more than the model's \(most)"
-        case .unwritable(let path):
-            "cannot write \(path): expected a file in a folder that exists and is writable"
         }
     }
 }

@@ -1,8 +1,9 @@
 /// The figures of a measurement as records: lines of JSON, rows of CSV.
 
 import Families
-import FoundationEssentials
+public import Ground
 public import Runs
+import SystemPackage
 import Tensors
 
 /// All figures, with the run that they are of.
@@ -145,19 +146,12 @@ extension BenchTable {
         return ([header] + lines).joined(separator: "\n") + "\n"
     }
 
-    public func write(to path: String) throws {
-        do {
-            try Data(csv.utf8).write(to: URL(fileURLWithPath: path), options: .atomic)
-        } catch {
-            throw BenchError.unwritable(path: path)
-        }
+    public func write(to path: String) throws(FileError) {
+        try PendingFile.write(Array(csv.utf8), to: FilePath(path), overwrite: true)
     }
 
     /// Refuses a file that could not be written, before anything is measured.
-    public static func checkWritable(_ path: String) throws {
-        let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
-        let manager = FileManager.default
-        guard manager.isWritableFile(atPath: manager.fileExists(atPath: path) ? path : folder)
-        else { throw BenchError.unwritable(path: path) }
+    public static func checkWritable(_ path: String) throws(FileError) {
+        _ = try PendingFile(FilePath(path), overwrite: true)
     }
 }

@@ -1,5 +1,6 @@
 /// What measuring a model tells.
 
+import Ground
 public import Tensors
 
 /// What is measured.

@@ -1,7 +1,9 @@
 /// The machine that was measured, in words.
 
 import CUDA
-import FoundationEssentials
+import Glibc
+import Ground
+import SystemPackage
 public import Tensors
 
 public struct Machine: Encodable, Sendable {
@@ -24,11 +26,9 @@ public struct Machine: Encodable, Sendable {
 
     /// The name that Linux gives the processor, and how many of them may be used.
     private static func processor() -> (name: String, cores: Int) {
-        let cores = ProcessInfo.processInfo.activeProcessorCount
-        guard let data = FileManager.default.contents(atPath: "/proc/cpuinfo") else {
-            return ("unknown processor", cores)
-        }
-        let line = String(decoding: data, as: UTF8.self).split(separator: "\n")
+        let cores = Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))
+        let text = (try? FilePath("/proc/cpuinfo").contents()) ?? []
+        let line = String(decoding: text, as: UTF8.self).split(separator: "\n")
             .first { $0.hasPrefix("model name") }
         let name = line.flatMap { $0.split(separator: ":").last }
             .map { String($0.drop { $0 == " " }) }

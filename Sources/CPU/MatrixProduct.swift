@@ -1,5 +1,6 @@
 /// The matrix product that the definitions share.
 
+import Ground
 import Tensors
 
 /// Products of f32 matrices given by their first element and the distance between rows.
@@ -140,7 +141,7 @@ enum MatrixProduct {
 /// Panel p holds rows 16 p ..< 16 p + 16 of the matrix as [n][16]; rows past the end are zeros.
 enum Panels {
     /// Columns of the panels that hold `count` rows.
-    static func columns(_ count: Int) -> Int { (count + 15) / 16 * 16 }
+    static func columns(_ count: Int) -> Int { roundUp(count, to: 16) }
 
     /// Elements start ..< start + n of rows first, first + step, ... → panels of [n][16]
     static func pack(

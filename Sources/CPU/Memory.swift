@@ -1,5 +1,6 @@
 /// Memory of the CPU backend: counted, and kept for reuse as far as the peak allows.
 
+import Ground
 import Synchronization
 import Tensors
 
@@ -37,7 +38,7 @@ final class MemoryPool: Sendable {
     /// Multiples of a cache line, and of a page where blocks are large.
     private static func rounded(_ byteCount: Int) -> Int {
         let unit = byteCount < 4096 ? 64 : 4096
-        return max(1, (byteCount + unit - 1) / unit) * unit
+        return max(1, ceilDivide(byteCount, unit)) * unit
     }
 
     fileprivate func allocate(_ byteCount: Int) -> UnsafeMutableRawPointer {

@@ -49,7 +49,7 @@ final class Threads: @unchecked Sendable {
     /// Calls `body` once for each chunk of `grain` indices of `0..<count` and returns when all are done.
     /// A loop inside a loop runs on the thread that reaches it.
     func parallel(_ count: Int, grain: Int = 1, _ body: (Range<Int>) -> Void) {
-        let chunks = (count + grain - 1) / grain
+        let chunks = ceilDivide(count, grain)
         func chunk(_ index: Int) { body(index * grain..<min(count, (index + 1) * grain)) }
         if workers.isEmpty || chunks <= 1 || shared.isRunning {
             for index in 0..<chunks { chunk(index) }

@@ -2,7 +2,9 @@
 
 public import Families
 import FoundationEssentials
+import Ground
 import Models
+import SystemPackage
 import Tensors
 
 /// The keys that are understood; others are ignored.
@@ -48,13 +50,14 @@ struct Configuration: Decodable {
     var sla: SparseAttention?
 
     init(path: String) throws(CatalogError) {
-        guard let data = FileManager.default.contents(atPath: path) else {
-            throw .unreadable(path: path, reason: "it cannot be read")
+        let bytes: [UInt8]
+        do { bytes = try FilePath(path).contents() } catch {
+            throw .unreadable(path: path, reason: error.reason)
         }
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase
         do {
-            self = try decoder.decode(Configuration.self, from: data)
+            self = try decoder.decode(Configuration.self, from: Data(bytes))
         } catch let error as DecodingError {
             throw .unreadable(path: path, reason: error.line)
         } catch {

@@ -1,6 +1,7 @@
 /// What tells one file from another without reading gigabytes.
 
 import Glibc
+import Ground
 import SystemPackage
 
 /// A file by name, size and a hash of pieces from all over it. Where it lies does not matter.
@@ -37,9 +38,8 @@ public struct FileIdentity: Codable, Sendable, Hashable {
         var status = stat()
         guard fstat(file.rawValue, &status) == 0 else { throw Errno(rawValue: errno) }
         if status.st_mode & S_IFMT == S_IFDIR {
-            return try fileNames(in: path).reduce(0) {
-                try $0 + read(path.appending($1), into: &hash)
-            }
+            let files = try path.fileNames().filter { !$0.hasPrefix(".") }.map(path.appending)
+            return try files.filter { !$0.isFolder }.reduce(0) { try $0 + read($1, into: &hash) }
         }
         let size = Int(status.st_size)
         hash.add(UInt64(size))
@@ -69,22 +69,7 @@ public struct FileIdentity: Codable, Sendable, Hashable {
                 if count == 0 { throw Errno.ioError }
                 done += count
             }
-            hash.add(UnsafeRawBufferPointer(buffer))
+            hash.add(words: UnsafeRawBufferPointer(buffer))
         }
-    }
-}
-
-/// FNV-1a in words of 64 bits: against mistakes, not against attackers.
-private struct FNV1a {
-    private(set) var value: UInt64 = 0xcbf2_9ce4_8422_2325
-
-    mutating func add(_ word: UInt64) { value = (value ^ word) &* 0x100_0000_01b3 }
-
-    mutating func add(_ bytes: UnsafeRawBufferPointer) {
-        let words = bytes.count / 8
-        for index in 0..<words {
-            add(bytes.loadUnaligned(fromByteOffset: 8 * index, as: UInt64.self))
-        }
-        for byte in bytes[(8 * words)...] { add(UInt64(byte)) }
     }
 }

@@ -3,6 +3,7 @@
 
 import Families
 import Glibc
+import Ground
 public import Media
 public import Runs
 import SystemPackage
@@ -91,7 +92,7 @@ public struct Outputs: Sendable, Equatable {
     var grid: (columns: Int, rows: Int) {
         var columns = 1
         while columns * columns < samples { columns += 1 }
-        return (columns, (samples + columns - 1) / columns)
+        return (columns, ceilDivide(samples, columns))
     }
 
     /// Bytes of the frames that wait for the grid.
@@ -153,12 +154,12 @@ extension Outputs {
             guard path.hasSuffix(".safetensors") else {
                 throw OutputError.suffix(path: path, expected: ".safetensors")
             }
-            if !replaces, isPresent(path) { throw OutputError.exists(path: path) }
+            if !replaces, FilePath(path).exists { throw OutputError.exists(path: path) }
             try checkWritable(path)
         }
         for path in files {
             let folder = FilePath(path).removingLastComponent()
-            if makesFolder, !folder.isEmpty, !isPresent(folder.string) {
+            if makesFolder, !folder.isEmpty, !folder.exists {
                 let probe = folder.removingLastComponent().appending("probe.mp4")
                 try VideoWriter.check(path: probe.string)
             } else {
@@ -223,7 +224,7 @@ extension Outputs {
     /// Proves that a file can be made beside `path`, by making one.
     private func checkWritable(_ path: String) throws {
         let folder = FilePath(path).removingLastComponent()
-        guard folder.isEmpty || isPresent(folder.string) else {
+        guard folder.isEmpty || folder.exists else {
             throw MediaError.noSuchFolder(path: folder.string)
         }
         let probe = folder.appending(".probe.\(getpid())")

@@ -3,6 +3,7 @@
 public import Catalog
 public import Families
 import FoundationEssentials
+import Ground
 public import Runs
 import SystemPackage
 
@@ -182,7 +183,7 @@ extension FileIdentity {
     fileprivate func find(
         in paths: [String], otherwise error: (String?) -> StoredRunError
     ) throws(StoredRunError) -> String {
-        let present = paths.filter(isPresent)
+        let present = paths.filter { FilePath($0).exists }
         for path in present where try FileIdentity(path: path).isContent(of: self) { return path }
         throw error(present.first)
     }

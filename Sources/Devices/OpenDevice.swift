@@ -35,6 +35,15 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
 }
 
 extension DeviceChoice {
+    /// Whether a GPU will be opened, as far as that can be told without opening it.
+    public var isGPU: Bool {
+        switch self {
+        case .cpu: false
+        case .cuda: true
+        case .automatic: (try? Driver()) != nil
+        }
+    }
+
     /// Opens the device. The backend belongs to the thread that calls this.
     /// - Parameter note: told from any thread.
     /// - Throws: what ``CUDABackend`` throws, where a GPU was named or has failed.

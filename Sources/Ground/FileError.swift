@@ -10,6 +10,8 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
     case notRegular(FilePath)
     /// The file system of this file has too little room for what will be written.
     case noRoom(FilePath, needed: Int, free: Int)
+    /// More bytes than anybody should have to read.
+    case tooLarge(FilePath, limit: Int)
     /// What the system says.
     case system(FilePath, Errno)
 
@@ -19,7 +21,7 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
     public var path: FilePath {
         switch self {
         case .exists(let path), .notRegular(let path), .noRoom(let path, _, _),
-            .system(let path, _):
+            .tooLarge(let path, _), .system(let path, _):
             path
         }
     }
@@ -29,6 +31,7 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
         case .exists: "it exists already"
         case .notRegular: "not a regular file"
         case .noRoom(_, let needed, let free): "\(needed) bytes are needed, \(free) are free"
+        case .tooLarge(_, let limit): "more than \(describe(bytes: limit))"
         case .system(_, let error): "\(error)"
         }
     }

@@ -10,6 +10,8 @@ extension FilePath {
         return folder.isEmpty ? "." : folder
     }
 
+    /// Whether there is anything, behind symbolic links too.
+    public var exists: Bool { fileType != nil }
     public var isFolder: Bool { fileType == .directory }
     public var isRegularFile: Bool { fileType == .regular }
 
@@ -29,6 +31,29 @@ extension FilePath {
             path = path.removingLastComponent().pushing(FilePath(platformString: target))
         }
         return path
+    }
+
+    /// The bytes of a regular file.
+    /// - Parameter limit: a file with more is refused.
+    public func contents(limit: Int = 1 << 26) throws(FileError) -> [UInt8] {
+        // O_NONBLOCK: opening a pipe must fail below and not wait for a writer.
+        let descriptor = open(string, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        guard descriptor >= 0 else { throw .last(self) }
+        defer { close(descriptor) }
+        var status = Glibc.stat()
+        guard fstat(descriptor, &status) == 0 else { throw .last(self) }
+        guard status.st_mode & S_IFMT == S_IFREG else { throw .notRegular(self) }
+        // The size is a hint: files of /proc have none.
+        var bytes: [UInt8] = []
+        var piece = [UInt8](repeating: 0, count: min(max(Int(status.st_size), 4096), 1 << 20))
+        while true {
+            let count = read(descriptor, &piece, piece.count)
+            if count < 0 && errno == EINTR { continue }
+            guard count >= 0 else { throw .last(self) }
+            if count == 0 { return bytes }
+            bytes += piece.prefix(count)
+            guard bytes.count <= limit else { throw .tooLarge(self, limit: limit) }
+        }
     }
 
     /// The names in a folder, sorted.

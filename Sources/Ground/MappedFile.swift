@@ -38,7 +38,7 @@ public final class MappedFile: @unchecked Sendable {
     /// Lets the system forget the pages that lie wholly inside `range`; a later access reads them again.
     public func forget(_ range: Range<Int>) {
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
-        let start = ceilDivide(range.lowerBound, page) * page
+        let start = roundUp(range.lowerBound, to: page)
         let end = range.upperBound / page * page
         guard start < end, let base = bytes.baseAddress else { return }
         madvise(UnsafeMutableRawPointer(mutating: base + start), end - start, MADV_DONTNEED)

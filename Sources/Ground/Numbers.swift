@@ -8,6 +8,14 @@ public func ceilDivide<T: BinaryInteger>(_ count: T, _ size: T) -> T {
     count / size + (count % size > 0 ? 1 : 0)
 }
 
+/// The smallest multiple of `size` that is at least `count`.
+/// - Parameter count: not negative.
+@inlinable
+@inline(__always)
+public func roundUp<T: BinaryInteger>(_ count: T, to size: T) -> T {
+    ceilDivide(count, size) * size
+}
+
 /// The middle of the sorted values, or the mean of the two in the middle; not a number where there are none.
 public func median(_ values: some Sequence<Double>) -> Double {
     let sorted = values.sorted()

@@ -1,6 +1,8 @@
 /// What a caption says of a video, and what the classifier finds in it.
 
 import FoundationEssentials
+import Ground
+import SystemPackage
 
 /// One of eight questions, with the answers in the order of the classifier's outputs.
 public enum Attribute: String, CaseIterable, Sendable {
@@ -40,10 +42,11 @@ extension Caption {
     /// Reads a JSON list of objects with `prompt` and one word for each attribute.
     public static func read(_ path: String) throws(QualityError) -> [Caption] {
         func failure(_ reason: String) -> QualityError { .captions(path: path, reason: reason) }
-        guard let data = FileManager.default.contents(atPath: path) else {
-            throw failure("it cannot be read")
-        }
-        guard let entries = try? JSONDecoder().decode([[String: String]].self, from: data) else {
+        let bytes: [UInt8]
+        do { bytes = try FilePath(path).contents() } catch { throw failure(error.reason) }
+        guard
+            let entries = try? JSONDecoder().decode([[String: String]].self, from: Data(bytes))
+        else {
             throw failure("expected JSON: [{\"prompt\": …, \"shape\": …, …}, …]")
         }
         if entries.isEmpty { throw failure("it is empty") }

@@ -1,14 +1,10 @@
 /// Files brought into the system's page cache before they are wanted, so that a cold disk works while the device does.
 
 import Dispatch
-import FoundationEssentials
+import Glibc
+import Ground
 import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import SystemPackage
 
 /// Asks the system for files, one after the other, in the background; stops when it is let go.
 final class ReadAhead: Sendable {
@@ -39,11 +35,9 @@ final class ReadAhead: Sendable {
     /// The checkpoint files that a path stands for.
     static func files(_ path: String) -> [String] {
         let isIndex = path.hasSuffix(".index.json")
-        let folder = isIndex ? String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)]) : path
-        guard let names = try? FileManager.default.contentsOfDirectory(atPath: folder) else {
-            return isIndex ? [] : [path]
-        }
-        return names.sorted().filter { $0.hasSuffix(".safetensors") }.map { folder + "/" + $0 }
+        let folder = isIndex ? FilePath(path).folder : FilePath(path)
+        guard let names = try? folder.fileNames() else { return isIndex ? [] : [path] }
+        return names.filter { $0.hasSuffix(".safetensors") }.map { folder.appending($0).string }
     }
 
     /// Asks for one file.
@@ -56,19 +50,17 @@ final class ReadAhead: Sendable {
         guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return 0 }
         let size = Int(status.st_size)
         guard size <= limit else { return size }
-        #if canImport(Glibc)
-            let piece = 16 << 20
-            for start in stride(from: 0, to: size, by: piece) where isWanted() {
-                posix_fadvise(descriptor, start, min(piece, size - start), POSIX_FADV_WILLNEED)
-            }
-        #endif
+        let piece = 16 << 20
+        for start in stride(from: 0, to: size, by: piece) where isWanted() {
+            posix_fadvise(descriptor, start, min(piece, size - start), POSIX_FADV_WILLNEED)
+        }
         return size
     }
 
     /// Host memory that can be had without swapping; 0 where the system does not tell.
     static func availableBytes() -> Int {
-        guard let data = FileManager.default.contents(atPath: "/proc/meminfo") else { return 0 }
-        let text = String(decoding: data, as: UTF8.self)
+        guard let bytes = try? FilePath("/proc/meminfo").contents() else { return 0 }
+        let text = String(decoding: bytes, as: UTF8.self)
         guard
             let line = text.split(separator: "\n").first(where: { $0.hasPrefix("MemAvailable:") }),
             let kilobytes = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) })

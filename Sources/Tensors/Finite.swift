@@ -1,6 +1,7 @@
 /// Whether tensors hold numbers only.
 
 private import Dispatch
+import Ground
 private import Synchronization
 
 extension Tensor {
@@ -25,7 +26,7 @@ extension Tensor {
         withElements(Word.self) { words in
             let piece = 1 << 20
             nonisolated(unsafe) let words = words
-            DispatchQueue.concurrentPerform(iterations: (words.count + piece - 1) / piece) {
+            DispatchQueue.concurrentPerform(iterations: ceilDivide(words.count, piece)) {
                 index in
                 let end = min((index + 1) * piece, words.count)
                 for start in stride(from: index * piece, to: end, by: 8192) {

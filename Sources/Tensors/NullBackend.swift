@@ -61,7 +61,7 @@ public final class NullBackend: Backend {
         }
 
         func rounded(_ byteCount: Int) -> Int {
-            (byteCount + granularity - 1) / granularity * granularity
+            roundUp(byteCount, to: granularity)
         }
         func hold(_ bytes: Int, isPlaced: Bool) {
             if isPlaced { placed += bytes } else { computed += bytes }
@@ -133,7 +133,7 @@ public final class NullBackend: Backend {
         case .int8Blocks:
             .int8Blocks(
                 weight: place(weight, as: .i8, in: group),
-                scale: scale([(outputs + 127) / 128, (inputs + 127) / 128]))
+                scale: scale([ceilDivide(outputs, 128), ceilDivide(inputs, 128)]))
         case .fp8Rows:
             .fp8Rows(weight: place(weight, as: .f8e4m3, in: group), scale: scale([outputs]))
         }

@@ -50,7 +50,7 @@ public struct PhiloxNoise: Sendable, Hashable {
     /// Reserves the next `count` numbers.
     public mutating func draw(_ count: Int) -> Draw {
         ensure(count > 0, "PhiloxNoise: \(count) numbers")
-        let threads = 256 * min((count + 255) / 256, residentBlocks)
+        let threads = 256 * min(ceilDivide(count, 256), residentBlocks)
         let draw = Draw(seed: seed, firstRound: offset / 4, threads: threads)
         offset += 4 * UInt64((count - 1) / (4 * threads) + 1)
         return draw

@@ -14,7 +14,7 @@ public enum Int8Blocks {
 
     /// [ceil(rows/128), ceil(columns/128)]
     public static func scaleShape(rows: Int, columns: Int) -> Shape {
-        [(rows + side - 1) / side, (columns + side - 1) / side]
+        [ceilDivide(rows, side), ceilDivide(columns, side)]
     }
 
     /// Quantises `matrix` [rows, columns] of any floating-point type, on several threads.
@@ -91,7 +91,7 @@ public enum Int8Blocks {
             codes.withElements(Int8.self) { codes in
                 scale.withElements(Float.self) { scale in
                     nonisolated(unsafe) let (out, codes, scale) = (out, codes, scale)
-                    DispatchQueue.concurrentPerform(iterations: (rows + side - 1) / side) { strip in
+                    DispatchQueue.concurrentPerform(iterations: ceilDivide(rows, side)) { strip in
                         for row in strip * side..<min((strip + 1) * side, rows) {
                             for block in 0..<blocks {
                                 let factor = scale[strip * blocks + block]
@@ -177,7 +177,7 @@ private func forEachStrip(
 ) {
     let rows = matrix.shape[0]
     nonisolated(unsafe) let matrix = matrix
-    DispatchQueue.concurrentPerform(iterations: (rows + height - 1) / height) { index in
+    DispatchQueue.concurrentPerform(iterations: ceilDivide(rows, height)) { index in
         let range = index * height..<min((index + 1) * height, rows)
         matrix.slice(range).floats().withUnsafeBufferPointer { body($0, range) }
     }

@@ -1,5 +1,6 @@
 /// One line that changes while work goes on, on terminals only.
 
+import Ground
 import Synchronization
 
 public final class MovingLine: Sendable {
@@ -28,14 +29,14 @@ public final class MovingLine: Sendable {
             let now = ContinuousClock.now
             if let last, now - last < pause { return }
             last = now
-            stream.write(Self.erased + text())
+            stream.write(Self.erased + text().printable)
         }
     }
 
     /// Writes a line that stays, whether lines move or not.
     public func note(_ text: String) {
         end()
-        stream.write(text + "\n")
+        stream.write(Output.visible(text) + "\n")
     }
 
     /// Removes the line.

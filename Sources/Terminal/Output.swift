@@ -1,17 +1,26 @@
 /// What the commands print: results to standard output, the rest to standard error.
 
 import FoundationEssentials
+import Ground
 public import SystemPackage
 
 public enum Output {
-    /// A line of the result.
-    public static func line(_ text: String) { TextStream.output.write(text + "\n") }
-    /// A line about the work.
-    public static func note(_ text: String) { TextStream.errors.write(text + "\n") }
+    /// A line of the result, or several.
+    public static func line(_ text: String) { TextStream.output.write(visible(text) + "\n") }
+    /// A line about the work, or several.
+    public static func note(_ text: String) { TextStream.errors.write(visible(text) + "\n") }
+
+    /// Names and texts out of files must not steer the terminal.
+    static func visible(_ text: String) -> String {
+        text.split(separator: "\n", omittingEmptySubsequences: false).map(\.printable)
+            .joined(separator: "\n")
+    }
 
     /// A value as one line of JSON on standard output. Numbers that JSON does not have become texts: "inf", "nan".
     public static func json(_ value: some Encodable) {
-        do { line(try jsonText(value)) } catch {
+        do {
+            TextStream.output.write(try jsonText(value) + "\n")
+        } catch {
             note("this value is not written as JSON: \(error)")
         }
     }

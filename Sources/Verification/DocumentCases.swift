@@ -2,9 +2,9 @@
 
 import Checkpoints
 import Diffusion
-import FoundationEssentials
 import Ground
 import Media
+import SystemPackage
 import Tensors
 import Tokenizers
 
@@ -14,7 +14,7 @@ func documentCheck(_ path: String, in folder: FixtureFolder)
 {
     let parts = path.split(separator: "/").map(String.init)
     let file = folder.absolute(path)
-    let enclosing = file.prefix(upTo: file.lastIndex(of: "/")!)
+    let enclosing = FilePath(file).folder.string
     func document(_ check: @escaping (JSON, Checks) throws -> Void)
         -> (any Backend, Checks) throws -> Void
     {
@@ -159,7 +159,7 @@ private func checkTokenizer(_ json: JSON, _ folder: String, _ checks: Checks) th
         let raw = (fast.ids(cleaned).prefix(length - 1) + [fast.endID]).map { Int($0) }
         checks.expect(raw == expected, "\(name): ids of the cleaned text", "differ")
     }
-    guard FileManager.default.fileExists(atPath: folder + "/spiece.model") else { return }
+    guard FilePath(folder + "/spiece.model").exists else { return }
     // A SentencePiece model falls back to bytes, as the same tokenizer.json with that flag set does.
     let piece = try Tokenizer(path: folder + "/spiece.model")
     for (index, entry) in entries.enumerated() {
@@ -225,10 +225,9 @@ private func candidates(for name: String) -> [String] {
 
 /// Files that must be refused with an error, quickly and without running anything in them.
 private func checkHostileFiles(_ json: JSON, _ folder: String, _ checks: Checks) throws {
-    let manager = FileManager.default
     for (file, entry) in (json["files"]?.object ?? [:]).sorted(by: { $0.key < $1.key }) {
         let marker = entry["side_effect_marker"]?.string
-        let existed = marker.map(manager.fileExists) ?? false
+        let existed = marker.map { FilePath($0).exists } ?? false
         let start = ContinuousClock.now
         var refusal: String?
         do {
@@ -247,7 +246,7 @@ private func checkHostileFiles(_ json: JSON, _ folder: String, _ checks: Checks)
         default: checks.expect(true, file, "")
         }
         checks.expect(seconds < 2, "\(file) time", "took \(brief(seconds)) s")
-        let exists = marker.map(manager.fileExists) ?? false
+        let exists = marker.map { FilePath($0).exists } ?? false
         checks.expect(exists == existed, "\(file) side effect", "\(marker ?? "") was made")
     }
 }

@@ -1,6 +1,8 @@
 /// JSON documents whose keys are not known beforehand.
 
 import FoundationEssentials
+import Ground
+import SystemPackage
 
 /// A JSON value. Numbers keep what `Double` keeps.
 public enum JSON: Sendable, Equatable, Decodable {
@@ -45,11 +47,12 @@ public enum JSON: Sendable, Equatable, Decodable {
 
     /// Reads a file; throws for anything that is not JSON.
     init(path: String) throws {
-        guard let data = FileManager.default.contents(atPath: path) else {
-            throw FixtureError("cannot read \(path)")
+        let bytes: [UInt8]
+        do { bytes = try FilePath(path).contents() } catch {
+            throw FixtureError("cannot read \(error)")
         }
         do {
-            self = try JSONDecoder().decode(JSON.self, from: data)
+            self = try JSONDecoder().decode(JSON.self, from: Data(bytes))
         } catch {
             throw FixtureError("\(path) is not JSON: \(error)")
         }

@@ -1,5 +1,6 @@
 /// Cases of single operations: norms, activations, 8-bit arithmetic, patches.
 
+import Ground
 import Tensors
 
 /// in.x: [M, N]; every norm of the model, f32 and bf16.
@@ -54,7 +55,7 @@ func checkActivations(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     let x = try fixture.f32("in.x")
     let width = 16
     let count = x.shape.count
-    let rows = (count + width - 1) / width
+    let rows = ceilDivide(count, width)
     let padded = Tensor(
         x.floats() + [Float](repeating: 0, count: rows * width - count), [rows, width])
     var identity = [Float](repeating: 0, count: width * width)
@@ -127,7 +128,7 @@ func checkPatchify(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) 
 func readInt8(_ x: Tensor, on device: any Backend) -> (codes: [Double], scales: [Double]) {
     let codes = device.read(x)
     guard let storage = x.scales else { return (codes.doubles(), []) }
-    let blocks: Shape = [(x.shape.rows + 127) / 128, (x.shape.columns + 127) / 128]
+    let blocks: Shape = [ceilDivide(x.shape.rows, 128), ceilDivide(x.shape.columns, 128)]
     return (codes.doubles(), device.read(Tensor(blocks, .f32, storage: storage)).doubles())
 }
 
@@ -184,7 +185,7 @@ private func blockProduct(
     guard case .int8Blocks(let matrix, let scale) = weight else { return [] }
     let w = matrix.doubles()
     let ws = scale.doubles()
-    let blocks = (columns + 127) / 128
+    let blocks = ceilDivide(columns, 128)
     return (0..<codes.count / columns).flatMap { row in
         (0..<matrix.shape[0]).map { output in
             var sum = 0.0

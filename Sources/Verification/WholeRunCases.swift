@@ -5,8 +5,8 @@ import Catalog
 import Checkpoints
 import Diffusion
 import Families
-import FoundationEssentials
 import Glibc
+import Ground
 import Media
 import Models
 import Runs
@@ -207,7 +207,7 @@ func checkWholeRuns(
 /// full precision.
 private func modelSet(near folder: String) throws -> ModelSet {
     var models: ModelSet
-    if FileManager.default.fileExists(atPath: folder + "/config.json") {
+    if FilePath(folder + "/config.json").exists {
         models = try Catalog.modelSet(folder: folder)
     } else {
         var (places, path) = ([folder], FilePath(folder))
@@ -259,7 +259,7 @@ private struct WholeRun {
                 try tensor("\(index).text_embedding").doubles(), Tolerance(relativeL2: 2e-5))
         }
         if noises != nil {
-            if FileManager.default.fileExists(atPath: models.transformer) {
+            if FilePath(models.transformer).exists {
                 try checkLatents(index, &walk)
             } else {
                 checks.skip(

@@ -3,11 +3,13 @@
 public import ArgumentParser
 public import Benchmarks
 import Catalog
+import Devices
 import Families
 import Media
 import Models
 import Runs
 import Tensors
+import Terminal
 
 struct BenchCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -73,12 +75,13 @@ struct BenchCommand: AsyncParsableCommand {
         let request = try request(model)
         if let output { try BenchTable.checkWritable(output) }
         let start = ContinuousClock.now
-        let backend = try device.open(threads: threads) { Output.note($0) }
+        var options = DeviceOptions()
+        options.threads = threads
+        let backend = try device.open(options) { Output.note("\($0)") }
         let opening = (ContinuousClock.now - start) / .seconds(1)
         let bench = try Bench(
             model, request, stage,
-            on: OpenedDevice(
-                backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend)),
+            on: OpenedDevice(backend, sageArchitecture: backend.sageArchitecture),
             tokens: tokens, repeats: repeats)
         let printer = BenchPrinter(
             .init(

@@ -1,6 +1,8 @@
 /// What `bench` prints: tables for people, or lines of JSON.
 
 import Benchmarks
+import Ground
+import Terminal
 
 /// Shows figures as they come.
 final class BenchPrinter {
@@ -29,7 +31,7 @@ final class BenchPrinter {
         let parts = added.map { record in
             let name = record.operation ?? ""
             if let rate = record.teraflops { return "\(name) \(Self.rate(rate)) TFLOP/s" }
-            return "\(name) \(Output.fixed(record.gigabytesPerSecond ?? 0, 1)) GB/s"
+            return "\(name) \(fixed(record.gigabytesPerSecond ?? 0, 1)) GB/s"
         }
         Output.line("ceilings   \(parts.joined(separator: ", ")) (\(ceilings.method))")
     }
@@ -41,15 +43,15 @@ final class BenchPrinter {
         case .stage(let figures):
             for record in added {
                 stages.append([
-                    figures.name, figures.cold.map(Output.seconds) ?? "",
-                    figures.warm.isEmpty ? "" : Output.seconds(figures.seconds),
-                    figures.warm.min().map(Output.seconds) ?? "",
+                    figures.name, figures.cold.map { describe(seconds: $0) } ?? "",
+                    figures.warm.isEmpty ? "" : describe(seconds: figures.seconds),
+                    figures.warm.min().map { describe(seconds: $0) } ?? "",
                     record.teraflops.map(Self.rate) ?? "",
                     record.shareOfCeiling.map(Self.percent) ?? "",
-                    Output.bytes(figures.peakBytes),
+                    describe(bytes: figures.peakBytes),
                 ])
             }
-            Output.note("\(figures.name): \(Output.seconds(figures.seconds))")
+            Output.note("\(figures.name): \(describe(seconds: figures.seconds))")
         case .operations(_, let stage): show(added, of: stage)
         }
     }
@@ -77,10 +79,10 @@ final class BenchPrinter {
         for record in operations.prefix(Self.mostRows) {
             rows.append([
                 "\(record.operation ?? "") \(record.shapes ?? "")", "\(record.calls ?? 0)",
-                Output.fixed(record.milliseconds ?? 0, 3),
+                fixed(record.milliseconds ?? 0, 3),
                 record.shareOfStage.map(Self.percent) ?? "",
                 record.teraflops.map(Self.rate) ?? "",
-                Output.fixed(record.gigabytesPerSecond ?? 0, 1),
+                fixed(record.gigabytesPerSecond ?? 0, 1),
                 record.shareOfCeiling.map(Self.percent) ?? "",
             ])
         }
@@ -88,19 +90,19 @@ final class BenchPrinter {
         if !rest.isEmpty {
             rows.append([
                 "\(rest.count) others", "\(rest.reduce(0) { $0 + ($1.calls ?? 0) })",
-                Output.fixed(milliseconds(rest), 3), Self.percent(milliseconds(rest) / total),
+                fixed(milliseconds(rest), 3), Self.percent(milliseconds(rest) / total),
             ])
         }
-        Output.line("\n\(stage): \(Output.seconds(total / 1000)) in operations")
+        Output.line("\n\(stage): \(describe(seconds: total / 1000)) in operations")
         Output.line(Output.table(rows))
     }
 
     /// TFLOP/s with three digits or so.
     private static func rate(_ tera: Double) -> String {
-        Output.fixed(tera, tera < 10 ? 3 : tera < 100 ? 1 : 0)
+        fixed(tera, tera < 10 ? 3 : tera < 100 ? 1 : 0)
     }
 
-    private static func percent(_ share: Double) -> String { Output.fixed(share * 100, 1) + " %" }
+    private static func percent(_ share: Double) -> String { fixed(share * 100, 1) + " %" }
 }
 
 extension BenchTable.Settings {
@@ -110,14 +112,14 @@ extension BenchTable.Settings {
             let memory = machine.memoryBytes
         {
             lines.append(
-                "driver     \(driver); \(count) multiprocessors, \(Output.bytes(memory))")
+                "driver     \(driver); \(count) multiprocessors, \(describe(bytes: memory))")
         }
         let top = topK.map { " top-k \($0)" } ?? ""
         return lines + [
             "processor  \(machine.processor), \(machine.cores) logical cores",
             "model      \(model), \(width)x\(height), \(frames) frames, \(attention)\(top), "
                 + "linears \(linears), \(precision)",
-            "opened in  \(Output.seconds(openingMilliseconds / 1000)), kernels included",
+            "opened in  \(describe(seconds: openingMilliseconds / 1000)), kernels included",
         ]
     }
 }

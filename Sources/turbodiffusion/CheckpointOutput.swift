@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Checkpoints
+import Terminal
 
 /// Where a checkpoint goes, and whether it may replace one.
 struct CheckpointOutput: ParsableArguments {

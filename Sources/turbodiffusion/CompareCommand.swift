@@ -2,9 +2,11 @@
 
 import ArgumentParser
 import Checkpoints
+import Ground
 import Media
 import Quality
 import Tensors
+import Terminal
 
 struct CompareCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -73,7 +75,7 @@ struct CompareCommand: AsyncParsableCommand {
             Output.json(overall)
         } else {
             Output.line(
-                "overall: PSNR \(Self.decibels(overall.psnr)), SSIM \(Output.fixed(overall.ssim, 5)), "
+                "overall: PSNR \(Self.decibels(overall.psnr)), SSIM \(fixed(overall.ssim, 5)), "
                     + "\(overall.frames) frames")
         }
         if let picture { try await draw(a, b, to: picture) }
@@ -84,11 +86,11 @@ struct CompareCommand: AsyncParsableCommand {
         if json { return Output.json(frame) }
         Output.line(
             "frame \(frame.frame): PSNR \(Self.decibels(frame.psnr)), "
-                + "SSIM \(Output.fixed(frame.ssim, 5))")
+                + "SSIM \(fixed(frame.ssim, 5))")
     }
 
     private static func decibels(_ value: Double?) -> String {
-        value.map { Output.fixed($0, 2) + " dB" } ?? "infinite (equal)"
+        value.map { fixed($0, 2) + " dB" } ?? "infinite (equal)"
     }
 
     // MARK: Tensors
@@ -109,22 +111,16 @@ struct CompareCommand: AsyncParsableCommand {
             guard let x = try a.tensor(name)?.floats(), let y = try b.tensor(name)?.floats() else {
                 continue
             }
-            var (error, norm, maximum) = (0.0, 0.0, 0.0)
-            for (p, q) in zip(x, y) {
-                let distance = abs(Double(p) - Double(q))
-                error += distance * distance
-                norm += Double(p) * Double(p)
-                maximum = max(maximum, distance)
-            }
-            let distance = TensorDistance(
-                tensor: name,
-                relativeL2: norm > 0 ? (error / norm).squareRoot() : error.squareRoot(),
-                maximum: maximum)
+            var distance = Distance()
+            distance.add(y, x)
             if json {
-                Output.json(distance)
+                Output.json(
+                    TensorDistance(
+                        tensor: name, relativeL2: distance.relative, maximum: distance.maximum))
             } else {
                 Output.line(
-                    "\(name): relative L2 \(distance.relativeL2), largest difference \(maximum)")
+                    "\(name): relative L2 \(distance.relative), "
+                        + "largest difference \(distance.maximum)")
             }
         }
     }

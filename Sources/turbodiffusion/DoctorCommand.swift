@@ -3,7 +3,9 @@
 import ArgumentParser
 import CPU
 import CUDA
+import Ground
 import Media
+import Terminal
 import Verification
 
 struct DoctorCommand: AsyncParsableCommand {
@@ -79,7 +81,7 @@ struct DoctorCommand: AsyncParsableCommand {
                 let reason = result.failures.first ?? "failed"
                 show(Finding("self-test", .missing, "\(result.name): \(reason)"))
             }
-            let seconds = Output.seconds((ContinuousClock.now - start) / .seconds(1))
+            let seconds = describe(seconds: (ContinuousClock.now - start) / .seconds(1))
             show(
                 Finding(
                     "self-test", failures == 0 ? .fine : .missing,

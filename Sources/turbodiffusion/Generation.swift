@@ -2,12 +2,15 @@
 
 import Catalog
 import Delivery
+import Devices
 import Families
-import FoundationEssentials
 import Glibc
+import Ground
 import Media
 import Runs
+import SystemPackage
 import Tensors
+import Terminal
 
 /// One call of t2v or i2v.
 struct Generation {
@@ -131,7 +134,7 @@ struct Generation {
             files += [start.text, start.conditioning] + run.request.loras.map(\.path)
             if start.conditioning == nil { files.append(run.request.image) }
         }
-        for file in files.compactMap({ $0 }) where !FileManager.default.fileExists(atPath: file) {
+        for file in files.compactMap({ $0 }) where !FilePath(file).exists {
             throw UserError("request.missing", "no such file: \(file)")
         }
     }
@@ -149,13 +152,11 @@ struct Generation {
         printer.showStart(stored, outputs.files)
         let (execution, needed, resident) = (execution, plan.peakBytes, plan.residentWeights)
         let engine = Engine {
-            let backend = try execution.device.open(
-                threads: execution.threads, memoryLimit: execution.memoryLimit?.bytes,
-                residentWeights: resident
-            ) { printer.show(.notice(.device($0))) }
-            try DeviceChoice.checkFreeMemory(needed, on: backend)
-            return OpenedDevice(
-                backend, sageArchitecture: DeviceChoice.sageArchitecture(of: backend))
+            let backend = try execution.device.open(execution.deviceOptions(resident: resident)) {
+                printer.show(.notice(.device("\($0)")))
+            }
+            try backend.checkFreeMemory(needed)
+            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
         }
         let report = try await engine.deliver(
             run, to: outputs, stored: stored,
@@ -174,23 +175,23 @@ struct Generation {
         var rows = [["stage", "weights", "activations", "work", "traffic"]]
         for stage in plan.stages {
             rows.append([
-                stage.part.title, Output.bytes(stage.weightBytes),
-                Output.bytes(stage.activationBytes),
-                "\(Output.fixed(stage.operations / 1e12, 2)) TFLOP",
-                Output.bytes(Int(stage.traffic)),
+                stage.part.title, describe(bytes: stage.weightBytes),
+                describe(bytes: stage.activationBytes),
+                "\(fixed(stage.operations / 1e12, 2)) TFLOP",
+                describe(bytes: Int(stage.traffic)),
             ])
         }
         Output.line(Output.table(rows))
         for notice in plan.notices { Output.line(notice.message) }
-        Output.line("peak device memory: \(Output.bytes(plan.peakBytes))")
+        Output.line("peak device memory: \(describe(bytes: plan.peakBytes))")
         if let resident = plan.residentWeights {
             Output.line(
-                "weights stream from host memory; \(Output.bytes(resident)) of them stay on the device"
+                "weights stream from host memory; \(describe(bytes: resident)) of them stay on the device"
             )
         }
         for (name, tera) in [("a card of 400 TFLOP/s", 400.0), ("a CPU of 0.3 TFLOP/s", 0.3)] {
             let seconds = plan.stages.reduce(0) { $0 + $1.operations } / (tera * 1e12)
-            Output.line("at least \(Output.seconds(seconds)) on \(name)")
+            Output.line("at least \(describe(seconds: seconds)) on \(name)")
         }
         Output.line("nothing was loaded")
     }

@@ -2,6 +2,7 @@
 /// this program's own. What is nil or false was not said: the model's defaults hold, or what a repeated video has.
 
 public import ArgumentParser
+import Devices
 public import Families
 
 extension AttentionChoice: ExpressibleByArgument {}
@@ -173,4 +174,13 @@ struct ExecutionOptions: ParsableArguments {
     var json = false
     @Flag(help: "Print nothing but errors.")
     var quiet = false
+
+    /// - Parameter resident: bytes of weights that stay on a GPU; nil for all.
+    func deviceOptions(resident: Int?) -> DeviceOptions {
+        var options = DeviceOptions()
+        options.threads = threads
+        options.cuda.memoryLimit = memoryLimit?.bytes
+        options.cuda.residentWeights = resident
+        return options
+    }
 }

@@ -3,7 +3,9 @@
 import ArgumentParser
 import Checkpoints
 import Glibc
+import Ground
 import Tensors
+import Terminal
 
 struct InspectCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -65,7 +67,7 @@ struct InspectCommand: AsyncParsableCommand {
 
     private func show(_ summary: CheckpointSummary) {
         let format = summary.format.map { "\($0.rawValue), " } ?? ""
-        Output.line("\(summary.path): \(format)\(Output.bytes(summary.byteCount)) of tensors")
+        Output.line("\(summary.path): \(format)\(describe(bytes: summary.byteCount)) of tensors")
         if let model = summary.model {
             let sizes = model.properties.map { "\($0.name) \($0.value)" }
             let kind = model.title == model.kind.rawValue ? "" : " (\(model.kind.rawValue))"
@@ -75,7 +77,7 @@ struct InspectCommand: AsyncParsableCommand {
         }
         if summary.layout == .diffusers { Output.line("names      Hugging Face's") }
         let types = summary.types.map { type in
-            "\(type.tensors) \(type.dtype) (\(Output.bytes(type.byteCount)))"
+            "\(type.tensors) \(type.dtype) (\(describe(bytes: type.byteCount)))"
         }
         Output.line(
             "tensors    \(summary.tensors.count) with \(grouped(summary.parameters)) elements: "

@@ -3,9 +3,11 @@
 import Catalog
 import Delivery
 import Families
+import Ground
 import Media
 import Runs
 import Tensors
+import Terminal
 
 /// What a video says about its making.
 struct VideoSummary {
@@ -73,7 +75,7 @@ struct VideoSummary {
     }
 
     private func told(_ file: FileIdentity) -> String {
-        "\(file.name.debugDescription), \(Output.bytes(file.bytes))"
+        "\(file.name.debugDescription), \(describe(bytes: file.bytes))"
     }
 
     func show() {

@@ -3,17 +3,13 @@
 import ArgumentParser
 import CPU
 import CUDA
+import Devices
 import Glibc
 import Ground
 import SystemPackage
 import Tensors
+import Terminal
 import Verification
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 struct KernelsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -197,15 +193,15 @@ struct KernelsCommand: AsyncParsableCommand {
         }
 
         private func open() throws -> any Backend {
-            if device == .cpu { return CPUBackend() }
-            var options = CUDABackend.Options()
-            options.libraries = libraries
-            options.waitsForEachKernel = debugKernels
-            options.usesGenericKernels = generic
-            options.poisonsMemory = !fast
-            var ordinal = 0
-            if case .cuda(let chosen) = device { ordinal = chosen }
-            return try CUDABackend(ordinal: ordinal, options) { noteSlow($0) }
+            var options = DeviceOptions()
+            options.cuda.libraries = libraries
+            options.cuda.waitsForEachKernel = debugKernels
+            options.cuda.usesGenericKernels = generic
+            options.cuda.poisonsMemory = !fast
+            return try device.open(options) { note in
+                if case .kernels(_, let seconds) = note, seconds <= 0.1 { return }
+                Output.note("\(note)")
+            }
         }
     }
 
@@ -221,6 +217,6 @@ struct KernelsCommand: AsyncParsableCommand {
         guard built.seconds > 0.1 else { return }
         Output.note(
             "\(built.file) for \(built.architecture): \(built.kernelCount) kernels, "
-                + Output.seconds(built.seconds))
+                + describe(seconds: built.seconds))
     }
 }

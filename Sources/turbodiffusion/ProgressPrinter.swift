@@ -1,9 +1,10 @@
 /// The events of a run as they come: a moving line on a terminal, plain lines elsewhere, or JSON lines.
 
 import Delivery
-import Glibc
+import Ground
 import Runs
 import Synchronization
+import Terminal
 
 final class ProgressPrinter: Sendable {
     enum Style: Sendable { case terminal, plain, json, quiet }
@@ -16,10 +17,11 @@ final class ProgressPrinter: Sendable {
     }
 
     private let style: Style
+    private let line = MovingLine()
     private let state = Mutex(State())
 
     init(json: Bool, quiet: Bool) {
-        style = json ? .json : quiet ? .quiet : isatty(STDERR_FILENO) == 1 ? .terminal : .plain
+        style = json ? .json : quiet ? .quiet : TextStream.errors.isTerminal ? .terminal : .plain
     }
 
     func show(_ event: RunEvent) {
@@ -30,56 +32,54 @@ final class ProgressPrinter: Sendable {
                 $0.started = .now
                 $0.lastShown = nil
             }
-            if style == .terminal { redraw("\(stage.title) …") }
-        case .stageProgress(let stage, let fraction):
-            showProgress(stage, fraction)
+            if style == .terminal { line.show("\(stage.title) …") }
+        case .stageProgress(let stage, let fraction): showProgress(stage, fraction)
         case .stageFinished(let report):
             if case .step = report.stage {
                 state.withLock { $0.stepSeconds.append(report.seconds) }
             }
             let left = remaining(after: report.stage)
-            let text = "\(report.stage.title): \(Output.seconds(report.seconds))\(left)"
-            if style == .terminal { redraw(text + "\n") }
-            if style == .plain { Output.note(text) }
-        case .notice(let notice):
-            warn(notice.message)
+            say("\(report.stage.title): \(describe(seconds: report.seconds))\(left)")
+        case .notice(let notice): warn(notice.message)
         }
         if style == .json { showJSON(event) }
     }
 
     private func showProgress(_ stage: Stage, _ fraction: Double) {
-        guard style == .terminal || style == .plain else { return }
-        let text = state.withLock { state -> String? in
-            let now = ContinuousClock.now
-            let pause: Duration = style == .terminal ? .milliseconds(100) : .seconds(10)
-            if let last = state.lastShown ?? (style == .plain ? state.started : nil),
-                now - last < pause
-            {
-                return nil
-            }
-            state.lastShown = now
-            let elapsed = (now - state.started) / .seconds(1)
+        var text: String {
+            let elapsed = (.now - state.withLock { $0.started }) / .seconds(1)
             let left = fraction > 0 ? elapsed / fraction - elapsed : 0
-            return "\(stage.title): \(Output.fixed(fraction * 100, 0)) %, "
-                + "\(Output.seconds(elapsed)), \(Output.seconds(left)) left"
+            return "\(stage.title): \(fixed(fraction * 100, 0)) %, "
+                + "\(describe(seconds: elapsed)), \(describe(seconds: left)) left"
         }
-        guard let text else { return }
-        if style == .terminal { redraw(text) } else { Output.note(text) }
+        if style == .terminal { line.show(text) }
+        if style == .plain, isDue(every: .seconds(10), atOnce: false) { say(text) }
+    }
+
+    /// Whether so much time has gone by since the last progress, or since the stage began.
+    private func isDue(every pause: Duration, atOnce: Bool) -> Bool {
+        state.withLock { state in
+            let now = ContinuousClock.now
+            let last = state.lastShown ?? (atOnce ? nil : state.started)
+            if let last, now - last < pause { return false }
+            state.lastShown = now
+            return true
+        }
     }
 
     /// Time left for the steps still to come, at the rate of the slowest so far.
     private func remaining(after stage: Stage) -> String {
         guard case .step(let number, let count, _) = stage, number < count else { return "" }
         let slowest = state.withLock { $0.stepSeconds.max() ?? 0 }
-        return " (\(Output.seconds(slowest * Double(count - number))) left for the other steps)"
+        return " (\(describe(seconds: slowest * Double(count - number))) left for the other steps)"
     }
 
-    private func warn(_ text: String) {
-        if style == .terminal { redraw("note: \(text)\n") }
-        if style == .plain { Output.note("note: \(text)") }
-    }
+    private func warn(_ text: String) { say("note: \(text)") }
 
-    private func redraw(_ text: String) { Output.write("\r\u{1B}[K" + text, to: STDERR_FILENO) }
+    /// A line for people.
+    private func say(_ text: String) {
+        if style == .terminal || style == .plain { line.note(text) }
+    }
 
     // MARK: Before and after
 
@@ -100,16 +100,16 @@ final class ProgressPrinter: Sendable {
         var rows = [["stage", "time", "peak memory"]]
         for stage in report.stages {
             rows.append([
-                stage.stage.title, Output.seconds(stage.seconds),
-                stage.peakBytes > 0 ? Output.bytes(stage.peakBytes) : "",
+                stage.stage.title, describe(seconds: stage.seconds),
+                stage.peakBytes > 0 ? describe(bytes: stage.peakBytes) : "",
             ])
         }
         rows.append([
-            "total", Output.seconds(report.totalSeconds), Output.bytes(report.peakBytes),
+            "total", describe(seconds: report.totalSeconds), describe(bytes: report.peakBytes),
         ])
         Output.line(Output.table(rows))
         Output.line(
-            "on \(report.device); host memory \(Output.bytes(report.hostPeakBytes)) at most; seed \(seed)"
+            "on \(report.device); host memory \(describe(bytes: report.hostPeakBytes)) at most; seed \(seed)"
         )
         for path in files { Output.line("wrote \(path)") }
     }
@@ -141,15 +141,7 @@ final class ProgressPrinter: Sendable {
 
     /// At most ten lines of progress a second.
     private func showJSON(_ event: RunEvent) {
-        if case .stageProgress = event {
-            let isDue = state.withLock { state in
-                let now = ContinuousClock.now
-                if let last = state.lastShown, now - last < .milliseconds(100) { return false }
-                state.lastShown = now
-                return true
-            }
-            if !isDue { return }
-        }
+        if case .stageProgress = event, !isDue(every: .milliseconds(100), atOnce: true) { return }
         Output.json(event)
     }
 }

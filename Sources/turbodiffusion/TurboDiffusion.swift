@@ -2,6 +2,8 @@
 
 import ArgumentParser
 import Glibc
+import SystemPackage
+import Terminal
 
 @main
 struct TurboDiffusion: AsyncParsableCommand {
@@ -25,6 +27,10 @@ struct TurboDiffusion: AsyncParsableCommand {
         signal(SIGPIPE, SIG_IGN)
         Interruption.install()
         await main(normalized(Array(CommandLine.arguments.dropFirst())))
+        // Whoever closed the pipe has seen enough; who lacks a part of the result must be told.
+        guard let failure = TextStream.output.failure else { return }
+        if failure != .brokenPipe { Output.note("cannot write the output: \(failure)") }
+        exit(EXIT_FAILURE)
     }
 
     /// `--dit_path` and `--dit-path` are the same option: the original's command lines work unchanged. Values may begin

@@ -3,6 +3,7 @@
 import Catalog
 import Checkpoints
 import Delivery
+import Devices
 import Families
 import Media
 import Runs
@@ -33,6 +34,7 @@ extension UserError {
             self.init("output", "\(error)" + (isThere ? "; --force replaces it" : ""))
         case let error as CheckpointError: self.init("checkpoint", "\(error)")
         case let error as MediaError: self.init("media", "\(error)")
+        case let error as MemoryShortage: self.init(error)
         case is CancellationError: self.init("cancelled", "cancelled")
         default: self.init("other", "\(error)")
         }
@@ -58,6 +60,14 @@ extension UserError {
         case .stored: self.init("run.stored", "\(error)")
         case .memory: self.init("run.memory", "\(error)")
         }
+    }
+
+    private init(_ error: MemoryShortage) {
+        let gibibytes = error.free >> 30
+        self.init(
+            "device.memory",
+            "\(error); close them"
+                + (gibibytes > 0 ? ", or try --memory-limit \(gibibytes)GiB" : ""))
     }
 
     private init(_ error: FittingError) {

@@ -2,7 +2,9 @@
 
 import ArgumentParser
 import CPU
+import Devices
 import Tensors
+import Terminal
 import Verification
 
 struct VerifyCommand: AsyncParsableCommand {
@@ -54,9 +56,10 @@ struct VerifyCommand: AsyncParsableCommand {
     }
 
     private func check() throws -> [CaseResult] {
-        let backend = try device.open(threads: threads, debugKernels: debugKernels) {
-            Output.note($0)
-        }
+        var options = DeviceOptions()
+        options.threads = threads
+        options.cuda.waitsForEachKernel = debugKernels
+        let backend = try device.open(options) { Output.note("\($0)") }
         let isCPU = backend is CPUBackend
         if !json { Output.line("on \(backend.name)") }
         let verifier = try Verifier(folder: folder, on: backend, acceptsLoose: !isCPU)

@@ -1,6 +1,7 @@
 /// Command lines before and as they are parsed: spellings, values, help.
 
 import ArgumentParser
+import Devices
 import FoundationEssentials
 import Testing
 

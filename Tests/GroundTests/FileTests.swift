@@ -189,6 +189,23 @@ private final class Folder {
     }
 }
 
+@Suite struct ContentsTests {
+    @Test func filesAreReadUpToTheirLimit() throws {
+        let folder = try Folder()
+        let path = folder.path.appending("x")
+        #expect(throws: FileError.system(path, .noSuchFileOrDirectory)) { try path.contents() }
+        let bytes = (0..<3_000_000).map { UInt8(truncatingIfNeeded: $0 &* 31) }
+        try PendingFile.write(bytes, to: path, overwrite: false)
+        #expect(try path.contents() == bytes && path.exists)
+        #expect(throws: FileError.tooLarge(path, limit: 2_999_999)) {
+            try path.contents(limit: 2_999_999)
+        }
+        #expect(throws: FileError.notRegular(folder.path)) { try folder.path.contents() }
+        // Its size is said to be 0.
+        #expect(try FilePath("/proc/self/status").contents().count > 100)
+    }
+}
+
 @Suite struct FolderTests {
     @Test func foldersAreMadeWithThoseAbove() throws {
         let folder = try Folder()

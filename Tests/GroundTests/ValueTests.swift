@@ -87,6 +87,7 @@ import Testing
     @Test func divisionRoundsUp() {
         #expect([0, 1, 127, 128, 129].map { ceilDivide($0, 128) } == [0, 1, 1, 1, 2])
         #expect(ceilDivide(Int.max, 2) == 1 << 62)
+        #expect([0, 1, 16, 17].map { roundUp($0, to: 16) } == [0, 16, 16, 32])
     }
 
     @Test(arguments: [([3], 3), ([4, 1, 3], 3), ([4, 1, 2, 3], 2.5)] as [([Double], Double)])

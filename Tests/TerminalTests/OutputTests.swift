@@ -83,6 +83,10 @@ private final class Capture {
         #expect(try Output.jsonText(Value()) == #"{"error":"inf","path":"a/b"}"#)
     }
 
+    @Test func whatComesFromFilesCannotSteerTheTerminal() {
+        #expect(Output.visible("a\nb\u{1B}[2J\u{202E}") == "a\nb\\u{1B}[2J\\u{202E}")
+    }
+
     @Test func columnsAreAligned() {
         #expect(
             Output.table([["stage", "time"], ["decode", "1.25 s", "x"], ["é"]])
@@ -116,5 +120,13 @@ private final class Capture {
         line.show("moves")
         line.note("stays")
         #expect(capture.text() == "stays\n")
+    }
+
+    @Test func barsShowTheShareAndTheTimeLeft() {
+        #expect(
+            FileProgress.text("writing", 0.25, elapsed: 10)
+                == "writing ███████░░░░░░░░░░░░░░░░░░░░░░░ 25 %, 30.00 s left")
+        #expect(
+            FileProgress.text("w", 2, elapsed: 1).hasPrefix("w ██████████████████████████████ 200"))
     }
 }

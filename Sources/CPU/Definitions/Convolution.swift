@@ -1,5 +1,6 @@
 /// Causal convolution of channels-last frames.
 
+import Ground
 import Tensors
 
 extension Definitions {
@@ -24,7 +25,7 @@ extension Definitions {
         let frames = (Rows(x), o.history.map { Rows($0) })
         let (lines, width, outputs) = (shape[0] * shape[1], shape[2], shape[3])
         let block = 32
-        let blocks = (width + block - 1) / block
+        let blocks = ceilDivide(width, block)
         threads.parallel(lines * blocks) { range in
             scratch(block * (depth + columns) + outputs) { memory in
                 let patches = memory

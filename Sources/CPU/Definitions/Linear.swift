@@ -15,8 +15,8 @@ extension Definitions {
         let (input, matrix, output) = (Rows(x), Rows(weight.matrix), Rows(result))
         let scaling = Scaling(x, weight)
         let bias = o.bias.map { vector($0, roundedTo: scaling.isBlocked ? outputType : .f32) }
-        let rowTiles = (input.count + Self.tile.rows - 1) / Self.tile.rows
-        let columnTiles = (outputs + Self.tile.columns - 1) / Self.tile.columns
+        let rowTiles = ceilDivide(input.count, Self.tile.rows)
+        let columnTiles = ceilDivide(outputs, Self.tile.columns)
         threads.parallel(rowTiles * columnTiles) { range in
             for index in range {
                 let row = index % rowTiles * Self.tile.rows
@@ -83,8 +83,8 @@ extension Definitions {
     /// q = rne(x * (128 / amax)) saturated to -128...127, scale = amax / 128, for each block of 128x128.
     private func int8Blocks(_ x: Tensor) -> Tensor {
         let rows = Rows(x)
-        let blockRows = (rows.count + 127) / 128
-        let blockColumns = (rows.columns + 127) / 128
+        let blockRows = ceilDivide(rows.count, 128)
+        let blockColumns = ceilDivide(rows.columns, 128)
         let scales = memory.storage(byteCount: blockRows * blockColumns * 4)
         let result = memory.tensor(x.shape, .i8, scales: scales)
         let scale = scales.hostPointer!.assumingMemoryBound(to: Float.self)
@@ -143,7 +143,7 @@ extension Definitions {
         let codes = Tensor(weight.shape, quantized.dtype, storage: quantized.storage)
         let (outputs, inputs) = (weight.shape[0], weight.shape[1])
         let shape: Shape =
-            format == .fp8Rows ? [outputs] : [(outputs + 127) / 128, (inputs + 127) / 128]
+            format == .fp8Rows ? [outputs] : [ceilDivide(outputs, 128), ceilDivide(inputs, 128)]
         let scale = Tensor(shape, .f32, storage: quantized.scales!)
         return format == .fp8Rows
             ? .fp8Rows(weight: codes, scale: scale) : .int8Blocks(weight: codes, scale: scale)

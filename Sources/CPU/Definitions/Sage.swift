@@ -1,6 +1,7 @@
 /// The arithmetic of the attention kernels: what they quantise, and how they round inside a tile.
 
 import Glibc
+import Ground
 import Tensors
 
 extension Definitions {
@@ -27,7 +28,7 @@ extension Definitions {
     /// half away from zero. x: [L, heads, dim] → i8 [L, heads, dim], f32 [heads, blocks]
     private func blockCodes(_ x: Tensor, _ block: Int, minus center: Tensor?) -> (Tensor, Tensor) {
         let (tokens, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
-        let blocks = (tokens + block - 1) / block
+        let blocks = ceilDivide(tokens, block)
         let rows = Rows(x)
         let center = center.map { vector($0) }
         let codes = memory.tensor(x.shape, .i8)
@@ -140,8 +141,8 @@ struct TileOperands {
         _ definitions: Definitions, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ spec: SparseAttention
     ) {
         (tokens, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        queryBlocks = (tokens + spec.queryBlock - 1) / spec.queryBlock
-        keyBlocks = (tokens + spec.keyBlock - 1) / spec.keyBlock
+        queryBlocks = ceilDivide(tokens, spec.queryBlock)
+        keyBlocks = ceilDivide(tokens, spec.keyBlock)
         arithmetic = TileArithmetic(spec.arithmetic, headDim: dim)
         guard case .sage(let architecture) = spec.arithmetic else {
             (self.q, self.k, self.v) = (Rows(q), Rows(k), Rows(v))

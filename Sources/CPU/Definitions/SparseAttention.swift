@@ -1,6 +1,7 @@
 /// Sparse-linear attention: the block map, the attention over the selected blocks and the linear branch.
 
 import Glibc
+import Ground
 import Tensors
 
 extension Definitions {
@@ -76,7 +77,7 @@ extension Definitions {
     func mean(_ x: Tensor) -> Tensor {
         let (tokens, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
         let sums = Rows(blockSums(x, 256, minus: nil))
-        let count = (tokens + 255) / 256
+        let count = ceilDivide(tokens, 256)
         return mapRows([1, heads * dim], x.dtype) { _, out in
             out.update(repeating: 0, count: heads * dim)
             for block in 0..<count { Vector.add(out, sums.floats(block), heads * dim) }
@@ -106,7 +107,7 @@ extension Definitions {
         let width = x.shape[1] * x.shape[2]
         let rows = Rows(x, columns: width)
         let center = center.map { vector($0) }
-        let sums = memory.tensor([(tokens + block - 1) / block, width], .f32)
+        let sums = memory.tensor([ceilDivide(tokens, block), width], .f32)
         let out = Rows(sums)
         threads.parallel(out.count) { range in
             scratch(width) { line in
@@ -140,7 +141,7 @@ extension Definitions {
         let selected = indices.shape[2]
         let chosen = indices.hostAddress.assumingMemoryBound(to: Int32.self)
         let keyBlock = spec.keyBlock
-        let keyBlocks = (tokens + keyBlock - 1) / keyBlock
+        let keyBlocks = ceilDivide(tokens, keyBlock)
         let width = Panels.columns(keyBlock)
         // Keys as panels, block by block, then values, of one head.
         let packed = memory.storage(byteCount: (keyBlocks * width + tokens) * dim * 4)
@@ -148,7 +149,7 @@ extension Definitions {
         let values = panels + keyBlocks * width * dim
         // Half a query block is enough work for a chunk, and keeps the threads equally busy.
         let tile = min(64, spec.queryBlock)
-        let tilesInBlock = (spec.queryBlock + tile - 1) / tile
+        let tilesInBlock = ceilDivide(spec.queryBlock, tile)
         for head in 0..<heads {
             threads.parallel(keyBlocks) { range in
                 for block in range {
@@ -203,7 +204,7 @@ extension Definitions {
             round(panels.baseAddress!, count, to: rounding)
         }
         let block = 64
-        let blocks = (tokens + block - 1) / block
+        let blocks = ceilDivide(tokens, block)
         threads.parallel(blocks * heads) { range in
             scratch(block * (2 * dim + width) + dim) { memory in
                 let features = memory
@@ -262,8 +263,8 @@ extension Definitions {
         let (ks, vs) = (Rows(k), Rows(v))
         // At most 16 partial sums for a head, of whole blocks of 256 rows.
         let block = 256
-        let share = max(1, ((tokens + block - 1) / block + 15) / 16) * block
-        let parts = (tokens + share - 1) / share
+        let share = max(1, ceilDivide(ceilDivide(tokens, block), 16)) * block
+        let parts = ceilDivide(tokens, share)
         let partial = memory.tensor([heads, parts, dim * dim + dim], .f32)
         let partialRows = Rows(partial)
         threads.parallel(heads * parts) { range in

@@ -2,6 +2,7 @@
 
 internal import CDrivers
 import Glibc
+internal import Ground
 import Tensors
 
 extension VectorOperations {
@@ -32,7 +33,7 @@ extension VectorOperations {
         let result = definitions.memory.tensor(operands.q.shape, operands.q.dtype)
         let blocks = (0..<Int32(operands.blocks)).map { $0 }
         let step = 96
-        let chunks = (queries + step - 1) / step
+        let chunks = ceilDivide(queries, step)
         definitions.threads.parallel(heads * chunks) { range in
             for index in range {
                 let head = index / chunks
@@ -76,7 +77,7 @@ extension VectorOperations {
         let chosen = indices.hostAddress.assumingMemoryBound(to: Int32.self)
         let parts = spec.keyBlock / Self.block
         let step = min(64, spec.queryBlock)
-        let steps = (spec.queryBlock + step - 1) / step
+        let steps = ceilDivide(spec.queryBlock, step)
         let scale = 1 / Float(operands.q.shape[2]).squareRoot()
         definitions.threads.parallel(indices.shape[0] * queryBlocks * steps) { range in
             for index in range {
@@ -117,7 +118,7 @@ struct AttentionOperands {
         self.q = q
         keys = k.shape[0]
         kind = q.dtype == .f32 ? CPU_F32 : CPU_BF16
-        blocks = (keys + 63) / 64
+        blocks = ceilDivide(keys, 64)
         keyBytes = cpu_packed_bytes(kind, 64, dim)
         valueBytes = cpu_packed_bytes(kind, dim, 64)
         packed = definitions.memory.storage(byteCount: heads * blocks * (keyBytes + valueBytes))

@@ -1,6 +1,7 @@
 /// Causal convolutions by the vector kernels.
 
 internal import CDrivers
+internal import Ground
 import Tensors
 
 extension VectorOperations {
@@ -49,7 +50,7 @@ extension VectorOperations {
                     bias: bias, round_first: 0, activation: CPU_NONE, gate: nil, residual: nil,
                     bf16: x.dtype == .bf16 ? 1 : 0))
             let lines = linesInPiece(shape)
-            let chunks = (shape[1] + lines - 1) / lines
+            let chunks = ceilDivide(shape[1], lines)
             frames.withUnsafeBufferPointer { frames in
                 pieces(rows: shape[0] * chunks, step: 1, panels: packed.panels) { rows, panels in
                     let frame = rows.lowerBound / chunks

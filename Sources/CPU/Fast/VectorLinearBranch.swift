@@ -1,6 +1,7 @@
 /// The linear branch of sparse-linear attention, and the autoencoder's norm, by the vector kernels.
 
 internal import CDrivers
+internal import Ground
 import Tensors
 
 extension VectorOperations {
@@ -46,7 +47,7 @@ extension VectorOperations {
                 }
             }
             let rows = 24
-            let parts = (dim + rows - 1) / rows
+            let parts = ceilDivide(dim, rows)
             threads.parallel(heads * parts) { range in
                 for index in range {
                     var job = job(index / parts)
@@ -62,7 +63,7 @@ extension VectorOperations {
                 }
             }
             let step = 48
-            let steps = (tokens + step - 1) / step
+            let steps = ceilDivide(tokens, step)
             let outputHead = dim * dtype.byteCount
             threads.parallel(heads * steps) { range in
                 for index in range {

@@ -1,6 +1,7 @@
 /// Operations on processors with AVX-512 BF16 and VNNI, by the kernels in `cpu_kernels.h`.
 
 internal import CDrivers
+internal import Ground
 import Tensors
 
 /// The heavy operations in f32, bf16 and int8. How the work is cut does not change a bit of the
@@ -33,7 +34,7 @@ final class VectorOperations: FastOperations {
         rows: Int, step: Int, panels: Int,
         _ body: (_ rows: Range<Int>, _ panels: Range<Int>) -> Void
     ) {
-        let chunks = (rows + step - 1) / step
+        let chunks = ceilDivide(rows, step)
         let wanted = definitions.threads.count == 1 ? 1 : 8 * definitions.threads.count
         let groups = max(1, min(panels, (wanted + chunks - 1) / max(1, chunks)))
         definitions.threads.parallel(chunks * groups) { range in
@@ -136,8 +137,8 @@ extension VectorOperations {
         if format == .plain { return x }
         guard format == .int8Blocks, x.dtype == .f32 || x.dtype == .bf16 else { return nil }
         let (rows, columns) = (x.shape.rows, x.shape.columns)
-        let blockRows = (rows + 127) / 128
-        let blockColumns = (columns + 127) / 128
+        let blockRows = ceilDivide(rows, 128)
+        let blockColumns = ceilDivide(columns, 128)
         let scales = definitions.memory.storage(byteCount: blockRows * blockColumns * 4)
         let result = definitions.memory.tensor(x.shape, .i8, scales: scales)
         let scale = scales.floats

@@ -37,7 +37,7 @@ struct Arena {
     }
 
     static func rounded(_ byteCount: Int) -> Int {
-        (max(byteCount, 1) + alignment - 1) / alignment * alignment
+        roundUp(max(byteCount, 1), to: alignment)
     }
 
     /// The start of `byteCount` bytes, or nil where no free block is large enough.

@@ -1,6 +1,7 @@
 // Memory of the device and pinned memory of the host.
 
 internal import CDrivers
+internal import Ground
 
 /// The device memory of one context, ordered by one stream: what is freed may be given out again at
 /// once, because the new owner's work is queued after the old owner's. A buffer that another stream
@@ -90,7 +91,7 @@ public final class DeviceMemory {
         let need = Arena.rounded(byteCount)
         let end = base + UInt64(mapped)
         let missing = reserved > 0 ? need - arena.freeTail(before: end) : need
-        var size = (missing + Self.growth - 1) / Self.growth * Self.growth
+        var size = roundUp(missing, to: Self.growth)
         // The last piece is as large as the limit lets it be.
         if let limit { size = min(size, (limit - mapped) / Self.page * Self.page) }
         if let limit, size < missing {

@@ -1,5 +1,7 @@
 // How many threads a kernel runs on.
 
+import Ground
+
 /// Three extents; the unmentioned ones are 1.
 public struct Extents: Hashable, Sendable {
     public var x, y, z: Int
@@ -45,6 +47,6 @@ public struct LaunchShape: Hashable, Sendable {
         _ count: Int, perThread: Int = 1, block: Int = 256
     ) -> LaunchShape {
         let perBlock = perThread * block
-        return LaunchShape(grid: Extents((count + perBlock - 1) / perBlock), block: Extents(block))
+        return LaunchShape(grid: Extents(ceilDivide(count, perBlock)), block: Extents(block))
     }
 }

@@ -14,7 +14,7 @@ struct ChannelPlan: Hashable {
 
     init(channels: Int, dtype: DType, aligned: Bool) {
         let vector = aligned ? 16 / dtype.byteCount : 1
-        let vectors = (channels + vector - 1) / vector
+        let vectors = ceilDivide(channels, vector)
         let lanes = aligned ? [8, 16].first { vectors <= $0 } ?? 32 : 32
         guard let count = Self.counts(vector: vector).first(where: { vectors <= $0 * lanes }) else {
             programmingError("channelNorm: \(channels) channels are too many")

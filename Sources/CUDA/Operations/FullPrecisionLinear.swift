@@ -53,7 +53,8 @@ extension CUDABackend {
                 > = context.kernel(
                     "linear_tiles<\(type), \(aligned ? 4 : 1)>", of: FullPrecisionLinear.unit)
             kernel(
-                LaunchShape(grid: Extents((rows + 127) / 128, (outputs + 63) / 64), block: 256),
+                LaunchShape(
+                    grid: Extents(ceilDivide(rows, 128), ceilDivide(outputs, 64)), block: 256),
                 out.pointer, x.pointer, weight.pointer, finish, Int32(rows), Int32(outputs),
                 Int32(inputs))
             return converted(out, to: dtype)
@@ -66,7 +67,7 @@ extension CUDABackend {
                     "linear_few_rows<\(type), \(count), \(aligned ? 4 : 1)>",
                     of: FullPrecisionLinear.unit)
             kernel(
-                LaunchShape(grid: Extents((outputs + 7) / 8), block: 256),
+                LaunchShape(grid: Extents(ceilDivide(outputs, 8)), block: 256),
                 out.pointer + row * outputs * 4, x.pointer + row * inputs * 4,
                 weight.pointer, finish, Int32(outputs), Int32(inputs))
             row += count

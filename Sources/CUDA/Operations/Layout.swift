@@ -1,5 +1,6 @@
 // Operations that move numbers: latents to tokens and back, channels, frames.
 
+import Ground
 public import Tensors
 
 enum Layout {
@@ -128,7 +129,7 @@ extension CUDABackend {
             "compare_bits", of: Layout.unit)
         kernel(
             LaunchShape(
-                grid: Extents(min((units + 255) / 256, 8 * context.properties.multiprocessors)),
+                grid: Extents(min(ceilDivide(units, 256), 8 * context.properties.multiprocessors)),
                 block: 256),
             differs.pointer, a.pointer, b.pointer, Int64(units))
         return read(differs).withElements(Int32.self) { $0[0] == 0 }

@@ -31,7 +31,7 @@ struct RowPlan: Hashable {
     ///   - warps: whether a warp may hold a row.
     init(columns: Int, dtype: DType, aligned: Bool, narrow: Int = 1, warps: Bool = true) {
         let vector = aligned ? 16 / dtype.byteCount : narrow
-        let vectors = (columns + vector - 1) / vector
+        let vectors = ceilDivide(columns, vector)
         let counts = aligned ? Self.vectorCounts : Self.scalarCounts
         // Few accesses a thread keep many in flight; few threads a row keep the reductions cheap.
         let wanted = aligned ? 256 : Self.mostThreads
@@ -44,7 +44,7 @@ struct RowPlan: Hashable {
         self.dtype = dtype
         self.vector = vector
         self.count = count
-        threads = ((vectors + count - 1) / count + 31) / 32 * 32
+        threads = roundUp(ceilDivide(vectors, count), to: 32)
         inWarp = warps && aligned && dtype == .bf16 && Self.warpColumns.contains(columns)
     }
 
@@ -276,8 +276,8 @@ extension CUDABackend {
         _ x: Tensor, _ statistics: DeviceStorage, _ map: Map, _ mapName: String, _ plan: RowPlan
     ) -> Tensor {
         let (rows, columns) = (x.shape.rows, x.shape.columns)
-        let across = (columns + 127) / 128
-        let down = (rows + 127) / 128
+        let across = ceilDivide(columns, 128)
+        let down = ceilDivide(rows, 128)
         let scales = storage(byteCount: across * down * 4)
         let out = tensor(x.shape, .i8, scales: scales)
         let vector = plan.vector >= 4 ? 8 : 1

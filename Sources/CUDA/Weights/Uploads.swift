@@ -3,6 +3,7 @@
 
 internal import Dispatch
 internal import Glibc
+internal import Ground
 import Tensors
 
 /// Fills a ring of pinned buffers with all cores while the copy engine empties it.
@@ -67,7 +68,7 @@ final class Uploads {
 
     private func fill(_ target: PinnedBuffer, from source: UnsafeRawPointer, byteCount: Int) {
         let share = 1 << 20
-        let parts = (byteCount + share - 1) / share
+        let parts = ceilDivide(byteCount, share)
         let destination = UInt(bitPattern: target.bytes.baseAddress!)
         let origin = UInt(bitPattern: source)
         let workers = min(threads, parts)

@@ -3,6 +3,7 @@
 /// more input channels.
 
 public import Checkpoints
+import Ground
 public import Tensors
 
 /// Weights: `Wan2.1-T2V-*`, `Wan2.2-I2V-A14B-*` and their distilled, sparse and quantised forms.
@@ -80,7 +81,7 @@ extension WanTransformer {
             ([textEmbedding.first, textEmbedding.second] + textProjections.flatMap { [$0.k, $0.v] })
             .contains { $0.inputFormat == .int8Blocks }
         let side = isBlocked ? Int8Blocks.side : length
-        let shared = min(length, (max(count, 1) + side - 1) / side * side) - count
+        let shared = min(length, roundUp(max(count, 1), to: side)) - count
         let apart = length - count - shared
         var parts = [device.slice(text.rows, 0..<count + min(shared, 1))]
         if apart > 0 { parts.append(device.slice(text.rows, count..<count + 1)) }

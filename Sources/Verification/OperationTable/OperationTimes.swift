@@ -2,6 +2,7 @@
 
 import FoundationEssentials
 import Ground
+import SystemPackage
 public import Tensors
 
 /// The time of one launch of an operation.
@@ -79,8 +80,8 @@ public struct TimeTable: Sendable, Codable, Equatable {
 extension TimeTable {
     /// The table in a file of `kernels test --json`.
     public init(readingFrom path: String) throws(TimeTableError) {
-        guard let data = FileManager.default.contents(atPath: path),
-            let table = try? JSONDecoder().decode(TimeTable.self, from: data)
+        guard let bytes = try? FilePath(path).contents(),
+            let table = try? JSONDecoder().decode(TimeTable.self, from: Data(bytes))
         else {
             throw TimeTableError("\(path) does not hold times that `kernels test --json` wrote")
         }

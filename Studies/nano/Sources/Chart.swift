@@ -63,7 +63,7 @@ extension Chart {
             - Self.margin.gap + Self.margin.right
         let names = legend
         let perLine = max(1, Int((width - 30) / 120))
-        let lines = (names.count + perLine - 1) / perLine
+        let lines = ceilDivide(names.count, perLine)
         let bottom = Self.margin.top + Self.panelSize.height + Self.margin.axis
         let height = bottom + Double(lines) * Self.legendLine + 8
         var parts = [

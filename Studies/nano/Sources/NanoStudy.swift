@@ -2,13 +2,17 @@
 
 public import ArgumentParser
 import Catalog
+import Devices
 public import Families
-import FoundationEssentials
 import Glibc
+import Ground
 import Quality
 import Runs
+import SystemPackage
+import Terminal
 
 extension Configuration.Model: ExpressibleByArgument {}
+extension DeviceChoice: ExpressibleByArgument {}
 extension AttentionChoice: ExpressibleByArgument {}
 
 /// Something that the study cannot do without.
@@ -64,7 +68,7 @@ struct NanoStudy: AsyncParsableCommand {
     var all = false
 
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
-    var device = Device.automatic
+    var device = DeviceChoice.automatic
     @Option(help: "Threads of the CPU (default: all).")
     var threads: Int?
     @Option(help: "Videos made side by side on a GPU (default: half as many as cores, at most 8).")
@@ -148,14 +152,19 @@ struct NanoStudy: AsyncParsableCommand {
         let teacher = teacher ?? "\(folder)/teacher.safetensors"
         let classifier = classifier ?? "\(folder)/classifier.safetensors"
         for file in [set.transformer, classifier] + (teacherIsNeeded ? [teacher] : [])
-        where !FileManager.default.fileExists(atPath: file) {
+        where !FilePath(file).exists {
             throw StudyError("no such file: \(file)")
         }
-        let (device, threads) = (device, threads)
+        var options = DeviceOptions()
+        options.threads = threads
+        let (device, deviceOptions) = (device, options)
         return try Measurement(
             models: StudyModels(student: set, teacher: teacher), classifier: classifier,
             captions: captions, lanes: lanes
-        ) { try device.open(threads: threads) { progress.note($0) } }
+        ) {
+            let backend = try device.open(deviceOptions) { progress.note("\($0)") }
+            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+        }
     }
 
     // MARK: What is written
@@ -168,21 +177,18 @@ struct NanoStudy: AsyncParsableCommand {
 
     private func finish(_ table: Table) throws {
         try Report(table, command: command).write(to: output)
-        if !quiet { print("wrote \(output)/README.md: \(table.rows.count) rows") }
+        if !quiet { Output.line("wrote \(output)/README.md: \(table.rows.count) rows") }
     }
 
     private func list(_ chosen: [Configuration], _ table: Table) {
         for (index, item) in chosen.enumerated() {
             let state = table[item] == nil ? "" : " (measured)"
-            print("\(index + 1). \(item.title)\(state)")
+            Output.line("\(index + 1). \(item.title)\(state)")
         }
     }
 
     private func makeFolder(_ path: String) throws {
-        do {
-            try FileManager.default.createDirectory(
-                atPath: path, withIntermediateDirectories: true)
-        } catch {
+        do { try FilePath(path).makeFolders() } catch {
             throw StudyError("cannot make the folder \(path): \(error)")
         }
     }

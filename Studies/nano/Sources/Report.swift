@@ -1,7 +1,8 @@
 /// The report that the measured rows make: a page of Markdown and its charts.
 
 import Families
-import FoundationEssentials
+import Ground
+import SystemPackage
 
 /// What the rows say of the model: where its score falls, and how sure that is.
 struct Report: Sendable {
@@ -24,9 +25,9 @@ struct Report: Sendable {
         for (name, text) in files {
             let path = "\(folder)/\(name)"
             do {
-                try Data(text.utf8).write(to: URL(filePath: path), options: .atomic)
+                try PendingFile.write(Array(text.utf8), to: FilePath(path), overwrite: true)
             } catch {
-                throw StudyError("cannot write \(path): \(error)")
+                throw StudyError("cannot write \(error)")
             }
         }
     }

@@ -1,10 +1,10 @@
 /// The measured rows as CSV, appended one by one so that a run that was stopped goes on where it was.
 
 import Families
-import FoundationEssentials
 import Glibc
 import Ground
 import Quality
+import SystemPackage
 
 /// What was measured of one configuration.
 struct Row: Sendable, Equatable {
@@ -98,11 +98,14 @@ struct Table: Sendable {
     /// - Throws: ``StudyError`` where the file is something else.
     init(path: String) throws {
         self.path = path
-        guard let data = FileManager.default.contents(atPath: path) else {
+        guard FilePath(path).exists else {
             rows = []
             return
         }
-        let text = String(decoding: data, as: UTF8.self)
+        let text: String
+        do { text = String(decoding: try FilePath(path).contents(), as: UTF8.self) } catch {
+            throw StudyError("cannot read \(error)")
+        }
         var lines = text.split(separator: "\n", omittingEmptySubsequences: false)
         // What follows the last line's end is empty, or a row that is not whole.
         let tail = lines.popLast() ?? ""
