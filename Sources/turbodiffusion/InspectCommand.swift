@@ -90,6 +90,11 @@ struct InspectCommand: AsyncParsableCommand {
                 "\($0.name): \($0.found) \($0.dtype), expected \($0.expected)"
             })
         list("surplus", summary.surplus)
+        if let refusal = summary.refusal ?? summary.model?.refusal.map({
+            .incompatible(path: summary.path, reason: $0)
+        }) {
+            Output.line("not run    \(refusal)")
+        }
         if summary.isComplete { Output.line("complete   every tensor of the model is there") }
         Output.line("")
         Output.line(Output.table(rows(summary.tensors)))

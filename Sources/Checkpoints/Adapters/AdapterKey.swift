@@ -128,6 +128,7 @@ struct AdapterModules {
         let translation = isForeign ? kind.map { KeyTranslation($0) } : nil
         for name in base.names {
             let module = splitLeaf(name).module
+            if module.isEmpty { continue }
             let spelled = translation?.foreign(module) ?? module
             modules[spelled] = module
             modules[String(spelled.map { $0 == "." ? "_" : $0 })] = module

@@ -8,11 +8,13 @@ struct AdapterReader {
     private let strength: Float
     private let base: any Checkpoint
     private let modules: AdapterModules
+    private let matrices: QuantizedMatrices
     /// By the name of the tensor in the model.
     private(set) var changes: [(target: String, change: Change)] = []
     private(set) var unmatched: [String] = []
 
-    init(_ lora: LoRA, _ base: any Checkpoint) {
+    init(_ lora: LoRA, _ base: any Checkpoint, _ matrices: QuantizedMatrices) {
+        self.matrices = matrices
         file = lora.checkpoint
         strength = lora.strength
         self.base = base
@@ -207,14 +209,13 @@ struct AdapterReader {
     }
 
     private mutating func append(_ change: Change, to target: String) throws(CheckpointError) {
-        guard let stored = base.info(target), stored.dtype.isFloatingPoint || isCodes(target) else {
+        guard let stored = base.info(target),
+            stored.dtype.isFloatingPoint || matrices.byCodes[target] != nil
+                || LinearStorage(codes: splitLeaf(target).leaf) != nil
+        else {
             throw fail("it changes '\(target)', which does not hold numbers in \(base.path)")
         }
         changes.append((target, change))
-    }
-
-    private func isCodes(_ name: String) -> Bool {
-        LinearStorage(codes: splitLeaf(name).leaf) != nil
     }
 
     /// The weight of a module in whatever form it has.
