@@ -111,6 +111,8 @@ public struct CheckpointSummary: Sendable {
     public let format: CheckpointFormat?
     public let tensors: [TensorInfo]
     public let metadata: [String: String]
+    /// What reading had to decide.
+    public let notes: [String]
     public let model: DetectedModel?
     /// Why the tensors cannot be understood: a quantisation that is not read.
     public let refusal: CheckpointError?
@@ -138,6 +140,7 @@ public struct CheckpointSummary: Sendable {
         path = checkpoint.path
         format = checkpoint.format
         metadata = checkpoint.metadata
+        notes = checkpoint.notes
         tensors = checkpoint.names.compactMap { checkpoint.info($0) }
         layout = KeyLayout.detect(checkpoint.names)?.1
         var original = checkpoint

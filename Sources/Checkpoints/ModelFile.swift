@@ -25,6 +25,8 @@ public func openModel(
 public func modelFile(
     _ stored: any Checkpoint, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
 ) throws(CheckpointError) -> ModelFile {
+    let whole = stored
+    let stored = try part(kind, of: whole)
     let checkpoint =
         KeyLayout.detect(stored.names) == nil ? stored : try inOriginalNames(stored)
     let summary = CheckpointSummary(checkpoint, heads: heads, patch: patch)
@@ -32,6 +34,9 @@ public func modelFile(
     if let refusal = model.refusal { throw .incompatible(path: stored.path, reason: refusal) }
     let notes = try foreignParts(summary.surplus, kind, in: checkpoint)
     if let missing = summary.missing.first {
+        if let type = stored.foreignTypes[missing.name] {
+            throw .dtype(missing.name, in: stored.path, expected: "numbers", found: type)
+        }
         throw .missing(
             missing.name, in: stored.path, nearest: nearestNames(to: missing.name, in: checkpoint))
     }
@@ -42,7 +47,27 @@ public func modelFile(
         throw .dtype(wrong.name, in: stored.path, expected: wrong.type, found: wrong.dtype)
     }
     if case .wanTransformer(let sizes) = model { try requireSharedForms(sizes, checkpoint) }
-    return ModelFile(checkpoint: checkpoint, model: model, notes: stored.notes + notes)
+    return ModelFile(checkpoint: checkpoint, model: model, notes: whole.notes + notes)
+}
+
+/// A model out of a file that holds a whole pipeline, as ComfyUI's all-in-one checkpoints do; any
+/// other file as it is.
+private func part(
+    _ kind: DetectedModel.Kind, of file: any Checkpoint
+) throws(CheckpointError) -> any Checkpoint {
+    let prefixes: [String] =
+        switch kind {
+        case .wanTransformer: []
+        case .umT5: ["text_encoders.umt5xxl.transformer.", "cond_stage_model."]
+        case .wanVAE: ["vae.", "first_stage_model."]
+        }
+    let prefix = prefixes.first { prefix in file.names.contains { $0.hasPrefix(prefix) } }
+    guard let prefix else { return file }
+    return try DerivedCheckpoint(
+        path: file.path, metadata: file.metadata,
+        file.infos.filter { $0.name.hasPrefix(prefix) }.map {
+            .from(file, $0, as: String($0.name.dropFirst(prefix.count)))
+        })
 }
 
 /// Layers that read one input must want it in one format.

@@ -19,6 +19,11 @@ public protocol Checkpoint: AnyObject {
     var format: CheckpointFormat? { get }
     /// What reading had to decide and a user should know.
     var notes: [String] { get }
+    /// Tensors that are there, but of element types that are not read: by name, the types.
+    var foreignTypes: [String: String] { get }
+    /// Compares the tensor's bytes with the checksum that the file holds, where it holds one.
+    /// - Throws: `.malformed` where they differ.
+    func verify(_ name: String) throws(CheckpointError)
     /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them
     /// again.
     func forget(_ name: String)
@@ -28,6 +33,8 @@ extension Checkpoint {
     public var metadata: [String: String] { [:] }
     public var format: CheckpointFormat? { nil }
     public var notes: [String] { [] }
+    public var foreignTypes: [String: String] { [:] }
+    public func verify(_ name: String) throws(CheckpointError) {}
     public func forget(_ name: String) {}
 }
 
@@ -164,6 +171,8 @@ public struct Weights {
         } else {
             let dense = try host("weight", [outputs, inputs], nil)
             if quantizable, context.linearFormat != .plain {
+                // A maximum passes over NaNs: the codes would hide them.
+                if dense.isOnHost { try requireFinite(dense, full("weight"), in: checkpoint) }
                 weight = device.place(dense, quantizedTo: context.linearFormat, in: group)
             } else {
                 weight = device.place(.dense(dense), as: dtype, in: group)

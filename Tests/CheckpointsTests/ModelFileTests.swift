@@ -1,6 +1,7 @@
 // What a header tells is told before any work: parts that are missing, too much, of another family.
 
 import Checkpoints
+import Ground
 import Tensors
 import Testing
 

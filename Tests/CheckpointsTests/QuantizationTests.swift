@@ -1,6 +1,7 @@
 // Every layout of 8-bit matrices is dequantised right, or refused by name.
 
 import Checkpoints
+import Ground
 import Tensors
 import Testing
 

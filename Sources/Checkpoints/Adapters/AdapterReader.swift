@@ -12,6 +12,8 @@ struct AdapterReader {
     /// By the name of the tensor in the model.
     private(set) var changes: [(target: String, change: Change)] = []
     private(set) var unmatched: [String] = []
+    /// What had to be decided, for people.
+    private(set) var notes: [String] = []
 
     init(_ lora: LoRA, _ base: any Checkpoint, _ matrices: QuantizedMatrices) {
         self.matrices = matrices
@@ -51,7 +53,12 @@ struct AdapterReader {
                 }
             }
         }
-        for name in order { try read(found[name]!, configuration) }
+        for module in order.compactMap({ found[$0] }) { try read(module, configuration) }
+        if let source = configuration.source, let alpha = configuration.alpha,
+            !found.values.contains(where: { $0.parts[.alpha] != nil })
+        {
+            notes.append("\(file.path): its alpha of \(alpha) is that of \(source)")
+        }
         if configuration.saysDoRA,
             !changes.contains(where: { if case .decompose = $0.change { true } else { false } })
         {
@@ -92,7 +99,11 @@ struct AdapterReader {
                 }
                 return try .product(a, b, in: file)
             }
-            difference = .kronecker(try factor("w1"), try factor("w2"))
+            let (a, b) = (try factor("w1"), try factor("w2"))
+            guard !a.rows.multipliedReportingOverflow(by: b.rows).overflow,
+                !a.columns.multipliedReportingOverflow(by: b.columns).overflow
+            else { throw fail("'\(module.name)' is changed by a LoKr of impossible size") }
+            difference = .kronecker(a, b)
         }
         let upBias = take(.upBias)
         let magnitude = take(.magnitude)

@@ -35,8 +35,9 @@ public struct AdaptedCheckpoint {
 ///
 /// Understood are low-rank pairs (weight + strength · alpha / rank · up · down), their biases, whole
 /// differences and whole tensors, DoRA, LoHa and LoKr, under the names of kohya, musubi-tuner,
-/// LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, changed and quantised
-/// again; plain 8-bit numbers become bf16.
+/// LyCORIS, ComfyUI, diffusers and PEFT. Layers in this program's 8-bit forms are dequantised, changed
+/// and quantised again. In other programs' forms, whose scales are tensors that no adapter names, codes
+/// become bf16 multiples of their scales; plain 8-bit numbers become bf16.
 /// - Throws: `.incompatible` where an adapter was made for another model, or changes one of its
 ///   modules in a way that is not understood. No numbers have been read then.
 public func adapted(
@@ -49,6 +50,7 @@ public func adapted(
     let matrices = try QuantizedMatrices(of: base)
     var changes: [String: [Change]] = [:]
     var unmatched: [String] = []
+    var notes: [String] = []
     for lora in loras {
         var reader = AdapterReader(lora, base, matrices)
         try reader.read()
@@ -60,6 +62,7 @@ public func adapted(
                     + lora.checkpoint.names.prefix(3).joined(separator: ", "))
         }
         for (target, change) in reader.changes { changes[target, default: []].append(change) }
+        notes += reader.notes
         unmatched += reader.unmatched.map { "\(lora.checkpoint.path): \($0)" }
     }
     var entries: [DerivedCheckpoint.Entry] = []
@@ -104,12 +107,11 @@ public func adapted(
             })
     }
     let multiples = changes.keys.count { matrices.byCodes[$0] != nil }
+    if multiples > 0 {
+        notes.append(
+            "\(multiples) matrices are no 8-bit codes any more, but bf16 multiples of their scales")
+    }
     return AdaptedCheckpoint(
         checkpoint: try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries),
-        changed: changes.keys.sorted(), unmatched: unmatched,
-        notes: multiples == 0
-            ? []
-            : [
-                "\(multiples) matrices are no 8-bit codes any more, but bf16 multiples of their scales"
-            ])
+        changed: changes.keys.sorted(), unmatched: unmatched, notes: notes)
 }

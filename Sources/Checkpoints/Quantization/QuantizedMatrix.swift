@@ -216,7 +216,7 @@ struct QuantizedMatrices {
         }
         var formats: [String: DType] = [:]
         for (layer, value) in layers {
-            let module = WrapperPrefix.stripped(layer)
+            let module = UnwrappedName(layer).name
             guard file.info(module + ".weight") != nil else { continue }
             formats[module] = try format(value, module, file)
         }

@@ -68,7 +68,7 @@ func withOriginalNames(
     guard let (kind, layout) = KeyLayout.detect(base.names) else {
         throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
     }
-    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
+    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
     if translation == nil, base.info("patch_embedding.weight")?.shape.count ?? 2 == 2 {
         return (kind, base)
     }
@@ -95,7 +95,7 @@ private func renamed(
     guard let (kind, _) = KeyLayout.detect(base.names) else {
         throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
     }
-    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
+    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
     let entries = base.infos.map { info in
         let isPatch =
             info.name == "patch_embedding.weight" && info.shape.count == 2
@@ -112,8 +112,11 @@ private func addingSparseLinear(
 ) throws(CheckpointError) -> DerivedCheckpoint {
     let summary = CheckpointSummary(base, heads: heads)
     try summary.require(.wanTransformer)
-    guard case .wanTransformer(let model)? = summary.model, model.dim % model.heads == 0 else {
-        throw .incompatible(path: base.path, reason: "its width is not a multiple of the heads")
+    guard case .wanTransformer(let model)? = summary.model, model.dim % model.heads == 0,
+        model.headDim <= 1024
+    else {
+        throw .incompatible(
+            path: base.path, reason: "its width is not that of so many heads; see --num-heads")
     }
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {

@@ -77,6 +77,7 @@ extension DerivedCheckpoint.Entry {
 extension Checkpoint {
     /// The tensor, which must be there.
     func require(_ name: String) throws(CheckpointError) -> Tensor {
+        try verify(name)
         guard let tensor = try tensor(name) else { throw .missing(name, in: path, nearest: []) }
         return tensor
     }
