@@ -5,8 +5,20 @@ public struct ModelFile {
     /// In original names and forms that models take.
     public let checkpoint: any Checkpoint
     public let model: DetectedModel
-    /// What a user should know: tensors that are not used, an average that was preferred.
+    /// Tensors that the model has no use for.
+    public let unused: [String]
+    /// What reading had to decide and a user should know: an average that was preferred, for example.
     public let notes: [String]
+
+    public init(
+        checkpoint: any Checkpoint, model: DetectedModel, unused: [String] = [],
+        notes: [String] = []
+    ) {
+        self.checkpoint = checkpoint
+        self.model = model
+        self.unused = unused
+        self.notes = notes
+    }
 }
 
 /// Opens a file, an index or a folder as a model of `kind`.
@@ -32,7 +44,7 @@ public func modelFile(
     let summary = CheckpointSummary(checkpoint, heads: heads, patch: patch)
     let model = try summary.require(kind)
     if let refusal = model.refusal { throw .incompatible(path: stored.path, reason: refusal) }
-    let notes = try foreignParts(summary.surplus, kind, in: checkpoint)
+    try refuseForeignParts(summary.surplus, kind, in: checkpoint)
     if let missing = summary.missing.first {
         if let type = stored.foreignTypes[missing.name] {
             throw .dtype(missing.name, in: stored.path, expected: "numbers", found: type)
@@ -47,7 +59,8 @@ public func modelFile(
         throw .dtype(wrong.name, in: stored.path, expected: wrong.type, found: wrong.dtype)
     }
     if case .wanTransformer(let sizes) = model { try requireSharedForms(sizes, checkpoint) }
-    return ModelFile(checkpoint: checkpoint, model: model, notes: whole.notes + notes)
+    return ModelFile(
+        checkpoint: checkpoint, model: model, unused: summary.surplus, notes: whole.notes)
 }
 
 /// A model out of a file that holds a whole pipeline, as ComfyUI's all-in-one checkpoints do; any

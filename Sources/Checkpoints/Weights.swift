@@ -122,14 +122,16 @@ public struct Weights {
     public var unread: [String] { context.checkpoint.names.filter { !context.read.contains($0) } }
 
     /// To be called when a model has taken what it wants.
-    /// - Returns: lines about tensors that are not used and belong to no model that is known.
+    /// - Returns: tensors that are not used and belong to no model that is known.
     /// - Throws: `.incompatible` where a tensor that was not asked for would change what is computed.
     public func finish() throws(CheckpointError) -> [String] {
         let checkpoint = context.checkpoint
         guard let model = DetectedModel(checkpoint) else { return [] }
         // Of a VAE only one half may be wanted, and dense attention has no use for a linear branch.
         let known = Set(model.tensors(storedAs: checkpoint).map(\.name))
-        return try foreignParts(unread.filter { !known.contains($0) }, model.kind, in: checkpoint)
+        let strangers = unread.filter { !known.contains($0) }
+        try refuseForeignParts(strangers, model.kind, in: checkpoint)
+        return strangers
     }
 
     /// A tensor of numbers in host memory as stored. `shape` must have the stored extents, ignoring

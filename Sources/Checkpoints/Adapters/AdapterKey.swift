@@ -34,7 +34,8 @@ struct AdapterKey {
 
     /// Prefixes before the model's own names, any number of them.
     private static let prefixes = [
-        "base_model.", "model.", "diffusion_model.", "transformer.", "transformer_2.", "unet.", "pipe.", "dit.",
+        "base_model.", "model.", "diffusion_model.", "transformer.", "transformer_2.", "unet.",
+        "pipe.", "dit.",
         "net.",
         "module.", "lora_unet_", "lora_transformer_", "lycoris_",
     ]

@@ -24,28 +24,20 @@ private let knownParts: [(start: String, part: String)] = [
     ("fps_", "frame rates (SkyReels)"),
 ]
 
-/// Refuses tensors that would change what the model computes, and tells the others.
+/// Refuses tensors that would change what a model computes.
 /// - Parameter names: what the model did not ask for, in original names.
-/// - Returns: lines for people.
-func foreignParts(
+func refuseForeignParts(
     _ names: [String], _ kind: DetectedModel.Kind, in file: any Checkpoint
-) throws(CheckpointError) -> [String] {
-    var unused: [String] = []
+) throws(CheckpointError) {
+    guard kind == .wanTransformer else { return }
     for name in names {
-        if kind == .wanTransformer, let part = foreignPart(name, file.info(name)) {
-            throw .incompatible(
-                path: file.path,
-                reason: "'\(name)' belongs to \(part), which is not run here: without it the model "
-                    + "would compute something else")
-        }
-        unused.append(name)
+        guard let part = foreignPart(name, file.info(name)) else { continue }
+        throw .incompatible(
+            path: file.path,
+            reason:
+                "'\(name)' belongs to \(part), which is not run here: without it the model would "
+                + "compute something else")
     }
-    if unused.isEmpty { return [] }
-    let rest = unused.count > 3 ? " and \(unused.count - 3) more" : ""
-    return [
-        "\(file.path): \(unused.count) tensor\(unused.count == 1 ? " is" : "s are") not used: "
-            + unused.prefix(3).joined(separator: ", ") + rest
-    ]
 }
 
 /// What a tensor of a transformer would do; nil where it is not known to do anything.
