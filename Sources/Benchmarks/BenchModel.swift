@@ -50,9 +50,9 @@ public struct BenchModel: ModelSource, Sendable {
         if case .files(let models) = source { models.path(part) } else { name }
     }
 
-    public func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
+    public func file(_ part: ModelPart) throws -> ModelFile {
         switch source {
-        case .files(let models): return try models.checkpoint(part)
+        case .files(let models): return try models.file(part)
         case .random(let entry):
             let model: DetectedModel
             switch part {
@@ -63,7 +63,8 @@ public struct BenchModel: ModelSource, Sendable {
                 sizes.hasSparseLinearAttention = true
                 model = .wanTransformer(sizes)
             }
-            return UnmadeCheckpoint(Outline(model, numbers: .f32))
+            return ModelFile(
+                checkpoint: UnmadeCheckpoint(Outline(model, numbers: .f32)), model: model)
         }
     }
 }

@@ -25,7 +25,10 @@ public enum CheckpointError: Error, Sendable, Equatable {
 }
 
 extension CheckpointError: CustomStringConvertible {
-    public var description: String {
+    /// Names in it are those of a file: what steers a terminal is made visible.
+    public var description: String { line.printable }
+
+    private var line: String {
         switch self {
         case .unreadable(let path, let reason): "cannot read \(path): \(reason)"
         case .malformed(let path, let reason): "\(path) is not a usable checkpoint: \(reason)"

@@ -49,6 +49,15 @@ public enum DetectedModel: Sendable, Hashable {
         }
     }
 
+    /// Why this program does not run the model; nil where it does.
+    public var refusal: String? {
+        switch self {
+        case .wanTransformer(let model): model.refusal
+        case .umT5(let model): model.refusal
+        case .wanVAE(let model): model.refusal
+        }
+    }
+
     /// The tensors that this model needs; linear layers in the form that they have in `checkpoint`.
     public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
         switch self {
@@ -94,13 +103,19 @@ public struct CheckpointSummary: Sendable {
         public let name: String
         public let expected, found: [Int]
         public let dtype: String
+        /// The element type that is expected, in words.
+        public let type: String
     }
 
     public let path: String
     public let format: CheckpointFormat?
     public let tensors: [TensorInfo]
     public let metadata: [String: String]
+    /// What reading had to decide.
+    public let notes: [String]
     public let model: DetectedModel?
+    /// Why the tensors cannot be understood: a quantisation that is not read.
+    public let refusal: CheckpointError?
     /// Whose names the tensors have; nil where no model is known.
     public let layout: KeyLayout?
     /// Tensors that the model needs and the file has not, in the model's order.
@@ -121,14 +136,24 @@ public struct CheckpointSummary: Sendable {
     }
 
     /// Names of other programs are understood; what is missing is named in the original way.
-    public init(_ checkpoint: any Checkpoint, heads: Int? = nil) {
+    public init(_ checkpoint: any Checkpoint, heads: Int? = nil, patch: Int = 2) {
         path = checkpoint.path
         format = checkpoint.format
         metadata = checkpoint.metadata
+        notes = checkpoint.notes
         tensors = checkpoint.names.compactMap { checkpoint.info($0) }
         layout = KeyLayout.detect(checkpoint.names)?.1
-        let original = (try? inOriginalNames(checkpoint)) ?? checkpoint
-        model = DetectedModel(original, heads: heads)
+        var original = checkpoint
+        var refusal: CheckpointError?
+        if layout != nil {
+            do throws(CheckpointError) {
+                original = try inOriginalNames(checkpoint)
+            } catch {
+                refusal = error
+            }
+        }
+        self.refusal = refusal
+        model = DetectedModel(original, heads: heads, patch: patch)
         let expected = model?.tensors(storedAs: original) ?? []
         missing = expected.filter { original.info($0.name) == nil }
         mismatched = expected.compactMap { tensor in
@@ -137,18 +162,23 @@ public struct CheckpointSummary: Sendable {
             }
             return Mismatch(
                 name: tensor.name, expected: tensor.shape, found: info.shape,
-                dtype: "\(info.dtype)")
+                dtype: "\(info.dtype)", type: tensor.content.type)
         }
         let known = Set(expected.map(\.name))
         surplus = model == nil ? [] : original.names.filter { !known.contains($0) }
     }
 
     /// The file holds all that its model needs, in the right shapes.
-    public var isComplete: Bool { model != nil && missing.isEmpty && mismatched.isEmpty }
+    public var isComplete: Bool {
+        model != nil && missing.isEmpty && mismatched.isEmpty && refusal == nil
+    }
 
-    /// Refuses a checkpoint of another kind, naming the first differences.
-    public func require(_ kind: DetectedModel.Kind) throws(CheckpointError) {
-        guard model?.kind != kind else { return }
+    /// The model, which must be of a kind.
+    /// - Throws: `.wrongModel`, naming the first differences.
+    @discardableResult
+    public func require(_ kind: DetectedModel.Kind) throws(CheckpointError) -> DetectedModel {
+        if let model, model.kind == kind { return model }
+        if let refusal { throw refusal }
         let markers =
             switch kind {
             case .wanTransformer: ["patch_embedding.weight", "blocks.0.self_attn.q.weight"]

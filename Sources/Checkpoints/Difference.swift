@@ -5,25 +5,47 @@ import Tensors
 
 /// The differences of two checkpoints, tensor by tensor.
 public struct CheckpointDifference: Sendable {
-    public struct Change: Sendable, Hashable {
+    /// A tensor that both have.
+    public struct Comparison: Sendable, Hashable {
         public let name: String
         public let first, second: TensorInfo
-        /// Of the values as real numbers; nil where the shapes differ or the values were not
-        /// compared.
-        public let largest: Double?
-        /// ||first - second|| / ||second||
-        public let relative: Double?
+        /// Of the values as real numbers; nil where the shapes differ or values were not compared.
+        public let distance: ValueDistance?
+
+        public var isEqual: Bool {
+            first.shape == second.shape && first.dtype == second.dtype
+                && distance?.isEqual ?? true
+        }
+    }
+
+    public struct ValueDistance: Sendable, Hashable {
+        /// Infinite where a number stands against what is none.
+        public let largest: Double
+        /// ||first - second|| / ||second||, over the pairs of numbers.
+        public let relative: Double
+        /// Pairs of which only one is a finite number, or whose infinities differ.
+        public let nonFinite: Int
+        /// The values are the same, though perhaps not the bits (zeros, NaNs).
+        public let isEqual: Bool
     }
 
     /// In the order of the file that has them.
     public private(set) var onlyInFirst: [TensorInfo] = []
     public private(set) var onlyInSecond: [TensorInfo] = []
-    /// Tensors of both with another shape, type or value.
-    public private(set) var changes: [Change] = []
-    /// Tensors of both without any difference.
-    public private(set) var equal = 0
+    /// Tensors of both, in the order of the first file.
+    public private(set) var common: [Comparison] = []
+    /// Tensors of one or both of an element type that is not read, and so not compared.
+    public private(set) var notCompared: [String] = []
 
-    public var isEmpty: Bool { onlyInFirst.isEmpty && onlyInSecond.isEmpty && changes.isEmpty }
+    /// Tensors of both with another shape, type or value.
+    public var changes: [Comparison] { common.filter { !$0.isEqual } }
+    /// Tensors of both without any difference.
+    public var equal: Int { common.count { $0.isEqual } }
+
+    public var isEmpty: Bool {
+        onlyInFirst.isEmpty && onlyInSecond.isEmpty && notCompared.isEmpty
+            && common.allSatisfy(\.isEqual)
+    }
 
     /// - Parameters:
     ///   - values: compare the elements too, which reads both files wholly.
@@ -32,49 +54,75 @@ public struct CheckpointDifference: Sendable {
         _ first: any Checkpoint, _ second: any Checkpoint, values: Bool = true,
         progress: (Double) -> Void = { _ in }
     ) throws(CheckpointError) {
-        let total = first.names.reduce(0) { $0 + (first.info($1)?.byteCount ?? 0) }
+        let total = first.infos.reduce(0) { $0 + $1.byteCount }
         var done = 0
-        for name in first.names {
-            guard let a = first.info(name) else { continue }
-            guard let b = second.info(name) else {
+        for a in first.infos {
+            guard let b = second.info(a.name) else {
                 onlyInFirst.append(a)
                 continue
             }
-            var distance: Distance?
-            if values, a.shape == b.shape, let x = try first.tensor(name),
-                let y = try second.tensor(name)
-            {
-                distance = Self.distance(x, y)
-                first.forget(name)
-                second.forget(name)
+            var distance: ValueDistance?
+            if values, a.shape == b.shape {
+                distance = ValueDistance(
+                    try first.require(a.name), try second.require(a.name))
+                first.forget(a.name)
+                second.forget(a.name)
             }
-            if a.shape == b.shape, a.dtype == b.dtype, distance?.maximum ?? 0 == 0 {
-                equal += 1
-            } else {
-                changes.append(
-                    Change(
-                        name: name, first: a, second: b, largest: distance?.maximum,
-                        relative: distance?.relative))
-            }
+            common.append(Comparison(name: a.name, first: a, second: b, distance: distance))
             done += a.byteCount
             progress(Double(done) / Double(max(total, 1)))
         }
-        onlyInSecond = second.names.filter { first.info($0) == nil }
-            .compactMap { second.info($0) }
+        onlyInSecond = second.infos.filter { first.info($0.name) == nil }
+        notCompared = Set(first.foreignTypes.keys).union(second.foreignTypes.keys).sorted()
     }
+}
 
-    /// In pieces that fit the cache.
-    private static func distance(_ x: Tensor, _ y: Tensor) -> Distance {
+extension CheckpointDifference.ValueDistance {
+    /// x, y: of one shape
+    fileprivate init(_ x: Tensor, _ y: Tensor) {
         let count = x.shape.count
-        let x = x.reshaped([count])
-        let y = y.reshaped([count])
+        let (x, y) = (x.reshaped([count]), y.reshaped([count]))
         var distance = Distance()
-        var start = 0
-        while start < count {
-            let end = min(start + 1 << 16, count)
-            distance.add(x.slice(start..<end).floats(), y.slice(start..<end).floats())
-            start = end
+        var nonFinite = 0
+        var isEqual = true
+        // Integers of more than 53 bits may differ where their doubles do not.
+        let isExact = x.dtype != y.dtype || x.dtype != .i64
+        // In pieces that fit the cache.
+        for start in stride(from: 0, to: count, by: 1 << 16) {
+            let range = start..<min(start + 1 << 16, count)
+            let (a, b) = (x.slice(range), y.slice(range))
+            let (p, q) = (a.doubles(), b.doubles())
+            for index in p.indices {
+                let (u, v) = (p[index], q[index])
+                let same = u == v || u.isNaN && v.isNaN
+                isEqual = isEqual && same
+                if u.isFinite && v.isFinite {
+                    distance.add(u, v)
+                } else if !same {
+                    nonFinite += 1
+                }
+            }
+            if !isExact,
+                a.withElements(Int64.self, Array.init) != b.withElements(Int64.self, Array.init)
+            {
+                isEqual = false
+            }
         }
-        return distance
+        largest = nonFinite > 0 ? .infinity : distance.maximum
+        relative = distance.relative
+        self.nonFinite = nonFinite
+        self.isEqual = isEqual
+    }
+}
+
+extension Tensor {
+    /// The elements of a host tensor as doubles, which hold every type but the widest integers.
+    fileprivate func doubles() -> [Double] {
+        switch dtype {
+        case .f64: withElements(Double.self) { Array($0) }
+        case .i64: withElements(Int64.self) { $0.map(Double.init) }
+        case .i32: withElements(Int32.self) { $0.map(Double.init) }
+        default: floats().map(Double.init)
+        }
     }
 }

@@ -17,6 +17,13 @@ public protocol Checkpoint: AnyObject {
     var metadata: [String: String] { get }
     /// How the file is written; nil for tensors that come from elsewhere.
     var format: CheckpointFormat? { get }
+    /// What reading had to decide and a user should know.
+    var notes: [String] { get }
+    /// Tensors that are there, but of element types that are not read: by name, the types.
+    var foreignTypes: [String: String] { get }
+    /// Compares the tensor's bytes with the checksum that the file holds, where it holds one.
+    /// - Throws: `.malformed` where they differ.
+    func verify(_ name: String) throws(CheckpointError)
     /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them
     /// again.
     func forget(_ name: String)
@@ -25,6 +32,9 @@ public protocol Checkpoint: AnyObject {
 extension Checkpoint {
     public var metadata: [String: String] { [:] }
     public var format: CheckpointFormat? { nil }
+    public var notes: [String] { [] }
+    public var foreignTypes: [String: String] { [:] }
+    public func verify(_ name: String) throws(CheckpointError) {}
     public func forget(_ name: String) {}
 }
 
@@ -111,22 +121,24 @@ public struct Weights {
     /// Names of tensors that nobody has asked for, in file order.
     public var unread: [String] { context.checkpoint.names.filter { !context.read.contains($0) } }
 
-    /// A tensor in host memory as stored. `shape` must have the stored extents, ignoring those of
-    /// one (`[1, 6, dim]` may be asked for as `[6, dim]`) or with the stored ones after the first
-    /// folded into one: the patch embedding `[dim, in, 1, 2, 2]` as `[dim, in * 4]`.
+    /// To be called when a model has taken what it wants.
+    /// - Returns: tensors that are not used and belong to no model that is known.
+    /// - Throws: `.incompatible` where a tensor that was not asked for would change what is computed.
+    public func finish() throws(CheckpointError) -> [String] {
+        let checkpoint = context.checkpoint
+        guard let model = DetectedModel(checkpoint) else { return [] }
+        // Of a VAE only one half may be wanted, and dense attention has no use for a linear branch.
+        let known = Set(model.tensors(storedAs: checkpoint).map(\.name))
+        let strangers = unread.filter { !known.contains($0) }
+        try refuseForeignParts(strangers, model.kind, in: checkpoint)
+        return strangers
+    }
+
+    /// A tensor of numbers in host memory as stored. `shape` must have the stored extents, ignoring
+    /// those of one (`[1, 6, dim]` may be asked for as `[6, dim]`) or with the stored ones after the
+    /// first folded into one: the patch embedding `[dim, in, 1, 2, 2]` as `[dim, in * 4]`.
     public func host(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor {
-        let name = full(name)
-        guard let tensor = try context.checkpoint.tensor(name) else {
-            throw .missing(
-                name, in: context.checkpoint.path, nearest: nearest(to: name))
-        }
-        context.read.insert(name)
-        guard shapesAgree(stored: tensor.shape.dimensions, wanted: shape.dimensions) else {
-            throw .shape(
-                name, in: context.checkpoint.path, expected: shape.dimensions,
-                found: tensor.shape.dimensions)
-        }
-        return tensor.reshaped(shape)
+        try host(name, shape, nil)
     }
 
     /// A tensor on the device as `dtype`.
@@ -152,17 +164,17 @@ public struct Weights {
         let weight: LinearWeight
         if contains("int8_weight") {
             let codes = try host("int8_weight", [outputs, inputs], .i8)
-            let scale = try host("scale", [(outputs + 127) / 128, (inputs + 127) / 128], nil)
-            weight = device.place(
-                .int8Blocks(weight: codes, scale: scale.converted(to: .f32)), as: dtype, in: group)
+            let scale = try scales([(outputs + 127) / 128, (inputs + 127) / 128])
+            weight = device.place(.int8Blocks(weight: codes, scale: scale), as: dtype, in: group)
         } else if contains("fp8_weight") {
             let codes = try host("fp8_weight", [outputs, inputs], .f8e4m3)
-            let scale = try host("scale", [outputs], nil)
-            weight = device.place(
-                .fp8Rows(weight: codes, scale: scale.converted(to: .f32)), as: dtype, in: group)
+            let scale = try scales([outputs])
+            weight = device.place(.fp8Rows(weight: codes, scale: scale), as: dtype, in: group)
         } else {
             let dense = try host("weight", [outputs, inputs], nil)
             if quantizable, context.linearFormat != .plain {
+                // A maximum passes over NaNs: the codes would hide them.
+                if dense.isOnHost { try requireFinite(dense, full("weight"), in: checkpoint) }
                 weight = device.place(dense, quantizedTo: context.linearFormat, in: group)
             } else {
                 weight = device.place(.dense(dense), as: dtype, in: group)
@@ -176,29 +188,37 @@ public struct Weights {
     /// The checkpoint that this cursor walks through.
     public var checkpoint: any Checkpoint { context.checkpoint }
 
+    /// The scales of the layer here as f32.
+    private func scales(_ shape: Shape) throws(CheckpointError) -> Tensor {
+        let scales = try host("scale", shape)
+        // Those of an outline have no memory.
+        if scales.isOnHost { _ = try positiveScales(full("scale"), in: context.checkpoint) }
+        return scales.dtype == .f32 ? scales : scales.converted(to: .f32)
+    }
+
     /// A host tensor of a certain type; nil for floating point of any width.
     private func host(
         _ name: String, _ shape: Shape, _ dtype: DType?
     ) throws(CheckpointError) -> Tensor {
-        let tensor = try host(name, shape)
+        let name = full(name)
+        guard let tensor = try context.checkpoint.tensor(name) else {
+            throw .missing(
+                name, in: context.checkpoint.path,
+                nearest: nearestNames(to: name, in: context.checkpoint))
+        }
+        context.read.insert(name)
+        guard shapesAgree(stored: tensor.shape.dimensions, wanted: shape.dimensions) else {
+            throw .shape(
+                name, in: context.checkpoint.path, expected: shape.dimensions,
+                found: tensor.shape.dimensions)
+        }
         guard dtype.map({ $0 == tensor.dtype }) ?? tensor.dtype.isFloatingPoint else {
             throw .dtype(
-                full(name), in: context.checkpoint.path,
+                name, in: context.checkpoint.path,
                 expected: dtype?.description ?? "floating point", found: "\(tensor.dtype)")
         }
-        return tensor
+        return tensor.reshaped(shape)
     }
 
     private func full(_ name: String) -> String { path.isEmpty ? name : path + "." + name }
-
-    /// Up to three names of the checkpoint with the longest common start and end.
-    private func nearest(to name: String) -> [String] {
-        func likeness(_ other: String) -> Int {
-            zip(name.utf8, other.utf8).prefix { $0 == $1 }.count
-                + zip(name.utf8.reversed(), other.utf8.reversed()).prefix { $0 == $1 }.count
-        }
-        let scored = context.checkpoint.names.map { (likeness($0), $0) }
-            .filter { $0.0 > name.utf8.count / 3 }
-        return scored.sorted { $0.0 > $1.0 }.prefix(3).map(\.1)
-    }
 }

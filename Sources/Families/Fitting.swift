@@ -1,13 +1,14 @@
 /// What the parts of a model must fit, told by the headers of their files before gigabytes are read.
 
 public import Checkpoints
+import Ground
 import Models
 public import Tensors
 
 /// A part that does not belong to its model.
 public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
-    /// The file holds another kind of model.
-    case wrongKind(path: String, expected: String, found: String)
+    /// Half of an autoencoder, and not the half that is needed.
+    case half(path: String, part: ModelPart)
     /// The transformer takes another input: an image-to-video model for a request without a picture, or the reverse.
     case conditioning(path: String, channels: Int, expected: Int)
     /// Two experts of different models.
@@ -22,8 +23,7 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .wrongKind(let path, let expected, let found):
-            "\(path) holds \(found), expected \(expected)"
+        case .half(let path, let part): "\(path) holds no \(part.title)"
         case .conditioning(let path, let channels, let expected):
             "\(path) is \(channels > expected ? "an image-to-video" : "a text-to-video") model "
                 + "(\(channels) input channels), expected \(expected) channels"
@@ -41,16 +41,15 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
 }
 
 extension ModelSource {
+    /// The checkpoint of a part, in the original's names.
+    public func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
+        try file(part).checkpoint
+    }
+
     /// The sizes of a transformer, from its header.
-    /// - Throws: ``FittingError`` where the file holds something else.
     public func transformerSizes(_ part: ModelPart) throws -> WanTransformerArchitecture {
-        let checkpoint = try checkpoint(part)
-        let found = DetectedModel(
-            checkpoint, heads: family.heads, patch: family.geometry.patch)
-        guard case .wanTransformer(let sizes) = found else {
-            throw FittingError.wrongKind(
-                path: checkpoint.path, expected: "a Wan transformer",
-                found: found?.title ?? "no known model")
+        guard case .wanTransformer(let sizes) = try file(part).model else {
+            programmingError("transformerSizes: \(part.title)")
         }
         return sizes
     }
@@ -62,8 +61,7 @@ extension ModelSource {
     public func checkFit(_ parts: [ModelPart], attention: AttentionChoice) throws {
         var first: (path: String, sizes: WanTransformerArchitecture)?
         for part in parts where part.isTransformer {
-            let path = try checkpoint(part).path
-            let sizes = try transformerSizes(part)
+            let (path, sizes) = (self.path(part), try transformerSizes(part))
             guard sizes.inputChannels == family.inputChannels else {
                 throw FittingError.conditioning(
                     path: path, channels: sizes.inputChannels, expected: family.inputChannels)
@@ -77,33 +75,31 @@ extension ModelSource {
             first = first ?? (path, sizes)
         }
         if parts.contains(.textEncoder), let first {
-            let checkpoint = try checkpoint(.textEncoder)
-            guard case .umT5(let sizes) = DetectedModel(checkpoint) else {
-                throw FittingError.wrongKind(
-                    path: checkpoint.path, expected: "a umT5 encoder",
-                    found: DetectedModel(checkpoint)?.title ?? "no known model")
+            guard case .umT5(let sizes) = try file(.textEncoder).model else {
+                programmingError("checkFit: another kind of text encoder")
             }
             guard sizes.dim == first.sizes.textDim else {
                 throw FittingError.size(
-                    what: "text width", path: checkpoint.path, found: sizes.dim,
+                    what: "text width", path: path(.textEncoder), found: sizes.dim,
                     otherPath: first.path, expected: first.sizes.textDim)
             }
         }
         for part in parts where part == .decoder || part == .imageEncoder {
-            let checkpoint = try checkpoint(part)
-            guard case .wanVAE(let sizes) = DetectedModel(checkpoint) else {
-                throw FittingError.wrongKind(
-                    path: checkpoint.path, expected: "a Wan VAE",
-                    found: DetectedModel(checkpoint)?.title ?? "no known model")
+            guard case .wanVAE(let sizes) = try file(part).model else {
+                programmingError("checkFit: another kind of VAE")
+            }
+            let path = path(part)
+            guard part == .decoder ? sizes.hasDecoder : sizes.hasEncoder else {
+                throw FittingError.half(path: path, part: part)
             }
             guard sizes.latentChannels == family.geometry.channels else {
                 throw FittingError.size(
-                    what: "latent channels", path: checkpoint.path, found: sizes.latentChannels,
+                    what: "latent channels", path: path, found: sizes.latentChannels,
                     otherPath: family.name, expected: family.geometry.channels)
             }
             guard sizes.stride == family.geometry.stride else {
                 throw FittingError.strides(
-                    path: checkpoint.path, found: sizes.stride, family: family.name,
+                    path: path, found: sizes.stride, family: family.name,
                     expected: family.geometry.stride)
             }
         }

@@ -1,5 +1,7 @@
 /// The models that a run is made of.
 
+public import Checkpoints
+
 /// One model with a file of its own, or one half of the autoencoder.
 public enum ModelPart: String, Sendable, Hashable, Codable, CaseIterable {
     case textEncoder = "text-encoder"
@@ -12,6 +14,15 @@ public enum ModelPart: String, Sendable, Hashable, Codable, CaseIterable {
     case decoder = "vae"
 
     public var isTransformer: Bool { self == .transformer || self == .lowNoiseTransformer }
+
+    /// What its file must hold.
+    public var kind: DetectedModel.Kind {
+        switch self {
+        case .textEncoder: .umT5
+        case .imageEncoder, .decoder: .wanVAE
+        case .transformer, .lowNoiseTransformer: .wanTransformer
+        }
+    }
 
     /// For people: "text encoder".
     public var title: String {

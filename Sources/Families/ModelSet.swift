@@ -53,12 +53,15 @@ public protocol ModelSource {
     var tokenizer: String { get }
     /// What a part is known by: its file.
     func path(_ part: ModelPart) -> String
-    /// The checkpoint of a part, in the original's names.
-    func checkpoint(_ part: ModelPart) throws -> any Checkpoint
+    /// The opened file of a part: a whole model of its kind.
+    /// - Throws: what its header tells against it.
+    func file(_ part: ModelPart) throws -> ModelFile
 }
 
 extension ModelSet: ModelSource {
-    public func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
-        try inOriginalNames(try openCheckpoint(path(part)))
+    public func file(_ part: ModelPart) throws -> ModelFile {
+        try openModel(
+            path(part), part.kind, heads: part.isTransformer ? family.heads : nil,
+            patch: family.geometry.patch)
     }
 }

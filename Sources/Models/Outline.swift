@@ -33,6 +33,16 @@ public final class Outline: Checkpoint {
             })
     }
 
+    /// The names and shapes of another checkpoint: a plan need not compute what would be computed.
+    public init(of checkpoint: any Checkpoint) {
+        path = checkpoint.path
+        names = checkpoint.names
+        tensors = Dictionary(
+            uniqueKeysWithValues: names.compactMap { name in
+                checkpoint.info(name).map { (name, $0) }
+            })
+    }
+
     public func info(_ name: String) -> TensorInfo? { tensors[name] }
 
     public func tensor(_ name: String) -> Tensor? {

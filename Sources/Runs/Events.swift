@@ -22,6 +22,8 @@ public enum Notice: Sendable, Hashable, Codable {
     case unmatchedKeys(part: ModelPart, names: [String])
     /// Tensors of a checkpoint that its model has no use for.
     case unusedTensors(part: ModelPart, names: [String])
+    /// What reading a checkpoint had to decide.
+    case checkpoint(part: ModelPart, note: String)
     /// A product of the run could not be written; the video is still made.
     case notSaved(path: String, reason: String)
     /// What devices and libraries have to say.
@@ -42,6 +44,7 @@ public enum Notice: Sendable, Hashable, Codable {
             "keys that belong to nothing in the \(part.title): \(list(names))"
         case .unusedTensors(let part, let names):
             "tensors that the \(part.title) has no use for: \(list(names))"
+        case .checkpoint(_, let note): note
         case .notSaved(let path, let reason): "\(path) was not written: \(reason)"
         case .device(let text): text
         }

@@ -53,27 +53,32 @@ extension Run {
     }
 
     /// Makes a model of its checkpoint on `device`.
+    /// - Parameter isPlanned: the device reads no numbers, so that none need be computed.
     func open(
         _ part: ModelPart, _ checkpoint: any Checkpoint, sage: SageArchitecture,
-        on device: any Backend
+        on device: any Backend, isPlanned: Bool
     ) throws -> LoadedModel {
         let arithmetic = request.arithmetic
+        let source = part.isTransformer ? try adapted(checkpoint, part).checkpoint : checkpoint
         let weights = Weights(
-            part.isTransformer ? try adapted(checkpoint, part).checkpoint : checkpoint, on: device,
+            isPlanned ? Outline(of: source) : source, on: device,
             activations: arithmetic.precision.dtype,
             linearFormat: part.isTransformer ? arithmetic.linears.format : .plain,
             in: WeightSet(isDeferred: part.isTransformer && options.defersWeights))
-        switch part {
-        case .textEncoder: return .textEncoder(try UMT5(weights))
-        case .imageEncoder:
-            return .imageEncoder(try WanVAE.Encoder(weights, statistics: family.statistics))
-        case .decoder:
-            return .decoder(try WanVAE.Decoder(weights, statistics: family.statistics))
-        case .transformer, .lowNoiseTransformer:
-            return .transformer(
-                try WanTransformer(
-                    weights, arithmetic.transformerOptions(sage: sage, family: family)))
-        }
+        let model: LoadedModel =
+            switch part {
+            case .textEncoder: .textEncoder(try UMT5(weights))
+            case .imageEncoder:
+                .imageEncoder(try WanVAE.Encoder(weights, statistics: family.statistics))
+            case .decoder: .decoder(try WanVAE.Decoder(weights, statistics: family.statistics))
+            case .transformer, .lowNoiseTransformer:
+                .transformer(
+                    try WanTransformer(
+                        weights, arithmetic.transformerOptions(sage: sage, family: family)))
+            }
+        // What the header has told already, told again by what was read.
+        _ = try weights.finish()
+        return model
     }
 
     /// The transformer's checkpoint with the LoRAs of the request merged in, matrix by matrix as they are loaded.
@@ -84,6 +89,16 @@ extension Run {
         try Checkpoints.adapted(
             checkpoint,
             by: try request.loras(for: part).map { try LoRA(path: $0.path, strength: $0.strength) })
+    }
+
+    /// What the user should know of the files that the run loads, told by their headers.
+    package func fileNotices() throws -> [Notice] {
+        var told: Set<String> = []
+        return try parts.filter { told.insert(models.path($0)).inserted }.flatMap { part in
+            let file = try models.file(part)
+            return file.notes.map { Notice.checkpoint(part: part, note: $0) }
+                + (file.unused.isEmpty ? [] : [.unusedTensors(part: part, names: file.unused)])
+        }
     }
 
     /// What the LoRAs of the request will do, told by the headers of the files.
@@ -103,6 +118,7 @@ extension Run {
             return [.loras(part: part, tensors: result.changed.count, files: files)]
                 + (result.unmatched.isEmpty
                     ? [] : [.unmatchedKeys(part: part, names: result.unmatched)])
+                + result.notes.map { .checkpoint(part: part, note: $0) }
         }
     }
 }

@@ -28,7 +28,7 @@ public struct Plan: Sendable, Hashable, Codable {
 
     /// In the order in which the run uses its models.
     public private(set) var stages: [Stage] = []
-    /// What LoRAs will do.
+    /// What the user should know of the files, and what LoRAs will do.
     public private(set) var notices: [Notice]
     public private(set) var peakBytes = 0
     /// Bytes of grouped weights that stay on the device; nil: all.
@@ -42,7 +42,8 @@ public struct Plan: Sendable, Hashable, Codable {
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
         try run.models.checkFit(run.parts, attention: run.request.arithmetic.attention)
-        notices = run.options.start.latents == nil ? try run.loraNotices() : []
+        notices = try run.fileNotices()
+        if run.options.start.latents == nil { notices += try run.loraNotices() }
         try walk(run)
         settle()
     }
@@ -127,6 +128,7 @@ extension Plan {
         var walk = try Walk(
             run, ModelPool(), on: OpenedDevice(device, sageArchitecture: .sm90))
         walk.inspectsNumbers = false
+        walk.isPlanned = true
         walk.inputs = RunInputs(planning: run)
         var held: [ModelPart: Int] = [:]
         while !walk.isDone {

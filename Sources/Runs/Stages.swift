@@ -27,7 +27,7 @@ extension Walk {
                 .stageProgress(
                     .load(part), fraction: min(1, Double(done) / Double(max(total, 1)))))
         } _: {
-            try run.open(part, checkpoint, sage: sage, on: device)
+            try run.open(part, checkpoint, sage: sage, on: device, isPlanned: isPlanned)
         }
     }
 

@@ -28,6 +28,8 @@ package struct Walk {
     private var decoding = (seconds: 0.0, peakBytes: 0)
     /// Whether weights and results are searched for numbers that are not finite.
     package var inspectsNumbers = true
+    /// Whether the device only counts: checkpoints are then shown without their numbers.
+    var isPlanned = false
 
     /// A run that nobody else takes part in.
     package init(_ run: Run, on device: OpenedDevice) throws {

@@ -61,13 +61,15 @@ private struct SmallModels: ModelSource, Sendable {
 
     func path(_ part: ModelPart) -> String { part.rawValue }
 
-    func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
-        switch part {
-        case .textEncoder: try weights.open("umt5")
-        case .imageEncoder, .decoder: try weights.open("vae")
-        case .transformer: try weights.open(experts.count == 1 ? "dit" : "dit_high")
-        case .lowNoiseTransformer: halvedHead(try weights.open("dit_high"))
-        }
+    func file(_ part: ModelPart) throws -> ModelFile {
+        let stored =
+            switch part {
+            case .textEncoder: try weights.open("umt5")
+            case .imageEncoder, .decoder: try weights.open("vae")
+            case .transformer: try weights.open(experts.count == 1 ? "dit" : "dit_high")
+            case .lowNoiseTransformer: halvedHead(try weights.open("dit_high"))
+            }
+        return try modelFile(stored, part.kind, heads: part.isTransformer ? family.heads : nil)
     }
 }
 

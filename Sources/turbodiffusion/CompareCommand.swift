@@ -43,7 +43,11 @@ struct CompareCommand: AsyncParsableCommand {
     }
     private struct TensorDistance: Encodable {
         var tensor: String
-        var relativeL2, maximum: Double
+        /// JSON has no infinities: where a number stands against what is none, `maximum` is left out.
+        var relativeL2, maximum: Double?
+        var nonFinite: Int?
+        var equal: Bool?
+        var notCompared: String?
     }
 
     func run() async throws {
@@ -96,33 +100,53 @@ struct CompareCommand: AsyncParsableCommand {
     // MARK: Tensors
 
     private static func isTensorFile(_ path: String) -> Bool {
-        [".safetensors", ".pth", ".pt"].contains { path.hasSuffix($0) }
+        [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".index.json"]
+            .contains { path.hasSuffix($0) }
     }
 
     private func compareTensors() throws {
-        let a = try openCheckpoint(first)
-        let b = try openCheckpoint(second)
-        let common = a.names.filter { b.info($0)?.shape == a.info($0)?.shape }
-        guard !common.isEmpty else {
+        let (a, b) = (try openCheckpoint(first), try openCheckpoint(second))
+        let difference = try CheckpointDifference(a, b)
+        guard difference.common.contains(where: { $0.distance != nil }) else {
             throw UserError(
                 "compare", "\(first) and \(second) have no tensor of one name and shape")
         }
-        for name in common {
-            guard let x = try a.tensor(name)?.floats(), let y = try b.tensor(name)?.floats() else {
-                continue
-            }
-            var distance = Distance()
-            distance.add(y, x)
+        for tensor in difference.common { show(tensor) }
+        let others =
+            difference.onlyInFirst.map { ($0.name, "only in \(first)") }
+            + difference.onlyInSecond.map { ($0.name, "only in \(second)") }
+            + difference.notCompared.map { ($0, "of an element type that is not read") }
+        for (name, reason) in others {
             if json {
-                Output.json(
-                    TensorDistance(
-                        tensor: name, relativeL2: distance.relative, maximum: distance.maximum))
+                Output.json(TensorDistance(tensor: name, notCompared: reason))
             } else {
-                Output.line(
-                    "\(name): relative L2 \(distance.relative), "
-                        + "largest difference \(distance.maximum)")
+                Output.line("\(name.printable): not compared: \(reason)")
             }
         }
+    }
+
+    private func show(_ tensor: CheckpointDifference.Comparison) {
+        let name = tensor.name.printable
+        guard let distance = tensor.distance else {
+            let reason = "shapes \(tensor.first.shape) and \(tensor.second.shape)"
+            return json
+                ? Output.json(TensorDistance(tensor: tensor.name, notCompared: reason))
+                : Output.line("\(name): not compared: \(reason)")
+        }
+        if json {
+            return Output.json(
+                TensorDistance(
+                    tensor: tensor.name,
+                    relativeL2: distance.relative.isFinite ? distance.relative : nil,
+                    maximum: distance.largest.isFinite ? distance.largest : nil,
+                    nonFinite: distance.nonFinite, equal: distance.isEqual))
+        }
+        let rest =
+            distance.nonFinite > 0
+            ? ", \(distance.nonFinite) elements of which only one is a finite number" : ""
+        Output.line(
+            "\(name): relative L2 \(distance.relative), largest difference \(distance.largest)\(rest)"
+        )
     }
 
     // MARK: Picture

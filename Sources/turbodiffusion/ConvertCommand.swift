@@ -71,7 +71,8 @@ struct ConvertCommand: AsyncParsableCommand {
         conversion.dequantizes = dequantize
         conversion.addsSparseLinear = addProjL
         conversion.heads = numHeads
-        let source = try openCheckpoint(input)
+        let source = try openCheckpoint(input, blocksAs: conversion.dtype ?? .bf16)
+        for note in source.notes { writing.note(note) }
         let result = try converted(source, conversion)
         try writing.write(result, to: output)
         let added = result.names.count - source.names.count

@@ -12,8 +12,8 @@ struct InspectCommand: AsyncParsableCommand {
         commandName: "inspect",
         abstract: "Show what checkpoints hold, how two differ, and how a video was made.",
         discussion: """
-            Reads safetensors (single files, or an index or folder of shards) and PyTorch files. Of a video of this \
-            program the request is shown.
+            Reads safetensors, PyTorch files and GGUF, single or in shards (an index or a folder), and \
+            folders of torch.distributed.checkpoint. Of a video of this program the request is shown.
             Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint \
             lacks tensors of its model, or where two compared ones differ.
             """)
@@ -67,7 +67,8 @@ struct InspectCommand: AsyncParsableCommand {
 
     private func show(_ summary: CheckpointSummary) {
         let format = summary.format.map { "\($0.rawValue), " } ?? ""
-        Output.line("\(summary.path): \(format)\(describe(bytes: summary.byteCount)) of tensors")
+        Output.line(
+            "\(summary.path.printable): \(format)\(describe(bytes: summary.byteCount)) of tensors")
         if let model = summary.model {
             let sizes = model.properties.map { "\($0.name) \($0.value)" }
             let kind = model.title == model.kind.rawValue ? "" : " (\(model.kind.rawValue))"
@@ -83,8 +84,9 @@ struct InspectCommand: AsyncParsableCommand {
             "tensors    \(summary.tensors.count) with \(grouped(summary.parameters)) elements: "
                 + types.joined(separator: ", "))
         for (key, value) in summary.metadata.sorted(by: { $0.key < $1.key }) {
-            Output.line("metadata   \(key): \(shortened(value.debugDescription, to: 120))")
+            Output.line("metadata   \(key.printable): \(shortened(value.printable, to: 120))")
         }
+        list("note", summary.notes)
         list("missing", summary.missing.map { "\($0.name) \($0.shape)" })
         list(
             "mismatched",
@@ -92,6 +94,13 @@ struct InspectCommand: AsyncParsableCommand {
                 "\($0.name): \($0.found) \($0.dtype), expected \($0.expected)"
             })
         list("surplus", summary.surplus)
+        if let refusal = summary.refusal
+            ?? summary.model?.refusal.map({
+                .incompatible(path: summary.path, reason: $0)
+            })
+        {
+            Output.line("not run    \(refusal)")
+        }
         if summary.isComplete { Output.line("complete   every tensor of the model is there") }
         Output.line("")
         Output.line(Output.table(rows(summary.tensors)))
@@ -101,7 +110,7 @@ struct InspectCommand: AsyncParsableCommand {
         let limit = all ? lines.count : 10
         for (index, line) in lines.prefix(limit).enumerated() {
             let head = index == 0 ? title : ""
-            Output.line(head.padding(to: 11) + line)
+            Output.line(head.padding(to: 11) + line.printable)
         }
         if lines.count > limit {
             Output.line("".padding(to: 11) + "… and \(lines.count - limit) more")
@@ -134,7 +143,7 @@ struct InspectCommand: AsyncParsableCommand {
         let width = max(terminalWidth() - 36, 24)
         return order.map { line in
             let name = line.end.isEmpty ? line.start : line.start + ranges(blocks[line]!) + line.end
-            return [shortened(name, to: width), "\(line.shape)", "\(line.dtype)"]
+            return [shortened(name.printable, to: width), "\(line.shape)", "\(line.dtype)"]
         }
     }
 
@@ -170,19 +179,25 @@ struct InspectCommand: AsyncParsableCommand {
             list("only in 1", difference.onlyInFirst.map { "\($0.name) \($0.shape) \($0.dtype)" })
             list("only in 2", difference.onlyInSecond.map { "\($0.name) \($0.shape) \($0.dtype)" })
             list("different", difference.changes.map(describe))
+            list("not read", difference.notCompared)
             let what = headerOnly ? "equal in shape and type" : "equal"
             Output.line("\(difference.equal) tensors are \(what)")
         }
         if !difference.isEmpty { throw ExitCode.failure }
     }
 
-    private func describe(_ change: CheckpointDifference.Change) -> String {
+    private func describe(_ change: CheckpointDifference.Comparison) -> String {
         let (a, b) = (change.first, change.second)
         var text = change.name + ":"
         if a.shape != b.shape { text += " \(a.shape) and \(b.shape)" }
         if a.dtype != b.dtype { text += " \(a.dtype) and \(b.dtype)" }
-        if let largest = change.largest, let relative = change.relative {
-            text += " values differ by at most \(Float(largest)), relative \(Float(relative))"
+        if let distance = change.distance {
+            text +=
+                " values differ by at most \(Float(distance.largest)), "
+                + "relative \(Float(distance.relative))"
+            if distance.nonFinite > 0 {
+                text += ", \(distance.nonFinite) where only one is a finite number"
+            }
         }
         return text
     }
@@ -288,22 +303,27 @@ private struct DifferenceReport: Encodable {
     struct Change: Encodable {
         var name: String
         var first, second: TensorReport
+        /// JSON has no infinities: where a number stands against what is none, `largest` is left out.
         var largest, relative: Double?
+        var nonFinite: Int?
     }
     var equal: Int
     var onlyInFirst, onlyInSecond: [TensorReport]
     var changes: [Change]
+    /// Tensors of element types that are not read.
+    var notCompared: [String]
 
     init(_ difference: CheckpointDifference) {
         equal = difference.equal
         onlyInFirst = difference.onlyInFirst.map { TensorReport($0) }
         onlyInSecond = difference.onlyInSecond.map { TensorReport($0) }
         changes = difference.changes.map {
-            // JSON has no infinities.
             Change(
                 name: $0.name, first: TensorReport($0.first), second: TensorReport($0.second),
-                largest: $0.largest.flatMap { $0.isFinite ? $0 : nil },
-                relative: $0.relative.flatMap { $0.isFinite ? $0 : nil })
+                largest: $0.distance.flatMap { $0.largest.isFinite ? $0.largest : nil },
+                relative: $0.distance.flatMap { $0.relative.isFinite ? $0.relative : nil },
+                nonFinite: $0.distance?.nonFinite)
         }
+        notCompared = difference.notCompared
     }
 }

@@ -26,7 +26,7 @@ struct LoRACommand: AsyncParsableCommand {
         completion: .file())
     var loras: [LoRAArgument]
 
-    @Flag(help: "Fail where a key of a LoRA belongs to nothing in the checkpoint.")
+    @Flag(help: "Fail where a key of a LoRA is not used.")
     var strict = false
 
     @OptionGroup var writing: CheckpointOutput
@@ -34,6 +34,7 @@ struct LoRACommand: AsyncParsableCommand {
     func run() async throws {
         try writing.check(output)
         let base = try openCheckpoint(input)
+        for note in base.notes { writing.note(note) }
         let result = try adapted(
             base, by: try loras.map { try LoRA(path: $0.path, strength: $0.strength) })
         if strict, !result.unmatched.isEmpty {
@@ -43,6 +44,7 @@ struct LoRACommand: AsyncParsableCommand {
         }
         try writing.write(result.checkpoint, to: output)
         writing.note("\(output): \(result.changed.count) tensors changed")
+        for note in result.notes { writing.note(note) }
         writing.list("keys that are not used", result.unmatched)
     }
 }

@@ -36,7 +36,11 @@ struct MergeCommand: AsyncParsableCommand {
 
     func run() async throws {
         try writing.check(output)
-        func open(_ path: String) throws -> any Checkpoint { try openCheckpoint(path) }
+        func open(_ path: String) throws -> any Checkpoint {
+            let file = try openCheckpoint(path)
+            for note in file.notes { writing.note(note) }
+            return file
+        }
         let result = try merged(
             base: try open(base), target: try open(diffTarget), diffBase: try open(diffBase),
             weight: w)

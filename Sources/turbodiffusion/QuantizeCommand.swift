@@ -30,7 +30,9 @@ struct QuantizeCommand: AsyncParsableCommand {
 
     func run() async throws {
         try writing.check(output)
-        let base = try inOriginalNames(try openCheckpoint(input))
+        let source = try openCheckpoint(input)
+        for note in source.notes { writing.note(note) }
+        let base = try inOriginalNames(source)
         let result = try quantized(base, to: format == .int8 ? .int8 : .fp8)
         try writing.write(result.checkpoint, to: output)
         writing.note("\(output): \(result.layers.count) layers in \(format.rawValue)")

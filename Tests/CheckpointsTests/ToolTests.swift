@@ -73,6 +73,27 @@ struct ToolTests {
             "\($0)".contains("'blocks.1.ffn.0.weight' holds infinities or NaNs")
         }
         #expect(folder.contents.isEmpty)
+        // While loading, codes would hide what is no number.
+        let weights = Weights(
+            MemoryCheckpoint(tensors), on: NullBackend(), activations: .bf16,
+            linearFormat: .int8Blocks)
+        #expect(throws: CheckpointError.self) {
+            try weights["blocks"][1]["ffn"][0].linear(from: 128, to: 200, quantizable: true)
+        }
+        // Tensors that are not quantised must be numbers as well.
+        let norm = MemoryCheckpoint(
+            tensors.map { name, tensor in
+                (
+                    name,
+                    name == "blocks.0.norm3.bias"
+                        ? Tensor([Float](repeating: .infinity, count: 128), [128])
+                        : Tensor.zeros(tensor.shape, .f32)
+                )
+            })
+        #expect(throws: CheckpointError.self) {
+            try writeCheckpoint(
+                try quantized(norm, to: .int8).checkpoint, to: folder.path + "/x.safetensors")
+        }
         #expect(throws: CheckpointError.self) {
             try quantized(Outline(UMT5Architecture.nano.tensors()), to: .int8)
         }

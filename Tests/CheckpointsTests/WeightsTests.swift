@@ -10,9 +10,9 @@ struct WeightsTests {
         MemoryCheckpoint([
             ("a.plain.weight", .zeros([200, 64], .f16)), ("a.plain.bias", .zeros([200], .bf16)),
             ("a.small.int8_weight", .zeros([200, 64], .i8)),
-            ("a.small.scale", .zeros([2, 1], .f32)),
+            ("a.small.scale", Tensor([1, 1] as [Float], [2, 1])),
             ("a.rows.fp8_weight", .zeros([200, 64], .f8e4m3)),
-            ("a.rows.scale", .zeros([200], .f32)),
+            ("a.rows.scale", Tensor([Float](repeating: 1, count: 200), [200])),
             ("a.wrong.int8_weight", .zeros([200, 64], .u8)),
             ("a.wrong.scale", .zeros([2, 1], .f32)),
             ("patch.weight", .zeros([8, 4, 1, 2, 2], .f32)), ("m", .zeros([1, 6, 8], .f32)),

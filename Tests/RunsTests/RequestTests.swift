@@ -149,33 +149,26 @@ struct WrongFileTests {
     @Test("parts of another kind are refused by their headers, by the plan as well")
     func kinds() throws {
         let request = tinyRequest()
-        func refusal(_ change: (inout ModelSet) -> Void) throws -> FittingError? {
+        func refusal(_ change: (inout ModelSet) -> Void) throws -> String? {
             var models = try nano()
             change(&models)
             let run = try Run(request, models)
             do {
                 _ = try Plan(run)
                 return nil
-            } catch let error as FittingError {
-                return error
+            } catch {
+                return "\(error)"
             }
         }
         #expect(try refusal { _ in } == nil)
-        guard case .wrongKind(_, "a Wan VAE", _) = try refusal({ $0.vae = $0.textEncoder }) else {
-            return #expect(Bool(false), "a text encoder was taken for an autoencoder")
-        }
-        guard case .wrongKind = try refusal({ $0.textEncoder = $0.vae }) else {
-            return #expect(Bool(false), "an autoencoder was taken for a text encoder")
-        }
-        guard case .wrongKind = try refusal({ $0.transformer = $0.vae }) else {
-            return #expect(Bool(false), "an autoencoder was taken for a transformer")
-        }
-        guard
-            case .conditioning(_, channels: 16, expected: 8) = try refusal({
-                $0.family.geometry.channels = 8
-            })
-        else {
-            return #expect(Bool(false), "latents of 16 channels for a family of 8")
+        for (change, word) in [
+            ({ $0.vae = $0.textEncoder }, "expected a Wan VAE"),
+            ({ $0.textEncoder = $0.vae }, "expected an umT5 encoder"),
+            ({ $0.transformer = $0.vae }, "expected a Wan transformer"),
+            ({ $0.family.geometry.channels = 8 }, "16 input channels), expected 8"),
+        ] as [((inout ModelSet) -> Void, String)] {
+            let text = try refusal(change)
+            #expect(text?.contains(word) == true, "\(text ?? "nothing was refused")")
         }
     }
 

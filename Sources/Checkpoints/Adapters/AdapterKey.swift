@@ -34,7 +34,8 @@ struct AdapterKey {
 
     /// Prefixes before the model's own names, any number of them.
     private static let prefixes = [
-        "base_model.", "model.", "diffusion_model.", "transformer.", "unet.", "pipe.", "dit.",
+        "base_model.", "model.", "diffusion_model.", "transformer.", "transformer_2.", "unet.",
+        "pipe.", "dit.",
         "net.",
         "module.", "lora_unet_", "lora_transformer_", "lycoris_",
     ]
@@ -78,9 +79,9 @@ struct AdapterKey {
             // "lora.up.weight" is lora_up.weight
             let isSplit = component == "lora" && ["up", "down"].contains(after.first)
             let name = isSplit ? "lora_" + after.first! : component
-            let module = components[..<index].joined(separator: ".")
+            func module() -> String { components[..<index].joined(separator: ".") }
             if let kind = Self.foreign[name] {
-                self.init(module: module, content: .foreign(kind))
+                self.init(module: module(), content: .foreign(kind))
                 return
             }
             if let part = Self.parts[name] {
@@ -92,7 +93,7 @@ struct AdapterKey {
                     case (_, "bias"): .foreign("a bias of '\(name)'")
                     default: .part(part)
                     }
-                self.init(module: module, content: content)
+                self.init(module: module(), content: content)
                 return
             }
         }
@@ -126,12 +127,14 @@ struct AdapterModules {
         let foreign = ["attn1", "attn2", "condition_embedder", "proj_out", "SelfAttention"]
         let isForeign = keys.contains { key in foreign.contains { key.contains($0) } }
         let translation = isForeign ? kind.map { KeyTranslation($0) } : nil
-        for name in base.names {
-            let module = splitLeaf(name).module
-            let spelled = translation?.foreign(module) ?? module
-            modules[spelled] = module
-            modules[String(spelled.map { $0 == "." ? "_" : $0 })] = module
+        let own = Set(base.names.lazy.map { splitLeaf($0).module }).filter { !$0.isEmpty }
+        func add(_ spelled: String, _ module: String) {
+            for name in [spelled, String(spelled.map { $0 == "." ? "_" : $0 })]
+            where modules[name] == nil { modules[name] = module }
         }
+        // Hugging Face's norm2 is Wan's norm3: the adapter's own spelling goes first.
+        if let translation { for module in own { add(translation.foreign(module), module) } }
+        for module in own { add(module, module) }
     }
 
     subscript(_ spelled: String) -> String? { modules[spelled] }

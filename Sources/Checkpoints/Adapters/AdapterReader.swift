@@ -8,11 +8,15 @@ struct AdapterReader {
     private let strength: Float
     private let base: any Checkpoint
     private let modules: AdapterModules
+    private let matrices: QuantizedMatrices
     /// By the name of the tensor in the model.
     private(set) var changes: [(target: String, change: Change)] = []
     private(set) var unmatched: [String] = []
+    /// What had to be decided, for people.
+    private(set) var notes: [String] = []
 
-    init(_ lora: LoRA, _ base: any Checkpoint) {
+    init(_ lora: LoRA, _ base: any Checkpoint, _ matrices: QuantizedMatrices) {
+        self.matrices = matrices
         file = lora.checkpoint
         strength = lora.strength
         self.base = base
@@ -49,7 +53,12 @@ struct AdapterReader {
                 }
             }
         }
-        for name in order { try read(found[name]!, configuration) }
+        for module in order.compactMap({ found[$0] }) { try read(module, configuration) }
+        if let source = configuration.source, let alpha = configuration.alpha,
+            !found.values.contains(where: { $0.parts[.alpha] != nil })
+        {
+            notes.append("\(file.path): its alpha of \(alpha) is that of \(source)")
+        }
         if configuration.saysDoRA,
             !changes.contains(where: { if case .decompose = $0.change { true } else { false } })
         {
@@ -90,7 +99,11 @@ struct AdapterReader {
                 }
                 return try .product(a, b, in: file)
             }
-            difference = .kronecker(try factor("w1"), try factor("w2"))
+            let (a, b) = (try factor("w1"), try factor("w2"))
+            guard !a.rows.multipliedReportingOverflow(by: b.rows).overflow,
+                !a.columns.multipliedReportingOverflow(by: b.columns).overflow
+            else { throw fail("'\(module.name)' is changed by a LoKr of impossible size") }
+            difference = .kronecker(a, b)
         }
         let upBias = take(.upBias)
         let magnitude = take(.magnitude)
@@ -207,14 +220,13 @@ struct AdapterReader {
     }
 
     private mutating func append(_ change: Change, to target: String) throws(CheckpointError) {
-        guard let stored = base.info(target), stored.dtype.isFloatingPoint || isCodes(target) else {
+        guard let stored = base.info(target),
+            stored.dtype.isFloatingPoint || matrices.byCodes[target] != nil
+                || LinearStorage(codes: splitLeaf(target).leaf) != nil
+        else {
             throw fail("it changes '\(target)', which does not hold numbers in \(base.path)")
         }
         changes.append((target, change))
-    }
-
-    private func isCodes(_ name: String) -> Bool {
-        LinearStorage(codes: splitLeaf(name).leaf) != nil
     }
 
     /// The weight of a module in whatever form it has.

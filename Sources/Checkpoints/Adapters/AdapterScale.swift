@@ -6,7 +6,7 @@ import Tensors
 
 /// What stands about alpha outside of the keys.
 struct AdapterConfiguration {
-    private var alpha: Double?
+    private(set) var alpha: Double?
     private var alphas: [(pattern: String, alpha: Double)] = []
     private var isRankStabilized = false
     let saysDoRA: Bool

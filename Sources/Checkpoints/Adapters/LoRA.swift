@@ -27,25 +27,32 @@ public struct AdaptedCheckpoint {
     /// Keys of the adapters that are not used, with the file's name before them: they belong to
     /// nothing in the checkpoint, or to a layer with other inputs.
     public let unmatched: [String]
+    /// What else the result is, for people.
+    public let notes: [String]
 }
 
 /// The checkpoint with every layer changed as the adapters say, one adapter after the other.
 ///
 /// Understood are low-rank pairs (weight + strength · alpha / rank · up · down), their biases, whole
 /// differences and whole tensors, DoRA, LoHa and LoKr, under the names of kohya, musubi-tuner,
-/// LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, changed and quantised
-/// again; plain 8-bit numbers become bf16.
+/// LyCORIS, ComfyUI, diffusers and PEFT. Layers in this program's 8-bit forms are dequantised, changed
+/// and quantised again. In other programs' forms, whose scales are tensors that no adapter names, codes
+/// become bf16 multiples of their scales; plain 8-bit numbers become bf16.
 /// - Throws: `.incompatible` where an adapter was made for another model, or changes one of its
 ///   modules in a way that is not understood. No numbers have been read then.
 public func adapted(
     _ base: any Checkpoint, by loras: [LoRA]
 ) throws(CheckpointError) -> AdaptedCheckpoint {
-    let base = try inOriginalNames(base)
-    if loras.isEmpty { return AdaptedCheckpoint(checkpoint: base, changed: [], unmatched: []) }
+    let (_, base) = try withOriginalNames(base)
+    if loras.isEmpty {
+        return AdaptedCheckpoint(checkpoint: base, changed: [], unmatched: [], notes: [])
+    }
+    let matrices = try QuantizedMatrices(of: base)
     var changes: [String: [Change]] = [:]
     var unmatched: [String] = []
+    var notes: [String] = []
     for lora in loras {
-        var reader = AdapterReader(lora, base)
+        var reader = AdapterReader(lora, base, matrices)
         try reader.read()
         guard !reader.changes.isEmpty else {
             throw .incompatible(
@@ -55,6 +62,7 @@ public func adapted(
                     + lora.checkpoint.names.prefix(3).joined(separator: ", "))
         }
         for (target, change) in reader.changes { changes[target, default: []].append(change) }
+        notes += reader.notes
         unmatched += reader.unmatched.map { "\(lora.checkpoint.path): \($0)" }
     }
     var entries: [DerivedCheckpoint.Entry] = []
@@ -80,18 +88,30 @@ public func adapted(
             }
             continue
         }
+        let matrix = matrices.byCodes[info.name]
         let target = TensorInfo(
             name: info.name, shape: info.shape,
             dtype: info.dtype.byteCount == 1 ? .bf16 : info.dtype)
         entries.append(
             DerivedCheckpoint.Entry(info: target) { () throws(CheckpointError) in
-                try changed(
-                    try base.require(info.name), by: list, as: target.dtype, info.name, in: base)
+                guard let matrix else {
+                    return try changed(
+                        try base.require(info.name), by: list, as: target.dtype, info.name, in: base
+                    )
+                }
+                let numbers = try changed(
+                    try matrix.numbers(of: base, as: .f32), by: list, as: .f32, info.name, in: base)
+                return try matrix.multiples(of: numbers, in: base, as: target.dtype)
             } forget: {
                 base.forget(info.name)
             })
     }
+    let multiples = changes.keys.count { matrices.byCodes[$0] != nil }
+    if multiples > 0 {
+        notes.append(
+            "\(multiples) matrices are no 8-bit codes any more, but bf16 multiples of their scales")
+    }
     return AdaptedCheckpoint(
         checkpoint: try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries),
-        changed: changes.keys.sorted(), unmatched: unmatched)
+        changed: changes.keys.sorted(), unmatched: unmatched, notes: notes)
 }

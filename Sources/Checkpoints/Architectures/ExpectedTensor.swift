@@ -13,6 +13,15 @@ public struct ExpectedTensor: Sendable, Hashable {
         case int8Codes
         case fp8Codes
         case scales
+
+        /// The element type in words.
+        var type: String {
+            switch self {
+            case .numbers, .quantizableMatrix, .scales: "floating point"
+            case .int8Codes: "i8"
+            case .fp8Codes: "f8e4m3"
+            }
+        }
     }
 
     public let name: String
@@ -51,6 +60,8 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     case int8
     /// `fp8_weight` (e4m3) and `scale`, one for each row.
     case fp8
+
+    var isQuantized: Bool { self != .plain }
 
     /// The form whose codes stand under a leaf.
     init?(codes leaf: String) {

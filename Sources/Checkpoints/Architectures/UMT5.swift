@@ -37,6 +37,12 @@ public struct UMT5Architecture: Sendable, Hashable {
         self == .xxl ? "umT5-xxl encoder" : self == .nano ? "nano umT5 encoder" : "umT5 encoder"
     }
 
+    /// Why this program does not run a model of these sizes; nil where it does.
+    public var refusal: String? {
+        attentionDim % heads == 0
+            ? nil : "a text encoder of width \(attentionDim) cannot have \(heads) heads"
+    }
+
     init?(detecting checkpoint: any Checkpoint) {
         func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
         guard let embedding = shape("token_embedding.weight"), embedding.count == 2 else {

@@ -66,7 +66,27 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         plain.hasSparseLinearAttention = false
         plain.linears = .plain
         plain.heads = dim / min(dim, 128)
-        return Self.known.first { $0.1 == plain }?.0 ?? "Wan transformer"
+        if let name = Self.known.first(where: { $0.1 == plain })?.0 { return name }
+        switch (inputChannels, outputChannels) {
+        case (48, 48): return "Wan transformer of 48 latent channels (as Wan2.2 TI2V-5B)"
+        case (48, 16), (52, 16): return "Wan transformer with control channels (as Fun-Control)"
+        default: return "Wan transformer"
+        }
+    }
+
+    /// Why this program does not run a model of these sizes; nil where it does.
+    public var refusal: String? {
+        if hasImageBranch {
+            return
+                "a second cross attention to CLIP features (Wan2.1 image-to-video) is not run here"
+        }
+        guard dim == heads * headDim, headDim % 2 == 0 else {
+            return "a transformer of width \(dim) cannot have \(heads) heads of even width"
+        }
+        guard frequencyDim % 2 == 0 else {
+            return "the sinusoid of the time has \(frequencyDim) numbers; an even one is expected"
+        }
+        return nil
     }
 
     /// - Parameter heads: needed where the checkpoint does not tell the head width (only `proj_l`
@@ -122,6 +142,11 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     static let linears =
         ["self_attn", "cross_attn"].flatMap { part in ["q", "k", "v", "o"].map { "\(part).\($0)" } }
         + ["ffn.0", "ffn.2"]
+
+    /// Those that read one input, which has one format.
+    static let sharedInputs = [
+        ["self_attn.q", "self_attn.k", "self_attn.v"], ["cross_attn.k", "cross_attn.v"],
+    ]
 
     /// The linear branch of sparse-linear attention, in a block.
     static let sparseLinear = "self_attn.attn_op.local_attn.proj_l"

@@ -10,6 +10,8 @@ public struct WanVAEArchitecture: Sendable, Hashable {
     /// Channels at full resolution.
     public var dim: Int
     public var latentChannels: Int
+    /// Channels of a picture going in; more than three where patches of it are folded into them.
+    public var pictureChannels = 3
     /// A file for decoding only has no encoder.
     public var hasEncoder, hasDecoder: Bool
 
@@ -45,9 +47,19 @@ public struct WanVAEArchitecture: Sendable, Hashable {
 
     /// The published model of these sizes, or "Wan VAE".
     public var title: String {
-        let name = dim == 96 ? "Wan2.1 VAE" : dim == 24 ? "nano Wan VAE" : "Wan VAE"
+        let name =
+            latentChannels == 48
+            ? "Wan2.2 VAE of TI2V-5B (48 latent channels)"
+            : dim == 96 ? "Wan2.1 VAE" : dim == 24 ? "nano Wan VAE" : "Wan VAE"
         let whole = hasEncoder && hasDecoder
         return whole ? name : name + (hasEncoder ? ", encoder only" : ", decoder only")
+    }
+
+    /// Why this program does not run a model of these sizes; nil where it does.
+    public var refusal: String? {
+        if pictureChannels == 3 { return nil }
+        return "\(title) takes pictures folded into \(pictureChannels) channels, which is not run "
+            + "here; the models here need Wan2.1's VAE (Wan2.1_VAE.pth)"
     }
 
     init?(detecting checkpoint: any Checkpoint) {
@@ -61,7 +73,8 @@ public struct WanVAEArchitecture: Sendable, Hashable {
         self.init(
             dim: dim, latentChannels: latent ?? 16, hasEncoder: encoder != nil,
             hasDecoder: decoder != nil)
-        guard isPlausible(latentChannels) else { return nil }
+        pictureChannels = encoder?[1] ?? shape("decoder.head.2.weight")?[0] ?? 3
+        guard isPlausible(latentChannels, pictureChannels) else { return nil }
         // A file in which the resolutions cannot be made out is measured against Wan2.1's.
         if let levels = Self.levels(
             checkpoint, encoder == nil ? "decoder.upsamples." : "encoder.downsamples.")

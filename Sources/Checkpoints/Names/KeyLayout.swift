@@ -8,6 +8,8 @@ public enum KeyLayout: String, Sendable, CaseIterable {
     case diffusers
     /// ComfyUI: Wan's own names for transformer and VAE, Hugging Face's for the text encoder.
     case comfyui
+    /// llama.cpp: names of its own for the text encoder.
+    case llamacpp
 
     /// The layout of a model's names; nil where no model is known by them. ComfyUI's names for a
     /// transformer or VAE are the original ones.
@@ -18,6 +20,7 @@ public enum KeyLayout: String, Sendable, CaseIterable {
             ("blocks.0.self_attn.", .wanTransformer, .original),
             ("token_embedding.", .umT5, .original),
             ("encoder.block.0.layer.0.", .umT5, .diffusers),
+            ("enc.blk.0.", .umT5, .llamacpp),
             ("shared.", .umT5, .diffusers),
             ("encoder.conv_in.", .wanVAE, .diffusers),
             ("decoder.conv_in.", .wanVAE, .diffusers),
@@ -30,26 +33,24 @@ public enum KeyLayout: String, Sendable, CaseIterable {
 
     /// The names that this layout has for a kind of model: the original's, or Hugging Face's.
     func isOriginal(_ kind: DetectedModel.Kind) -> Bool {
-        self == .original || self == .comfyui && kind != .umT5
+        self == .original || self != .diffusers && kind != .umT5
     }
 
     /// Whether the patch embedding is a convolution there (a matrix in the original).
     var hasConvolutionalPatches: Bool { self != .original }
 }
 
-/// Original names ⇄ Hugging Face's. A name is a module and a leaf (`weight`, `bias`, `int8_weight`,
+/// Original names ⇄ those of another program, Hugging Face's at first. A name is a module and a leaf (`weight`, `bias`, `int8_weight`,
 /// …); modules are looked up, leaves stay, and what is not in a table keeps its name.
 struct KeyTranslation {
     private let toForeign: [String: String]
     private let toOriginal: [String: String]
-    private let kind: DetectedModel.Kind
 
-    init(_ kind: DetectedModel.Kind) {
-        self.kind = kind
+    init(_ kind: DetectedModel.Kind, _ layout: KeyLayout = .diffusers) {
         let pairs: [(String, String)] =
             switch kind {
             case .wanTransformer: Self.transformer
-            case .umT5: Self.umT5
+            case .umT5: layout == .llamacpp ? Self.llamaUMT5 : Self.umT5
             case .wanVAE: Self.vae
             }
         toForeign = Dictionary(uniqueKeysWithValues: pairs)
@@ -60,6 +61,8 @@ struct KeyTranslation {
     func original(_ name: String) -> String { translate(name, toOriginal) }
 
     private func translate(_ name: String, _ table: [String: String]) -> String {
+        // No table holds a longer one, and the search below is not linear in its parts.
+        guard name.utf8.count <= 256 else { return name }
         let (pattern, number) = Self.numbered(name)
         // The longest module that the table knows; the rest is the leaf.
         var module = pattern[...]
@@ -74,7 +77,7 @@ struct KeyTranslation {
 
     /// "blocks.12.ffn.0.bias" → ("blocks.#.ffn.0.bias", "12")
     private static func numbered(_ name: String) -> (String, String) {
-        for prefix in ["blocks.", "encoder.block."] where name.hasPrefix(prefix) {
+        for prefix in ["blocks.", "encoder.block.", "enc.blk."] where name.hasPrefix(prefix) {
             let rest = name.dropFirst(prefix.count)
             let digits = rest.prefix { $0.isASCII && $0.isNumber }
             guard !digits.isEmpty else { continue }
@@ -138,6 +141,22 @@ struct KeyTranslation {
         for name in ["q", "k", "v", "o"] {
             pairs.append(
                 ("blocks.#.attn.\(name)", "encoder.block.#.layer.0.SelfAttention.\(name)"))
+        }
+        return pairs
+    }()
+
+    /// https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py (T5ENCODER)
+    private static let llamaUMT5: [(String, String)] = {
+        var pairs = [
+            ("token_embedding", "token_embd"), ("norm", "enc.output_norm"),
+            ("blocks.#.norm1", "enc.blk.#.attn_norm"),
+            ("blocks.#.pos_embedding.embedding", "enc.blk.#.attn_rel_b"),
+            ("blocks.#.norm2", "enc.blk.#.ffn_norm"),
+            ("blocks.#.ffn.gate.0", "enc.blk.#.ffn_gate"),
+            ("blocks.#.ffn.fc1", "enc.blk.#.ffn_up"), ("blocks.#.ffn.fc2", "enc.blk.#.ffn_down"),
+        ]
+        for name in ["q", "k", "v", "o"] {
+            pairs.append(("blocks.#.attn.\(name)", "enc.blk.#.attn_\(name)"))
         }
         return pairs
     }()

@@ -39,42 +39,38 @@ public func converted(
         checkpoint = try renamed(checkpoint, to: layout)
     }
     let source = checkpoint
+    let matrices = try QuantizedMatrices(of: source)
     let entries = source.infos.map { info in
+        let (layer, leaf) = splitLeaf(info.name)
+        let isOwn = leaf == "scale" || LinearStorage(codes: leaf) != nil
         let keeps =
-            !info.dtype.isFloatingPoint || info.dtype.byteCount == 1 && isCode(info, in: source)
-            || isScale(info, in: source)
-        return DerivedCheckpoint.Entry.from(
-            source, info, dtype: keeps ? nil : conversion.dtype)
+            !info.dtype.isFloatingPoint || matrices.byCodes[info.name] != nil
+            || matrices.companions.contains(info.name)
+            || isOwn && LinearStorage.stored(layer, in: source)?.isQuantized == true
+        return DerivedCheckpoint.Entry.from(source, info, dtype: keeps ? nil : conversion.dtype)
     }
     return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
 }
 
-/// fp8 numbers that mean nothing without their scale.
-private func isCode(_ info: TensorInfo, in checkpoint: any Checkpoint) -> Bool {
-    let (layer, leaf) = splitLeaf(info.name)
-    return leaf == "fp8_weight" || checkpoint.info(layer + ".scale_weight") != nil
-}
-
-/// Scales of quantised layers stay f32.
-private func isScale(_ info: TensorInfo, in checkpoint: any Checkpoint) -> Bool {
-    guard info.name.hasSuffix(".scale") else { return false }
-    let layer = info.name.dropLast("scale".count)
-    return checkpoint.info(layer + "int8_weight") != nil
-        || checkpoint.info(layer + "fp8_weight") != nil
-}
-
-/// The checkpoint with Wan's own names and this program's 8-bit layouts; itself where it has them.
-/// - Throws: `.incompatible` where the names are of no known model.
+/// The checkpoint with Wan's own names and 8-bit forms that models take; itself where it has them.
+/// - Throws: `.incompatible` where the names are of no known model, or a quantisation is not read.
 public func inOriginalNames(
     _ base: any Checkpoint
 ) throws(CheckpointError) -> any Checkpoint {
+    let (kind, renamed) = try withOriginalNames(base)
+    return try withOwnQuantization(renamed, kind)
+}
+
+/// The checkpoint with Wan's own names, quantised as it is.
+func withOriginalNames(
+    _ base: any Checkpoint
+) throws(CheckpointError) -> (DetectedModel.Kind, any Checkpoint) {
     guard let (kind, layout) = KeyLayout.detect(base.names) else {
         throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
     }
-    let base = try withOwnQuantization(base)
-    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
+    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
     if translation == nil, base.info("patch_embedding.weight")?.shape.count ?? 2 == 2 {
-        return base
+        return (kind, base)
     }
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {
@@ -87,10 +83,10 @@ public func inOriginalNames(
         }
         let name = translation?.original(info.name) ?? info.name
         let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
-        let folded = [info.shape.first ?? 0, info.shape.dropFirst().reduce(1, *)]
-        entries.append(.from(base, info, as: name, shape: isPatch ? folded : nil))
+        let (rows, columns) = foldedExtents(info.shape)
+        entries.append(.from(base, info, as: name, shape: isPatch ? [rows, columns] : nil))
     }
-    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+    return (kind, try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries))
 }
 
 private func renamed(
@@ -99,7 +95,7 @@ private func renamed(
     guard let (kind, _) = KeyLayout.detect(base.names) else {
         throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
     }
-    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind)
+    let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
     let entries = base.infos.map { info in
         let isPatch =
             info.name == "patch_embedding.weight" && info.shape.count == 2
@@ -116,8 +112,11 @@ private func addingSparseLinear(
 ) throws(CheckpointError) -> DerivedCheckpoint {
     let summary = CheckpointSummary(base, heads: heads)
     try summary.require(.wanTransformer)
-    guard case .wanTransformer(let model)? = summary.model, model.dim % model.heads == 0 else {
-        throw .incompatible(path: base.path, reason: "its width is not a multiple of the heads")
+    guard case .wanTransformer(let model)? = summary.model, model.dim % model.heads == 0,
+        model.headDim <= 1024
+    else {
+        throw .incompatible(
+            path: base.path, reason: "its width is not that of so many heads; see --num-heads")
     }
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {

@@ -43,14 +43,23 @@ public final class DerivedCheckpoint: Checkpoint {
 
 extension DerivedCheckpoint.Entry {
     /// A tensor of another checkpoint under a name, shape and type of choice.
+    /// - Parameter isFinite: infinities and NaNs in it are an error.
     static func from(
         _ base: any Checkpoint, _ info: TensorInfo, as name: String? = nil, shape: [Int]? = nil,
-        dtype: DType? = nil
+        dtype: DType? = nil, isFinite: Bool = false
     ) -> Self {
         let target = TensorInfo(
             name: name ?? info.name, shape: shape ?? info.shape, dtype: dtype ?? info.dtype)
         return Self(info: target) { () throws(CheckpointError) in
-            try base.require(info.name).reshaped(Shape(target.shape)).converted(to: target.dtype)
+            let tensor = try base.require(info.name).reshaped(Shape(target.shape))
+            if isFinite { try requireFinite(tensor, info.name, in: base) }
+            let result = tensor.converted(to: target.dtype)
+            guard target.dtype == info.dtype || result.allFinite || !tensor.allFinite else {
+                throw .incompatible(
+                    path: base.path,
+                    reason: "'\(info.name)' holds numbers that are too large for \(target.dtype)")
+            }
+            return result
         } forget: {
             base.forget(info.name)
         }
@@ -68,6 +77,7 @@ extension DerivedCheckpoint.Entry {
 extension Checkpoint {
     /// The tensor, which must be there.
     func require(_ name: String) throws(CheckpointError) -> Tensor {
+        try verify(name)
         guard let tensor = try tensor(name) else { throw .missing(name, in: path, nearest: []) }
         return tensor
     }

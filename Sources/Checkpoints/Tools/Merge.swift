@@ -19,7 +19,7 @@ public struct MergedCheckpoint {
 /// As https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/scripts/merge_models.py, but
 /// tensors of one name and different shapes are refused and not skipped.
 /// - Throws: `.shape`, or `.incompatible` where a tensor is quantised or the files have nothing in
-///   common.
+///   common; when a tensor is asked for, also where a sum is no finite number.
 public func merged(
     base: any Checkpoint, target: any Checkpoint, diffBase: any Checkpoint, weight: Float = 1
 ) throws(CheckpointError) -> MergedCheckpoint {
@@ -49,13 +49,20 @@ public func merged(
                 let x = try base.require(name).reshaped(flat)
                 let y = try target.require(name).reshaped(flat)
                 let z = try diffBase.require(name).reshaped(flat)
-                return computed(Shape(info.shape), info.dtype) { range in
+                let result = computed(Shape(info.shape), info.dtype) { range in
                     var sum = x.slice(range).floats()
                     let to = y.slice(range).floats()
                     let from = z.slice(range).floats()
                     for i in sum.indices { sum[i] += weight * (to[i] - from[i]) }
                     return sum
                 }
+                guard result.allFinite else {
+                    throw .incompatible(
+                        path: base.path,
+                        reason:
+                            "'\(name)' merged holds numbers that are not finite in \(info.dtype)")
+                }
+                return result
             } forget: {
                 for file in [base, target, diffBase] { file.forget(name) }
             })

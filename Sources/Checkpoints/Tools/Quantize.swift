@@ -34,17 +34,17 @@ public func quantized(
         guard isBlockLinear(info) else {
             let isNorm = name.hasPrefix("blocks.") && name.contains("norm")
             let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
-            let folded = [info.shape.first ?? 0, info.shape.dropFirst().reduce(1, *)]
+            let (rows, columns) = foldedExtents(info.shape)
             entries.append(
                 .from(
-                    base, info, shape: isPatch ? folded : nil,
-                    dtype: isNorm && info.dtype.isFloatingPoint ? .f32 : nil))
+                    base, info, shape: isPatch ? [rows, columns] : nil,
+                    dtype: isNorm && info.dtype.isFloatingPoint ? .f32 : nil, isFinite: true))
             continue
         }
         let layer = String(name.dropLast(".weight".count))
         guard format == .fp8 || info.shape[1] % Int8Blocks.side == 0 else {
             skipped.append(layer)
-            entries.append(.from(base, info))
+            entries.append(.from(base, info, isFinite: true))
             continue
         }
         layers.append(layer)

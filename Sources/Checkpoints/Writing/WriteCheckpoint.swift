@@ -42,9 +42,7 @@ public func writeCheckpoint(
     }
     var done = 0
     func next(_ info: TensorInfo) throws(CheckpointError) -> Tensor {
-        guard let tensor = try checkpoint.tensor(info.name) else {
-            throw .missing(info.name, in: checkpoint.path, nearest: [])
-        }
+        let tensor = try checkpoint.require(info.name)
         ensure(
             tensor.dtype == info.dtype && tensor.shape.dimensions == info.shape,
             "writeCheckpoint: '\(info.name)' was announced as \(info.shape) \(info.dtype), "

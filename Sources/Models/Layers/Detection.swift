@@ -1,6 +1,8 @@
 /// From a checkpoint to the sizes of the model that it holds.
 
 import Checkpoints
+import Ground
+import Tensors
 
 extension Weights {
     /// The transformer in this checkpoint.
@@ -9,47 +11,36 @@ extension Weights {
     ///   - patch: see `WanTransformerOptions`.
     func transformer(heads: Int?, patch: Int) throws(CheckpointError) -> WanTransformerArchitecture
     {
-        let found = DetectedModel(checkpoint, heads: heads, patch: patch)
+        let found = try model(.wanTransformer, heads: heads, patch: patch)
         guard case .wanTransformer(let sizes) = found else {
-            throw refusal(of: .wanTransformer)
-        }
-        guard !sizes.hasImageBranch, sizes.dim == sizes.heads * sizes.headDim,
-            sizes.headDim % 2 == 0
-        else {
-            throw .wrongModel(
-                path: checkpoint.path, expected: "a Wan transformer without a CLIP branch",
-                found: sizes.title,
-                differences: ["width \(sizes.dim), \(sizes.heads) heads"])
+            programmingError("transformer: another kind of model")
         }
         return sizes
     }
 
     /// The text encoder in this checkpoint.
     func textEncoder() throws(CheckpointError) -> UMT5Architecture {
-        guard case .umT5(let sizes) = DetectedModel(checkpoint),
-            sizes.attentionDim % sizes.heads == 0
-        else { throw refusal(of: .umT5) }
+        guard case .umT5(let sizes) = try model(.umT5) else {
+            programmingError("textEncoder: another kind of model")
+        }
         return sizes
     }
 
     /// The autoencoder in this checkpoint, or one half of it.
     func autoencoder() throws(CheckpointError) -> WanVAEArchitecture {
-        guard case .wanVAE(let sizes) = DetectedModel(checkpoint) else {
-            throw refusal(of: .wanVAE)
+        guard case .wanVAE(let sizes) = try model(.wanVAE) else {
+            programmingError("autoencoder: another kind of model")
         }
         return sizes
     }
 
-    /// Why this checkpoint is not one of `kind`.
-    private func refusal(of kind: DetectedModel.Kind) -> CheckpointError {
-        let summary = CheckpointSummary(checkpoint)
-        do throws(CheckpointError) {
-            try summary.require(kind)
-            return .wrongModel(
-                path: checkpoint.path, expected: "a usable \(kind.rawValue)",
-                found: "one of impossible sizes", differences: [])
-        } catch {
-            return error
+    private func model(
+        _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
+    ) throws(CheckpointError) -> DetectedModel {
+        let model = try CheckpointSummary(checkpoint, heads: heads, patch: patch).require(kind)
+        if let refusal = model.refusal {
+            throw .incompatible(path: checkpoint.path, reason: refusal)
         }
+        return model
     }
 }

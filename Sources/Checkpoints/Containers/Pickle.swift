@@ -25,14 +25,18 @@ enum PickleValue {
     case global(PickleGlobal)
     case storage(Int32)
     case tensor(Int32)
+    /// A record of one of the known classes.
+    case object(Int32)
     /// Something harmless that no tensor needs: a set, a device, a dtype inside a configuration.
     case opaque
 }
 
 /// Where a tensor's elements are, before the container has said where the storages are.
 struct PickledStorage {
-    /// nil for untyped storages, which count bytes.
+    /// nil for untyped storages, which count bytes, and for types that are not read.
     let dtype: DType?
+    /// The type's name where it is not read.
+    let foreign: String?
     let key: Range<Int32>
     /// Elements of `dtype`, or bytes.
     let count: Int
@@ -40,11 +44,20 @@ struct PickledStorage {
 
 struct PickledTensor {
     let storage: Int32
-    let dtype: DType
+    /// nil for a type that is not read, `type`.
+    let dtype: DType?
+    let type: String
     let shape: [Int]
     let strides: [Int]
     /// In elements.
     let offset: Int
+}
+
+/// An object of a class that holds facts.
+struct PickledObject {
+    let record: PickleGlobal.Record
+    /// A dictionary of its fields, or a tuple.
+    var state: PickleValue
 }
 
 /// Reads one pickle. Limits bound memory and time by the size of the file.
@@ -67,6 +80,7 @@ struct PickleMachine {
     private(set) var dictionaries: [[(key: PickleValue, value: PickleValue)]] = []
     private(set) var storages: [PickledStorage] = []
     private(set) var tensors: [PickledTensor] = []
+    private(set) var objects: [PickledObject] = []
 
     /// - Parameters:
     ///   - bytes: the pickle and whatever follows it; `reader.position` is the end of the pickle
@@ -78,8 +92,11 @@ struct PickleMachine {
 
     // MARK: Reading values
 
+    /// nil for what is no text, or too long for a name: it may be asked for as often as it is shared.
     func text(_ value: PickleValue) -> String? {
-        guard case .text(let range) = value else { return nil }
+        guard case .text(let range) = value, range.count <= TensorFile.longestName else {
+            return nil
+        }
         return reader.text(Int(range.lowerBound)..<Int(range.upperBound))
     }
 
@@ -197,15 +214,27 @@ struct PickleMachine {
             }
             stack.append(try call(function, sequences[Int(index)]))
         case UInt8(ascii: "b"):
+            let state = try pop()
+            switch try top() {
+            case .object(let index): objects[Int(index)].state = state
             // The state of an ordered dictionary: its attributes such as _metadata.
-            _ = try pop()
-            guard case .dict = try top() else { throw fail("an object with a state") }
+            case .dict, .opaque: break
+            default: throw fail("an object with a state")
+            }
         case UInt8(ascii: "Q"): stack.append(try persistent(try pop()))
         case UInt8(ascii: "i"):  // INST: the name is all that is wanted of it
             let module = try line()
             _ = try global(module, try line())
             throw fail("an instance of a class")
-        case 0x81, 0x92, UInt8(ascii: "o"): throw fail("an instance of a class")
+        case 0x81:  // NEWOBJ
+            _ = try pop()
+            guard case .global(.record(let record)) = try pop() else {
+                throw fail("an instance of a class")
+            }
+            try account(1)
+            objects.append(PickledObject(record: record, state: .none))
+            stack.append(.object(Int32(objects.count - 1)))
+        case 0x92, UInt8(ascii: "o"): throw fail("an instance of a class")
         case 0x82, 0x83, 0x84: throw fail("an object of the extension registry")
         default: throw fail("the operation 0x\(String(code, radix: 16)) is not allowed")
         }
@@ -370,12 +399,11 @@ struct PickleMachine {
             guard arguments.count == 1 else { throw fail("a size without extents") }
             return arguments[0]
         case .harmless: return .opaque
-        case .rebuildTensor: return try tensor(arguments, dtype: nil)
+        case .rebuildTensor: return try tensor(arguments, nil)
         case .rebuildTensorV3:
-            guard arguments.count >= 7, case .global(.dtype(let dtype)) = arguments[6] else {
-                throw fail("a tensor of an element type that this program does not read")
-            }
-            return try tensor(arguments, dtype: dtype)
+            guard arguments.count >= 7, case .global(.dtype(let dtype, let name)) = arguments[6]
+            else { throw fail("a tensor without an element type") }
+            return try tensor(arguments, (dtype, name))
         case .rebuildParameter:
             guard let first = arguments.first, case .tensor = first else {
                 throw fail("a parameter that is no tensor")
@@ -386,30 +414,33 @@ struct PickleMachine {
                 inner != .rebuildFromType, case .tuple(let index) = arguments[2]
             else { throw fail("a tensor of an unknown class") }
             return try call(inner, sequences[Int(index)])
-        case .tensorClass, .dtype, .storage: throw fail("a call of a type")
+        case .tensorClass, .dtype, .storage, .record: throw fail("a call of a type")
         }
     }
 
     /// torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[,
     /// metadata])
     private mutating func tensor(
-        _ arguments: [PickleValue], dtype: DType?
+        _ arguments: [PickleValue], _ type: (dtype: DType?, name: String)?
     ) throws(CheckpointError) -> PickleValue {
         guard arguments.count >= 4, case .storage(let index) = arguments[0],
             case .int(let offset) = arguments[1], let shape = integers(arguments[2]),
             let strides = integers(arguments[3]), shape.count == strides.count
         else { throw fail("a tensor whose description is not one") }
-        let metadata = arguments.count > (dtype == nil ? 6 : 7) ? arguments.last : nil
+        let metadata = arguments.count > (type == nil ? 6 : 7) ? arguments.last : nil
         if case .dict(let index)? = metadata, !dictionaries[Int(index)].isEmpty {
             throw fail("a tensor with conjugate or negative views")
         }
-        guard let dtype = dtype ?? storages[Int(index)].dtype else {
+        let storage = storages[Int(index)]
+        let dtype = type == nil ? storage.dtype : type?.dtype
+        guard let name = type?.name ?? storage.foreign ?? dtype.map({ "\($0)" }) else {
             throw fail("a tensor without an element type")
         }
         try account(2 * shape.count)
         tensors.append(
             PickledTensor(
-                storage: index, dtype: dtype, shape: shape, strides: strides, offset: offset))
+                storage: index, dtype: dtype, type: name, shape: shape, strides: strides,
+                offset: offset))
         return .tensor(Int32(tensors.count - 1))
     }
 
@@ -417,7 +448,7 @@ struct PickleMachine {
     private mutating func persistent(_ id: PickleValue) throws(CheckpointError) -> PickleValue {
         guard case .tuple(let index) = id, (5...6).contains(sequences[Int(index)].count),
             text(sequences[Int(index)][0]) == "storage",
-            case .global(.storage(let dtype)) = sequences[Int(index)][1],
+            case .global(.storage(let dtype, let foreign)) = sequences[Int(index)][1],
             case .text(let key) = sequences[Int(index)][2],
             case .int(let count) = sequences[Int(index)][4], count >= 0
         else { throw fail("a reference to something that is no storage") }
@@ -426,64 +457,8 @@ struct PickleMachine {
             guard case .none = sequences[Int(index)][5] else { throw fail("a view of a storage") }
         }
         try account(4)
-        storages.append(PickledStorage(dtype: dtype, key: key, count: count))
+        storages.append(
+            PickledStorage(dtype: dtype, foreign: foreign, key: key, count: count))
         return .storage(Int32(storages.count - 1))
     }
-}
-
-/// The only names that a checkpoint may import.
-enum PickleGlobal: Equatable {
-    case orderedDict
-    case size
-    case rebuildTensor, rebuildTensorV3, rebuildParameter, rebuildFromType
-    case tensorClass
-    case dtype(DType?)
-    /// nil: untyped
-    case storage(DType?)
-    /// Makes something that no tensor needs and that does nothing.
-    case harmless
-
-    init?(_ module: String, _ name: String) {
-        switch (module, name) {
-        case ("collections", "OrderedDict"): self = .orderedDict
-        case ("torch", "Size"): self = .size
-        case ("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"):
-            self = .rebuildTensor
-        case ("torch._utils", "_rebuild_tensor_v3"): self = .rebuildTensorV3
-        case ("torch._utils", "_rebuild_parameter"),
-            ("torch._utils", "_rebuild_parameter_with_state"):
-            self = .rebuildParameter
-        case ("torch._tensor", "_rebuild_from_type_v2"): self = .rebuildFromType
-        case ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"): self = .tensorClass
-        case ("torch.storage", "UntypedStorage"), ("torch", "UntypedStorage"):
-            self = .storage(nil)
-        case ("torch", "device"), ("_codecs", "encode"), ("builtins", "set"),
-            ("__builtin__", "set"), ("builtins", "frozenset"), ("collections", "Counter"):
-            self = .harmless
-        case ("torch", let type):
-            if let dtype = Self.storages[type] {
-                self = .storage(dtype)
-            } else if let dtype = Self.dtypes[type] {
-                self = .dtype(dtype)
-            } else {
-                return nil
-            }
-        default: return nil
-        }
-    }
-
-    private static let storages: [String: DType] = [
-        "DoubleStorage": .f64, "FloatStorage": .f32, "HalfStorage": .f16,
-        "BFloat16Storage": .bf16, "LongStorage": .i64, "IntStorage": .i32,
-        "ShortStorage": .i16, "CharStorage": .i8, "ByteStorage": .u8, "BoolStorage": .bool,
-    ]
-
-    /// Element types; those without a `DType` may occur in configurations, but not in tensors.
-    private static let dtypes: [String: DType?] = [
-        "float64": .f64, "float32": .f32, "float16": .f16, "bfloat16": .bf16,
-        "float8_e4m3fn": .f8e4m3, "float8_e5m2": .f8e5m2, "int64": .i64, "int32": .i32,
-        "int16": .i16, "int8": .i8, "uint8": .u8, "bool": .bool,
-        "uint16": .none, "uint32": .none, "uint64": .none, "complex64": .none,
-        "complex128": .none, "float8_e4m3fnuz": .none, "float8_e5m2fnuz": .none,
-    ]
 }

@@ -3,15 +3,41 @@
 import Ground
 import Tensors
 
+/// The tensors of a safetensors file, and its free text.
+func readSafetensors(_ file: MappedFile) throws(CheckpointError) -> Contents {
+    let header = try SafetensorsHeader(file)
+    return Contents(
+        format: .safetensors, metadata: header.metadata,
+        tensors: header.entries.compactMap { entry in
+            entry.dtype.map {
+                StoredTensor(
+                    name: entry.name, dtype: $0, shape: entry.shape,
+                    source: .contiguous(file, offset: entry.begin))
+            }
+        },
+        foreign: header.entries.filter { $0.dtype == nil }.map { ($0.name, $0.type) })
+}
+
 /// A header: the tensors' places in a mapped file, and the file's free text.
 struct SafetensorsHeader {
     /// The official reader's limit.
     static let maximumHeaderBytes = 100_000_000
     static let maximumTensors = 1 << 18
 
-    var metadata: [String: String] = [:]
+    /// A tensor and its bytes in the file.
+    struct Entry {
+        var name = ""
+        var type = ""
+        /// nil for one that is not read.
+        var dtype: DType?
+        var shape: [Int] = []
+        var begin = 0
+        var end = 0
+    }
+
+    private(set) var metadata: [String: String] = [:]
     /// In the order of their bytes.
-    var tensors: [StoredTensor] = []
+    private(set) var entries: [Entry] = []
 
     init(_ file: MappedFile) throws(CheckpointError) {
         var reader = ByteReader(file.bytes)
@@ -42,7 +68,7 @@ struct SafetensorsHeader {
         _ json: inout JSONReader, _ file: MappedFile, dataStart: Int
     ) throws(JSONReader.Failure) {
         var metadata: [String: String] = [:]
-        var tensors: [StoredTensor] = []
+        var entries: [Entry] = []
         try json.object { key, json throws(JSONReader.Failure) in
             if key == "__metadata__" {
                 try json.object { key, json throws(JSONReader.Failure) in
@@ -50,47 +76,31 @@ struct SafetensorsHeader {
                 }
                 return
             }
-            let entry = try Self.entry(key, &json)
-            guard tensors.count < Self.maximumTensors else {
+            guard entries.count < Self.maximumTensors else {
                 throw JSONReader.Failure(
                     reason: "more than \(Self.maximumTensors) tensors", position: 0)
             }
-            tensors.append(
-                StoredTensor(
-                    name: key, dtype: entry.dtype, shape: entry.shape, strides: nil, file: file,
-                    // A bogus offset is found by `checkLayout`.
-                    offset: dataStart.addingReportingOverflow(entry.begin).partialValue,
-                    byteCount: entry.end - entry.begin))
+            entries.append(try Self.entry(key, &json, dataStart: dataStart))
         }
         self.metadata = metadata
-        self.tensors = tensors
-    }
-
-    private struct Entry {
-        var dtype = DType.f32
-        var shape: [Int] = []
-        var begin = 0
-        var end = 0
+        self.entries = entries
     }
 
     private static func entry(
-        _ name: String, _ json: inout JSONReader
+        _ name: String, _ json: inout JSONReader, dataStart: Int
     ) throws(JSONReader.Failure) -> Entry {
         func fail(_ reason: String) -> JSONReader.Failure {
             JSONReader.Failure(reason: "tensor '\(name)' \(reason)", position: 0)
         }
-        var entry = Entry()
+        var entry = Entry(name: name)
         var offsets: [Int] = []
         var found: Set<String> = []
         try json.object { key, json throws(JSONReader.Failure) in
             found.insert(key)
             switch key {
             case "dtype":
-                let name = try json.string()
-                guard let dtype = DType(safetensors: name) else {
-                    throw fail("has the element type '\(name)', which this program does not read")
-                }
-                entry.dtype = dtype
+                entry.type = try json.string()
+                entry.dtype = DType(safetensors: entry.type)
             case "shape":
                 try json.array { json throws(JSONReader.Failure) in
                     guard entry.shape.count < Shape.maximumRank else {
@@ -110,14 +120,17 @@ struct SafetensorsHeader {
             throw fail("needs dtype, shape and two data_offsets")
         }
         guard offsets[0] <= offsets[1] else { throw fail("ends before it begins") }
-        guard let bytes = byteCount(entry.shape, entry.dtype), bytes == offsets[1] - offsets[0]
-        else {
-            throw fail(
-                "has shape \(entry.shape) of \(entry.dtype), but "
-                    + "\(offsets[1] - offsets[0]) bytes in the file")
+        if let dtype = entry.dtype {
+            let bytes = byteCount(entry.shape, dtype)
+            guard let bytes, bytes == offsets[1] - offsets[0] else {
+                throw fail(
+                    "has shape \(entry.shape) of \(dtype), but \(offsets[1] - offsets[0]) bytes in "
+                        + "the file")
+            }
         }
-        entry.begin = offsets[0]
-        entry.end = offsets[1]
+        // A bogus offset is found by `checkLayout`.
+        entry.begin = dataStart.addingReportingOverflow(offsets[0]).partialValue
+        entry.end = dataStart.addingReportingOverflow(offsets[1]).partialValue
         return entry
     }
 
@@ -125,19 +138,19 @@ struct SafetensorsHeader {
     private mutating func checkLayout(
         _ file: MappedFile, dataStart: Int
     ) throws(CheckpointError) {
-        tensors.sort { ($0.offset, $0.byteCount) < ($1.offset, $1.byteCount) }
+        entries.sort { ($0.begin, $0.end) < ($1.begin, $1.end) }
         var end = dataStart
-        for tensor in tensors {
-            guard tensor.offset == end else {
+        for entry in entries {
+            guard entry.begin == end, entry.end >= end else {
                 throw file.fail(
-                    "tensor '\(tensor.name)' begins at byte \(tensor.offset), expected \(end)")
+                    "tensor '\(entry.name)' begins at byte \(entry.begin), expected \(end)")
             }
-            guard tensor.byteCount <= file.bytes.count - end else {
+            guard entry.end <= file.bytes.count else {
                 throw file.fail(
-                    "tensor '\(tensor.name)' ends \(tensor.byteCount - (file.bytes.count - end)) "
-                        + "bytes past the end of the file: the file is cut short")
+                    "tensor '\(entry.name)' ends \(entry.end - file.bytes.count) bytes past the end "
+                        + "of the file: the file is cut short")
             }
-            end += tensor.byteCount
+            end = entry.end
         }
         guard end == file.bytes.count else {
             throw file.fail("\(file.bytes.count - end) bytes after the last tensor")

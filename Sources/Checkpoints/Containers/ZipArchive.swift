@@ -7,6 +7,7 @@ import Ground
 /// The members of an archive and the places of their bytes.
 struct ZipArchive {
     struct Member {
+        /// In the file.
         let range: Range<Int>
         let crc: UInt32
     }
@@ -14,11 +15,17 @@ struct ZipArchive {
     static let maximumMembers = 1 << 18
     private(set) var members: [String: Member] = [:]
     let file: MappedFile
+    /// The archive's part of the file, and where it begins.
+    private let bytes: UnsafeRawBufferPointer
+    private let base: Int
 
-    init(_ file: MappedFile) throws(CheckpointError) {
+    /// - Parameter part: where the archive lies in the file; nil: all of it.
+    init(_ file: MappedFile, _ part: Range<Int>? = nil) throws(CheckpointError) {
         self.file = file
-        let directory = try Self.directory(file)
-        var reader = ByteReader(file.bytes, at: directory.offset)
+        base = part?.lowerBound ?? 0
+        bytes = UnsafeRawBufferPointer(rebasing: file.bytes[part ?? 0..<file.bytes.count])
+        let directory = try Self.directory(file, bytes)
+        var reader = ByteReader(bytes, at: directory.offset)
         for _ in 0..<directory.count { try readMember(&reader, end: directory.end) }
         guard reader.position == directory.end else {
             throw file.fail("the zip directory has another size than it says")
@@ -30,8 +37,9 @@ struct ZipArchive {
     }
 
     /// Finds the end record, which lies before a comment of at most 64 KiB.
-    private static func directory(_ file: MappedFile) throws(CheckpointError) -> Directory {
-        let bytes = file.bytes
+    private static func directory(
+        _ file: MappedFile, _ bytes: UnsafeRawBufferPointer
+    ) throws(CheckpointError) -> Directory {
         let absent = file.fail("the zip archive has no directory: the file is cut short")
         guard bytes.count >= 22 else { throw absent }
         let end = stride(from: bytes.count - 22, through: max(0, bytes.count - 65557), by: -1)
@@ -51,7 +59,7 @@ struct ZipArchive {
         else { throw absent }
         guard here == all else { throw file.fail("a zip archive in several parts") }
         // A 64-bit record says the same, or more where the 32-bit fields are all ones.
-        let (count, range) = try zip64(file, end) ?? (all, (offset, size, end))
+        let (count, range) = try zip64(file, bytes, end) ?? (all, (offset, size, end))
         guard range.offset <= range.limit, range.size <= range.limit - range.offset else {
             throw file.fail("the zip directory lies outside the file")
         }
@@ -64,15 +72,15 @@ struct ZipArchive {
 
     /// The 64-bit end record, by its locator before the other; nil where there is none.
     private static func zip64(
-        _ file: MappedFile, _ end: Int
+        _ file: MappedFile, _ bytes: UnsafeRawBufferPointer, _ end: Int
     ) throws(CheckpointError) -> (count: Int, (offset: Int, size: Int, limit: Int))? {
         guard end >= 20 else { return nil }
-        var locator = ByteReader(file.bytes, at: end - 20)
+        var locator = ByteReader(bytes, at: end - 20)
         guard locator.integer(UInt32.self) == 0x0706_4B50 else { return nil }
         let broken = file.fail("the zip64 directory lies outside the file")
         _ = locator.take(4)
         guard let at = locator.count(UInt64.self), at <= end - 20 - 56 else { throw broken }
-        var record = ByteReader(file.bytes, at: at)
+        var record = ByteReader(bytes, at: at)
         guard record.integer(UInt32.self) == 0x0606_4B50, record.take(20) != nil,
             record.integer(UInt64.self) != nil, let count = record.count(UInt64.self),
             let size = record.count(UInt64.self), let offset = record.count(UInt64.self)
@@ -127,10 +135,10 @@ struct ZipArchive {
     private func payload(
         _ name: String, _ offset: Int, _ size: Int, before end: Int
     ) throws(CheckpointError) -> Range<Int> {
-        guard offset <= file.bytes.count else {
+        guard offset <= bytes.count else {
             throw file.fail("'\(name)' lies outside the file")
         }
-        var header = ByteReader(file.bytes, at: offset)
+        var header = ByteReader(bytes, at: offset)
         guard header.integer(UInt32.self) == 0x0403_4B50, header.take(22) != nil,
             let nameLength = header.count(UInt16.self),
             let extraLength = header.count(UInt16.self), let local = header.take(nameLength),
@@ -140,7 +148,7 @@ struct ZipArchive {
         guard header.slice(local).elementsEqual(name.utf8) else {
             throw file.fail("'\(name)' has another name at its own place")
         }
-        return range
+        return base + range.lowerBound..<base + range.upperBound
     }
 
     /// Whether the bytes of a member have the checksum that the directory gives.

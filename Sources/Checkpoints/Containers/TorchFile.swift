@@ -5,38 +5,56 @@ import SystemPackage
 import Tensors
 
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/torch/serialization.py (`_load`)
-func openTorchArchive(_ file: MappedFile) throws(CheckpointError) -> any Checkpoint {
-    let archive = try ZipArchive(file)
-    let pickles = archive.members.keys.filter { $0 == "data.pkl" || $0.hasSuffix("/data.pkl") }
-    guard let name = pickles.min(by: { $0.utf8.count < $1.utf8.count }) else {
-        throw file.fail("the zip archive holds no data.pkl: not a PyTorch file")
-    }
-    let root = String(name.dropLast("data.pkl".count))
-    if let order = archive.members[root + "byteorder"] {
-        let text = String(decoding: file.bytes[order.range], as: UTF8.self)
-        guard text == "little" else {
-            throw file.fail("it was written on a machine with the byte order '\(text.prefix(16))'")
+func readTorchArchive(_ file: MappedFile) throws(CheckpointError) -> Contents {
+    let archive = try TorchArchive(file)
+    return try TorchTensors(archive.machine, file)
+        .contents(archive.value, .torchArchive, storage: archive.storage)
+}
+
+/// What torch.save wrote: an archive with one pickle and the bytes of storages.
+struct TorchArchive {
+    let machine: PickleMachine
+    let value: PickleValue
+    private let archive: ZipArchive
+    private let root: String
+
+    /// - Parameter part: where the archive lies in the file; nil: all of it.
+    init(_ file: MappedFile, _ part: Range<Int>? = nil) throws(CheckpointError) {
+        archive = try ZipArchive(file, part)
+        let pickles = archive.members.keys.filter { $0 == "data.pkl" || $0.hasSuffix("/data.pkl") }
+        guard let name = pickles.min(by: { $0.utf8.count < $1.utf8.count }) else {
+            throw file.fail("the zip archive holds no data.pkl: not a PyTorch file")
         }
+        root = String(name.dropLast("data.pkl".count))
+        if let order = archive.members[root + "byteorder"] {
+            let text = String(decoding: file.bytes[order.range], as: UTF8.self)
+            guard text == "little" else {
+                throw file.fail(
+                    "it was written on a machine with the byte order '\(text.prefix(16))'")
+            }
+        }
+        let program = archive.members[name]!
+        guard archive.isIntact(program) else {
+            throw file.fail("data.pkl has another checksum than it should: the file is damaged")
+        }
+        // Ranges inside the machine are 32-bit, the file is not.
+        var machine = PickleMachine(
+            file, UnsafeRawBufferPointer(rebasing: file.bytes[program.range]))
+        value = try machine.run()
+        self.machine = machine
     }
-    let program = archive.members[name]!
-    guard archive.isIntact(program) else {
-        throw file.fail("data.pkl has another checksum than it should: the file is damaged")
-    }
-    // Ranges inside the machine are 32-bit, the file is not.
-    var machine = PickleMachine(
-        file, UnsafeRawBufferPointer(rebasing: file.bytes[program.range]))
-    let value = try machine.run()
-    return try TorchTensors(machine, file).checkpoint(value, .torchArchive) {
-        key throws(CheckpointError) in
+
+    /// The bytes of a storage.
+    func storage(_ key: String) throws(CheckpointError) -> TorchTensors.Storage {
         guard let member = archive.members[root + "data/" + key] else {
-            throw file.fail("the storage '\(key.prefix(64))' is missing")
+            throw archive.file.fail("the storage '\(key.prefix(64))' is missing")
         }
-        return member.range
+        return TorchTensors.Storage(range: member.range, crc: member.crc)
     }
 }
 
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/torch/serialization.py (`_legacy_load`)
-func openTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> any Checkpoint {
+func readTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> Contents {
     // The pickles are at the start; 1 GiB of them is more than any file has.
     let head = UnsafeRawBufferPointer(rebasing: file.bytes.prefix(1 << 30))
     var machine = PickleMachine(file, head)
@@ -62,7 +80,11 @@ func openTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> any Checkpoi
     var sizes: [String: Int] = [:]
     for storage in machine.storages {
         guard let key = machine.text(.text(storage.key)) else { throw foreign }
-        if sizes[key] == nil { sizes[key] = storage.dtype?.byteCount ?? 1 }
+        if sizes[key] == nil {
+            sizes[key] =
+                storage.dtype?.byteCount ?? storage.foreign.flatMap { PickleGlobal.foreign[$0] }
+                ?? 1
+        }
     }
     var reader = ByteReader(file.bytes, at: machine.reader.position)
     var ranges: [String: Range<Int>] = [:]
@@ -76,22 +98,34 @@ func openTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> any Checkpoi
         }
         ranges[key] = range
     }
-    return try TorchTensors(machine, file).checkpoint(value, .torchLegacy) {
+    return try TorchTensors(machine, file).contents(value, .torchLegacy) {
         key throws(CheckpointError) in
         guard let range = ranges[key] else {
             throw file.fail("the storage '\(key.prefix(64))' is missing")
         }
-        return range
+        return TorchTensors.Storage(range: range, crc: nil)
     }
 }
 
 /// Finds the tensors in an unpickled value and their bytes in the file.
-private struct TorchTensors {
-    /// Keys under which training programs keep the model's own weights, the best first.
-    static let wrappers = [
-        "state_dict", "model_state_dict", "model", "module", "model_state", "net", "generator_ema",
-        "generator", "ema", "weights", "params",
+struct TorchTensors {
+    /// The bytes of a storage in the file, and their checksum where the file holds one.
+    struct Storage {
+        let range: Range<Int>
+        let crc: UInt32?
+    }
+
+    /// Keys under which training programs keep averages of the weights, and the weights: the best
+    /// first.
+    private static let averages = [
+        "generator_ema", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema",
+        "net_ema",
     ]
+    private static let wrappers =
+        averages + [
+            "state_dict", "model_state_dict", "model", "module", "model_state", "net", "generator",
+            "weights", "params",
+        ]
     static let maximumDepth = 8
 
     private let machine: PickleMachine
@@ -102,35 +136,54 @@ private struct TorchTensors {
         self.file = file
     }
 
-    func checkpoint(
+    func contents(
         _ value: PickleValue, _ format: CheckpointFormat,
-        range: (String) throws(CheckpointError) -> Range<Int>
-    ) throws(CheckpointError) -> any Checkpoint {
+        storage: (String) throws(CheckpointError) -> Storage
+    ) throws(CheckpointError) -> Contents {
         guard case .dict(let root) = value else {
             throw file.fail("it holds something else than a dictionary of tensors")
         }
         var seen: Set<Int32> = []
-        guard let found = stateDictionary(root, depth: 0, seen: &seen) else {
+        var average: String?
+        guard let found = stateDictionary(root, depth: 0, seen: &seen, average: &average) else {
             throw file.fail("it holds no tensors under names")
         }
         // A key that occurs again replaces the value and keeps its place, as in Python.
         var places: [String: Int] = [:]
-        var stored: [StoredTensor] = []
+        var contents = Contents(format: format)
+        var total = 0
         for (name, index) in try entries(found) {
-            let tensor = try place(name, machine.tensors[Int(index)], range)
+            let pickled = machine.tensors[Int(index)]
+            guard pickled.dtype != nil else {
+                contents.foreign.append((name, pickled.type))
+                continue
+            }
+            let tensor = try place(name, pickled, storage)
+            total += tensor.byteCount
+            // Views that repeat elements, and many of them, would make a small file large.
+            guard total <= 64 * file.bytes.count + (64 << 20) else {
+                throw file.fail(
+                    "its tensors together would take more than 64 times the file's size")
+            }
             if let place = places[name] {
-                stored[place] = tensor
+                contents.tensors[place] = tensor
             } else {
-                places[name] = stored.count
-                stored.append(tensor)
+                places[name] = contents.tensors.count
+                contents.tensors.append(tensor)
             }
         }
-        return try TensorFile(file.path.string, format, metadata: [:], tensors: stored)
+        if let average {
+            contents.notes.append(
+                "\(file.path.string): the average of the weights is taken ('\(average)')")
+        }
+        return contents
     }
 
     /// The dictionary that holds tensors: this one, or the first of those inside, known names
     /// first. `seen` holds the dictionaries that hold none: shared ones are searched once.
-    private func stateDictionary(_ index: Int32, depth: Int, seen: inout Set<Int32>) -> Int32? {
+    private func stateDictionary(
+        _ index: Int32, depth: Int, seen: inout Set<Int32>, average: inout String?
+    ) -> Int32? {
         guard depth < Self.maximumDepth, seen.insert(index).inserted else { return nil }
         let entries = machine.dictionaries[Int(index)]
         for case (_, .tensor) in entries { return index }
@@ -140,8 +193,15 @@ private struct TorchTensors {
             inner.append((rank ?? Self.wrappers.count, child))
         }
         inner.sort { $0.rank < $1.rank }
+        // An average is one of all weights; a table of something else may have its name.
+        let most = inner.map { machine.dictionaries[Int($0.index)].count }.max() ?? 0
         for child in inner {
-            if let found = stateDictionary(child.index, depth: depth + 1, seen: &seen) {
+            let isAverage = child.rank < Self.averages.count
+            if isAverage, 2 * machine.dictionaries[Int(child.index)].count < most { continue }
+            if let found = stateDictionary(
+                child.index, depth: depth + 1, seen: &seen, average: &average)
+            {
+                if isAverage { average = Self.averages[child.rank] }
                 return found
             }
         }
@@ -156,8 +216,13 @@ private struct TorchTensors {
             guard depth < Self.maximumDepth, seen.insert(index).inserted else { return }
             for (key, value) in machine.dictionaries[Int(index)] {
                 switch (value, machine.text(key)) {
-                case (.tensor(let tensor), let name?): found.append((path + name, tensor))
-                case (.tensor, nil): throw file.fail("a tensor under something that is no name")
+                case (.tensor(let tensor), let name?):
+                    guard path.utf8.count + name.utf8.count <= TensorFile.longestName else {
+                        throw file.fail("a tensor with a name of more than 1024 bytes")
+                    }
+                    found.append((path + name, tensor))
+                case (.tensor, nil):
+                    throw file.fail("a tensor under something that is no name of up to 1024 bytes")
                 case (.dict(let child), let name?):
                     try visit(child, path + name + "/", depth: depth + 1)
                 default: break
@@ -168,28 +233,30 @@ private struct TorchTensors {
         return found
     }
 
-    private func place(
+    /// - Parameter tensor: of a type that is read.
+    func place(
         _ name: String, _ tensor: PickledTensor,
-        _ range: (String) throws(CheckpointError) -> Range<Int>
+        _ storage: (String) throws(CheckpointError) -> Storage
     ) throws(CheckpointError) -> StoredTensor {
         func fail(_ reason: String) -> CheckpointError {
             file.fail("tensor '\(name)' \(reason)")
         }
-        let storage = machine.storages[Int(tensor.storage)]
-        guard let key = machine.text(.text(storage.key)) else {
-            throw fail("has a storage without a name")
+        let pickled = machine.storages[Int(tensor.storage)]
+        guard let dtype = tensor.dtype, let key = machine.text(.text(pickled.key)) else {
+            throw fail("has a storage without a name of up to 1024 bytes")
         }
-        let bytes = try range(key)
-        let unit = storage.dtype?.byteCount ?? 1
-        let size = tensor.dtype.byteCount
-        let (claimed, overflow) = storage.count.multipliedReportingOverflow(by: unit)
+        let stored = try storage(key)
+        let bytes = stored.range
+        let size = dtype.byteCount
+        let unit = pickled.dtype?.byteCount ?? 1
+        let (claimed, overflow) = pickled.count.multipliedReportingOverflow(by: unit)
         guard !overflow, claimed <= bytes.count else {
             throw fail("has a storage of \(bytes.count) bytes, fewer than it should have")
         }
         guard tensor.shape.count <= Shape.maximumRank else {
             throw fail("has \(tensor.shape.count) axes; \(Shape.maximumRank) is the limit")
         }
-        guard let needed = byteCount(tensor.shape, tensor.dtype),
+        guard let needed = byteCount(tensor.shape, dtype),
             tensor.strides.allSatisfy({ $0 >= 0 }), tensor.offset >= 0
         else { throw fail("has the impossible shape \(tensor.shape)") }
         // A view that repeats elements could ask for any amount of memory.
@@ -201,11 +268,16 @@ private struct TorchTensors {
         }
         let isContiguous = zip(tensor.strides, Self.contiguousStrides(tensor.shape)).enumerated()
             .allSatisfy { axis, pair in tensor.shape[axis] <= 1 || pair.0 == pair.1 }
-        return StoredTensor(
-            name: name, dtype: tensor.dtype, shape: tensor.shape,
-            strides: isContiguous || needed == 0 ? nil : tensor.strides, file: file,
-            offset: needed == 0 ? bytes.lowerBound : bytes.lowerBound + tensor.offset * size,
-            byteCount: needed)
+        let offset = needed == 0 ? bytes.lowerBound : bytes.lowerBound + tensor.offset * size
+        var result = StoredTensor(
+            name: name, dtype: dtype, shape: tensor.shape,
+            source: isContiguous || needed == 0
+                ? .contiguous(file, offset: offset)
+                : .strided(file, offset: offset, strides: tensor.strides))
+        if let crc = stored.crc {
+            result.checksums = [StoredTensor.Checksum(file: file, range: bytes, crc: crc)]
+        }
+        return result
     }
 
     /// Index in the storage of the last element of a view; nil where it overflows.

@@ -1,0 +1,159 @@
+/// Quantised checkpoints → plain ones, and other programs' 8-bit layouts → this one's.
+
+public import Tensors
+
+/// The checkpoint with every 8-bit matrix as a plain one of type `dtype`.
+/// - Throws: `.incompatible` where codes and scales do not go together, or are of a format that is
+///   not read.
+public func dequantized(
+    _ base: any Checkpoint, to dtype: DType = .bf16
+) throws(CheckpointError) -> DerivedCheckpoint {
+    let matrices = try QuantizedMatrices(of: base)
+    var entries: [DerivedCheckpoint.Entry] = []
+    for info in base.infos {
+        if matrices.companions.contains(info.name) { continue }
+        if let matrix = matrices.byCodes[info.name] {
+            entries.append(.plain(matrix, of: base, as: dtype))
+            continue
+        }
+        let (layer, leaf) = splitLeaf(info.name)
+        if let form = LinearStorage(codes: leaf) {
+            try checkQuantized(info, layer, form, base)
+            let plain = TensorInfo(name: layer + ".weight", shape: info.shape, dtype: dtype)
+            entries.append(
+                DerivedCheckpoint.Entry(info: plain) { () throws(CheckpointError) in
+                    try numbers(of: layer, form, base).converted(to: dtype)
+                } forget: {
+                    base.forget(info.name)
+                })
+            continue
+        }
+        if leaf == "scale", LinearStorage.stored(layer, in: base)?.isQuantized == true { continue }
+        guard leaf != "weight" || info.dtype != .i8 else {
+            throw .incompatible(
+                path: base.path, reason: "'\(info.name)' holds codes without scales")
+        }
+        let isCode = info.dtype.isFloatingPoint && info.dtype.byteCount == 1
+        entries.append(.from(base, info, dtype: isCode ? dtype : nil))
+    }
+    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}
+
+/// "blocks.0.ffn.0.bias" → ("blocks.0.ffn.0", "bias")
+func splitLeaf(_ name: String) -> (module: String, leaf: String) {
+    guard let dot = name.lastIndex(of: ".") else { return ("", name) }
+    return (String(name[..<dot]), String(name[name.index(after: dot)...]))
+}
+
+/// What the codes of a layer in this program's own forms stand for, as f32. Shapes have been checked.
+func numbers(
+    of layer: String, _ form: LinearStorage, _ base: any Checkpoint
+) throws(CheckpointError) -> Tensor {
+    let codes = try base.require("\(layer).\(form.rawValue)_weight")
+    let scale = try positiveScales(layer + ".scale", in: base)
+    return form == .int8
+        ? Int8Blocks.dequantize(codes, scale: scale) : FP8Rows.dequantize(codes, scale: scale)
+}
+
+/// Codes and scales of a layer must be what their names say before numbers are made of them.
+func checkQuantized(
+    _ codes: TensorInfo, _ layer: String, _ form: LinearStorage, _ base: any Checkpoint
+) throws(CheckpointError) {
+    let scale = base.info(layer + ".scale")
+    if codes.shape.count == 2, let scale {
+        let expected = form.tensors(layer, codes.shape[0], codes.shape[1])
+        if expected[0].accepts(codes), expected[1].accepts(scale),
+            expected[1].shape == scale.shape
+        {
+            return
+        }
+    }
+    throw .incompatible(
+        path: base.path,
+        reason: "'\(codes.name)' \(codes.shape) \(codes.dtype) does not go with its scales "
+            + "\(scale.map { "\($0.shape)" } ?? "(none)")")
+}
+
+/// Other programs' 8-bit matrices in forms that models take: this program's own where it has the
+/// same one and the layer may be quantised, else bf16. `base` is in original names.
+func withOwnQuantization(
+    _ base: any Checkpoint, _ kind: DetectedModel.Kind
+) throws(CheckpointError) -> any Checkpoint {
+    let matrices = try QuantizedMatrices(of: base)
+    if matrices.isEmpty { return base }
+    var entries: [DerivedCheckpoint.Entry] = []
+    for info in base.infos {
+        if matrices.companions.contains(info.name) { continue }
+        guard let matrix = matrices.byCodes[info.name] else {
+            entries.append(.from(base, info))
+            continue
+        }
+        let form = kind == .wanTransformer ? matrices.ownForm(of: matrix, in: base) : .plain
+        let layer = splitLeaf(matrix.name).module
+        guard form != .plain else {
+            entries.append(.plain(matrix, of: base, as: .bf16))
+            continue
+        }
+        let own = form.tensors(layer, matrix.grid.rows, matrix.grid.columns)
+        entries.append(
+            DerivedCheckpoint.Entry(
+                info: TensorInfo(name: own[0].name, shape: own[0].shape, dtype: matrix.type)
+            ) { () throws(CheckpointError) in
+                try matrix.codes(of: base)
+            } forget: {
+                base.forget(info.name)
+            })
+        entries.append(
+            DerivedCheckpoint.Entry(
+                info: TensorInfo(name: own[1].name, shape: own[1].shape, dtype: .f32)
+            ) { () throws(CheckpointError) in
+                let scales = try matrix.scales(of: base)
+                let count = own[1].shape.reduce(1, *)
+                return Tensor(
+                    scales.count == count
+                        ? scales : [Float](repeating: scales[0], count: count), Shape(own[1].shape))
+            } forget: {
+            })
+    }
+    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+}
+
+extension QuantizedMatrices {
+    /// The own form of a linear layer in a transformer's blocks: the same for all that read one
+    /// input, else plain.
+    fileprivate func ownForm(
+        of matrix: QuantizedMatrix, in base: any Checkpoint
+    ) -> LinearStorage {
+        let (module, _) = splitLeaf(matrix.name)
+        let parts = module.split(separator: ".", maxSplits: 2)
+        guard parts.count == 3, parts[0] == "blocks",
+            WanTransformerArchitecture.linears.contains(String(parts[2]))
+        else { return .plain }
+        let group =
+            WanTransformerArchitecture.sharedInputs.first { $0.contains(String(parts[2])) }
+            ?? [String(parts[2])]
+        let forms = group.compactMap { layer in
+            let name = "\(parts[0]).\(parts[1]).\(layer)"
+            return byCodes[name + ".weight"].map(Self.form) ?? LinearStorage.stored(name, in: base)
+        }
+        return forms.allSatisfy { $0 == forms[0] } ? forms[0] : .plain
+    }
+
+    private static func form(of matrix: QuantizedMatrix) -> LinearStorage {
+        guard matrix.codes.shape.count == 2 else { return .plain }
+        if matrix.type == .f8e4m3, matrix.grid.isByRows { return .fp8 }
+        return matrix.type == .i8 && matrix.grid.isByOwnBlocks ? .int8 : .plain
+    }
+}
+
+extension DerivedCheckpoint.Entry {
+    /// What a quantised matrix stands for.
+    static func plain(_ matrix: QuantizedMatrix, of base: any Checkpoint, as dtype: DType) -> Self {
+        Self(info: TensorInfo(name: matrix.name, shape: matrix.codes.shape, dtype: dtype)) {
+            () throws(CheckpointError) in
+            try matrix.numbers(of: base, as: dtype)
+        } forget: {
+            base.forget(matrix.codes.name)
+        }
+    }
+}

@@ -1,0 +1,71 @@
+/// How the scales of an 8-bit matrix lie over its numbers, as their shape tells.
+
+import Ground
+import Tensors
+
+/// One scale for each block of rows and columns: the whole matrix, rows, groups along rows, or
+/// blocks.
+struct ScaleGrid: Equatable {
+    /// Extents of the matrix, with the axes after the first folded into one.
+    let rows, columns: Int
+    /// Rows and columns that share a scale; the last ones may be fewer.
+    let rowBlock, columnBlock: Int
+
+    /// nil where the shapes do not go together.
+    init?(scale: [Int], matrix: [Int]) {
+        (rows, columns) = foldedExtents(matrix)
+        let down = scale.first ?? 1
+        let across = scale.dropFirst().filter { $0 != 1 }
+        guard rows > 0, columns > 0, down > 0, across.count <= 1 else { return nil }
+        let right = across.first ?? 1
+        // Where groups of several lengths would do: blocks in both directions are of 128x128.
+        let isBlocked = (2..<max(rows, 2)).contains(down) && right > 1
+        guard let rowBlock = Self.block(rows, down, mayEnd: isBlocked),
+            let columnBlock = Self.block(columns, right, mayEnd: isBlocked)
+        else { return nil }
+        self.rowBlock = rowBlock
+        self.columnBlock = columnBlock
+    }
+
+    private static func block(_ extent: Int, _ scales: Int, mayEnd: Bool) -> Int? {
+        let isOfSides = (extent + Int8Blocks.side - 1) / Int8Blocks.side == scales
+        if isOfSides, mayEnd || extent % scales != 0 { return Int8Blocks.side }
+        return extent % scales == 0 ? extent / scales : nil
+    }
+
+    /// Scales along a row of the matrix.
+    private var across: Int { (columns + columnBlock - 1) / columnBlock }
+
+    /// One scale for each row, or for all.
+    var isByRows: Bool { columnBlock == columns && (rowBlock == 1 || rowBlock == rows) }
+
+    /// Blocks of this program's own int8 format.
+    var isByOwnBlocks: Bool {
+        func isOwn(_ block: Int, _ extent: Int) -> Bool {
+            block == Int8Blocks.side || block == extent && extent <= Int8Blocks.side
+        }
+        return isOwn(rowBlock, rows) && isOwn(columnBlock, columns)
+    }
+
+    /// numbers *= scale (or /= scale). numbers: the rows of `range`; scales: in order
+    func apply(
+        _ scales: [Float], to numbers: UnsafeMutableBufferPointer<Float>, rows range: Range<Int>,
+        dividing: Bool = false
+    ) {
+        ensure(
+            numbers.count == range.count * columns
+                && scales.count == across * ((rows + rowBlock - 1) / rowBlock)
+                && range.upperBound <= rows,
+            "ScaleGrid: \(numbers.count) numbers and \(scales.count) scales for \(self)")
+        for row in range {
+            let line = (row - range.lowerBound) * columns
+            for block in 0..<across {
+                let scale = scales[row / rowBlock * across + block]
+                let end = min((block + 1) * columnBlock, columns)
+                for index in line + block * columnBlock..<line + end {
+                    numbers[index] = dividing ? numbers[index] / scale : numbers[index] * scale
+                }
+            }
+        }
+    }
+}
