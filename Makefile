@@ -1,4 +1,5 @@
-# make video   installs what is missing, builds, and makes output/video.mp4 from PROMPT
+# make video   builds, installs what is missing, and makes a video in output/ from PROMPT;
+#              OPTIONS: further options of `turbodiffusion t2v`, such as OPTIONS="--seed 7 --num_frames 81"
 # make test    installs what is missing, builds and runs every test
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
@@ -8,28 +9,34 @@
 PROMPT ?= A small red sphere bounces on a checkered floor.
 OPTIONS ?=
 FOLDER ?= .
+# As it was typed: neither make nor the shell looks into it.
+override PROMPT := $(value PROMPT)
+export PROMPT
 
 BINARY := .build/release/turbodiffusion
 SOURCES := Package.swift $(shell find Sources -type f)
-BUILD := swift build -c release -Xswiftc -static-stdlib --product turbodiffusion
+# Without the local rpath: libraries are never looked for beside the program.
+BUILD := swift build -c release -Xswiftc -static-stdlib --disable-local-rpath --product turbodiffusion
 
 .PHONY: help video build test dist kernels study format lint clean
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
-video: packages $(BINARY)
+video: $(BINARY) packages
 	@mkdir -p output
-	@$(BINARY) t2v --model nano --prompt "$(PROMPT)" --save_path output/video.mp4 $(OPTIONS)
+	@video=output/video.mp4; n=2; while [ -e "$$video" ]; do video=output/video-$$n.mp4; n=$$((n + 1)); done; \
+	$(BINARY) t2v --model nano --prompt="$$PROMPT" --save_path "$$video" $(OPTIONS)
 
 build: $(BINARY)
 
 # Make, not SwiftPM, decides whether there is something to build: that takes no time.
 $(BINARY): $(SOURCES)
+	@Scripts/check-swift
 	$(BUILD)
 	@touch $(BINARY)
 
 # Tests run optimised: they execute the real models.
-test: packages
+test: swift packages
 	swift test -c release -Xswiftc -enable-testing --scratch-path .build-test
 
 dist: $(BINARY)
@@ -37,7 +44,7 @@ dist: $(BINARY)
 	strip -o dist/turbodiffusion $(BINARY)
 
 kernels: $(BINARY)
-	$(BINARY) kernels check --cuda-libraries "$$(Scripts/nvrtc)"
+	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
 # A study beside the program: it is built only here and for the tests.
 study:
@@ -53,6 +60,9 @@ lint:
 clean:
 	rm -rf .build .build-test dist output
 
-.PHONY: packages
+.PHONY: swift packages
+swift:
+	@Scripts/check-swift
+
 packages:
 	@Scripts/install-packages

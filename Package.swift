@@ -10,99 +10,123 @@ let swift: [SwiftSetting] = [
 /// The numeric rooms are compiled for AVX2 + FMA + F16C (every x86-64 server and desktop since 2013).
 let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"])]
 
+let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let subprocess = Target.Dependency.product(name: "Subprocess", package: "swift-subprocess")
+let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+
+let libraries = [
+    "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
+    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification", "Benchmarks",
+    "Quality", "Terminal",
+]
+
 let package = Package(
     name: "turbodiffusion",
-    platforms: [.macOS(.v15)],
     products: [
         .executable(name: "turbodiffusion", targets: ["turbodiffusion"]),
         .executable(name: "nano-study", targets: ["NanoStudy"]),
-    ],
+    ] + libraries.map { .library(name: $0, targets: [$0]) },
     dependencies: [
-        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
-        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
-        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
+        .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", exact: "1.0.2", traits: []),
     ],
     targets: [
-        .target(name: "Tensors", swiftSettings: numeric),
+        .target(name: "Ground", dependencies: [system], swiftSettings: numeric),
+        .target(name: "Tensors", dependencies: ["Ground"], swiftSettings: numeric),
         .target(name: "CDrivers", publicHeadersPath: "include"),
         .target(
             name: "CUDASources", exclude: ["Kernels"], publicHeadersPath: "include",
             cSettings: [.unsafeFlags(["-std=gnu23"])]),
-        .target(name: "CPU", dependencies: ["Tensors", "CDrivers"], swiftSettings: numeric),
         .target(
-            name: "CUDA", dependencies: ["Tensors", "CDrivers", "CUDASources"],
+            name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers"], swiftSettings: numeric),
+        .target(
+            name: "CUDA", dependencies: ["Ground", "Tensors", "CDrivers", "CUDASources", system],
             swiftSettings: numeric),
-        .target(name: "Checkpoints", dependencies: ["Tensors"], swiftSettings: numeric),
-        .target(name: "Tokenizers", swiftSettings: swift),
-        .target(name: "Models", dependencies: ["Tensors", "Checkpoints"], swiftSettings: numeric),
+        .target(
+            name: "Devices", dependencies: ["Ground", "Tensors", "CPU", "CUDA"],
+            swiftSettings: numeric),
+        .target(
+            name: "Checkpoints", dependencies: ["Ground", "Tensors", system],
+            swiftSettings: numeric),
+        .target(name: "Tokenizers", dependencies: ["Ground", system], swiftSettings: swift),
+        .target(
+            name: "Models", dependencies: ["Ground", "Tensors", "Checkpoints"],
+            swiftSettings: numeric),
         .target(name: "Diffusion", dependencies: ["Tensors"], swiftSettings: numeric),
         .target(
-            name: "Media",
-            dependencies: [.product(name: "Subprocess", package: "swift-subprocess")],
-            swiftSettings: numeric),
+            name: "Media", dependencies: ["Ground", system, subprocess], swiftSettings: numeric),
         .target(
-            name: "Families", dependencies: ["Tensors", "Checkpoints", "Models", "Diffusion"],
+            name: "Families",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Diffusion"],
             swiftSettings: swift),
         .target(
             name: "Runs",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Families",
+                "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+                "Families",
             ],
             swiftSettings: swift),
         .target(
             name: "Catalog",
-            dependencies: [
-                "Tensors", "Checkpoints", "Models", "Families",
-                .product(name: "SystemPackage", package: "swift-system"),
-            ],
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Families", system],
             swiftSettings: swift),
         .target(
             name: "Delivery",
             dependencies: [
-                "Tensors", "Checkpoints", "Models", "Media", "Families", "Runs", "Catalog",
-                .product(name: "SystemPackage", package: "swift-system"),
+                "Ground", "Tensors", "Checkpoints", "Models", "Media", "Families", "Runs",
+                "Catalog", system,
             ],
             swiftSettings: swift),
         .target(
             name: "Verification",
             dependencies: [
-                "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Families",
-                "Runs", "Catalog", .product(name: "SystemPackage", package: "swift-system"),
+                "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
+                "Families", "Runs", "Catalog", system,
             ],
             swiftSettings: numeric),
         .target(
             name: "Benchmarks",
             dependencies: [
-                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Media",
+                "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Media",
                 "Families", "Runs", "Catalog",
             ],
             swiftSettings: swift),
         .target(
-            name: "Quality", dependencies: ["Tensors", "Checkpoints", "Models", "Media"],
+            name: "Quality",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Media"],
             swiftSettings: numeric),
+        .target(name: "Terminal", dependencies: ["Ground", system], swiftSettings: swift),
         .executableTarget(
             name: "NanoStudy",
             dependencies: [
-                "Tensors", "CPU", "CUDA", "Checkpoints", "Media", "Families", "Runs", "Catalog",
-                "Quality", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Media", "Families", "Runs",
+                "Catalog", "Quality", arguments,
             ],
             path: "Studies/nano/Sources", swiftSettings: numeric),
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
-                "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion",
-                "Media", "Runs", "Catalog", "Delivery", "Families", "Verification", "Benchmarks",
-                "Quality",
-                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models",
+                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
+                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: swift),
+        .testTarget(
+            name: "GroundTests", dependencies: ["Ground", system], swiftSettings: swift),
         .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: swift),
         .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: swift),
         .testTarget(
-            name: "CUDATests", dependencies: ["CUDA", "CPU", "Tensors"], swiftSettings: swift),
+            name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
+            swiftSettings: swift),
         .testTarget(
-            name: "CheckpointsTests", dependencies: ["Checkpoints", "Tensors"],
+            name: "DevicesTests", dependencies: ["Devices", "Tensors", "CPU", "CUDA"],
+            swiftSettings: swift),
+        .testTarget(
+            name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: swift),
+        .testTarget(
+            name: "CheckpointsTests", dependencies: ["Ground", "Checkpoints", "Tensors"],
             swiftSettings: swift),
         .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: swift),
         .testTarget(
@@ -112,9 +136,7 @@ let package = Package(
             name: "DiffusionTests", dependencies: ["Diffusion", "CPU", "Tensors"],
             swiftSettings: swift),
         .testTarget(
-            name: "MediaTests",
-            dependencies: ["Media", .product(name: "Subprocess", package: "swift-subprocess")],
-            swiftSettings: swift),
+            name: "MediaTests", dependencies: ["Media", subprocess], swiftSettings: swift),
         .testTarget(
             name: "RunsTests",
             dependencies: [
@@ -142,8 +164,7 @@ let package = Package(
             name: "CommandTests",
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
-                "Catalog", "Delivery", "Media", "Benchmarks",
-                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Catalog", "Delivery", "Media", "Benchmarks", arguments,
             ],
             exclude: ["Help"], swiftSettings: swift),
         .testTarget(

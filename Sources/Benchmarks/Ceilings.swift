@@ -2,6 +2,7 @@
 
 import CPU
 import CUDA
+import Ground
 public import Tensors
 
 /// Measured rates of a machine.

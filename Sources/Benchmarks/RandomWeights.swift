@@ -1,6 +1,7 @@
 /// Random weights of the real shapes, made on the device.
 
 import Checkpoints
+import Ground
 import Models
 import Tensors
 
@@ -113,12 +114,7 @@ final class RandomWeights: ForwardingBackend {
     private func normal(_ shape: Shape, _ name: String, times factor: Double, as dtype: DType)
         -> Tensor
     {
-        var generator = PhiloxNoise(seed: seed ^ Self.hash(name))
+        var generator = PhiloxNoise(seed: seed ^ FNV1a.hash(name))
         return base.combine([base.noise(shape, generator: &generator)], [factor], as: dtype)
-    }
-
-    /// FNV-1a: the same in every run.
-    private static func hash(_ name: String) -> UInt64 {
-        name.utf8.reduce(0xcbf2_9ce4_8422_2325) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
     }
 }

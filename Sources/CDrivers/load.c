@@ -24,14 +24,6 @@ const char *nvrtc_load(void *library, struct nvrtc *nvrtc) {
     return NULL;
 }
 
-const char *cublaslt_load(void *library, struct cublaslt *cublaslt) {
-    LOAD(cublaslt, cublasLtGetVersion, "cublasLtGetVersion")
-    LOAD(cublaslt, cublasLtGetStatusString, "cublasLtGetStatusString")
-#define LOAD_CUBLASLT(field, parameters) LOAD(cublaslt, field, #field)
-    CUBLASLT_FUNCTIONS(LOAD_CUBLASLT)
-    return NULL;
-}
-
 const char *onednn_load(void *library, struct onednn *onednn) {
 #define LOAD_ONEDNN(result, field, parameters) LOAD(onednn, field, #field)
     ONEDNN_FUNCTIONS(LOAD_ONEDNN)

@@ -1,5 +1,6 @@
 /// Tensors as rows of `Float`: the one place where the operations meet the element types.
 
+import Ground
 import Tensors
 
 /// A host tensor seen as a matrix whose rows are read and written as `Float`, rounding to nearest even.

@@ -1,6 +1,7 @@
 /// A pool of threads for loops whose iterations are independent.
 
 import Glibc
+import Ground
 import Synchronization
 import Tensors
 

@@ -20,6 +20,10 @@ public final class CUDABackend: Backend {
         public var pack: String?
         /// Waits for every kernel, so that a failure names the kernel that caused it. Slow.
         public var waitsForEachKernel = false
+        /// Chooses kernels as a card that has none of its own would: those on mma.sync. For testing them.
+        public var usesGenericKernels = false
+        /// Fills new memory with NaN, so that what a kernel forgets to write shows. For testing.
+        public var poisonsMemory = false
         /// The most device memory to take, in bytes; nil: all there is.
         public var memoryLimit: Int?
         /// The most bytes of grouped weights that stay on the device; the others come from host memory for
@@ -33,6 +37,7 @@ public final class CUDABackend: Backend {
     let uploads: Uploads
     let downloads: Downloads
     let weights: WeightStreaming
+    private let poisonsMemory: Bool
 
     public var name: String { context.properties.name }
 
@@ -40,12 +45,12 @@ public final class CUDABackend: Backend {
         switch arithmetic {
         case .exact, .bf16: true
         case .sage(let architecture):
-            Sage.family(of: architecture).includes(context.properties.architecture)
+            Sage.family(of: architecture).includes(context.kernelArchitecture)
         }
     }
 
     public func supports(_ format: ActivationFormat) -> Bool {
-        format != .fp8Rows || KernelFamily.fp8.includes(context.properties.architecture)
+        format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
 
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
@@ -60,18 +65,12 @@ public final class CUDABackend: Backend {
         let kernels = try KernelSource(pack: options.pack, libraries: options.libraries)
         context = try Context(device, memoryLimit: options.memoryLimit, kernels: kernels)
         context.waitsForEachKernel = options.waitsForEachKernel
+        if options.usesGenericKernels { context.useGenericKernels() }
+        poisonsMemory = options.poisonsMemory
         uploads = try Uploads(context)
         downloads = Downloads(context)
         weights = try WeightStreaming(context, uploads, residentBytes: options.residentWeights)
         try context.kernels.prepare(progress: progress)
-    }
-
-    /// A backend on a context that is there already: its weights all stay on the device.
-    init(_ context: Context) throws {
-        self.context = context
-        uploads = try Uploads(context)
-        downloads = Downloads(context)
-        weights = try WeightStreaming(context, uploads, residentBytes: nil)
     }
 
     public func synchronize() throws { try context.synchronize() }
@@ -128,7 +127,11 @@ public final class CUDABackend: Backend {
     /// New uninitialised memory: scales, partial results. Freed memory is given out again in stream
     /// order, so scratch may be dropped as soon as the last launch that uses it is queued.
     func storage(byteCount: Int) -> DeviceStorage {
-        DeviceStorage(context.buffer(byteCount: byteCount), byteCount: byteCount)
+        let buffer = context.buffer(byteCount: byteCount)
+        if poisonsMemory {
+            context.stream.fill(buffer.pointer, with: 0xFF, byteCount: byteCount)
+        }
+        return DeviceStorage(buffer, byteCount: byteCount)
     }
 
     /// A small host array on the device. Keep the storage in a variable until the launch is queued: a

@@ -1,5 +1,6 @@
 // Tensors in device memory.
 
+import Ground
 public import Tensors
 
 /// Bytes on the GPU. The weights of a streamed group move: ask for the address at each launch and do

@@ -23,7 +23,7 @@ public struct Finding: Hashable, Sendable {
 }
 
 public enum Diagnosis {
-    /// Looks at driver, cards, compiler, cuBLASLt and compiled kernels; takes well under a second.
+    /// Looks at driver, cards, compiler and compiled kernels; takes well under a second.
     public static func run(libraries: String? = nil, pack: String? = nil) -> [Finding] {
         var findings: [Finding] = []
         var newest: Int?
@@ -43,7 +43,6 @@ public enum Diagnosis {
             findings.append(driverProblem(error))
         }
         findings += compiler(libraries, pack, newest, architectures)
-        findings.append(cublas(libraries))
         return findings
     }
 
@@ -164,17 +163,6 @@ public enum Diagnosis {
                 Finding("cache", .fine, "\(cache.folder): \(count) files, \(bytes >> 20) MiB"))
         }
         return findings
-    }
-
-    private static func cublas(_ libraries: String?) -> Finding {
-        do {
-            let library = try SharedLibrary.open(
-                ["libcublasLt.so.13", "libcublasLt.so.12"], in: libraryFolders(libraries))
-            return Finding("cuBLASLt", .fine, library.path)
-        } catch {
-            return Finding(
-                "cuBLASLt", .warning, "not found: our own matrix products are used everywhere")
-        }
     }
 
     private static func gibibytes(_ byteCount: Int) -> String {

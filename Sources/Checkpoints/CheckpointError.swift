@@ -1,5 +1,8 @@
 /// Why a checkpoint was refused.
 
+import Ground
+import SystemPackage
+
 /// One reason, naming the file; `description` is the line a user reads.
 public enum CheckpointError: Error, Sendable, Equatable {
     /// The file cannot be opened or mapped.
@@ -39,5 +42,33 @@ extension CheckpointError: CustomStringConvertible {
             "\(path) holds \(found), expected \(expected): "
                 + differences.joined(separator: "; ")
         }
+    }
+}
+
+extension CheckpointError {
+    /// A file that was to be read.
+    static func unreadable(_ error: FileError) -> CheckpointError {
+        .unreadable(path: error.path.string, reason: error.reason)
+    }
+
+    /// A file that was to be written.
+    static func unwritable(_ error: FileError) -> CheckpointError {
+        let hint = if case .exists = error { "; --force replaces it" } else { "" }
+        return .unwritable(path: error.path.string, reason: error.reason + hint)
+    }
+}
+
+/// Maps a checkpoint's file.
+/// - Throws: `.unreadable`, and `.malformed` where it is empty.
+func openFile(_ path: String) throws(CheckpointError) -> MappedFile {
+    let file: MappedFile
+    do { file = try MappedFile(FilePath(path)) } catch { throw .unreadable(error) }
+    guard !file.bytes.isEmpty else { throw file.fail("the file is empty") }
+    return file
+}
+
+extension MappedFile {
+    func fail(_ reason: String) -> CheckpointError {
+        .malformed(path: path.string, reason: reason)
     }
 }

@@ -1,5 +1,6 @@
 /// How two checkpoints differ: names, shapes, types and values.
 
+import Ground
 import Tensors
 
 /// The differences of two checkpoints, tensor by tensor.
@@ -39,7 +40,7 @@ public struct CheckpointDifference: Sendable {
                 onlyInFirst.append(a)
                 continue
             }
-            var distance: (largest: Double, relative: Double)?
+            var distance: Distance?
             if values, a.shape == b.shape, let x = try first.tensor(name),
                 let y = try second.tensor(name)
             {
@@ -47,12 +48,12 @@ public struct CheckpointDifference: Sendable {
                 first.forget(name)
                 second.forget(name)
             }
-            if a.shape == b.shape, a.dtype == b.dtype, distance?.largest ?? 0 == 0 {
+            if a.shape == b.shape, a.dtype == b.dtype, distance?.maximum ?? 0 == 0 {
                 equal += 1
             } else {
                 changes.append(
                     Change(
-                        name: name, first: a, second: b, largest: distance?.largest,
+                        name: name, first: a, second: b, largest: distance?.maximum,
                         relative: distance?.relative))
             }
             done += a.byteCount
@@ -62,26 +63,18 @@ public struct CheckpointDifference: Sendable {
             .compactMap { second.info($0) }
     }
 
-    /// Largest and relative distance, in pieces that fit the cache.
-    private static func distance(_ x: Tensor, _ y: Tensor) -> (Double, Double) {
+    /// In pieces that fit the cache.
+    private static func distance(_ x: Tensor, _ y: Tensor) -> Distance {
         let count = x.shape.count
         let x = x.reshaped([count])
         let y = y.reshaped([count])
-        var largest = 0.0
-        var squares = 0.0
-        var norm = 0.0
+        var distance = Distance()
         var start = 0
         while start < count {
             let end = min(start + 1 << 16, count)
-            let (a, b) = (x.slice(start..<end).floats(), y.slice(start..<end).floats())
-            for i in a.indices where !(a[i].isNaN && b[i].isNaN) && a[i] != b[i] {
-                let difference = abs(Double(a[i]) - Double(b[i]))
-                largest = difference > largest || difference.isNaN ? difference : largest
-                squares += difference * difference
-            }
-            for value in b { norm += Double(value) * Double(value) }
+            distance.add(x.slice(start..<end).floats(), y.slice(start..<end).floats())
             start = end
         }
-        return (largest, squares == 0 ? 0 : (squares / norm).squareRoot())
+        return distance
     }
 }

@@ -1,6 +1,8 @@
 /// A strict JSON pull parser for headers that may be hostile: it keeps nothing that is not asked
 /// for.
 
+import Ground
+
 /// Reads one JSON text from its start to its end. Depth is bounded and so is recursion.
 struct JSONReader {
     struct Failure: Error, Equatable {
@@ -170,17 +172,77 @@ struct JSONReader {
         case UInt8(ascii: "{"): try object { _, reader throws(Failure) in try reader.skipValue() }
         case UInt8(ascii: "["): try array { reader throws(Failure) in try reader.skipValue() }
         case UInt8(ascii: "\""): _ = try string()
-        default:
-            let start = reader.position
-            while let byte = next, ![0x2C, 0x5D, 0x7D, 0x20, 0x09, 0x0A, 0x0D].contains(byte) {
-                _ = reader.take(1)
-            }
-            let text = reader.text(start..<reader.position) ?? ""
-            let isWord = ["true", "false", "null"].contains(text)
-            let isNumber =
-                Double(text)?.isFinite == true
-                && text.utf8.allSatisfy { "+-.0123456789eE".utf8.contains($0) }
-            guard isWord || isNumber else { throw fail("a value expected") }
+        default: _ = try word()
         }
+    }
+
+    /// Reads a value of any kind.
+    mutating func value() throws(Failure) -> JSONValue {
+        skipSpace()
+        switch next {
+        case UInt8(ascii: "{"):
+            var members: [String: JSONValue] = [:]
+            try object { key, reader throws(Failure) in members[key] = try reader.value() }
+            return .object(members)
+        case UInt8(ascii: "["):
+            var list: [JSONValue] = []
+            try array { reader throws(Failure) in list.append(try reader.value()) }
+            return .list(list)
+        case UInt8(ascii: "\""): return .text(try string())
+        default: return try word()
+        }
+    }
+
+    /// true, false, null or a number.
+    private mutating func word() throws(Failure) -> JSONValue {
+        let start = reader.position
+        while let byte = next, ![0x2C, 0x5D, 0x7D, 0x20, 0x09, 0x0A, 0x0D].contains(byte) {
+            _ = reader.take(1)
+        }
+        let text = reader.text(start..<reader.position) ?? ""
+        switch text {
+        case "true": return .bool(true)
+        case "false": return .bool(false)
+        case "null": return .null
+        default:
+            guard text.utf8.allSatisfy({ "+-.0123456789eE".utf8.contains($0) }),
+                let number = Double(text), number.isFinite
+            else { throw fail("a value expected") }
+            return .number(number)
+        }
+    }
+}
+
+/// A small JSON text as a whole: configurations in headers and beside files.
+enum JSONValue {
+    case null
+    case bool(Bool)
+    case number(Double)
+    case text(String)
+    case list([JSONValue])
+    case object([String: JSONValue])
+
+    /// nil where the text is not JSON.
+    init?(parsing text: [UInt8]) {
+        let value = text.withUnsafeBytes { bytes -> JSONValue? in
+            var reader = JSONReader(bytes)
+            do throws(JSONReader.Failure) {
+                let value = try reader.value()
+                try reader.end()
+                return value
+            } catch {
+                return nil
+            }
+        }
+        guard let value else { return nil }
+        self = value
+    }
+
+    var number: Double? { if case .number(let number) = self { number } else { nil } }
+    var bool: Bool? { if case .bool(let bool) = self { bool } else { nil } }
+    var text: String? { if case .text(let text) = self { text } else { nil } }
+    /// The member of an object.
+    subscript(_ key: String) -> JSONValue? {
+        if case .object(let members) = self { members[key] } else { nil }
     }
 }

@@ -5,6 +5,7 @@
 /// tables, so that neither reading nor freeing a nested value recurses, and shared values are never
 /// walked as a tree.
 
+import Ground
 import Tensors
 
 /// A value on the pickle machine's stack; containers are indices into the machine's tables.

@@ -1,5 +1,6 @@
 /// Reading safetensors: https://huggingface.co/docs/safetensors#format
 
+import Ground
 import Tensors
 
 /// A header: the tensors' places in a mapped file, and the file's free text.

@@ -1,29 +1,17 @@
 /// Checkpoints in several safetensors files with an index, as model hubs publish them.
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Ground
+import SystemPackage
 
 /// A folder with one index, or with a single checkpoint file.
 func openFolder(_ folder: String) throws(CheckpointError) -> any Checkpoint {
-    guard let directory = opendir(folder) else {
-        throw .unreadable(path: folder, reason: String(cString: strerror(errno)))
-    }
-    defer { closedir(directory) }
-    var names: [String] = []
-    while let entry = readdir(directory) {
-        let name = withUnsafePointer(to: &entry.pointee.d_name) {
-            $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-        }
-        names.append(name)
-    }
+    let names: [String]
+    do { names = try FilePath(folder).fileNames() } catch { throw .unreadable(error) }
     let indices = names.filter { $0.hasSuffix(".safetensors.index.json") }
     let files = names.filter { name in
         [".safetensors", ".pth", ".pt", ".ckpt", ".bin"].contains { name.hasSuffix($0) }
     }
-    let candidates = (indices.isEmpty ? files : indices).sorted()
+    let candidates = indices.isEmpty ? files : indices
     guard candidates.count == 1 else {
         throw .unreadable(
             path: folder,
@@ -37,7 +25,7 @@ func openFolder(_ folder: String) throws(CheckpointError) -> any Checkpoint {
 
 /// `*.safetensors.index.json`: {"metadata": {...}, "weight_map": {tensor: file}}
 func openShards(index path: String) throws(CheckpointError) -> any Checkpoint {
-    let file = try MappedFile(path)
+    let file = try openFile(path)
     guard file.bytes.count <= SafetensorsHeader.maximumHeaderBytes else {
         throw file.fail("an index of more than 100 MB")
     }
@@ -58,7 +46,7 @@ func openShards(index path: String) throws(CheckpointError) -> any Checkpoint {
         throw file.fail("byte \(error.position): \(error.reason)")
     }
     guard !shardNames.isEmpty else { throw file.fail("the index names no tensor") }
-    let folder = path.lastIndex(of: "/").map { String(path[...$0]) } ?? ""
+    let folder = FilePath(path).folder
     var stored: [StoredTensor] = []
     var metadata: [String: String] = [:]
     for shard in shardNames {
@@ -66,7 +54,7 @@ func openShards(index path: String) throws(CheckpointError) -> any Checkpoint {
         guard !shard.contains("/"), shard != "..", shard.hasSuffix(".safetensors") else {
             throw file.fail("'\(shard)' is not the name of a safetensors file in the same folder")
         }
-        let header = try SafetensorsHeader(try MappedFile(folder + shard))
+        let header = try SafetensorsHeader(try openFile(folder.appending(shard).string))
         metadata.merge(header.metadata) { old, _ in old }
         var wanted = tensorsOfShard[shard] ?? []
         stored += header.tensors.filter { wanted.remove($0.name) != nil }

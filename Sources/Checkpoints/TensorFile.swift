@@ -1,12 +1,8 @@
 /// An opened checkpoint of any format: names and the places of their bytes in mapped files.
 
+import Ground
+import SystemPackage
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// How a checkpoint lies on disk.
 public enum CheckpointFormat: String, Sendable {
@@ -136,12 +132,9 @@ enum WrapperPrefix {
 ///   not by the name.
 /// - Throws: `.unreadable` or `.malformed`.
 public func openCheckpoint(_ path: String) throws(CheckpointError) -> any Checkpoint {
-    var status = stat()
-    if stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFDIR {
-        return try openFolder(path)
-    }
+    if FilePath(path).isFolder { return try openFolder(path) }
     if path.hasSuffix(".index.json") { return try openShards(index: path) }
-    let file = try MappedFile(path)
+    let file = try openFile(path)
     // The brace first: the length before it may look like the start of the other formats.
     let hasHeader = file.bytes.count > 8 && file.bytes[8] == UInt8(ascii: "{")
     if !hasHeader {

@@ -1,5 +1,7 @@
 /// PyTorch checkpoints: zip archives and the older streams, read by the closed pickle interpreter.
 
+import Ground
+import SystemPackage
 import Tensors
 
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/torch/serialization.py (`_load`)
@@ -123,7 +125,7 @@ private struct TorchTensors {
                 stored.append(tensor)
             }
         }
-        return try TensorFile(file.path, format, metadata: [:], tensors: stored)
+        return try TensorFile(file.path.string, format, metadata: [:], tensors: stored)
     }
 
     /// The dictionary that holds tensors: this one, or the first of those inside, known names

@@ -2,6 +2,8 @@
 ///
 /// https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 
+import Ground
+
 /// The members of an archive and the places of their bytes.
 struct ZipArchive {
     struct Member {
@@ -144,59 +146,5 @@ struct ZipArchive {
     /// Whether the bytes of a member have the checksum that the directory gives.
     func isIntact(_ member: Member) -> Bool {
         CRC32.checksum(UnsafeRawBufferPointer(rebasing: file.bytes[member.range])) == member.crc
-    }
-}
-
-/// The checksum of zip archives: polynomial 0xEDB88320 (reflected), eight bytes a step.
-struct CRC32 {
-    private static let tables: [[UInt32]] = {
-        var tables = [[UInt32]](repeating: [UInt32](repeating: 0, count: 256), count: 8)
-        for index in 0..<256 {
-            var value = UInt32(index)
-            for _ in 0..<8 { value = value & 1 == 1 ? value >> 1 ^ 0xEDB8_8320 : value >> 1 }
-            tables[0][index] = value
-        }
-        for index in 0..<256 {
-            for level in 1..<8 {
-                let previous = tables[level - 1][index]
-                tables[level][index] = previous >> 8 ^ tables[0][Int(previous & 0xFF)]
-            }
-        }
-        return tables
-    }()
-    private static let flat: [UInt32] = tables.flatMap { $0 }
-
-    private var state: UInt32 = ~0
-    var value: UInt32 { ~state }
-
-    mutating func update(_ bytes: UnsafeRawBufferPointer) {
-        Self.flat.withUnsafeBufferPointer { table in
-            var position = 0
-            var crc = state
-            while position + 8 <= bytes.count {
-                let word =
-                    bytes.loadUnaligned(fromByteOffset: position, as: UInt64.self)
-                    ^ UInt64(crc)
-                crc =
-                    table[7 << 8 | Int(word & 0xFF)] ^ table[6 << 8 | Int(word >> 8 & 0xFF)]
-                    ^ table[5 << 8 | Int(word >> 16 & 0xFF)]
-                    ^ table[4 << 8 | Int(word >> 24 & 0xFF)]
-                    ^ table[3 << 8 | Int(word >> 32 & 0xFF)]
-                    ^ table[2 << 8 | Int(word >> 40 & 0xFF)]
-                    ^ table[1 << 8 | Int(word >> 48 & 0xFF)] ^ table[Int(word >> 56)]
-                position += 8
-            }
-            while position < bytes.count {
-                crc = crc >> 8 ^ table[Int((crc ^ UInt32(bytes[position])) & 0xFF)]
-                position += 1
-            }
-            state = crc
-        }
-    }
-
-    static func checksum(_ bytes: UnsafeRawBufferPointer) -> UInt32 {
-        var crc = CRC32()
-        crc.update(bytes)
-        return crc.value
     }
 }

@@ -1,12 +1,7 @@
 /// Samplers for undistilled flow-matching models: Euler and UniPC, with a shifted schedule.
 
+import Glibc
 public import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A schedule of noise levels sigma = shift s / (1 + (shift - 1) s), s falling evenly from a start to zero.
 /// Source: `FlowEulerSampler` and `FlowUniPCMultistepSampler` of thu-ml/TurboDiffusion (rcm/samplers), and

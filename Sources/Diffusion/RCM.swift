@@ -1,12 +1,7 @@
 /// The sampler of rCM-distilled models: one to four steps.
 
+import Glibc
 public import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Consistency sampling of rCM (arXiv 2510.08431) on the rectified-flow line.
 ///

@@ -1,6 +1,8 @@
 // Files: the few file system calls of this room, straight on the C library.
 
 import Glibc
+import Ground
+import SystemPackage
 
 enum Files {
     /// The text of the current `errno`.
@@ -33,29 +35,6 @@ enum Files {
         let name = split(path).name
         guard let dot = name.lastIndex(of: "."), dot != name.startIndex else { return "" }
         return name[name.index(after: dot)...].lowercased()
-    }
-
-    static func names(in folder: String) -> [String] {
-        guard let stream = opendir(folder) else { return [] }
-        defer { closedir(stream) }
-        var names: [String] = []
-        while let entry = readdir(stream) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            if name != "." && name != ".." { names.append(name) }
-        }
-        return names.sorted()
-    }
-
-    /// Removes a file, or a folder with the plain files in it.
-    static func remove(_ path: String) {
-        if isFolder(path) {
-            for name in names(in: path) { unlink(path + "/" + name) }
-            rmdir(path)
-        } else {
-            unlink(path)
-        }
     }
 
     /// At most `limit` bytes from `offset` on; `nil` where the file cannot be read.
@@ -118,16 +97,9 @@ enum Files {
     /// say nothing of read-only file systems, and nothing to root.
     static func checkWritable(folder: String, for path: String) throws(MediaError) {
         guard isFolder(folder) else { throw .noSuchFolder(path: folder) }
-        let probe = folder + "/" + temporaryName("probe", suffix: "")
-        let descriptor = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        let probe = TemporaryPath(beside: FilePath(folder).appending("probe"))
+        let descriptor = open(probe.path.string, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard descriptor >= 0 else { throw .unwritable(path: path, reason: lastError) }
         close(descriptor)
-        unlink(probe)
-    }
-
-    /// A hidden name that no other writer uses, in this process or another.
-    static func temporaryName(_ name: String, suffix: String) -> String {
-        let token = UInt32.random(in: 0 ... .max)
-        return ".\(name).\(getpid())-\(String(token, radix: 36)).part\(suffix)"
     }
 }

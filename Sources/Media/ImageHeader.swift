@@ -1,5 +1,7 @@
 // ImageHeader: what the first bytes of a picture announce, read before anything is decoded.
 
+import Ground
+
 /// Size, orientation and completeness of a PNG, JPEG or WebP file; other formats are left to FFmpeg.
 struct ImageHeader: Equatable {
     enum Kind { case png, jpeg, webp }
@@ -15,9 +17,10 @@ struct ImageHeader: Equatable {
 
     /// Nil where `bytes` are none of the three or have no readable size.
     init?(_ bytes: [UInt8]) {
-        let reader = ByteReader(bytes)
         if bytes.starts(with: [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]) {
-            guard let width = reader.big(16, 4), let height = reader.big(20, 4) else { return nil }
+            guard let width = bytes.bigEndian(16, 4), let height = bytes.bigEndian(20, 4) else {
+                return nil
+            }
             let chunks = Self.pngChunks(bytes)
             let exif = chunks.first { $0.name == "eXIf" }.flatMap {
                 Self.orientation(tiff: bytes[$0.content])
@@ -46,10 +49,9 @@ struct ImageHeader: Equatable {
 
     /// The chunks of a PNG file, in order, as far as they are whole.
     static func pngChunks(_ bytes: [UInt8]) -> [(name: String, content: Range<Int>)] {
-        let reader = ByteReader(bytes)
         var chunks: [(name: String, content: Range<Int>)] = []
         var at = 8
-        while let length = reader.big(at, 4), at + 12 + length <= bytes.count {
+        while let length = bytes.bigEndian(at, 4), at + 12 + length <= bytes.count {
             let name = String(decoding: bytes[(at + 4)..<(at + 8)], as: UTF8.self)
             chunks.append((name, (at + 8)..<(at + 8 + length)))
             at += 12 + length
@@ -60,22 +62,21 @@ struct ImageHeader: Equatable {
     // MARK: JPEG
 
     private init?(jpeg bytes: [UInt8]) {
-        let reader = ByteReader(bytes)
         var orientation: Int?
         var size: (width: Int, height: Int)?
         var at = 2
         // Segments up to the entropy-coded data: FF, marker, length.
-        while let marker = reader.big(at, 2), marker >= 0xFFC0 {
+        while let marker = bytes.bigEndian(at, 2), marker >= 0xFFC0 {
             if marker == 0xFFFF {
                 at += 1
                 continue
             }
-            guard let length = reader.big(at + 2, 2), length >= 2 else { break }
+            guard let length = bytes.bigEndian(at + 2, 2), length >= 2 else { break }
             let content = at + 4
             let isFrame =
                 (0xFFC0...0xFFCF).contains(marker) && ![0xFFC4, 0xFFC8, 0xFFCC].contains(marker)
-            if isFrame, let height = reader.big(content + 1, 2),
-                let width = reader.big(content + 3, 2)
+            if isFrame, let height = bytes.bigEndian(content + 1, 2),
+                let width = bytes.bigEndian(content + 3, 2)
             {
                 size = (width, height)
             }
@@ -104,9 +105,8 @@ struct ImageHeader: Equatable {
 
     /// The content of the first chunk of that name.
     static func webpChunk(_ name: String, in bytes: [UInt8]) -> Range<Int>? {
-        let reader = ByteReader(bytes)
         var at = 12
-        while let length = reader.little(at + 4, 4), at + 8 + length <= bytes.count {
+        while let length = bytes.littleEndian(at + 4, 4), at + 8 + length <= bytes.count {
             if bytes[at..<(at + 4)].elementsEqual(name.utf8) { return (at + 8)..<(at + 8 + length) }
             at += 8 + length + (length & 1)
         }
@@ -114,16 +114,15 @@ struct ImageHeader: Equatable {
     }
 
     private init?(webp bytes: [UInt8]) {
-        let reader = ByteReader(bytes)
-        guard let riff = reader.little(4, 4), bytes.count >= 30 else { return nil }
+        guard let riff = bytes.littleEndian(4, 4), bytes.count >= 30 else { return nil }
         let size: (Int, Int)
         switch String(decoding: bytes[12..<16], as: UTF8.self) {
         case "VP8X":
-            size = (1 + reader.little(24, 3)!, 1 + reader.little(27, 3)!)
+            size = (1 + bytes.littleEndian(24, 3)!, 1 + bytes.littleEndian(27, 3)!)
         case "VP8 ":
-            size = (reader.little(26, 2)! & 0x3FFF, reader.little(28, 2)! & 0x3FFF)
+            size = (bytes.littleEndian(26, 2)! & 0x3FFF, bytes.littleEndian(28, 2)! & 0x3FFF)
         case "VP8L":
-            let bits = reader.little(21, 4)!
+            let bits = bytes.littleEndian(21, 4)!
             size = (1 + bits & 0x3FFF, 1 + (bits >> 14) & 0x3FFF)
         default:
             return nil
@@ -143,11 +142,10 @@ struct ImageHeader: Equatable {
 
     /// Tag 0x0112 of the first directory of a TIFF block.
     private static func orientation(tiff: ArraySlice<UInt8>) -> Int? {
-        let reader = ByteReader(Array(tiff))
         let isLittle = tiff.starts(with: "II".utf8)
         guard isLittle || tiff.starts(with: "MM".utf8) else { return nil }
         func number(_ at: Int, _ count: Int) -> Int? {
-            isLittle ? reader.little(at, count) : reader.big(at, count)
+            isLittle ? tiff.littleEndian(at, count) : tiff.bigEndian(at, count)
         }
         guard number(2, 2) == 42, let directory = number(4, 4),
             let entries = number(directory, 2)
@@ -157,21 +155,5 @@ struct ImageHeader: Equatable {
             if number(at, 2) == 0x0112 { return number(at + 8, 2) }
         }
         return nil
-    }
-}
-
-/// Numbers at places of a byte array; nil beyond its end.
-private struct ByteReader {
-    let bytes: [UInt8]
-    init(_ bytes: [UInt8]) { self.bytes = bytes }
-
-    func big(_ at: Int, _ count: Int) -> Int? {
-        guard at >= 0, at + count <= bytes.count else { return nil }
-        return bytes[at..<(at + count)].reduce(0) { $0 << 8 | Int($1) }
-    }
-
-    func little(_ at: Int, _ count: Int) -> Int? {
-        guard at >= 0, at + count <= bytes.count else { return nil }
-        return bytes[at..<(at + count)].reversed().reduce(0) { $0 << 8 | Int($1) }
     }
 }

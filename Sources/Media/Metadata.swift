@@ -1,5 +1,6 @@
 // Metadata: keeps one text (the request, as JSON) inside a file, and finds it again.
 
+import Ground
 import Subprocess
 
 /// The text that a ``VideoWriter`` stored in a file; `nil` where there is none.
@@ -198,7 +199,8 @@ extension Metadata {
 
     private static func pngText(_ text: String) -> [UInt8] {
         let content = Array("iTXt".utf8) + pngKeyword + Array(text.utf8)
-        return big(content.count - 4) + content + big(Int(crc32(content)))
+        return big(content.count - 4) + content
+            + big(Int(content.withUnsafeBytes { CRC32.checksum($0) }))
     }
 
     private static func findPNGText(_ bytes: [UInt8]) -> String? {
@@ -209,15 +211,5 @@ extension Metadata {
             }
         }
         return nil
-    }
-
-    /// CRC-32 of ISO 3309, as PNG wants it; bit by bit, for a few kilobytes.
-    static func crc32(_ bytes: [UInt8]) -> UInt32 {
-        var crc: UInt32 = .max
-        for byte in bytes {
-            crc ^= UInt32(byte)
-            for _ in 0..<8 { crc = crc & 1 == 1 ? (crc >> 1) ^ 0xEDB8_8320 : crc >> 1 }
-        }
-        return ~crc
     }
 }

@@ -1,37 +1,40 @@
 // PendingOutput: a file, or a folder of pictures, that exists under a temporary name until it is whole.
 
 import Glibc
+import Ground
+import SystemPackage
 
 struct PendingOutput: Sendable {
     let path: String
     let format: VideoFormat
+    /// Where a file appears: what a symbolic link leads to, not the link.
+    private let target: FilePath
     /// The folder that the result goes to.
     private let folder: String
     /// Where the encoder writes: a file, or for a sequence a folder.
-    private let temporary: String
+    private let temporary: TemporaryPath
     /// Whether `folder` itself is ours, to be removed with the rest.
     private let makesFolder: Bool
 
     init(path: String, format: VideoFormat) {
         self.path = path
         self.format = format
-        let (folder, name) = Files.split(path)
+        target = FilePath(path).followingLinks
         if case .pngSequence(let target, _) = format {
-            self.folder = target
+            folder = target
             makesFolder = Files.status(target) == nil
-            temporary = target + "/" + Files.temporaryName("frames", suffix: "")
+            temporary = TemporaryPath(beside: FilePath(target).appending("frames"))
         } else {
-            self.folder = folder
+            folder = target.folder.string
             makesFolder = false
-            let suffix = "." + Files.fileExtension(path)
-            // A long name would not leave room for the rest of the temporary one.
-            temporary =
-                folder + "/" + Files.temporaryName(String(name.prefix(40)), suffix: suffix)
+            temporary = TemporaryPath(
+                beside: target, suffix: "." + Files.fileExtension(path))
         }
     }
 
     /// The name that ffmpeg is given.
     var encoderTarget: String {
+        let temporary = temporary.path.string
         guard case .pngSequence(_, let pattern) = format else { return "file:" + temporary }
         let escaped = temporary.split(separator: "%", omittingEmptySubsequences: false)
             .joined(separator: "%%")
@@ -56,7 +59,7 @@ struct PendingOutput: Sendable {
     func prepare() throws(MediaError) {
         guard case .pngSequence = format else { return }
         if makesFolder { try makeFolder(folder) }
-        try makeFolder(temporary)
+        try makeFolder(temporary.path.string)
     }
 
     private func makeFolder(_ name: String) throws(MediaError) {
@@ -67,8 +70,9 @@ struct PendingOutput: Sendable {
 
     /// Adds the metadata that the encoder could not write and gives the result its name.
     func commit(metadata: String?) throws(MediaError) {
+        let temporary = temporary.path.string
         if case .pngSequence = format {
-            let names = Files.names(in: temporary)
+            let names = (try? self.temporary.path.fileNames()) ?? []
             for name in names {
                 let file = temporary + "/" + name
                 if let metadata { try Metadata.embed(metadata, in: file, format: .png) }
@@ -81,11 +85,11 @@ struct PendingOutput: Sendable {
             throw .ffmpegFailed(lines: "it wrote nothing and gave no reason")
         }
         if let metadata { try Metadata.embed(metadata, in: temporary, format: format) }
-        try Files.move(temporary, to: path)
+        try Files.move(temporary, to: target.string)
     }
 
     func discard() {
-        Files.remove(temporary)
+        temporary.remove()
         if makesFolder { rmdir(folder) }
     }
 }

@@ -1,5 +1,6 @@
 /// What the text encoder hands to the transformer.
 
+import Ground
 public import Tensors
 
 /// An encoded prompt. rows: [textLength, textDim] on the device; rows past `count` are zero.

@@ -1,6 +1,7 @@
 /// Distances of frames of 8-bit RGB: squared error, PSNR and structural similarity.
 
 import Glibc
+import Ground
 public import Media
 import Tensors
 

@@ -1,6 +1,7 @@
 /// One thread for one device: tensors and backends never leave it.
 
 import Glibc
+import Ground
 import Synchronization
 import Tensors
 

@@ -26,7 +26,7 @@ struct FrameDecoding {
                 format: format, bytes: bytes)
         }
 
-        func isFinite() throws -> Bool { try values?.wait().isFinite ?? true }
+        func isFinite() throws -> Bool { try values?.wait().allFinite ?? true }
     }
 
     /// f32 [samples, 16, T, H, W]

@@ -124,6 +124,6 @@ func nonFinite(in checkpoint: any Checkpoint, elementLimit: Int) -> String? {
             info.shape.reduce(1, *) <= elementLimit, let tensor = try? checkpoint.tensor(name),
             tensor.isOnHost
         else { return false }
-        return !tensor.isFinite
+        return !tensor.allFinite
     }
 }

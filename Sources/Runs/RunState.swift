@@ -2,6 +2,7 @@
 
 package import Diffusion
 import Families
+import Ground
 package import Models
 package import Tensors
 

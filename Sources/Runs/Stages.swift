@@ -3,6 +3,7 @@
 import Checkpoints
 import Diffusion
 import Families
+import Ground
 package import Media
 import Models
 package import Tensors
@@ -148,7 +149,7 @@ extension Walk {
     }
 
     private func inspect(_ numbers: Tensor?, _ stage: Stage, _ part: ModelPart) throws {
-        guard let numbers, !device.read(numbers).isFinite else { return }
+        guard let numbers, !device.read(numbers).allFinite else { return }
         try device.synchronize()  // The numbers of a failed device mean nothing.
         try device.check()
         throw notFinite(stage, part)

@@ -124,7 +124,7 @@ enum StoredTensors {
                 found: file.info(name).map { "\($0.dtype)" }
                     ?? file.names.prefix(4).joined(separator: ", "))
         }
-        guard stored.isFinite else {
+        guard stored.allFinite else {
             throw RunError.stored(
                 path: file.path, expected: "finite numbers in '\(name)'",
                 found: "some that are NaN or infinity")

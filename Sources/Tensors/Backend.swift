@@ -1,6 +1,7 @@
 /// The border between models and machines: what a device can be asked for.
 
 import Glibc
+import Ground
 
 /// A machine that computes. Operations do not throw: a wrong shape fails with a message that names
 /// the operation and its arguments, memory is planned before, device errors surface at `synchronize()`.

@@ -1,35 +1,43 @@
-/// Whether the numbers of a tensor are finite.
+/// Whether tensors hold numbers only.
+
+private import Dispatch
+private import Synchronization
 
 extension Tensor {
-    /// Whether every element of a host tensor is a finite number.
-    public var isFinite: Bool {
-        // The exponent is all ones in what is not finite.
+    /// Whether no element of a host tensor is an infinity or a NaN. On several threads.
+    public var allFinite: Bool {
+        // What is not finite has all bits of its exponent set; e4m3 has no infinities and one NaN.
         switch dtype {
-        case .f32: !contains(UInt32.self, exponent: 0x7F80_0000)
-        case .bf16: !contains(UInt16.self, exponent: 0x7F80)
-        case .f16: !contains(UInt16.self, exponent: 0x7C00)
-        case .f64: !contains(UInt64.self, exponent: 0x7FF0_0000_0000_0000)
-        case .f8e5m2: !contains(UInt8.self, exponent: 0x7C)
-        // No infinities, and one pattern that is no number.
-        case .f8e4m3: !contains(UInt8.self, exponent: 0x7F)
+        case .f64: allLack(0x7FF0_0000_0000_0000 as UInt64)
+        case .f32: allLack(0x7F80_0000 as UInt32)
+        case .bf16: allLack(0x7F80 as UInt16)
+        case .f16: allLack(0x7C00 as UInt16)
+        case .f8e4m3: allLack(0x7F as UInt8)
+        case .f8e5m2: allLack(0x7C as UInt8)
         case .i64, .i32, .i16, .i8, .u8, .bool: true
         }
     }
 
-    /// Whether all bits of `exponent` are set in some element; in runs that the compiler turns into vectors.
-    private func contains<Word: FixedWidthInteger & BitwiseCopyable>(
-        _ type: Word.Type, exponent: Word
-    ) -> Bool {
-        withElements(Word.self) { x in
-            var start = 0
-            while start < x.count {
-                let end = min(start + 8192, x.count)
-                var found: Word = 0
-                for index in start..<end { found |= x[index] & exponent == exponent ? 1 : 0 }
-                if found != 0 { return true }
-                start = end
+    /// Whether no element has all of the `bits`; in runs that the compiler turns into vectors.
+    private func allLack<Word: FixedWidthInteger & BitwiseCopyable & Sendable>(_ bits: Word) -> Bool
+    {
+        let isFound = Atomic(false)
+        withElements(Word.self) { words in
+            let piece = 1 << 20
+            nonisolated(unsafe) let words = words
+            DispatchQueue.concurrentPerform(iterations: (words.count + piece - 1) / piece) {
+                index in
+                let end = min((index + 1) * piece, words.count)
+                for start in stride(from: index * piece, to: end, by: 8192) {
+                    if isFound.load(ordering: .relaxed) { return }
+                    var found: Word = 0
+                    for at in start..<min(start + 8192, end) {
+                        found |= words[at] & bits == bits ? 1 : 0
+                    }
+                    if found != 0 { isFound.store(true, ordering: .relaxed) }
+                }
             }
-            return false
         }
+        return !isFound.load(ordering: .relaxed)
     }
 }

@@ -1,5 +1,7 @@
 /// A tensor on its way from a device to the host.
 
+import Ground
+
 /// What `Backend.beginRead` returns. A backend whose device works by itself subclasses it.
 open class HostCopy {
     private let tensor: Tensor?

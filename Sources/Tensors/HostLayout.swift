@@ -1,5 +1,7 @@
 /// Making and rearranging tensors in host memory.
 
+import Ground
+
 extension Tensor {
     /// A new host tensor of zeros.
     public static func zeros(_ shape: Shape, _ dtype: DType) -> Tensor {

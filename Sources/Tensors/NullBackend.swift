@@ -1,6 +1,8 @@
 /// A machine that computes nothing: it checks shapes, counts work and measures memory. The plan of
 /// a run is made by running the models' own code on it.
 
+import Ground
+
 /// Tensors here have a size and no memory. Kernels are described by what they must do at least:
 /// every input read once, every output written once.
 public final class NullBackend: Backend {

@@ -1,10 +1,7 @@
 /// Noise equal to PyTorch's on CUDA for the same seed, on every backend.
 
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
+import Glibc
+import Ground
 
 /// The state of a `torch.Generator(device: "cuda")`: Philox 4x32-10 (Salmon et al., SC'11) with PyTorch's
 /// layout of draws, which depends on the card: `torch.randn` launches min(ceil(n/256), SMs * threadsPerSM/256)

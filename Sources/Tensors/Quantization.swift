@@ -1,6 +1,7 @@
 /// Quantising matrices in host memory: the definition of the 8-bit formats of `LinearWeight`.
 
 private import Dispatch
+import Ground
 
 /// W8A8 as in the original: int8 codes with one f32 scale for each 128x128 block.
 ///
@@ -51,7 +52,7 @@ public enum Int8Blocks {
         let rows = columns == 0 ? 0 : strip.count / columns
         for (block, start) in stride(from: 0, to: columns, by: side).enumerated() {
             let width = min(side, columns - start)
-            var largest: Float = 1e-8
+            var largest = ActivationFormat.leastMaximum
             for row in 0..<rows {
                 let line = UnsafeBufferPointer(rebasing: strip[(row * columns + start)...])
                 for column in 0..<width {
@@ -127,7 +128,7 @@ public enum FP8Rows {
                     for row in range {
                         let start = (row - range.lowerBound) * columns
                         let line = UnsafeBufferPointer(rebasing: strip[start..<start + columns])
-                        var largest: Float = 1e-8
+                        var largest = ActivationFormat.leastMaximum
                         for value in line {
                             let magnitude = value.magnitude
                             largest = magnitude <= largest ? largest : magnitude

@@ -1,5 +1,7 @@
 /// Extents of a tensor, kept inline: shapes are made for every operation and must not allocate.
 
+import Ground
+
 /// Up to six extents, outermost first; the last one is contiguous in memory.
 public struct Shape: Sendable {
     public static let maximumRank = 6

@@ -1,5 +1,6 @@
 /// Tensors: a shape, an element type and a place in some storage. Always contiguous, row-major.
 
+public import Ground
 import Synchronization
 
 /// Bytes on some device, freed when the last tensor that looks at them goes.
@@ -9,8 +10,13 @@ open class Storage {
     public let byteCount: Int
     /// No other storage of this process has or had it.
     public let serial: UInt64
-    /// What a backend keeps with these bytes: a packed copy of a weight, for example.
-    public var attachment: AnyObject?
+    /// See `Tensor.kept`.
+    fileprivate var copies: [CopyKey: AnyObject] = [:]
+    fileprivate struct CopyKey: Hashable {
+        let offset: Int
+        let shape: Shape
+        let layout: String
+    }
 
     private static let made = Atomic<UInt64>(0)
 
@@ -123,6 +129,18 @@ public struct Tensor {
     public subscript(index: Int) -> Tensor {
         let entry = slice(index..<index + 1)
         return entry.reshaped(shape.tail)
+    }
+}
+
+extension Tensor {
+    /// This weight in another layout: made at its first use and kept as long as the weight's bytes, which are never
+    /// written to.
+    public func kept<Copy: AnyObject>(as layout: String, _ make: () -> Copy) -> Copy {
+        let key = Storage.CopyKey(offset: byteOffset, shape: shape, layout: layout)
+        if let copy = storage.copies[key] as? Copy { return copy }
+        let copy = make()
+        storage.copies[key] = copy
+        return copy
     }
 }
 

@@ -1,5 +1,7 @@
 /// Weights as operations take them: the one place that knows how a layer's numbers are stored.
 
+import Ground
+
 /// How a linear layer wants its input: what the operation before it may write at once.
 public enum ActivationFormat: Sendable, Hashable {
     /// The dtype of the operation's own input.
@@ -8,6 +10,10 @@ public enum ActivationFormat: Sendable, Hashable {
     case int8Blocks
     /// fp8 e4m3 with one f32 scale for each row.
     case fp8Rows
+
+    /// The largest magnitude of a block or row counts as at least this much, so that a scale is never zero. The original's
+    /// int8 rule, and ours for fp8.
+    public static let leastMaximum: Float = 1e-8
 }
 
 /// The matrix of a linear layer, [out, in], row-major.

@@ -8,6 +8,8 @@
 struct CharacterMap: Sendable {
     private let units: [UInt32]
     private let replacements: [UInt8]
+    /// In bytes.
+    let longestReplacement: Int
     /// What each ASCII character becomes on its own; nil for itself.
     private var ascii: [[UInt8]?] = []
 
@@ -22,6 +24,7 @@ struct CharacterMap: Sendable {
         guard size >= 4, size % 4 == 0, size <= blob.count - 4 else { return nil }
         units = stride(from: 4, to: 4 + size, by: 4).map(unit(at:))
         replacements = Array(blob[(4 + size)...])
+        longestReplacement = replacements.split(separator: 0).map(\.count).max() ?? 0
         guard String(validating: replacements, as: UTF8.self) != nil else { return nil }
         ascii = (0..<128).map { byte in
             replacement(for: CollectionOfOne(UInt8(byte))).map { Array(replacements[$0]) }

@@ -174,15 +174,18 @@ enum HuggingFaceConfig {
         var added_tokens_decoder: [String: Token]?
     }
 
-    /// Adds what `path` lists to the special tokens of `file`; no such file is no error.
+    /// Adds what `path` lists to the special tokens of `file`.
     static func extend(_ file: inout TokenizerFile, from path: String) throws(TokenizerError) {
-        guard FileManager.default.fileExists(atPath: path) else { return }
         let config = try HuggingFaceTokenizer.decode(
             Contents.self, try TokenizerFile.contents(of: path), path,
             expecting: "a Hugging Face tokenizer configuration")
         var known = Set(file.specialTokens.map(\.content))
-        for (key, token) in config.added_tokens_decoder ?? [:] {
-            guard let id = Int32(key), known.insert(token.content).inserted else { continue }
+        // In the order of ids: of equal tokens the first one counts.
+        let tokens = (config.added_tokens_decoder ?? [:]).compactMap { key, token in
+            Int32(key).map { ($0, token) }
+        }
+        for (id, token) in tokens.sorted(by: { $0.0 < $1.0 }) {
+            guard known.insert(token.content).inserted else { continue }
             file.specialTokens.append(
                 SpecialToken(
                     content: token.content, id: id, takesSpaceBefore: token.lstrip ?? false,

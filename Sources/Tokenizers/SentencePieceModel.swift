@@ -1,5 +1,8 @@
 // Reads SentencePiece model files (`spiece.model`, `tokenizer.model`).
 
+import Ground
+import SystemPackage
+
 /// The message `ModelProto` as far as a unigram tokenizer needs it, and beside it the
 /// `tokenizer_config.json` that Hugging Face folders have, for the special tokens the model does
 /// not know of.
@@ -58,8 +61,8 @@ struct SentencePieceModel {
                 SpecialToken(content: model.pieces[$0].piece, id: Int32($0))
             },
             normalization: normalization, metaspace: Metaspace())
-        let folder = path.lastIndex(of: "/").map { path[...$0] } ?? ""
-        try HuggingFaceConfig.extend(&file, from: folder + "tokenizer_config.json")
+        let config = FilePath(path).folder.appending("tokenizer_config.json")
+        if config.fileType != nil { try HuggingFaceConfig.extend(&file, from: config.string) }
         return file
     }
 

@@ -1,5 +1,7 @@
 // The single-byte encodings that text is most often misread with, as data.
 
+import Ground
+
 /// One single-byte encoding, decoding every byte and encoding the 256 scalars it decodes to.
 ///
 /// The Windows code pages are "sloppy": a byte they leave unassigned stands for the Latin-1
@@ -19,7 +21,7 @@ struct SingleByteEncoding: Sendable {
         self.isSloppy = isSloppy
         self.isMacRoman = isMacRoman
         self.upperHalf = Array(upperHalf.unicodeScalars)
-        precondition(
+        ensure(
             self.upperHalf.count == 128,
             "SingleByteEncoding: expected 128 scalars, found \(self.upperHalf.count)")
         var bytes = [Unicode.Scalar: UInt8]()

@@ -1,5 +1,7 @@
 // The tokenizer of umT5: cleaned text to token ids.
 
+import Ground
+
 /// A prompt as the text encoder takes it.
 public struct Tokens: Equatable, Sendable {
     /// Exactly as many as asked for: the prompt, `</s>`, and padding.
@@ -59,7 +61,7 @@ public struct Tokenizer: Sendable {
 
     /// Cleans `prompt` and encodes it in `length` tokens: cut to `length - 1`, `</s>`, padding.
     public func encode(prompt: String, length: Int = 512) -> Tokens {
-        precondition(length > 0, "encode: a length of \(length)")
+        ensure(length > 0, "encode: a length of \(length)")
         let all = ids(PromptCleaner.clean(prompt))
         let kept = all.prefix(length - 1) + [endID]
         return Tokens(

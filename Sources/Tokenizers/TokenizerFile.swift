@@ -1,6 +1,7 @@
 // What a tokenizer file says, whichever format it has.
 
-import Glibc
+import Ground
+import SystemPackage
 
 /// A special token that is matched in the text as it was typed, before any normalization.
 struct SpecialToken: Equatable, Sendable {
@@ -19,6 +20,17 @@ enum NormalizationStep: Sendable {
     /// Two or more spaces in a row by `replacement`.
     case replaceSpaces(replacement: String)
     case replace(literal: String, replacement: String)
+
+    /// How many times as long a text can become.
+    var growth: Double {
+        switch self {
+        case .characterMap(let map): Double(max(1, map.longestReplacement))
+        case .strip: 1
+        case .replaceSpaces(let replacement): max(1, Double(replacement.utf8.count) / 2)
+        case .replace(let literal, let replacement):
+            max(1, Double(replacement.utf8.count) / Double(literal.utf8.count))
+        }
+    }
 }
 
 /// How the normalized text becomes words.
@@ -44,66 +56,75 @@ struct TokenizerFile: Sendable {
 
     /// Reads `path`; a file that begins with `{` is JSON, which no SentencePiece model does.
     static func read(_ path: String) throws(TokenizerError) -> TokenizerFile {
-        let bytes = try contents(of: path)
+        try read(try contents(of: path), path: path)
+    }
+
+    /// - Parameter path: where `bytes` are from; a SentencePiece model looks for its configuration beside it.
+    static func read(_ bytes: [UInt8], path: String) throws(TokenizerError) -> TokenizerFile {
         let first = bytes.first { !Array(" \t\r\n".utf8).contains($0) }
         var file =
             first == UInt8(ascii: "{")
             ? try HuggingFaceTokenizer.read(bytes, path: path)
             : try SentencePieceModel.read(bytes, path: path)
-        if let bad = file.pieces.firstIndex(where: { !$0.score.isFinite }) {
-            throw TokenizerError(
-                .malformed, file: path, expected: "finite scores",
-                found: "\(file.pieces[bad].score) for piece \(bad)")
-        }
-        guard file.pieces.indices.contains(Int(file.unknownID)) else {
-            throw TokenizerError(
-                .malformed, file: path,
-                expected: "an unknown token among \(file.pieces.count) pieces",
-                found: "id \(file.unknownID)")
-        }
         file.specialTokens.removeAll { $0.content.isEmpty }
+        try file.check(path)
         return file
+    }
+
+    /// No piece or special token of a tokenizer in use has a quarter of this. Each place of a text is compared with
+    /// the longest of them.
+    private static let longestPiece = 512
+    /// The normalization of umT5 has three steps and makes no text more than 66 times as long.
+    private static let stepLimit = 16
+    private static let growthLimit = 256.0
+
+    /// Refuses what would lead to ids outside of any vocabulary, or to time and memory out of proportion to the text.
+    private func check(_ path: String) throws(TokenizerError) {
+        func refuse(_ expected: String, _ found: String) -> TokenizerError {
+            TokenizerError(.malformed, file: path, expected: expected, found: found)
+        }
+        if let bad = pieces.firstIndex(where: { !$0.score.isFinite }) {
+            throw refuse("finite scores", "\(pieces[bad].score) for piece \(bad)")
+        }
+        guard pieces.indices.contains(Int(unknownID)) else {
+            throw refuse("an unknown token among \(pieces.count) pieces", "id \(unknownID)")
+        }
+        if let bad = specialTokens.first(where: { $0.id < 0 }) {
+            throw refuse("ids from 0 on", "\(bad.id) for the special token '\(bad.content)'")
+        }
+        let longest = max(
+            pieces.map(\.piece.utf8.count).max() ?? 0,
+            specialTokens.map(\.content.utf8.count).max() ?? 0)
+        guard longest <= Self.longestPiece else {
+            throw refuse("pieces of at most \(Self.longestPiece) bytes", "one of \(longest)")
+        }
+        guard normalization.count <= Self.stepLimit else {
+            throw refuse(
+                "at most \(Self.stepLimit) steps of normalization", "\(normalization.count)")
+        }
+        let growth = normalization.reduce(1) { $0 * $1.growth }
+        guard growth <= Self.growthLimit else {
+            throw refuse(
+                "a normalization that makes no text more than \(Int(Self.growthLimit)) times as long",
+                "one that can make it \(growth) times as long")
+        }
     }
 
     /// All bytes of the file at `path`.
     static func contents(of path: String) throws(TokenizerError) -> [UInt8] {
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
-        guard descriptor >= 0 else { throw unreadable(path) }
-        defer { close(descriptor) }
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else { throw unreadable(path) }
-        guard status.st_mode & S_IFMT == S_IFREG else {
+        let file: MappedFile
+        do { file = try MappedFile(FilePath(path)) } catch {
             throw TokenizerError(
-                .unreadable, file: path, expected: "a file", found: "a directory or device")
+                .unreadable, file: path, expected: "a readable file", found: error.reason)
         }
         // The largest tokenizers in use have some 30 MB.
-        guard status.st_size <= sizeLimit else {
+        guard file.bytes.count <= sizeLimit else {
             throw TokenizerError(
                 .unsupported, file: path, expected: "a tokenizer of at most \(sizeLimit) bytes",
-                found: "\(status.st_size) bytes")
+                found: "\(file.bytes.count) bytes")
         }
-        var bytes = [UInt8](repeating: 0, count: Int(status.st_size))
-        var filled = 0
-        while filled < bytes.count {
-            let count = bytes.withUnsafeMutableBytes { buffer in
-                Glibc.read(descriptor, buffer.baseAddress! + filled, buffer.count - filled)
-            }
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else {
-                throw TokenizerError(
-                    .unreadable, file: path, expected: "\(bytes.count) bytes",
-                    found: "the end after \(filled)")
-            }
-            filled += count
-        }
-        return bytes
+        return Array(file.bytes)
     }
 
-    private static let sizeLimit = 1 << 28
-
-    private static func unreadable(_ path: String) -> TokenizerError {
-        TokenizerError(
-            .unreadable, file: path, expected: "a readable tokenizer file",
-            found: String(cString: strerror(errno)))
-    }
+    private static let sizeLimit = 1 << 26
 }

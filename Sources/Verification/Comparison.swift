@@ -1,12 +1,8 @@
 /// How far a result may be from what was expected, and how far it is.
 
+import Glibc
+import Ground
 import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Limits for one tensor; all that are given must hold.
 public struct Tolerance: Sendable, Equatable {
@@ -64,15 +60,14 @@ public struct Difference: Sendable, Equatable {
     init(_ actual: [Double], _ expected: [Double]) {
         ensure(actual.count == expected.count, "Difference: counts differ")
         guard !expected.isEmpty else { return }
-        var error = 0.0
-        var norm = 0.0
+        var distance = Distance()
         var sum = 0.0
         var different = 0
         for index in expected.indices {
             let a = actual[index]
             let b = expected[index]
             if a == b || (a.isNaN && b.isNaN) {
-                if b.isFinite { norm += b * b }
+                distance.add(a, b)
                 continue
             }
             different += 1
@@ -81,14 +76,12 @@ public struct Difference: Sendable, Equatable {
                 nonFinite += 1
                 continue
             }
-            let distance = abs(a - b)
-            error += distance * distance
-            norm += b * b
-            sum += distance
-            if distance > maximum, nonFinite == 0 { worst = index }
-            maximum = max(maximum, distance)
+            sum += abs(a - b)
+            if abs(a - b) > distance.maximum, nonFinite == 0 { worst = index }
+            distance.add(a, b)
         }
-        relativeL2 = norm > 0 ? (error / norm).squareRoot() : error.squareRoot()
+        relativeL2 = distance.relative
+        maximum = distance.maximum
         mean = sum / Double(expected.count)
         mismatches = Double(different) / Double(expected.count)
         if nonFinite > 0 {

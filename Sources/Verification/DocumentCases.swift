@@ -3,6 +3,7 @@
 import Checkpoints
 import Diffusion
 import FoundationEssentials
+import Ground
 import Media
 import Tensors
 import Tokenizers

@@ -122,7 +122,7 @@ func checkPatchify(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) 
 
 // MARK: - 8-bit linear layers
 
-/// Codes and scales of a tensor that `Backend.quantize` made with `.int8Blocks`.
+/// Codes and scales of a tensor that `quantize` made with `.int8Blocks`.
 /// x: i8 [rows, columns] → codes [rows, columns], scales [ceil(rows/128), ceil(columns/128)]
 func readInt8(_ x: Tensor, on device: any Backend) -> (codes: [Double], scales: [Double]) {
     let codes = device.read(x)

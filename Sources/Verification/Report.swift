@@ -30,6 +30,8 @@ public struct CaseResult: Sendable, Codable, Equatable {
     public var operation: String
     public var checks: [CheckResult]
     public var seconds: Double
+    /// How long one launch takes, where that was asked.
+    public var time: OperationTime?
 
     public var id: String { group.isEmpty ? name : "\(group)/\(name)" }
 
@@ -58,6 +60,7 @@ public struct CaseResult: Sendable, Codable, Equatable {
             parts.append(
                 "\(measure) \(brief(measured)) of \(brief(allowed)) (\(tightest.name))")
         }
+        if let time { parts.append(time.line) }
         let passed = checks.count { $0.verdict == .passed }
         parts.append("\(passed) of \(checks.count) checks passed")
         let skipped = checks.count { $0.verdict == .skipped }

@@ -2,6 +2,7 @@
 
 import Diffusion
 import Glibc
+import Ground
 import Tensors
 
 /// Runs a sampler from the noise in the case. → the states x0 … xn in f64, the last one being the sample

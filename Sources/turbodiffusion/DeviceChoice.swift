@@ -24,7 +24,13 @@ enum DeviceChoice: Sendable, Equatable, ExpressibleByArgument {
         }
     }
 
-    var defaultValueDescription: String { self == .automatic ? "auto" : "cpu" }
+    var defaultValueDescription: String {
+        switch self {
+        case .automatic: "auto"
+        case .cpu: "cpu"
+        case .cuda(let ordinal): "cuda:\(ordinal)"
+        }
+    }
     static var allValueStrings: [String] { ["auto", "cpu", "cuda", "cuda:N"] }
 
     /// Opens the device. The backend belongs to the thread that calls this.

@@ -4,6 +4,7 @@ import Catalog
 import Delivery
 import Families
 import FoundationEssentials
+import Glibc
 import Media
 import Runs
 import Tensors

@@ -1,14 +1,9 @@
 /// Ctrl-C: stops the work within a second and leaves no half-written file.
 
-import Checkpoints
+import Glibc
+import Ground
 import Media
 import Synchronization
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Where a signal's handler writes its number; set once, before a handler is installed.
 private nonisolated(unsafe) var signalPipe: Int32 = -1
@@ -48,11 +43,7 @@ enum Interruption {
     private static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()
         sigaction(number, nil, &action)
-        #if canImport(Glibc)
-            let handler = action.__sigaction_handler.sa_handler
-        #else
-            let handler = action.__sigaction_u.__sa_handler
-        #endif
+        let handler = action.__sigaction_handler.sa_handler
         return unsafeBitCast(handler, to: Int.self) == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
@@ -70,7 +61,6 @@ enum Interruption {
     private static func stop(_ signal: Int32) {
         let open = writers.withLock { Array($0.values) }
         let code = 128 + signal
-        removeUnfinishedCheckpoints()
         Task.detached {
             for writer in open { await writer.cancel() }
             end(code)
@@ -80,6 +70,7 @@ enum Interruption {
     }
 
     private static func end(_ code: Int32) -> Never {
+        TemporaryPath.removeAll()
         let message = "\nstopped; " + remains.withLock { $0 } + "\n"
         _ = message.withCString { write(STDERR_FILENO, $0, strlen($0)) }
         _exit(code)

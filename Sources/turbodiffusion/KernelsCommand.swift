@@ -1,9 +1,19 @@
-/// `turbodiffusion kernels`: compile the CUDA kernels without a GPU, check them, test them on one.
+/// `turbodiffusion kernels`: compile the CUDA kernels without a GPU, check them, test and time them on one.
 
 import ArgumentParser
+import CPU
 import CUDA
 import Glibc
-import Synchronization
+import Ground
+import SystemPackage
+import Tensors
+import Verification
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Darwin)
+    import Darwin
+#endif
 
 struct KernelsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -50,8 +60,8 @@ struct KernelsCommand: AsyncParsableCommand {
         func run() async throws {
             let source = try KernelSource(pack: nil, libraries: compilation.libraries)
             let built = try compile(source, for: try compilation.architectures())
-            guard KernelSource.write(built, to: output) else {
-                throw ValidationError("cannot write \(output): \(String(cString: strerror(errno)))")
+            do { try KernelSource.write(built, to: output) } catch {
+                throw ValidationError("cannot write \(error)")
             }
             Output.line("\(built.count) files of kernels in \(output)")
         }
@@ -87,28 +97,115 @@ struct KernelsCommand: AsyncParsableCommand {
 
     struct Test: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Check and time single kernels on this machine's GPU.")
+            abstract: "Check every operation on this machine's GPU, or time them.",
+            discussion: """
+                Without --fast: small awkward shapes, against the definitions on the CPU, and twice, for equal bits.
+                With --fast: the shapes of the published models; the median time of a launch as the models make it, \
+                and a sample of each result against the definitions.
+                The exit status is 1 where anything fails, or is slower than in --against.
+                """)
 
         @Option(name: .customLong("cuda-libraries"), help: "Folders with NVIDIA's libraries.")
         var libraries: String?
 
-        @Option(help: "Which GPU.")
-        var device = 0
+        @Option(
+            help: "Which GPU: N or cuda:N; or cpu.",
+            transform: { text in
+                guard let choice = DeviceChoice(argument: Int(text).map { "cuda:\($0)" } ?? text)
+                else { throw ValidationError("'\(text)' is no device") }
+                return choice
+            })
+        var device = DeviceChoice.cuda(ordinal: 0)
 
-        @Option(help: "Only cases whose name contains this.")
+        @Option(help: "Only operations whose name contains this.")
         var only: String?
+
+        @Flag(help: "Time operations at the shapes of the published models.")
+        var fast = false
+
+        @Flag(help: "The kernels that every card has, not those that are this one's own.")
+        var generic = false
+
+        @Option(help: "With --fast: a new file for the times.", completion: .file())
+        var json: String?
+
+        @Option(
+            help: "With --fast: earlier times; more than 5 % slower than these fails.",
+            completion: .file())
+        var against: String?
+
+        @Flag(help: "List the kernels that nothing launched.")
+        var unused = false
 
         @Flag(help: "Wait for every kernel: a failure then names the kernel that caused it.")
         var debugKernels = false
 
+        func validate() throws {
+            if !fast, json != nil || against != nil {
+                throw ValidationError("--json and --against are about times: add --fast")
+            }
+            if generic, device == .cpu {
+                throw ValidationError("--generic chooses among a GPU's kernels, not on the cpu")
+            }
+            if table.names(mode, filter: only).isEmpty {
+                throw ValidationError("no operation has '\(only ?? "")' in its name")
+            }
+        }
+
+        private var table: OperationTable { OperationTable(seed: 1) }
+        private var mode: OperationTable.Mode { fast ? .fast : .right }
+
         func run() async throws {
+            let earlier = try against.map { try TimeTable(readingFrom: $0) }
+            // Measuring takes minutes: a file that cannot be written is refused before.
+            let file = try json.map { try PendingFile(FilePath($0), overwrite: false) }
+            let backend = try open()
+            let gpu = backend as? CUDABackend
+            let name = backend.name + (generic ? ", generic kernels" : "")
+            Output.line("on \(name)")
+            try earlier?.checkDevice(name)
+            let results = table.run(
+                mode, subject: backend, reference: CPUBackend(engine: .definition), filter: only
+            ) { result in
+                Output.line(result.line)
+                for failure in result.failures where result.verdict == .failed {
+                    Output.line("       \(failure)")
+                }
+            }
+            if let kernels = gpu?.context.kernels {
+                let (count, idle) = kernels.usage
+                Output.line("\(count - idle.count) of \(count) kernels were launched")
+                if unused { idle.forEach(Output.line) }
+            }
+            let times = TimeTable(
+                device: name, driver: gpu?.context.properties.driver,
+                times: results.compactMap(\.time))
+            try file?.write(times.encoded())
+            try file?.commit()
+            let changes = earlier.map(times.changes) ?? []
+            changes.forEach { Output.line($0.line) }
+            if earlier != nil {
+                Output.line(
+                    "\(changes.count) of \(times.times.count) operations compared, "
+                        + "\(changes.count(where: \.isSlower)) slower")
+            }
+            if results.contains(where: { $0.verdict == .failed })
+                || changes.contains(where: \.isSlower)
+            {
+                throw ExitCode.failure
+            }
+        }
+
+        private func open() throws -> any Backend {
+            if device == .cpu { return CPUBackend() }
             var options = CUDABackend.Options()
             options.libraries = libraries
             options.waitsForEachKernel = debugKernels
-            let backend = try CUDABackend(ordinal: device, options) { noteSlow($0) }
-            Output.line("on \(backend.name)")
-            let failures = SelfTest.run(only: only, on: backend.context)
-            if failures > 0 { throw ExitCode.failure }
+            options.usesGenericKernels = generic
+            options.poisonsMemory = !fast
+            var ordinal = 0
+            if case .cuda(let chosen) = device { ordinal = chosen }
+            return try CUDABackend(ordinal: ordinal, options) { noteSlow($0) }
         }
     }
 

@@ -8,9 +8,10 @@ struct LoRACommand: AsyncParsableCommand {
         commandName: "lora",
         abstract: "Merge LoRA files into a checkpoint.",
         discussion: """
-            Understands the layouts of kohya, ComfyUI, diffusers and PEFT. Quantised layers are \
-            dequantised, changed and quantised again. Keys that belong to nothing in the \
-            checkpoint are named.
+            Understands LoRA, DoRA, LoHa and LoKr, and whole differences, under the names of kohya, \
+            musubi-tuner, LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, \
+            changed and quantised again. Keys that are not used are named; a module that is changed \
+            in a way that is not understood is refused.
             """)
 
     @Argument(help: "The checkpoint to change.", completion: .file())
@@ -37,11 +38,11 @@ struct LoRACommand: AsyncParsableCommand {
             base, by: try loras.map { try LoRA(path: $0.path, strength: $0.strength) })
         if strict, !result.unmatched.isEmpty {
             throw ValidationError(
-                "\(result.unmatched.count) keys belong to nothing in \(input): "
+                "\(result.unmatched.count) keys are not used in \(input): "
                     + result.unmatched.prefix(5).joined(separator: ", "))
         }
         try writing.write(result.checkpoint, to: output)
         writing.note("\(output): \(result.changed.count) tensors changed")
-        writing.list("keys that belong to nothing there", result.unmatched)
+        writing.list("keys that are not used", result.unmatched)
     }
 }

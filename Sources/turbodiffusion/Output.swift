@@ -2,6 +2,7 @@
 
 import FoundationEssentials
 import Glibc
+import Ground
 
 enum Output {
     static func line(_ text: String) { write(text + "\n", to: STDOUT_FILENO) }
@@ -38,16 +39,7 @@ enum Output {
     }
 
     /// Decimal digits without a locale.
-    static func fixed(_ value: Double, _ digits: Int) -> String {
-        guard value.isFinite else { return "\(value)" }
-        let scale = pow(10, Double(digits))
-        let scaled = Int((abs(value) * scale).rounded())
-        let whole = scaled / Int(scale)
-        let sign = value < 0 && scaled != 0 ? "-" : ""
-        guard digits > 0 else { return sign + "\(whole)" }
-        let rest = String(scaled % Int(scale))
-        return sign + "\(whole)." + String(repeating: "0", count: digits - rest.count) + rest
-    }
+    static func fixed(_ value: Double, _ digits: Int) -> String { Ground.fixed(value, digits) }
 
     /// Columns padded to their widest cell; the first left-aligned, the others right-aligned.
     static func table(_ rows: [[String]]) -> String {

@@ -5,31 +5,6 @@ import Testing
 
 private let root = "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
 
-/// Room → the rooms it may import.
-private let arrows: [String: Set<String>] = [
-    "Tensors": [],
-    "CPU": ["Tensors", "CDrivers"],
-    "CUDA": ["Tensors", "CDrivers", "CUDASources"],
-    "Checkpoints": ["Tensors"],
-    "Tokenizers": [],
-    "Models": ["Tensors", "Checkpoints"],
-    "Diffusion": ["Tensors"],
-    "Media": [],
-    "Pipelines": ["Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media"],
-    "Verification": [
-        "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
-    ],
-    "Quality": [
-        "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media", "Pipelines",
-    ],
-    "turbodiffusion": [
-        "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-        "Pipelines", "Verification", "Quality",
-    ],
-    "CDrivers": [],
-    "CUDASources": [],
-]
-
 private struct SourceFile {
     let room: String
     let path: String
@@ -56,6 +31,60 @@ private func sources(below folder: String = "") -> [SourceFile] {
     }
 }
 
+private func text(_ path: String) throws -> String {
+    let data = try #require(FileManager.default.contents(atPath: "\(root)/\(path)"))
+    return String(decoding: data, as: UTF8.self)
+}
+
+/// Room → the rooms it may import: the table of ARCHITECTURE.md.
+private func arrows() throws -> [String: Set<String>] {
+    var arrows: [String: Set<String>] = [:]
+    for line in try text("ARCHITECTURE.md").split(separator: "\n") {
+        let cells = line.split(separator: "|").map { $0.trimmed }
+        guard cells.count == 3, cells[0].hasPrefix("`"), cells[0].hasSuffix("`") else { continue }
+        let room = String(cells[0].dropFirst().dropLast())
+        switch cells[1] {
+        case "–": arrows[room] = []
+        case "everything": arrows[room] = Set(arrows.keys)
+        default: arrows[room] = Set(cells[1].split(separator: ",").map { String($0.trimmed) })
+        }
+    }
+    return arrows
+}
+
+/// What Package.swift declares of its targets.
+private func targets() throws -> [String: (dependencies: Set<String>, products: Set<String>)] {
+    let manifest = try text("Package.swift")
+    let list = try #require(manifest.firstRange(of: "targets: [\n"))
+    // Products of other packages have names of their own there: `let system = Target.Dependency.product(…)`.
+    let shared = manifest.matches(of: /let (\w+) = Target\.Dependency\.product\(name: "(\w+)"/).map
+    {
+        (String($0.1), String($0.2))
+    }
+    var targets: [String: (dependencies: Set<String>, products: Set<String>)] = [:]
+    for declaration in manifest[list.upperBound...].split(separator: "arget(") {
+        guard let name = declaration.firstMatch(of: /name: "(\w+)"/)?.1 else { continue }
+        let dependencies = declaration.firstMatch(of: /dependencies: \[([^\]]*)\]/)?.1 ?? ""
+        var products: Set<String> = []
+        for (variable, product) in shared where dependencies.contains(variable) {
+            products.insert(product)
+        }
+        targets[String(name)] = (
+            Set(dependencies.matches(of: /"(\w+)"/).map { String($0.1) }), products
+        )
+    }
+    return targets
+}
+
+extension StringProtocol {
+    fileprivate var trimmed: SubSequence {
+        let isSpace = { (character: Character) in character == " " || character == "\n" }
+        let start = firstIndex { !isSpace($0) } ?? endIndex
+        let end = lastIndex { !isSpace($0) }.map { index(after: $0) } ?? start
+        return self[start..<end]
+    }
+}
+
 /// The module of an import line, with or without attributes and access levels.
 private func importedModule(_ line: Substring) -> String? {
     let words = line.split(separator: " ")
@@ -72,16 +101,40 @@ private func importedModule(_ line: Substring) -> String? {
 struct ArrowTests {
     @Test("rooms import only what the arrows allow")
     func arrowsHold() throws {
-        let files = sources()
-        #expect(files.count > 50)
+        let (arrows, files, targets) = (try arrows(), sources(), try targets())
+        #expect(arrows.count > 10 && files.count > 50)
+        let products = targets.values.reduce(into: Set<String>()) { $0.formUnion($1.products) }
+        #expect(products.isSuperset(of: ["ArgumentParser", "Subprocess", "SystemPackage"]))
         for file in files {
             let allowed = try #require(arrows[file.room], "\(file.room) is no room")
+            let declared = try #require(targets[file.room], "\(file.room) is no target")
             for line in file.lines {
-                guard let module = importedModule(line), arrows[module] != nil else { continue }
-                #expect(
-                    allowed.contains(module) || module == file.room,
-                    "Sources/\(file.path) imports \(module)")
+                guard let module = importedModule(line), module != file.room else { continue }
+                if arrows[module] != nil {
+                    #expect(allowed.contains(module), "Sources/\(file.path) imports \(module)")
+                } else if products.contains(module) {
+                    #expect(
+                        declared.products.contains(module),
+                        "Sources/\(file.path) imports \(module), which its target lacks")
+                }
             }
+        }
+    }
+
+    @Test("Package.swift declares the arrows of ARCHITECTURE.md")
+    func manifest() throws {
+        let (arrows, targets) = (try arrows(), try targets())
+        for (room, allowed) in arrows {
+            let target = try #require(targets[room], "\(room) is no target")
+            if room == "turbodiffusion" {
+                #expect(target.dependencies.isSubset(of: allowed))
+            } else {
+                #expect(target.dependencies == allowed, "\(room)")
+            }
+        }
+        for (name, target) in targets where arrows[name] == nil {
+            #expect(name.hasSuffix("Tests"), "\(name) is not in the table of ARCHITECTURE.md")
+            for room in target.dependencies { #expect(arrows[room] != nil, "\(name): \(room)") }
         }
     }
 

@@ -99,6 +99,28 @@ import Testing
         #expect(bits(same) == bits(y))
     }
 
+    /// The formats are written by devices (activations) and by the host (checkpoints): by one rule.
+    @Test func devicesAndFilesQuantizeAlike() {
+        var random = Random(6)
+        var values = random.tensor([140, 260]).floats()
+        for column in 0..<260 {
+            values[2 * 260 + column] = 0
+            // Around the least magnitude that counts.
+            values[3 * 260 + column] *= 1e-10
+            values[4 * 260 + column] *= 3e-9
+        }
+        for x in [Tensor(values, [140, 260]), .zeros([2, 5], .f32)] {
+            let (rows, scale) = FP8Rows.quantize(x)
+            let found = device.quantize(x, to: .fp8Rows)
+            #expect(bits(found) == bits(rows))
+            #expect(bits(Tensor(scale.shape, .f32, storage: found.scales!)) == bits(scale))
+            let (blocks, scales) = Int8Blocks.quantize(x)
+            let codes = device.quantize(x, to: .int8Blocks)
+            #expect(bits(codes) == bits(blocks))
+            #expect(bits(Tensor(scales.shape, .f32, storage: codes.scales!)) == bits(scales))
+        }
+    }
+
     @Test func aResultCanBeQuantizedAtOnce() {
         var random = Random(5)
         let x = random.tensor([70, 130], .bf16)

@@ -29,7 +29,7 @@ import Testing
         var random = Random(14)
         let (t, h, w, channels) = (2, 4, 6, 3)
         let x = random.tensor([t * 6, 4 * channels], .bf16)
-        let latents = device.unpatchify(x, size: (t, h, w))
+        let latents = device.unpatchify(x, size: Extent(t: t, h: h, w: w))
         #expect(latents.shape == [channels, t, h, w] && latents.dtype == .f32)
         let (rows, values) = (x.floats(), latents.floats())
         for index in values.indices {

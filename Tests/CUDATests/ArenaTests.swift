@@ -63,22 +63,6 @@ import Testing
         #expect(arena.free.count == 2 && arena.allocate(6000) == 8192)
     }
 
-    @Test func addressesOfAGraphStayItsOwn() throws {
-        var arena = arena(8192)
-        let outside = try required(arena.allocate(512))
-        arena.beginRecording()
-        let dropped = try required(arena.allocate(1024))
-        arena.deallocate(dropped)
-        let kept = try required(arena.allocate(2048))
-        let held = arena.endRecording()
-        #expect(arena.allocate(1024) != dropped)
-        arena.deallocate(kept)
-        #expect(!arena.free.contains { $0.start <= kept && kept < $0.end })
-        arena.release(held)
-        arena.deallocate(outside)
-        #expect(arena.free.contains { $0.start <= kept && kept < $0.end })
-    }
-
     @Test func theSameRequestsGiveTheSameAddresses() {
         func run() -> [UInt64?] {
             var arena = arena()

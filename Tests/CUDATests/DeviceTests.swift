@@ -1,13 +1,10 @@
 // What needs a GPU: placing, reading, streaming, errors. Skipped, loudly, on machines without one.
 
+import Glibc
 import Tensors
 import Testing
 
 @testable import CUDA
-
-#if canImport(Glibc)
-    import Glibc
-#endif
 
 /// Whether this machine has a usable GPU. Says so once, so that skipped tests do not pass for run ones.
 private let hasDevice: Bool = {

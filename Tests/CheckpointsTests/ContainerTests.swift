@@ -3,6 +3,7 @@
 
 import Checkpoints
 import FoundationEssentials
+import Ground
 import Tensors
 import Testing
 
@@ -118,7 +119,7 @@ struct ContainerTests {
     @Test("damaged files never crash the reader")
     func mutations() throws {
         let folder = try TemporaryFolder()
-        var random = SplitMix(state: 7)
+        var random = SplitMix64(seed: 7)
         for file in [
             "all.safetensors", "zip_protocol4.pth", "zip_shared_views.pth", "legacy_dtypes.pth",
             "zip_ordereddict_metadata.pth", "legacy_shared_views.pth", "zip_dtypes.pth",

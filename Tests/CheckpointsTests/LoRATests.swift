@@ -1,6 +1,7 @@
 // Adaptations in every layout give the same weights; those of other models are named.
 
 import Checkpoints
+import Ground
 import Tensors
 import Testing
 
@@ -16,7 +17,7 @@ struct LoRATests {
     }
 
     static func layers(rank: Int = 4) -> [Layer] {
-        var random = SplitMix(state: 21)
+        var random = SplitMix64(seed: 21)
         return [
             Layer(
                 name: "blocks.1.self_attn.o", diffusers: "blocks.1.attn1.to_out.0",
@@ -107,7 +108,7 @@ struct LoRATests {
 
     @Test("full differences of weights, biases and modulations")
     func differences() throws {
-        var random = SplitMix(state: 4)
+        var random = SplitMix64(seed: 4)
         let weight = Tensor.random([128, 128], using: &random)
         let bias = Tensor.random([128], using: &random)
         let modulation = Tensor.random([1, 6, 128], using: &random)
@@ -121,7 +122,7 @@ struct LoRATests {
                         ("diffusion_model.blocks.0.cross_attn.v.diff_b", bias),
                         ("diffusion_model.blocks.1.diff_m", modulation),
                         ("diffusion_model.blocks.7.cross_attn.v.diff_b", bias),
-                        ("diffusion_model.blocks.0.cross_attn.q.hada_w1_a", bias),
+                        ("diffusion_model.audio_proj.diff_b", bias),
                     ]), strength: 2)
             ])
         #expect(result.unmatched.count == 2)

@@ -1,6 +1,7 @@
 // Checkpoints made of tensors in memory, and ones that fail.
 
 import Checkpoints
+import Ground
 import Tensors
 
 final class MemoryCheckpoint: Checkpoint {
@@ -35,7 +36,7 @@ final class MemoryCheckpoint: Checkpoint {
 extension Tensor {
     /// Random numbers in -1 ... 1.
     static func random(
-        _ shape: Shape, _ dtype: DType = .f32, using random: inout SplitMix
+        _ shape: Shape, _ dtype: DType = .f32, using random: inout SplitMix64
     ) -> Tensor {
         let values = (0..<shape.count).map { _ in Float.random(in: -1...1, using: &random) }
         return Tensor(values, shape).converted(to: dtype)
@@ -46,7 +47,7 @@ extension Tensor {
 func randomTransformer(
     _ model: WanTransformerArchitecture, _ dtype: DType = .bf16, seed: UInt64 = 1
 ) -> MemoryCheckpoint {
-    var random = SplitMix(state: seed)
+    var random = SplitMix64(seed: seed)
     return MemoryCheckpoint(
         model.tensors().map { ($0.name, Tensor.random(Shape($0.shape), dtype, using: &random)) })
 }

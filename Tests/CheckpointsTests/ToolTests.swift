@@ -2,14 +2,10 @@
 
 import Checkpoints
 import FoundationEssentials
+import Glibc
+import Ground
 import Tensors
 import Testing
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 @Suite("Tools")
 struct ToolTests {
@@ -40,7 +36,7 @@ struct ToolTests {
 
     @Test("fp8 rows stay within half a step of the format")
     func fp8Rows() {
-        var random = SplitMix(state: 5)
+        var random = SplitMix64(seed: 5)
         let x = Tensor.random([37, 200], using: &random)
         let (codes, scale) = FP8Rows.quantize(x)
         #expect(codes.dtype == .f8e4m3 && scale.shape == [37])
@@ -86,7 +82,7 @@ struct ToolTests {
 
     @Test("merging is base + w (target - diff base), rounded once")
     func merging() throws {
-        var random = SplitMix(state: 11)
+        var random = SplitMix64(seed: 11)
         let shape: Shape = [33, 47]
         let (x, y, z) = (
             Tensor.random(shape, .bf16, using: &random), Tensor.random(shape, using: &random),
@@ -134,7 +130,7 @@ struct ToolTests {
             ).tensors(),
         ]
         for tensors in models {
-            var random = SplitMix(state: 2)
+            var random = SplitMix64(seed: 2)
             let base = MemoryCheckpoint(
                 tensors.map { ($0.name, Tensor.random(Shape($0.shape), using: &random)) })
             var conversion = Conversion()

@@ -2,6 +2,7 @@
 
 import Checkpoints
 import FoundationEssentials
+import Ground
 import Tensors
 import Testing
 
@@ -29,7 +30,7 @@ struct WritingTests {
     @Test("tensors of both formats begin at multiples of their element size")
     func alignment() throws {
         let folder = try TemporaryFolder()
-        var random = SplitMix(state: 3)
+        var random = SplitMix64(seed: 3)
         let source = MemoryCheckpoint([
             ("a", .random([3], .bf16, using: &random)), ("b", .random([5], .f32, using: &random)),
             ("c", .random([1, 7], .f8e4m3, using: &random)),
@@ -67,7 +68,7 @@ struct WritingTests {
     func inPlace() throws {
         let folder = try TemporaryFolder()
         let path = folder.path + "/x.safetensors"
-        var random = SplitMix(state: 9)
+        var random = SplitMix64(seed: 9)
         let source = MemoryCheckpoint([("a", .random([300, 70], using: &random))])
         try writeCheckpoint(source, to: path)
         try writeCheckpoint(try openCheckpoint(path), to: path, overwrite: true)

@@ -1,13 +1,10 @@
 // Squared error, PSNR and structural similarity against their plain formulas.
 
+import Glibc
 import Media
 import Testing
 
 @testable import Quality
-
-#if canImport(Glibc)
-    import Glibc
-#endif
 
 @Suite struct DistanceTests {
     private static func frame(_ count: Int, seed: UInt64, noise: Int) -> [UInt8] {

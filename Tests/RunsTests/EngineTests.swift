@@ -238,7 +238,7 @@ extension EngineTests {
         let events = EventList()
         #expect(
             try await frames(of: other, models, on: engine, fromLatents, events: events) == direct)
-        #expect(events.started == ["load VAE", "VAE decode"])
+        #expect(events.started == ["VAE decode"])
         let latents = try openCheckpoint(folder.path + "/latents.safetensors")
         #expect(latents.info("latents")?.shape == [1, 16, 3, 8, 8])
     }
@@ -297,7 +297,17 @@ extension EngineTests {
         let report = try await engine.finish(run) { _ in }
         #expect(
             Double(flops.withLock { $0 }) == plan.stages.reduce(0) { $0 + $1.operations })
-        #expect(report.peakBytes <= plan.peakBytes)
+        #expect(report.stages.count == 10)
+
+        // On a machine that computes nothing, a device's memory is what models and results take.
+        for keepsTransformer in [true, false] {
+            let null = Engine { OpenedDevice(NullBackend(), sageArchitecture: .sm90) }
+            var run = run
+            run.options.keepsTransformer = keepsTransformer
+            let planned = try Plan(run).peakBytes
+            let taken = try await null.finish(run) { _ in }.peakBytes
+            #expect(abs(taken - planned) <= planned / 50, "\(taken) taken, \(planned) planned")
+        }
     }
 
     @Test("What does not fit leaves, takes turns or streams; what cannot fit is refused")

@@ -170,7 +170,11 @@ struct WrongFileTests {
         guard case .wrongKind = try refusal({ $0.transformer = $0.vae }) else {
             return #expect(Bool(false), "an autoencoder was taken for a transformer")
         }
-        guard case .size(_, _, 16, _, 8) = try refusal({ $0.family.geometry.channels = 8 }) else {
+        guard
+            case .conditioning(_, channels: 16, expected: 8) = try refusal({
+                $0.family.geometry.channels = 8
+            })
+        else {
             return #expect(Bool(false), "latents of 16 channels for a family of 8")
         }
     }

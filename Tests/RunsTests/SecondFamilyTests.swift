@@ -163,7 +163,7 @@ struct SecondFamilyTests {
         #expect(throws: FittingError.self) { try Plan(try Run(request, wrong)) }
         wrong = models
         wrong.family.geometry.stride.t = 4
-        wrong.family.geometry.channels = 6
+        request.frames = 5
         #expect(throws: FittingError.self) { try Plan(try Run(request, wrong)) }
     }
 }

@@ -39,18 +39,6 @@ struct GoldenTests {
         }
     }
 
-    @Test("The fast operations agree with the definitions, and repeat to the bit")
-    func operationTable() {
-        let results = OperationTable(seed: 7).run(
-            subject: CPUBackend(), reference: CPUBackend(threads: 1, engine: .definition))
-        #expect(results.count > 100)
-        for result in results where result.verdict == .failed {
-            for failure in result.failures.prefix(2) {
-                Issue.record("\(result.id): \(failure)")
-            }
-        }
-    }
-
     @Test("Arithmetic that a device has not is skipped, with a reason, and everything else checked")
     func missingArithmetic() throws {
         let device = Limited(CPUBackend())

@@ -3,7 +3,6 @@
 #define CDRIVERS_H
 
 #include "cpu_kernels.h"
-#include "cublaslt.h"
 #include "cuda_driver.h"
 #include "nvrtc.h"
 #include "onednn.h"

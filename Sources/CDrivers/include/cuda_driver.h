@@ -17,8 +17,6 @@ typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
-typedef struct CUgraph_st *CUgraph;
-typedef struct CUgraphExec_st *CUgraphExec;
 typedef unsigned long long CUmemGenericAllocationHandle;
 
 enum {
@@ -31,11 +29,8 @@ enum {
 };
 
 enum {
-    CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 1,
     CU_DEVICE_ATTRIBUTE_CLOCK_RATE = 13,
     CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
-    CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE = 36,
-    CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH = 37,
     CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE = 38,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
@@ -45,16 +40,11 @@ enum {
 };
 
 enum {
-    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES = 1,
-    CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES = 3,
-    CU_FUNC_ATTRIBUTE_NUM_REGS = 4,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
-    CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14,
 };
 
 enum {
     CU_STREAM_NON_BLOCKING = 1,
-    CU_STREAM_CAPTURE_MODE_RELAXED = 2,
     CU_EVENT_DISABLE_TIMING = 2,
 };
 
@@ -64,7 +54,6 @@ enum {
     CU_MEM_ALLOCATION_TYPE_PINNED = 1,
     CU_MEM_LOCATION_TYPE_DEVICE = 1,
     CU_MEM_ACCESS_FLAGS_PROT_READWRITE = 3,
-    CU_MEM_ALLOC_GRANULARITY_RECOMMENDED = 1,
 };
 
 typedef struct {
@@ -121,13 +110,6 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
 
 // A CUtensorMap is 128 bytes at an address divisible by 64; passed as void * because Swift does not
 // import C structs aligned above 16 bytes.
-enum {
-    CU_TENSOR_MAP_DATA_TYPE_UINT8 = 0,
-    CU_TENSOR_MAP_DATA_TYPE_INT32 = 3,
-    CU_TENSOR_MAP_DATA_TYPE_FLOAT16 = 6,
-    CU_TENSOR_MAP_DATA_TYPE_FLOAT32 = 7,
-    CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9,
-};
 
 // ---- functions --------------------------------------------------------------------------------
 
@@ -150,16 +132,7 @@ enum {
       (CUstream _Nullable * _Nonnull stream, unsigned flags, int priority))                         \
     F(cuStreamDestroy, "cuStreamDestroy_v2", (CUstream stream))                                     \
     F(cuStreamSynchronize, "cuStreamSynchronize", (CUstream stream))                                \
-    F(cuStreamQuery, "cuStreamQuery", (CUstream stream))                                            \
     F(cuStreamWaitEvent, "cuStreamWaitEvent", (CUstream stream, CUevent event, unsigned flags))     \
-    F(cuStreamBeginCapture, "cuStreamBeginCapture_v2", (CUstream stream, int mode))                 \
-    F(cuStreamEndCapture, "cuStreamEndCapture",                                                     \
-      (CUstream stream, CUgraph _Nullable * _Nonnull graph))                                        \
-    F(cuGraphInstantiate, "cuGraphInstantiateWithFlags",                                            \
-      (CUgraphExec _Nullable * _Nonnull executable, CUgraph graph, unsigned long long flags))       \
-    F(cuGraphLaunch, "cuGraphLaunch", (CUgraphExec executable, CUstream stream))                    \
-    F(cuGraphDestroy, "cuGraphDestroy", (CUgraph graph))                                            \
-    F(cuGraphExecDestroy, "cuGraphExecDestroy", (CUgraphExec executable))                           \
     F(cuEventCreate, "cuEventCreate", (CUevent _Nullable * _Nonnull event, unsigned flags))         \
     F(cuEventDestroy, "cuEventDestroy_v2", (CUevent event))                                         \
     F(cuEventRecord, "cuEventRecord", (CUevent event, CUstream stream))                             \
@@ -177,8 +150,6 @@ enum {
       (CUdeviceptr * address, size_t bytes, size_t alignment, CUdeviceptr wish,                     \
        unsigned long long flags))                                                                   \
     F(cuMemAddressFree, "cuMemAddressFree", (CUdeviceptr address, size_t bytes))                    \
-    F(cuMemGetAllocationGranularity, "cuMemGetAllocationGranularity",                               \
-      (size_t * granularity, const CUmemAllocationProp *property, int option))                      \
     F(cuMemCreate, "cuMemCreate",                                                                   \
       (CUmemGenericAllocationHandle * handle, size_t bytes, const CUmemAllocationProp *property,    \
        unsigned long long flags))                                                                   \
@@ -204,12 +175,7 @@ enum {
     F(cuModuleUnload, "cuModuleUnload", (CUmodule module))                                          \
     F(cuModuleGetFunction, "cuModuleGetFunction",                                                   \
       (CUfunction _Nullable * _Nonnull function, CUmodule module, const char *name))                \
-    F(cuFuncGetAttribute, "cuFuncGetAttribute",                                                     \
-      (int *value, int attribute, CUfunction function))                                             \
     F(cuFuncSetAttribute, "cuFuncSetAttribute", (CUfunction function, int attribute, int value))    \
-    F(cuOccupancyMaxActiveBlocksPerMultiprocessor,                                                  \
-      "cuOccupancyMaxActiveBlocksPerMultiprocessor",                                                \
-      (int *blocks, CUfunction function, int threads, size_t sharedBytes))                          \
     F(cuLaunchKernelEx, "cuLaunchKernelEx",                                                         \
       (const CUlaunchConfig *config, CUfunction function,                                           \
        void *_Nullable *_Nullable parameters, void *_Nullable *_Nullable extra))                    \

@@ -29,9 +29,7 @@ enum { NVRTC_SUCCESS = 0, NVRTC_ERROR_COMPILATION = 6 };
     F(nvrtcGetProgramLogSize, (nvrtcProgram program, size_t *bytes))                                \
     F(nvrtcGetProgramLog, (nvrtcProgram program, char *log))                                        \
     F(nvrtcGetCUBINSize, (nvrtcProgram program, size_t *bytes))                                     \
-    F(nvrtcGetCUBIN, (nvrtcProgram program, char *cubin))                                           \
-    F(nvrtcGetNumSupportedArchs, (int *count))                                                      \
-    F(nvrtcGetSupportedArchs, (int *architectures))
+    F(nvrtcGetCUBIN, (nvrtcProgram program, char *cubin))
 
 struct nvrtc {
     const char *_Nonnull (*_Nonnull nvrtcGetErrorString)(nvrtcResult result);

@@ -57,7 +57,7 @@ typedef struct {
 
 // F(result, name, parameters)
 #define ONEDNN_FUNCTIONS(F)                                                                        \
-    F(const dnnl_version_t *, dnnl_version, (void))                                                \
+    F(const dnnl_version_t *_Nonnull, dnnl_version, (void))                                        \
     F(dnnl_status_t, dnnl_engine_create,                                                           \
       (dnnl_engine_t _Nullable * _Nonnull engine, int32_t kind, size_t index))                     \
     F(dnnl_status_t, dnnl_stream_create,                                                           \
@@ -99,7 +99,7 @@ typedef struct {
        const dnnl_exec_arg_t *arguments))
 
 struct onednn {
-#define ONEDNN_FIELD(result, name, parameters) result(*name) parameters;
+#define ONEDNN_FIELD(result, name, parameters) result(*_Nonnull name) parameters;
     ONEDNN_FUNCTIONS(ONEDNN_FIELD)
 #undef ONEDNN_FIELD
     /// Of the OpenMP runtime that the library is linked with; NULL where it has none.

@@ -1,5 +1,6 @@
 /// Linear layers and the 8-bit formats of their operands.
 
+import Ground
 import Tensors
 
 extension Definitions {
@@ -98,7 +99,8 @@ extension Definitions {
                     for row in 0..<m {
                         rows.load(first + row, from: start, n, into: block + row * n)
                     }
-                    let amax = max(Vector.maximumMagnitude(block, m * n), 1e-8)
+                    let amax = max(
+                        Vector.maximumMagnitude(block, m * n), ActivationFormat.leastMaximum)
                     scale[index] = amax / 128
                     let inverse = 128 / amax
                     for row in 0..<m {
@@ -112,7 +114,7 @@ extension Definitions {
         return result
     }
 
-    /// q = e4m3(x * (448 / amax)), scale = amax / 448, for each row; amax at least 1e-12.
+    /// q = e4m3(x * (448 / amax)), scale = amax / 448, for each row.
     private func fp8Rows(_ x: Tensor) -> Tensor {
         let rows = Rows(x)
         let scales = memory.storage(byteCount: rows.count * 4)
@@ -123,7 +125,8 @@ extension Definitions {
             scratch(rows.columns) { line in
                 for row in range {
                     rows.load(row, rows.columns, into: line)
-                    let amax = max(Vector.maximumMagnitude(line, rows.columns), 1e-12)
+                    let amax = max(
+                        Vector.maximumMagnitude(line, rows.columns), ActivationFormat.leastMaximum)
                     scale[row] = amax / 448
                     Vector.scale(line, rows.columns, by: 448 / amax)
                     codes.store(row, rows.columns, line)

@@ -2,6 +2,7 @@
 
 internal import CDrivers
 internal import Glibc
+internal import Ground
 import Tensors
 
 /// The opened library. Its functions may be called from any thread.
@@ -26,7 +27,7 @@ final class OneDNN: @unchecked Sendable {
             throw OneDNNUnavailable(reason: "it has no \(String(cString: missing))")
         }
         functions = table.pointee
-        let number = functions.dnnl_version()!.pointee
+        let number = functions.dnnl_version().pointee
         version = "\(number.major).\(number.minor)"
         var engine: dnnl_engine_t?
         guard number.major == 2,

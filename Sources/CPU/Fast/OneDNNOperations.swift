@@ -83,7 +83,7 @@ final class OneDNNOperations: FastOperations {
         let (columns, inner) = (matrix.shape[0], matrix.shape[1])
         guard inner % 128 == 0, let scales = x.scales?.hostPointer else { return nil }
         let blocks = inner / 128
-        let products = KeptCopies.of(matrix, "oneDNN i8") {
+        let products = matrix.kept(as: "oneDNN i8 blocks") {
             let block = definitions.memory.tensor([columns, 128], .i8)
             return Products(
                 (0..<blocks).compactMap { index in
@@ -181,7 +181,7 @@ final class OneDNNOperations: FastOperations {
         let columns = weight.shape[0]
         guard weight.shape.count > 0 else { return nil }
         func make(_ dtype: DType) -> OneDNNProduct? {
-            let products = KeptCopies.of(weight, "oneDNN \(dtype)") {
+            let products = weight.kept(as: "oneDNN \(dtype)") {
                 let elements = definitions.converted(weight, to: dtype)
                 let matrix = elements.reshaped([columns, weight.shape.count / columns])
                 return Products([OneDNNProduct(matrix, definitions.memory)].compactMap { $0 })

@@ -31,36 +31,10 @@ final class PackedMatrix {
     static func of(_ weight: Tensor, _ kind: cpu_kind, _ definitions: Definitions) -> PackedMatrix {
         let columns = weight.shape[0]
         let inner = weight.shape.count / max(1, columns)
-        return KeptCopies.of(weight, "\(kind.rawValue)") {
+        return weight.kept(as: "panels \(kind.rawValue)") {
             let elements = definitions.converted(weight, to: kind.dtype)
             return PackedMatrix(elements, kind, columns: columns, inner: inner, definitions)
         }
-    }
-}
-
-/// Copies of weights in other layouts, kept with the storage of the original, which may hold a
-/// whole file.
-final class KeptCopies {
-    private struct Key: Hashable {
-        let offset: Int
-        let shape: Shape
-        let layout: String
-    }
-    private var copies: [Key: AnyObject] = [:]
-
-    /// The copy of `weight` in `layout`, made by `make` at its first use. The weight is never
-    /// written to.
-    static func of<Copy: AnyObject>(
-        _ weight: Tensor, _ layout: String, _ make: () -> Copy
-    ) -> Copy {
-        let kept = weight.storage.attachment as? KeptCopies ?? KeptCopies()
-        let key = Key(offset: weight.byteOffset, shape: weight.shape, layout: layout)
-        if let copy = kept.copies[key] as? Copy { return copy }
-        let copy = make()
-        kept.copies[key] = copy
-        // Where another backend has claimed the storage, the copy is made at every use.
-        if weight.storage.attachment == nil { weight.storage.attachment = kept }
-        return copy
     }
 }
 

@@ -1,5 +1,7 @@
 // Machine code of a unit with what is known about its kernels, and its form in files.
 
+internal import Ground
+
 /// A compiled unit.
 struct CompiledUnit: Hashable, Sendable {
     struct Kernel: Hashable, Sendable {
@@ -33,7 +35,7 @@ struct CompiledUnit: Hashable, Sendable {
                 + "\(kernel.lowered)\t\(kernel.name)\n"
         }.joined().utf8.map { $0 }
         body += cubin
-        let sum = body.withUnsafeBytes { Self.sum($0) }
+        let sum = body.withUnsafeBytes { FNV1a.hash(words: $0) }
         let header = "\(kernels.count) \(cubin.count) \(compiler.major) \(compiler.minor) \(sum)"
         return Array("\(Self.magic)\n\(header)\n".utf8) + body
     }
@@ -49,7 +51,7 @@ struct CompiledUnit: Hashable, Sendable {
         guard line() == Self.magic, let words = line()?.split(separator: " "), words.count == 5,
             let count = Int(words[0]), let byteCount = Int(words[1]), let major = Int(words[2]),
             let minor = Int(words[3]),
-            UInt64(words[4]) == Self.sum(UnsafeRawBufferPointer(rebasing: rest))
+            UInt64(words[4]) == FNV1a.hash(words: UnsafeRawBufferPointer(rebasing: rest))
         else { return nil }
         var kernels: [Kernel] = []
         for _ in 0..<max(count, 0) {
@@ -71,18 +73,6 @@ struct CompiledUnit: Hashable, Sendable {
         self.kernels = kernels
         self.cubin = cubin
         self.compiler = compiler
-    }
-
-    /// FNV-1a over words of eight bytes: against damage, not against attackers.
-    private static func sum(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
-        var sum: UInt64 = 0xcbf2_9ce4_8422_2325
-        let words = bytes.count / 8
-        for i in 0..<words {
-            let word = bytes.loadUnaligned(fromByteOffset: 8 * i, as: UInt64.self)
-            sum = (sum ^ word) &* 0x100_0000_01b3
-        }
-        for byte in bytes[(8 * words)...] { sum = (sum ^ UInt64(byte)) &* 0x100_0000_01b3 }
-        return sum
     }
 }
 

@@ -1,6 +1,8 @@
 // Compiled kernels on disk: the user's cache, one file a unit, and packs, many units in one file.
 
 internal import Glibc
+internal import Ground
+internal import SystemPackage
 
 /// A folder of compiled units, named by the hash of everything that decides their content but the
 /// compiler, whose version they tell: an entry is never wrong, only unused. Writers race safely: a file
@@ -19,23 +21,25 @@ public struct KernelCache: Hashable, Sendable {
     func path(of key: String) -> String { "\(folder)/\(key).kernels" }
 
     func load(_ key: String) -> CompiledUnit? {
-        MappedBytes(path: path(of: key)).flatMap { CompiledUnit(serialized: $0.bytes) }
+        guard let file = try? MappedFile(FilePath(path(of: key))) else { return nil }
+        return CompiledUnit(serialized: file.bytes)
     }
 
     func contains(_ key: String) -> Bool { access(path(of: key), R_OK) == 0 }
 
     /// Keeps `unit`; does nothing where the folder cannot be written.
     func store(_ unit: CompiledUnit, as key: String) {
-        makeFolders(folder)
-        _ = writeFile(unit.serialized(), to: path(of: key))
+        try? FilePath(folder).makeFolders()
+        try? PendingFile.write(
+            unit.serialized(), to: FilePath(path(of: key)), overwrite: true, durable: false)
     }
 
     /// Entries and their bytes.
     public var contents: (count: Int, byteCount: Int) {
-        let sizes = fileNames(in: folder).filter { $0.hasSuffix(".kernels") }.map { name in
-            var status = stat()
-            return stat("\(folder)/\(name)", &status) == 0 ? Int(status.st_size) : 0
-        }
+        let folder = FilePath(folder)
+        let names = (try? folder.fileNames()) ?? []
+        let sizes = names.filter { $0.hasSuffix(".kernels") }
+            .map { folder.appending($0).fileSize ?? 0 }
         return (sizes.count, sizes.reduce(0, +))
     }
 }
@@ -44,14 +48,15 @@ public struct KernelCache: Hashable, Sendable {
 public struct KernelPack: Sendable {
     private static let magic = "turbodiffusion kernel pack 1\n"
     let path: String
-    private let file: MappedBytes
+    private let file: MappedFile
     private let entries: [String: Range<Int>]
 
     func contains(_ key: String) -> Bool { entries[key] != nil }
 
     init(contentsOf path: String) throws(KernelError) {
-        guard let file = MappedBytes(path: path) else {
-            throw .unreadablePack(path: path, reason: String(cString: strerror(errno)))
+        let file: MappedFile
+        do { file = try MappedFile(FilePath(path)) } catch {
+            throw .unreadablePack(path: path, reason: error.reason)
         }
         guard let entries = Self.parse(file.bytes) else {
             throw .unreadablePack(path: path, reason: "damaged or of another version")
@@ -99,66 +104,4 @@ public struct KernelPack: Sendable {
         }
         return entries
     }
-}
-
-// MARK: - Files
-
-/// A file's bytes, mapped: what is not looked at is not read.
-final class MappedBytes: @unchecked Sendable {
-    let bytes: UnsafeRawBufferPointer
-
-    /// nil, and `errno`, where it cannot be read.
-    init?(path: String) {
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
-        guard descriptor >= 0 else { return nil }
-        defer { close(descriptor) }
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else { return nil }
-        guard status.st_size > 0 else {
-            bytes = UnsafeRawBufferPointer(start: nil, count: 0)
-            return
-        }
-        let count = Int(status.st_size)
-        guard let base = mmap(nil, count, PROT_READ, MAP_PRIVATE, descriptor, 0),
-            base != MAP_FAILED
-        else { return nil }
-        bytes = UnsafeRawBufferPointer(start: base, count: count)
-    }
-
-    deinit {
-        if let base = bytes.baseAddress {
-            munmap(UnsafeMutableRawPointer(mutating: base), bytes.count)
-        }
-    }
-}
-
-/// Writes a whole file under a temporary name and renames it. Whether that worked.
-func writeFile(_ bytes: [UInt8], to path: String) -> Bool {
-    let temporary = "\(path).\(getpid()).\(UInt32.random(in: 0 ... .max))"
-    guard let file = fopen(temporary, "wb") else { return false }
-    let whole = fwrite(bytes, 1, bytes.count, file) == bytes.count
-    if fclose(file) == 0, whole, rename(temporary, path) == 0 { return true }
-    unlink(temporary)
-    return false
-}
-
-private func makeFolders(_ path: String) {
-    var prefix = path.hasPrefix("/") ? "" : "."
-    for part in path.split(separator: "/") {
-        prefix += "/\(part)"
-        mkdir(prefix, 0o755)
-    }
-}
-
-private func fileNames(in folder: String) -> [String] {
-    guard let directory = opendir(folder) else { return [] }
-    defer { closedir(directory) }
-    var names: [String] = []
-    while let entry = readdir(directory) {
-        names.append(
-            withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            })
-    }
-    return names
 }

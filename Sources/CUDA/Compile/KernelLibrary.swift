@@ -56,6 +56,18 @@ public final class KernelLibrary {
         }
     }
 
+    /// The device's kernels, and those that nothing has asked for yet: "file kernel".
+    public var usage: (count: Int, unused: [String]) {
+        let units = KernelCatalog.units.filter {
+            $0.family.includes(device.properties.architecture)
+        }
+        let unused = units.flatMap { unit in
+            let used = self.units[ObjectIdentifier(unit)]?.functions ?? [:]
+            return unit.kernels.filter { used[$0] == nil }.map { "\(unit.file) \($0)" }
+        }
+        return (units.reduce(0) { $0 + $1.kernels.count }, unused)
+    }
+
     /// Loads every unit of the device: how long that takes is what a first use of all kernels costs.
     func loadAll() throws(CUDAError) {
         for unit in KernelCatalog.units

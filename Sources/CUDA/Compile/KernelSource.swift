@@ -2,7 +2,9 @@
 
 internal import Dispatch
 internal import Glibc
+public import Ground
 internal import Synchronization
+internal import SystemPackage
 
 /// Finds or makes machine code. Usable from any thread.
 public final class KernelSource: Sendable {
@@ -29,13 +31,8 @@ public final class KernelSource: Sendable {
     }
 
     private static func packBesideBinary() -> String? {
-        var path = [CChar](repeating: 0, count: 4096)
-        let length = readlink("/proc/self/exe", &path, path.count)
-        guard length > 0 else { return nil }
-        let binary = String(
-            decoding: path.prefix(length).map(UInt8.init(bitPattern:)), as: UTF8.self)
-        let pack = binary[...(binary.lastIndex(of: "/") ?? binary.startIndex)] + "kernels.pack"
-        return access(String(pack), R_OK) == 0 ? String(pack) : nil
+        let pack = FilePath("/proc/self/exe").followingLinks.folder.appending("kernels.pack").string
+        return access(pack, R_OK) == 0 ? pack : nil
     }
 
     // MARK: The compiler
@@ -196,8 +193,10 @@ public final class KernelSource: Sendable {
         return built
     }
 
-    /// Writes what ``build(_:for:newest:renews:progress:)`` returned as a pack. Whether that worked.
-    public static func write(_ built: [Built], to path: String) -> Bool {
-        writeFile(KernelPack.serialized(built.map { ($0.key, $0.unit) }), to: path)
+    /// Writes what ``build(_:for:newest:renews:progress:)`` returned as a pack; replaces an older one.
+    public static func write(_ built: [Built], to path: String) throws(FileError) {
+        try PendingFile.write(
+            KernelPack.serialized(built.map { ($0.key, $0.unit) }), to: FilePath(path),
+            overwrite: true)
     }
 }

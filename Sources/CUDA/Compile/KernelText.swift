@@ -1,6 +1,7 @@
 // The embedded CUDA sources: texts, what they include, and the name that their content gives them.
 
 internal import CUDASources
+internal import Ground
 
 /// The files of Kernels/ as the binary carries them.
 enum KernelText {

@@ -1,6 +1,6 @@
 // What can go wrong between us and the NVIDIA libraries, as values with everything a report needs.
 
-/// A call of the driver (or cuBLASLt, NVRTC) that failed.
+/// A call of the driver or of NVRTC that failed.
 public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
     /// The library's own number, 700 for example; see ``name``.
     public let code: Int32
@@ -43,9 +43,6 @@ public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
         default: nil
         }
     }
-
-    /// Whether a smaller request, or another moment, could succeed.
-    public var isOutOfMemory: Bool { code == 2 }
 }
 
 /// Why CUDA cannot be used on this machine. Every case says what was looked for and what to do.
@@ -68,8 +65,8 @@ public enum CUDAUnavailable: Error, Hashable, Sendable, CustomStringConvertible 
         case .missingLibrary(let name, let searched, let reason):
             """
             \(name) not found (\(reason)); looked in \(searched.joined(separator: ", ")). Install it (pip \
-            install nvidia-cuda-nvrtc nvidia-cublas, or the CUDA toolkit) or name its folder with \
-            --cuda-libraries or TURBODIFFUSION_CUDA_LIBRARIES
+            install nvidia-cuda-nvrtc, or the CUDA toolkit) or name its folder with --cuda-libraries \
+            or TURBODIFFUSION_CUDA_LIBRARIES
             """
         case .missingSymbol(let symbol, let library):
             "\(library) has no function \(symbol): it is older than CUDA 12.0; update it"

@@ -12,6 +12,8 @@ public final class Context {
     public let kernels: KernelLibrary
     /// Wait for every kernel, so that a failure names the kernel that caused it. Slow: for debugging.
     public var waitsForEachKernel = false
+    /// What kernels are chosen for: the device's own architecture, unless its generic kernels are wanted.
+    public private(set) var kernelArchitecture: Architecture
     let arguments = LaunchArguments()
 
     /// - Parameters:
@@ -21,6 +23,7 @@ public final class Context {
         _ device: Device, memoryLimit: Int? = nil, kernels: KernelSource
     ) throws(CUDAError) {
         self.device = device
+        kernelArchitecture = device.properties.architecture
         stream = try Stream(device)
         launches = stream
         memory = DeviceMemory(device, limit: memoryLimit)
@@ -28,6 +31,9 @@ public final class Context {
     }
 
     public var properties: DeviceProperties { device.properties }
+
+    /// Chooses kernels on mma.sync, which run everywhere, from now on: those of Ada, or of an older card.
+    func useGenericKernels() { kernelArchitecture = min(kernelArchitecture, .ada) }
 
     /// A buffer of device memory; see ``DeviceMemory/buffer(byteCount:)``.
     public func buffer(byteCount: Int) -> DeviceBuffer { memory.buffer(byteCount: byteCount) }

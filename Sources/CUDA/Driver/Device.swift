@@ -62,9 +62,6 @@ public final class Device {
 
     deinit { _ = cuda.cuDevicePrimaryCtxRelease(handle) }
 
-    /// Makes the context current on the calling thread: once, where the device moves to its own.
-    public func makeCurrent() { check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent") }
-
     /// Free memory of the device as the driver sees it, other processes included. Bytes.
     public var freeMemory: Int {
         var free = 0

@@ -63,16 +63,13 @@ public final class DeviceMemory {
 
     fileprivate func deallocate(_ pointer: DevicePointer) { arena.deallocate(pointer.address) }
 
-    func beginRecording() { arena.beginRecording() }
-    func endRecording() -> [Arena.Block] { arena.endRecording() }
-    func release(_ blocks: [Arena.Block]) { arena.release(blocks) }
-
     // ---- growth ----
 
     private var property: CUmemAllocationProp {
         var property = CUmemAllocationProp()
-        property.type = 1  // pinned
-        property.location = CUmemLocation(type: 1, id: device.handle)  // device
+        property.type = Int32(CU_MEM_ALLOCATION_TYPE_PINNED)
+        property.location = CUmemLocation(
+            type: Int32(CU_MEM_LOCATION_TYPE_DEVICE), id: device.handle)
         return property
     }
 
@@ -83,7 +80,7 @@ public final class DeviceMemory {
             &supported,
             Int32(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED), device.handle)
         guard supported != 0 else { return }
-        // Twice the memory: addresses cost nothing, and graphs may hold some.
+        // Twice the memory: addresses cost nothing.
         let wanted = (device.properties.totalMemory / Self.growth + 1) * Self.growth * 2
         if cuda.cuMemAddressReserve(&base, wanted, 0, 0, 0) == 0 { reserved = wanted }
     }
@@ -131,7 +128,7 @@ public final class DeviceMemory {
         }
         var access = CUmemAccessDesc()
         access.location = property.location
-        access.flags = 3  // read and write
+        access.flags = Int32(CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
         guard cuda.cuMemSetAccess(start, size, &access, 1) == 0 else {
             _ = cuda.cuMemUnmap(start, size)
             _ = cuda.cuMemRelease(handle)

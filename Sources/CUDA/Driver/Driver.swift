@@ -44,15 +44,6 @@ public final class Driver: Sendable {
         return release.map { "\($0) (\(cuda))" } ?? cuda
     }
 
-    /// Kernels compiled by NVRTC of CUDA `major` run on this driver only if it supports that major.
-    func requireSupport(ofCUDA major: Int) throws(CUDAUnavailable) {
-        if version / 1000 < major {
-            let needed = [12: "525", 13: "580"][major] ?? "one for CUDA \(major)"
-            throw .driverTooOld(
-                found: described, needed: needed, purpose: "kernels compiled for CUDA \(major)")
-        }
-    }
-
     private static func kernelModuleRelease() -> String? {
         guard let file = fopen("/proc/driver/nvidia/version", "r") else { return nil }
         defer { fclose(file) }

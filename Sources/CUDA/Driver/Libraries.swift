@@ -2,6 +2,8 @@
 
 internal import CDrivers
 internal import Glibc
+internal import Ground
+internal import SystemPackage
 
 /// An opened shared library. It stays open for the life of the process: its functions are kept.
 struct SharedLibrary {
@@ -35,8 +37,8 @@ struct SharedLibrary {
     /// NVRTC opens `libnvrtc-builtins.so.X.Y` by bare name; off the loader's path that only works
     /// when it is open already.
     private static func preloadBuiltins(beside path: String) {
-        guard let slash = path.lastIndex(of: "/"), path.contains("libnvrtc") else { return }
-        for file in glob("\(path[..<slash])/libnvrtc-builtins.so.*") {
+        guard path.contains("/libnvrtc") else { return }
+        for file in glob(FilePath(path).folder.appending("libnvrtc-builtins.so.*").string) {
             _ = dlopen(file, RTLD_NOW | RTLD_GLOBAL)
         }
     }
@@ -52,7 +54,7 @@ struct SharedLibrary {
         let pythons = prefixes.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
-            for part in ["cu13", "cuda_nvrtc", "cublas"] {
+            for part in ["cu13", "cuda_nvrtc"] {
                 patterns.append("\(python)/nvidia/\(part)/lib")
             }
         }

@@ -42,31 +42,6 @@ public final class Function {
         self.name = name
     }
 
-    private func attribute(_ which: Int32) -> Int {
-        var value: Int32 = 0
-        let device = module.device
-        device.check(
-            device.cuda.cuFuncGetAttribute(&value, which, handle), "cuFuncGetAttribute \(name)")
-        return Int(value)
-    }
-
-    public var registers: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_NUM_REGS)) }
-    /// Spilled or indexed registers, bytes a thread.
-    public var localBytes: Int { attribute(Int32(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)) }
-
-    /// Blocks of this shape that fit on one multiprocessor: the grid of a persistent kernel is this
-    /// times the multiprocessors.
-    public func blocksPerMultiprocessor(threads: Int, sharedBytes: Int) -> Int {
-        allowShared(sharedBytes)
-        var blocks: Int32 = 0
-        let device = module.device
-        device.check(
-            device.cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                &blocks, handle, Int32(threads), sharedBytes),
-            "cuOccupancyMaxActiveBlocksPerMultiprocessor \(name)")
-        return Int(blocks)
-    }
-
     /// Raises the kernel's limit of dynamic shared memory where `byteCount` needs it.
     func allowShared(_ byteCount: Int) {
         guard byteCount > sharedLimit else { return }

@@ -1,6 +1,7 @@
 // Typed launches: a kernel knows the types of its arguments.
 
 internal import CDrivers
+internal import Ground
 import Tensors
 
 /// A kernel of the device, its arguments' types in order. Get one from ``Context/kernel(_:of:)``:

@@ -1,6 +1,7 @@
 // Descriptors of tensors for bulk tensor copies (TMA), sm_90 and later.
 
 internal import CDrivers
+internal import Ground
 import Tensors
 
 /// A tensor in device memory as the copy engine sees it: 128 opaque bytes, passed to a kernel as

@@ -1,6 +1,7 @@
 // What the attention operations share: their kernels' arguments and the units they are compiled in.
 
 internal import Glibc
+internal import Ground
 internal import Tensors
 
 /// `AttentionArguments` of attention.cuh.
@@ -191,7 +192,7 @@ extension Context {
             $0.dim == dim && $0.visits == visits
                 && (visits == .listed || ($0.keys == 64) == (arguments.keys <= 64))
         }
-        guard properties.architecture == .hopper, let tile = fitting else { return false }
+        guard kernelArchitecture == .hopper, let tile = fitting else { return false }
         let heads = Int(arguments.heads)
         func map(_ pointer: DevicePointer, _ rows: Int32, box: Int) -> TensorMap {
             tensorMap(

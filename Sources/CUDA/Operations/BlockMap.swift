@@ -1,5 +1,6 @@
 // The block map of sparse-linear attention: pooling, scores, selection.
 
+import Ground
 import Tensors
 
 enum BlockMaps {

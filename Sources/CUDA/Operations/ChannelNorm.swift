@@ -1,5 +1,6 @@
 // The autoencoder's norm over the channels.
 
+import Ground
 import Tensors
 
 /// How a position's channels are spread over lanes.

@@ -32,11 +32,6 @@ struct ConvolutionArguments: BitwiseCopyable {
 
     var output: Shape { [Int(outFrames), Int(outHeight), Int(outWidth), Int(outputs)] }
     var pixels: Int { Int(outFrames) * Int(outHeight) * Int(outWidth) }
-    /// A multiply-add is two.
-    var operations: Double {
-        2 * Double(pixels) * Double(outputs) * Double(inputs)
-            * Double(kernelTime * kernelHeight * kernelWidth)
-    }
 }
 
 /// The kernel for a convolution.
@@ -287,7 +282,7 @@ extension CUDABackend {
         arguments.bias = bias?.pointer ?? .null
         arguments.residual = o.residual?.pointer ?? .null
         arguments.out = out.pointer
-        let plan = ConvolutionPlan.all(arguments, x.dtype, context.properties.architecture)[0]
+        let plan = ConvolutionPlan.all(arguments, x.dtype, context.kernelArchitecture)[0]
         Convolution.launch(arguments, x.dtype, plan, context)
         return withExtendedLifetime((kernel, bias)) { out }
     }

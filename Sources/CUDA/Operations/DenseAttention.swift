@@ -1,5 +1,6 @@
 // Attention over all keys: the transformer's, umT5's, the autoencoder's.
 
+import Ground
 import Tensors
 
 extension CUDABackend {

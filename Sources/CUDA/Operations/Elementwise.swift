@@ -1,5 +1,6 @@
 // Operations that go element by element: conversions, gated sums, samplers, noise.
 
+import Ground
 import Tensors
 
 enum Elementwise {

@@ -1,5 +1,6 @@
 // Linear layers with f32 activations: the time embedding, the head, and whole models in f32.
 
+import Ground
 import Tensors
 
 enum FullPrecisionLinear {

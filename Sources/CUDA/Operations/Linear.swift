@@ -1,5 +1,6 @@
 // Linear layers on the tensor cores: which kernel computes which layer.
 
+import Ground
 import Tensors
 
 /// What a linear layer asks for: enough to choose a kernel, without any memory.
@@ -126,14 +127,11 @@ enum Linear {
 
     /// Queues the product. All pointers are device memory of the shapes in gemm_epilogue.cuh.
     static func launch(
-        _ problem: LinearProblem, _ arguments: LinearArguments, _ context: Context,
-        plan: LinearPlan? = nil
+        _ problem: LinearProblem, _ arguments: LinearArguments, _ context: Context
     ) {
-        let properties = context.properties
-        let plan =
-            plan
-            ?? .choose(
-                problem, properties.architecture, multiprocessors: properties.multiprocessors)
+        let multiprocessors = context.properties.multiprocessors
+        let plan = LinearPlan.choose(
+            problem, context.kernelArchitecture, multiprocessors: multiprocessors)
         let group = Group(element: problem.element, output: problem.output)
         let types = Self.arguments(group, problem.activation, adds: problem.adds)
         switch plan {
@@ -167,7 +165,7 @@ enum Linear {
             let tiles =
                 ceilDivide(problem.rows, 128 * height * (cluster == 2 && !tall ? 2 : 1))
                 * ceilDivide(problem.outputs, width * (cluster == 2 && tall ? 2 : 1))
-            let blocks = min(tiles, properties.multiprocessors / cluster) * cluster
+            let blocks = min(tiles, multiprocessors / cluster) * cluster
             kernel(
                 LaunchShape(
                     grid: Extents(blocks), block: 384, sharedBytes: hopperSharedBytes,

@@ -1,5 +1,6 @@
 // Layer and RMS norms with what is fused to them.
 
+import Ground
 import Tensors
 
 /// How the rows of a matrix are spread over threads: a block a row or a warp a row, in registers.

@@ -1,5 +1,6 @@
 // SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137): 8-bit operands, then one kernel.
 
+import Ground
 import Tensors
 
 enum Sage {

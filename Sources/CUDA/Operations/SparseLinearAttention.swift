@@ -1,6 +1,7 @@
 // Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part, by the arithmetic asked for,
 // plus the linear branch over all keys.
 
+import Ground
 import Tensors
 
 enum SparseLinearAttention {
@@ -100,7 +101,7 @@ extension CUDABackend {
     func linearBranch(_ k: Tensor, _ v: Tensor) -> LinearBranch {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
-        let hopper = context.properties.architecture == .hopper
+        let hopper = context.kernelArchitecture == .hopper
         // Hopper: a block a multiprocessor. Elsewhere about two of the largest cards'; the same sums on
         // all of them.
         let blocks = hopper ? context.properties.multiprocessors : 264
@@ -143,7 +144,7 @@ extension CUDABackend {
         -> Tensor
     {
         let (queries, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        let hopper = context.properties.architecture == .hopper
+        let hopper = context.kernelArchitecture == .hopper
         let (rows, blocks) = hopper ? (64, context.properties.multiprocessors) : (128, 264)
         let chunks = min(ceilDivide(queries, rows), max(1, blocks / heads))
         let chunk = ceilDivide(ceilDivide(queries, chunks), rows) * rows

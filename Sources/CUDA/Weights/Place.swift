@@ -1,5 +1,6 @@
 // Bringing tensors to the device and back.
 
+import Ground
 public import Tensors
 
 extension CUDABackend {

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) linear_mma(const LinearArgumen
         __syncthreads();
 #pragma unroll
         for (int w = 0; w < kMmaThreads / 32; w++) amax = fmaxf(amax, words[w]);
-        amax = fmaxf(amax, 1e-8f);
+        amax = fmaxf(amax, kLeastMaximum);
         const float factor = 128.0f / amax;
         if (threadIdx.x == 0) {
             args.out_scales[i64(tile_row) * tiles_n + tile_column] = amax / 128.0f;

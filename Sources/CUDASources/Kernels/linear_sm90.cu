@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 bar_sync(1 + group, kGroupThreads);
                 largest = fmaxf(fmaxf(words[4 * group], words[4 * group + 1]),
                                 fmaxf(words[4 * group + 2], words[4 * group + 3]));
-                largest = fmaxf(largest, 1e-8f);
+                largest = fmaxf(largest, kLeastMaximum);
                 const float factor = 128.0f / largest;
                 if (leader) {
                     args.out_scales[i64(row0 / 128) * (args.outputs / 128) + column0 / 128] =

@@ -150,7 +150,7 @@ ROW_KERNEL layer_norm_fp8(u8* codes, float* scales, const typename Row::Element*
             }
         }
     });
-    const float most = fmaxf(row.largest(columns), 1e-12f);
+    const float most = fmaxf(row.largest(columns), kLeastMaximum);
     if (threadIdx.x == 0) scales[blockIdx.x] = most / 448.0f;
     const float factor = 448.0f / most;
     codes += i64(blockIdx.x) * columns;
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) 
         }
     });
     // Rounding keeps the order: the largest of the rounded numbers is the largest one, rounded.
-    most = block_reduce<true>(fmaxf(round_to<T>(most), 1e-8f));
+    most = block_reduce<true>(fmaxf(round_to<T>(most), kLeastMaximum));
     if (threadIdx.x == 0) scales[down * gridDim.x + blockIdx.x] = most / 128.0f;
     const float factor = 128.0f / most;
 #pragma unroll

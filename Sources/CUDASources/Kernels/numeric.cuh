@@ -19,6 +19,10 @@ static_assert(sizeof(i64) == 8 && sizeof(u32) == 4 && sizeof(u16) == 2);
 /// Smallest multiple count: ceil(n / d).
 constexpr __host__ __device__ __forceinline__ int ceil_div(int n, int d) { return (n + d - 1) / d; }
 
+/// What the largest magnitude of a block or row is at least when its 8-bit scale is made:
+/// `ActivationFormat.leastMaximum`.
+constexpr float kLeastMaximum = 1e-8f;
+
 // ---- bf16 -------------------------------------------------------------------------------------
 
 /// bfloat16: the upper half of a float.

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, kVector && sizeof(T) == 2 ? 4 : 1)
             kept[i].set(values);
         }
     }
-    float amax = 1e-8f;
+    float amax = kLeastMaximum;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         float v[8];
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
     quantize_rows(e4m3* codes, float* scales, const T* x, int columns) {
     x += i64(blockIdx.x) * columns;
     codes += i64(blockIdx.x) * columns;
-    float amax = 1e-12f;
+    float amax = kLeastMaximum;
     for (int c = threadIdx.x * 8; c < columns; c += kThreads * 8) {
         float v[8];
         load_eight<T, kVector>(v, x + c, min(columns - c, 8));

@@ -52,6 +52,15 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     /// `fp8_weight` (e4m3) and `scale`, one for each row.
     case fp8
 
+    /// The form whose codes stand under a leaf.
+    init?(codes leaf: String) {
+        switch leaf {
+        case "int8_weight": self = .int8
+        case "fp8_weight": self = .fp8
+        default: return nil
+        }
+    }
+
     /// The tensors of a linear layer `[outputs, inputs]` in this form, without its bias.
     func tensors(_ name: String, _ outputs: Int, _ inputs: Int) -> [ExpectedTensor] {
         switch self {

@@ -85,7 +85,7 @@ func computed(
     _ shape: Shape, _ dtype: DType, unit: Int = 1, _ piece: @escaping (Range<Int>) -> [Float]
 ) -> Tensor {
     let out = Tensor.host(shape, dtype)
-    let (count, length) = (shape.count, max((1 << 18) / unit, 1) * unit)
+    let (count, length) = (shape.count, max((1 << 18) / max(unit, 1), 1) * max(unit, 1))
     nonisolated(unsafe) let (target, piece) = (out.hostAddress, piece)
     DispatchQueue.concurrentPerform(iterations: (count + length - 1) / length) { index in
         let range = index * length..<min((index + 1) * length, count)

@@ -1,5 +1,6 @@
 /// Plain transformer checkpoints → the original's `-quant` layout, or fp8 rows.
 
+import Ground
 import Tensors
 
 /// A quantised view of a checkpoint, and what was left as it is.

@@ -2,6 +2,7 @@
 ///
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/caffe2/serialize/inline_container.cc
 
+import Ground
 import Tensors
 
 /// Members are written one after the other; each one's checksum is put in its header afterwards.
@@ -22,7 +23,7 @@ struct TorchArchiveWriter {
     init(_ file: PendingFile) { self.file = file }
 
     /// Everything before the storages, which must then be added in the order of `tensors`.
-    mutating func begin(_ tensors: [TensorInfo]) throws(CheckpointError) {
+    mutating func begin(_ tensors: [TensorInfo]) throws(FileError) {
         try member("data.pkl", Pickler.stateDictionary(tensors))
         try member(".format_version", Array("1".utf8))
         try member(".storage_alignment", Array("\(Self.alignment)".utf8))
@@ -30,19 +31,19 @@ struct TorchArchiveWriter {
     }
 
     /// The elements of the next tensor.
-    mutating func add(_ bytes: UnsafeRawBufferPointer) throws(CheckpointError) {
+    mutating func add(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
         try member("data/\(storages)", bytes)
         storages += 1
     }
 
-    mutating func end() throws(CheckpointError) {
+    mutating func end() throws(FileError) {
         try member("version", Array("3\n".utf8))
         try writeDirectory()
     }
 
-    private mutating func member(_ name: String, _ bytes: [UInt8]) throws(CheckpointError) {
+    private mutating func member(_ name: String, _ bytes: [UInt8]) throws(FileError) {
         var archive = self
-        try bytes.withUnsafeBufferPointer { bytes throws(CheckpointError) in
+        try bytes.withUnsafeBufferPointer { bytes throws(FileError) in
             try archive.member(name, UnsafeRawBufferPointer(bytes))
         }
         self = archive
@@ -50,7 +51,7 @@ struct TorchArchiveWriter {
 
     private mutating func member(
         _ name: String, _ bytes: UnsafeRawBufferPointer
-    ) throws(CheckpointError) {
+    ) throws(FileError) {
         let name = Self.root + name
         let offset = file.position
         let isLarge = bytes.count >= 0xFFFF_FFFF
@@ -91,7 +92,7 @@ struct TorchArchiveWriter {
             Member(name: name, offset: offset, size: bytes.count, crc: crc.value))
     }
 
-    private func writeDirectory() throws(CheckpointError) {
+    private func writeDirectory() throws(FileError) {
         let start = file.position
         for member in members {
             var wide: [UInt8] = []

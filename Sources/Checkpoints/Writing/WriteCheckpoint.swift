@@ -1,5 +1,7 @@
 /// Writing checkpoints, one tensor after the other: memory is bounded by the largest one.
 
+import Ground
+import SystemPackage
 import Tensors
 
 /// Formats that can be written.
@@ -35,7 +37,9 @@ public func writeCheckpoint(
     let format = if let format { format } else { try WritableFormat(forPath: path) }
     let tensors = checkpoint.names.compactMap { checkpoint.info($0) }
     let total = tensors.reduce(0) { $0 + $1.byteCount }
-    let file = try PendingFile(path, overwrite: overwrite, byteCount: total)
+    let file = try writing { () throws(FileError) in
+        try PendingFile(FilePath(path), overwrite: overwrite, byteCount: total)
+    }
     var done = 0
     func next(_ info: TensorInfo) throws(CheckpointError) -> Tensor {
         guard let tensor = try checkpoint.tensor(info.name) else {
@@ -55,23 +59,32 @@ public func writeCheckpoint(
     switch format {
     case .safetensors:
         let ordered = aligned(tensors)
-        try file.write(safetensorsHeader(ordered, checkpoint.metadata))
+        let header = safetensorsHeader(ordered, checkpoint.metadata)
+        try writing { () throws(FileError) in try file.write(header) }
         for info in ordered {
             let tensor = try next(info)
-            try tensor.withBytes { bytes throws(CheckpointError) in try file.write(bytes) }
+            try writing { () throws(FileError) in
+                try tensor.withBytes { bytes throws(FileError) in try file.write(bytes) }
+            }
             finish(info)
         }
     case .torchArchive:
         var archive = TorchArchiveWriter(file)
-        try archive.begin(tensors)
+        try writing { () throws(FileError) in try archive.begin(tensors) }
         for info in tensors {
             let tensor = try next(info)
-            try tensor.withBytes { bytes throws(CheckpointError) in try archive.add(bytes) }
+            try writing { () throws(FileError) in
+                try tensor.withBytes { bytes throws(FileError) in try archive.add(bytes) }
+            }
             finish(info)
         }
-        try archive.end()
+        try writing { () throws(FileError) in try archive.end() }
     }
-    try file.commit()
+    try writing { () throws(FileError) in try file.commit() }
+}
+
+private func writing<R>(_ body: () throws(FileError) -> R) throws(CheckpointError) -> R {
+    do { return try body() } catch { throw .unwritable(error) }
 }
 
 /// The tensors in their own order where every one then begins at a multiple of its element size,

@@ -1,6 +1,7 @@
 /// The umT5 text encoder. Port of Wan2.1 wan/modules/t5.py (T5Encoder).
 
 public import Checkpoints
+import Ground
 public import Tensors
 
 /// Tokens to the embedding that the transformer attends to. Weights: `models_t5_umt5-xxl-enc-bf16`.

@@ -1,12 +1,8 @@
 /// Rotary position embedding over time, height and width (RoPE, arXiv 2104.09864).
 
+import Glibc
+import Ground
 package import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A head's pairs of features are shared out to the three axes; pair i of an axis with `width`
 /// features turns by position * theta^(-2i / width).

@@ -1,13 +1,8 @@
 /// From a timestep to the numbers that modulate every block, in f32 throughout.
 
 import Checkpoints
+import Glibc
 public import Tensors
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// Shift, scale and gate vectors for one timestep.
 public struct Modulation {

@@ -1,6 +1,7 @@
 /// The layers of the Wan autoencoder. Port of Wan2.1 wan/modules/vae.py.
 
 import Checkpoints
+import Ground
 import Tensors
 
 /// A convolution that looks back in time only: zeros before the first frame, none after the last.

@@ -1,6 +1,7 @@
 /// Frames to latents. Port of Wan2.1 wan/modules/vae.py (Encoder3d, WanVAE_.encode).
 
 public import Checkpoints
+import Ground
 public import Tensors
 
 extension WanVAE {

@@ -1,5 +1,6 @@
 /// The Wan 2.1 video autoencoder: its factors and the statistics of its latents.
 
+import Ground
 import Tensors
 
 /// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1 (other strides: `WanVAEArchitecture.stride`). The

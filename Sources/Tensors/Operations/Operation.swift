@@ -1,5 +1,7 @@
 /// Operations as values: what models ask of a machine.
 
+import Ground
+
 /// One operation with all that it takes: activations, weights and attributes.
 ///
 /// The struct of a case says what is true of it on every machine. Each family of them is one file of this folder,

@@ -1,6 +1,7 @@
 /// Line charts as SVG: small, self-contained, readable on light and dark pages.
 
 import Glibc
+import Ground
 
 /// Panels side by side with the same axes, and one legend for all.
 struct Chart {

@@ -2,6 +2,7 @@
 
 import Families
 import Glibc
+import Ground
 import Media
 import Quality
 import Runs
@@ -185,12 +186,6 @@ private struct Measured: Sendable {
         let mean = values.reduce(0, +) / count
         let squares = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) }
         return (squares / (count - 1) / count).squareRoot()
-    }
-
-    private func median(_ values: [Double]) -> Double {
-        let sorted = values.sorted()
-        guard !sorted.isEmpty else { return 0 }
-        return (sorted[(sorted.count - 1) / 2] + sorted[sorted.count / 2]) / 2
     }
 }
 

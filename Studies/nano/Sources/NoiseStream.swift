@@ -1,6 +1,7 @@
 /// Noise equal to PyTorch's on a CPU for the same seed.
 
 import Glibc
+import Ground
 import Tensors
 
 /// The normal numbers of `torch.Generator().manual_seed(seed)`: a Mersenne twister (MT19937, Matsumoto

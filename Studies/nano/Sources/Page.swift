@@ -1,6 +1,7 @@
 /// The page of the report: what was done, where quality falls, tables.
 
 import Families
+import Ground
 import Quality
 
 extension Report {

@@ -1,6 +1,7 @@
 /// What the study says while it measures.
 
 import Glibc
+import Ground
 import Synchronization
 
 /// A moving line on a terminal, and a line for every row that is measured.

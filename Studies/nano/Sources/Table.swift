@@ -3,6 +3,7 @@
 import Families
 import FoundationEssentials
 import Glibc
+import Ground
 import Quality
 
 /// What was measured of one configuration.
@@ -165,16 +166,4 @@ struct Table: Sendable {
     private var cannotWrite: StudyError {
         StudyError("cannot write \(path): \(String(cString: strerror(errno)))")
     }
-}
-
-/// Decimal digits without a locale.
-func fixed(_ value: Double, _ digits: Int) -> String {
-    guard value.isFinite else { return "\(value)" }
-    let scale = pow(10, Double(digits))
-    let scaled = Int((value.magnitude * scale).rounded())
-    let sign = value < 0 && scaled != 0 ? "-" : ""
-    guard digits > 0 else { return sign + "\(scaled)" }
-    let fraction = String(scaled % Int(scale))
-    return sign + "\(scaled / Int(scale))."
-        + String(repeating: "0", count: digits - fraction.count) + fraction
 }

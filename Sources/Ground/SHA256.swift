@@ -1,7 +1,7 @@
-// SHA-256 (FIPS 180-4): the names of cached kernels.
+/// SHA-256 (FIPS 180-4).
 
-/// A running hash. Strings and lists are framed by their length, so that no two inputs run together.
-struct SHA256 {
+/// A running hash.
+public struct SHA256 {
     private var state: [UInt32] = [
         0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab,
         0x5be0_cd19,
@@ -10,13 +10,22 @@ struct SHA256 {
     private var pending: [UInt8] = []
     private var byteCount = 0
 
-    mutating func update(_ text: String.UTF8View) {
+    public init() {}
+
+    /// The digest of `bytes` as 64 lower-case hexadecimal digits.
+    public static func hexadecimal(_ bytes: UnsafeRawBufferPointer) -> String {
+        var hash = SHA256()
+        hash.update(bytes)
+        return hash.finish()
+    }
+
+    public mutating func update(_ text: String.UTF8View) {
         if text.withContiguousStorageIfAvailable({ update(UnsafeRawBufferPointer($0)) }) == nil {
             Array(text).withUnsafeBytes { update($0) }
         }
     }
 
-    mutating func update(_ bytes: UnsafeRawBufferPointer) {
+    public mutating func update(_ bytes: UnsafeRawBufferPointer) {
         byteCount += bytes.count
         var rest = bytes[...]
         if !pending.isEmpty {
@@ -34,13 +43,14 @@ struct SHA256 {
         pending += rest
     }
 
-    mutating func update(framed text: String) {
+    /// Adds a text after its length, so that no two lists of texts run together into one input.
+    public mutating func update(framed text: String) {
         update("\(text.utf8.count):".utf8)
         update(text.utf8)
     }
 
-    /// The digest as 64 hexadecimal digits.
-    consuming func finish() -> String {
+    /// The digest as 64 lower-case hexadecimal digits.
+    public consuming func finish() -> String {
         let bitCount = UInt64(byteCount) * 8
         let zeros = (119 - byteCount % 64) % 64
         let tail =

@@ -1,0 +1,97 @@
+/// Adapters (LoRA and its kin): merged into a checkpoint on disk, or while it is loaded.
+
+import Tensors
+
+/// An adapter and how strongly it is wanted.
+public struct LoRA {
+    public let checkpoint: any Checkpoint
+    /// Factor of the change; 1 is as it was trained.
+    public let strength: Float
+
+    public init(_ checkpoint: any Checkpoint, strength: Float = 1) {
+        self.checkpoint = checkpoint
+        self.strength = strength
+    }
+
+    public init(path: String, strength: Float = 1) throws(CheckpointError) {
+        self.init(try openCheckpoint(path), strength: strength)
+    }
+}
+
+/// A checkpoint with adapters merged in.
+public struct AdaptedCheckpoint {
+    /// Computes the changed tensors when they are asked for.
+    public let checkpoint: any Checkpoint
+    /// Tensors that were changed.
+    public let changed: [String]
+    /// Keys of the adapters that are not used, with the file's name before them: they belong to
+    /// nothing in the checkpoint, or to a layer with other inputs.
+    public let unmatched: [String]
+}
+
+/// The checkpoint with every layer changed as the adapters say, one adapter after the other.
+///
+/// Understood are low-rank pairs (weight + strength · alpha / rank · up · down), their biases, whole
+/// differences and whole tensors, DoRA, LoHa and LoKr, under the names of kohya, musubi-tuner,
+/// LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, changed and quantised
+/// again; plain 8-bit numbers become bf16.
+/// - Throws: `.incompatible` where an adapter was made for another model, or changes one of its
+///   modules in a way that is not understood. No numbers have been read then.
+public func adapted(
+    _ base: any Checkpoint, by loras: [LoRA]
+) throws(CheckpointError) -> AdaptedCheckpoint {
+    let base = try inOriginalNames(base)
+    if loras.isEmpty { return AdaptedCheckpoint(checkpoint: base, changed: [], unmatched: []) }
+    var changes: [String: [Change]] = [:]
+    var unmatched: [String] = []
+    for lora in loras {
+        var reader = AdapterReader(lora, base)
+        try reader.read()
+        guard !reader.changes.isEmpty else {
+            throw .incompatible(
+                path: lora.checkpoint.path,
+                reason: "none of its \(lora.checkpoint.names.count) keys belongs to a layer of "
+                    + "\(base.path); the first: "
+                    + lora.checkpoint.names.prefix(3).joined(separator: ", "))
+        }
+        for (target, change) in reader.changes { changes[target, default: []].append(change) }
+        unmatched += reader.unmatched.map { "\(lora.checkpoint.path): \($0)" }
+    }
+    var entries: [DerivedCheckpoint.Entry] = []
+    for info in base.infos {
+        let (module, leaf) = splitLeaf(info.name)
+        let form = LinearStorage(codes: leaf)
+        if leaf == "scale", let form = LinearStorage.stored(module, in: base),
+            changes["\(module).\(form.rawValue)_weight"] != nil
+        {
+            continue  // made with its codes
+        }
+        guard let list = changes[info.name] else {
+            entries.append(.from(base, info))
+            continue
+        }
+        if let form {
+            try checkQuantized(info, module, form, base)
+            entries += quantizedEntries(module, info.shape, form) { () throws(CheckpointError) in
+                defer { base.forget(info.name) }
+                let matrix = try changed(
+                    try numbers(of: module, form, base), by: list, as: .f32, info.name, in: base)
+                return form == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
+            }
+            continue
+        }
+        let target = TensorInfo(
+            name: info.name, shape: info.shape,
+            dtype: info.dtype.byteCount == 1 ? .bf16 : info.dtype)
+        entries.append(
+            DerivedCheckpoint.Entry(info: target) { () throws(CheckpointError) in
+                try changed(
+                    try base.require(info.name), by: list, as: target.dtype, info.name, in: base)
+            } forget: {
+                base.forget(info.name)
+            })
+    }
+    return AdaptedCheckpoint(
+        checkpoint: try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries),
+        changed: changes.keys.sorted(), unmatched: unmatched)
+}

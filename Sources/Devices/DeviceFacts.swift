@@ -1,0 +1,41 @@
+/// What an opened device has and can do.
+
+import CUDA
+import Ground
+public import Tensors
+
+/// More device memory is needed than other programs have left. Bytes.
+public struct MemoryShortage: Error, Sendable, Hashable, CustomStringConvertible {
+    public var needed, free, total: Int
+
+    public init(needed: Int, free: Int, total: Int) {
+        self.needed = needed
+        self.free = free
+        self.total = total
+    }
+
+    public var description: String {
+        "\(describe(bytes: needed)) of device memory are needed, only \(describe(bytes: free)) of "
+            + "\(describe(bytes: total)) are free: other programs hold "
+            + "\(describe(bytes: total - free)) (nvidia-smi lists them)"
+    }
+}
+
+extension Backend {
+    /// Refuses what needs more device memory than there is left, before anything is loaded. The CPU's memory is the
+    /// system's, which lends more than it has: nothing is refused there.
+    /// - Parameter needed: bytes.
+    public func checkFreeMemory(_ needed: Int) throws(MemoryShortage) {
+        guard let gpu = self as? CUDABackend else { return }
+        let free = gpu.context.device.freeMemory
+        if needed > free {
+            throw MemoryShortage(
+                needed: needed, free: free, total: gpu.context.properties.totalMemory)
+        }
+    }
+
+    /// The card whose 8-bit attention the original would use on this device. A CPU imitates a Hopper card.
+    public var sageArchitecture: SageArchitecture {
+        [SageArchitecture.sm90, .sm89Accumulate16].first { supports(.sage($0)) } ?? .sm80
+    }
+}

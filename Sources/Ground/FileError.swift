@@ -1,0 +1,42 @@
+/// What can go wrong with a file, as facts.
+
+import Glibc
+public import SystemPackage
+
+public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
+    /// It exists, and nobody asked for it to be replaced.
+    case exists(FilePath)
+    /// A folder, a pipe or a device, where a file is wanted.
+    case notRegular(FilePath)
+    /// The file system of this file has too little room for what will be written.
+    case noRoom(FilePath, needed: Int, free: Int)
+    /// What the system says.
+    case system(FilePath, Errno)
+
+    /// The error of the last system call.
+    public static func last(_ path: FilePath) -> FileError { .system(path, .current) }
+
+    public var path: FilePath {
+        switch self {
+        case .exists(let path), .notRegular(let path), .noRoom(let path, _, _),
+            .system(let path, _):
+            path
+        }
+    }
+
+    public var reason: String {
+        switch self {
+        case .exists: "it exists already"
+        case .notRegular: "not a regular file"
+        case .noRoom(_, let needed, let free): "\(needed) bytes are needed, \(free) are free"
+        case .system(_, let error): "\(error)"
+        }
+    }
+
+    public var description: String { "\(path.string.printable): \(reason)" }
+}
+
+extension Errno {
+    /// Of the last system call.
+    static var current: Errno { Errno(rawValue: errno) }
+}

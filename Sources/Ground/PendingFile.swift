@@ -1,0 +1,121 @@
+/// Files that appear under their name only when they are whole.
+
+import Glibc
+public import SystemPackage
+
+/// A file that has no name until it is committed, or, where the file system cannot do that, a temporary one beside
+/// its own. Nothing is left of it unless it is committed.
+public final class PendingFile {
+    /// Where it will appear: what a symbolic link leads to, not the link.
+    public let path: FilePath
+    private let overwrite: Bool
+    /// nil for a file without a name.
+    private var temporary: TemporaryPath?
+    private let descriptor: Int32
+    private var buffer: [UInt8] = []
+    public private(set) var position = 0
+
+    private static let bufferSize = 1 << 20
+    /// Swift does not import the macro: __O_TMPFILE | O_DIRECTORY.
+    private static let withoutName: Int32 = 0o20_000_000 | O_DIRECTORY
+
+    /// - Parameters:
+    ///   - overwrite: whether a file of that name may be replaced.
+    ///   - byteCount: how much will be written, to refuse early where the disk is too small.
+    public init(_ path: FilePath, overwrite: Bool, byteCount: Int = 0) throws(FileError) {
+        let path = path.followingLinks
+        if let type = path.fileType {
+            if type != .regular { throw .notRegular(path) }
+            if !overwrite { throw .exists(path) }
+        }
+        if let free = path.folder.freeBytes, byteCount > free {
+            throw .noRoom(path, needed: byteCount, free: free)
+        }
+        let flags = O_WRONLY | O_CLOEXEC
+        var descriptor = open(path.folder.string, flags | Self.withoutName, 0o666)
+        if descriptor < 0 || access(Self.link(to: descriptor), F_OK) != 0 {
+            if descriptor >= 0 { close(descriptor) }
+            let temporary = TemporaryPath(beside: path)
+            descriptor = open(temporary.path.string, flags | O_CREAT | O_EXCL, 0o666)
+            self.temporary = temporary
+        }
+        guard descriptor >= 0 else { throw .last(path) }
+        self.path = path
+        self.overwrite = overwrite
+        self.descriptor = descriptor
+    }
+
+    deinit { close(descriptor) }
+
+    /// Writes a whole file at once.
+    public static func write(
+        _ bytes: [UInt8], to path: FilePath, overwrite: Bool, durable: Bool = true
+    ) throws(FileError) {
+        let file = try PendingFile(path, overwrite: overwrite, byteCount: bytes.count)
+        try file.write(bytes)
+        try file.commit(durable: durable)
+    }
+
+    public func write(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
+        position += bytes.count
+        if buffer.count + bytes.count > Self.bufferSize { try flush() }
+        if bytes.count < Self.bufferSize {
+            buffer.append(contentsOf: bytes)
+        } else {
+            try put(bytes)
+        }
+    }
+
+    public func write(_ bytes: [UInt8]) throws(FileError) {
+        try bytes.withUnsafeBufferPointer { bytes throws(FileError) in
+            try write(UnsafeRawBufferPointer(bytes))
+        }
+    }
+
+    private func put(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
+        var rest = bytes
+        while !rest.isEmpty {
+            let count = Glibc.write(descriptor, rest.baseAddress, rest.count)
+            if count < 0 && errno == EINTR { continue }
+            guard count > 0 else { throw .last(path) }
+            rest = UnsafeRawBufferPointer(rebasing: rest[count...])
+        }
+    }
+
+    private func flush() throws(FileError) {
+        defer { buffer.removeAll(keepingCapacity: true) }
+        try buffer.withUnsafeBufferPointer { bytes throws(FileError) in
+            try put(UnsafeRawBufferPointer(bytes))
+        }
+    }
+
+    /// Overwrites bytes written before.
+    public func patch(_ bytes: [UInt8], at offset: Int) throws(FileError) {
+        try flush()
+        guard pwrite(descriptor, bytes, bytes.count, off_t(offset)) == bytes.count else {
+            throw .last(path)
+        }
+    }
+
+    /// Gives the file its name.
+    /// - Parameter durable: whether the bytes must be on the disk first, so that after a power cut the name has either
+    ///   all of them or none.
+    public func commit(durable: Bool = true) throws(FileError) {
+        try flush()
+        guard !durable || fsync(descriptor) == 0 else { throw .last(path) }
+        if let temporary { return try temporary.move(to: path, replacing: overwrite) }
+        if !overwrite { return try link(to: path) }
+        // A link cannot replace a file, a renaming can.
+        let temporary = TemporaryPath(beside: path)
+        try link(to: temporary.path)
+        try temporary.move(to: path, replacing: true)
+    }
+
+    private func link(to name: FilePath) throws(FileError) {
+        let own = Self.link(to: descriptor)
+        if linkat(AT_FDCWD, own, AT_FDCWD, name.string, AT_SYMLINK_FOLLOW) == 0 { return }
+        throw errno == EEXIST ? .exists(name) : .last(name)
+    }
+
+    private static func link(to descriptor: Int32) -> String { "/proc/self/fd/\(descriptor)" }
+}

@@ -1,0 +1,51 @@
+/// Standard output and standard error, with every failure kept.
+
+import Glibc
+import Synchronization
+public import SystemPackage
+
+/// A descriptor that text is written to. Writing does not throw, for a line of progress is no place to fail; the first
+/// error is kept, nothing is written after it, and whoever ends the program asks for it.
+public final class TextStream: Sendable {
+    public static let output = TextStream(STDOUT_FILENO)
+    public static let errors = TextStream(STDERR_FILENO)
+
+    private let descriptor: Int32
+    private let firstFailure = Mutex<Errno?>(nil)
+
+    public init(_ descriptor: Int32) { self.descriptor = descriptor }
+
+    public var isTerminal: Bool { isatty(descriptor) == 1 }
+    /// Why not all was written; nil where it was.
+    public var failure: Errno? { firstFailure.withLock { $0 } }
+
+    public func write(_ text: String) {
+        firstFailure.withLock { failure in
+            if failure == nil { failure = put(text) }
+        }
+    }
+
+    private func put(_ text: String) -> Errno? {
+        var text = text
+        return text.withUTF8 { bytes in
+            var rest = UnsafeRawBufferPointer(bytes)
+            while !rest.isEmpty {
+                let count = Glibc.write(descriptor, rest.baseAddress, rest.count)
+                if count >= 0 {
+                    rest = UnsafeRawBufferPointer(rebasing: rest[count...])
+                    continue
+                }
+                let error = Errno(rawValue: errno)
+                switch error {
+                case .interrupted: continue
+                case .wouldBlock:
+                    // Another program has made the pipe or terminal that we share non-blocking.
+                    var wait = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+                    poll(&wait, 1, -1)
+                default: return error
+                }
+            }
+            return nil
+        }
+    }
+}

@@ -1,0 +1,77 @@
+// Names of devices, and what is said where there is no GPU or too little memory.
+
+import CPU
+import CUDA
+import Synchronization
+import Tensors
+import Testing
+
+@testable import Devices
+
+@Suite struct DeviceChoiceTests {
+    @Test(
+        arguments: [
+            ("auto", .automatic, "auto"), ("cpu", .cpu, "cpu"),
+            ("cuda", .cuda(ordinal: 0), "cuda:0"), ("cuda:12", .cuda(ordinal: 12), "cuda:12"),
+        ] as [(String, DeviceChoice, String)])
+    func namesAreRead(name: String, choice: DeviceChoice, written: String) {
+        #expect(DeviceChoice(name) == choice)
+        #expect(choice.description == written && DeviceChoice(written) == choice)
+    }
+
+    @Test(arguments: [
+        "", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:1 ", "cuda:99999999999999999999",
+    ])
+    func otherNamesAreRefused(name: String) {
+        #expect(DeviceChoice(name) == nil)
+    }
+}
+
+@Suite struct OpenDeviceTests {
+    @Test func theCPUIsOpenedWithItsThreads() throws {
+        var options = DeviceOptions()
+        options.threads = 1
+        let backend = try DeviceChoice.cpu.open(options)
+        #expect(backend is CPUBackend && backend.name.contains("1 thread"))
+        #expect(backend.sageArchitecture == .sm90)
+        try backend.checkFreeMemory(.max)
+    }
+
+    @Test func withoutAGPUAutomaticIsTheCPUAndNamingOneFails() throws {
+        do {
+            _ = try Driver()
+        } catch let reason where reason.meansNoGPU {
+            let notes = Mutex<[String]>([])
+            let backend = try DeviceChoice.automatic.open { note in
+                notes.withLock { $0.append("\(note)") }
+            }
+            #expect(backend is CPUBackend)
+            #expect(notes.withLock { $0 } == CPUBackend.advice.map { [$0] } ?? [])
+            #expect(throws: CUDAUnavailable.self) { try DeviceChoice.cuda(ordinal: 0).open() }
+        } catch {
+            // A driver without a usable card: a run on the CPU says why.
+            #expect(!error.meansNoGPU)
+        }
+    }
+
+    @Test func onlyAMissingDriverOrCardIsSilent() {
+        #expect(CUDAUnavailable.noDevice.meansNoGPU)
+        let driver = CUDAUnavailable.missingLibrary(name: "libcuda.so.1", searched: [], reason: "")
+        let compiler = CUDAUnavailable.missingLibrary(name: "libnvrtc.so", searched: [], reason: "")
+        #expect(driver.meansNoGPU && !compiler.meansNoGPU)
+        let old = CUDAUnavailable.driverTooOld(found: "470", needed: "525", purpose: "CUDA 12")
+        #expect(!old.meansNoGPU)
+        #expect("\(DeviceNote.fallsBack(old))".hasSuffix("; the CPU is used"))
+        #expect(
+            "\(DeviceNote.kernels(file: "x.cu", seconds: 2))"
+                == "kernels of x.cu ready after 2.00 s")
+    }
+
+    @Test func aShortageSaysWhoHoldsTheMemory() {
+        let shortage = MemoryShortage(needed: 30 << 30, free: 4 << 30, total: 80 << 30)
+        #expect(
+            "\(shortage)"
+                == "30.00 GiB of device memory are needed, only 4.00 GiB of 80.00 GiB are "
+                + "free: other programs hold 76.00 GiB (nvidia-smi lists them)")
+    }
+}
