@@ -171,7 +171,7 @@ struct NanoStudy: AsyncParsableCommand {
 
     /// How the rows can be made again, without what depends on this machine.
     private var command: String {
-        let name = "make study FOLDER=FOLDER"
+        let name = "make study FOLDER=…"
         return captions.map { "\(name) OPTIONS=\"--captions \($0)\"" } ?? name
     }
 
