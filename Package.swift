@@ -146,8 +146,8 @@ let package = Package(
         .testTarget(
             name: "BenchmarksTests",
             dependencies: [
-                "Benchmarks", "CPU", "Tensors", "Checkpoints", "Tokenizers", "Models", "Families",
-                "Runs", "Catalog",
+                "Ground", "Benchmarks", "CPU", "Tensors", "Checkpoints", "Tokenizers", "Models",
+                "Families", "Runs", "Catalog",
             ],
             swiftSettings: swift),
         .testTarget(

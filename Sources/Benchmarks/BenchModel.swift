@@ -50,7 +50,7 @@ public struct BenchModel: ModelSource, Sendable {
         if case .files(let models) = source { models.path(part) } else { name }
     }
 
-    public func file(_ part: ModelPart) throws -> ModelFile {
+    public func file(_ part: ModelPart) throws -> OpenedModel {
         switch source {
         case .files(let models): return try models.file(part)
         case .random(let entry):
@@ -63,7 +63,7 @@ public struct BenchModel: ModelSource, Sendable {
                 sizes.hasSparseLinearAttention = true
                 model = .wanTransformer(sizes)
             }
-            return ModelFile(
+            return OpenedModel(
                 checkpoint: UnmadeCheckpoint(Outline(model, numbers: .f32)), model: model)
         }
     }

@@ -55,11 +55,11 @@ public protocol ModelSource {
     func path(_ part: ModelPart) -> String
     /// The opened file of a part: a whole model of its kind.
     /// - Throws: what its header tells against it.
-    func file(_ part: ModelPart) throws -> ModelFile
+    func file(_ part: ModelPart) throws -> OpenedModel
 }
 
 extension ModelSet: ModelSource {
-    public func file(_ part: ModelPart) throws -> ModelFile {
+    public func file(_ part: ModelPart) throws -> OpenedModel {
         try openModel(
             path(part), part.kind, heads: part.isTransformer ? family.heads : nil,
             patch: family.geometry.patch)

@@ -61,7 +61,7 @@ private struct SmallModels: ModelSource, Sendable {
 
     func path(_ part: ModelPart) -> String { part.rawValue }
 
-    func file(_ part: ModelPart) throws -> ModelFile {
+    func file(_ part: ModelPart) throws -> OpenedModel {
         let stored =
             switch part {
             case .textEncoder: try weights.open("umt5")

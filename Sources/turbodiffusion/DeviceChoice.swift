@@ -1,7 +1,7 @@
 /// `--device`: the names of devices as an option.
 
-import ArgumentParser
-import Devices
+public import ArgumentParser
+public import Devices
 
 extension DeviceChoice: ExpressibleByArgument {
     public static var allValueStrings: [String] { names }

@@ -2,6 +2,7 @@
 /// this program's own. What is nil or false was not said: the model's defaults hold, or what a repeated video has.
 
 public import ArgumentParser
+import CUDA
 import Devices
 public import Families
 

@@ -178,7 +178,7 @@ struct InspectCommand: AsyncParsableCommand {
         } else {
             list("only in 1", difference.onlyInFirst.map { "\($0.name) \($0.shape) \($0.dtype)" })
             list("only in 2", difference.onlyInSecond.map { "\($0.name) \($0.shape) \($0.dtype)" })
-            list("different", difference.changes.map(describe))
+            list("different", difference.changes.map(tell))
             list("not read", difference.notCompared)
             let what = headerOnly ? "equal in shape and type" : "equal"
             Output.line("\(difference.equal) tensors are \(what)")
@@ -186,7 +186,7 @@ struct InspectCommand: AsyncParsableCommand {
         if !difference.isEmpty { throw ExitCode.failure }
     }
 
-    private func describe(_ change: CheckpointDifference.Comparison) -> String {
+    private func tell(_ change: CheckpointDifference.Comparison) -> String {
         let (a, b) = (change.first, change.second)
         var text = change.name + ":"
         if a.shape != b.shape { text += " \(a.shape) and \(b.shape)" }

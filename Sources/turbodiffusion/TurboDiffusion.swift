@@ -30,7 +30,7 @@ struct TurboDiffusion: AsyncParsableCommand {
         // Whoever closed the pipe has seen enough; who lacks a part of the result must be told.
         guard let failure = TextStream.output.failure else { return }
         if failure != .brokenPipe { Output.note("cannot write the output: \(failure)") }
-        exit(EXIT_FAILURE)
+        Glibc.exit(EXIT_FAILURE)
     }
 
     /// `--dit_path` and `--dit-path` are the same option: the original's command lines work unchanged. Values may begin

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import CPU
+import CUDA
 import Devices
 import Tensors
 import Terminal

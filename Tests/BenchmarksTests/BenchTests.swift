@@ -4,6 +4,7 @@ import CPU
 import Catalog
 import Checkpoints
 import Families
+import Ground
 import Models
 import Runs
 import Tensors

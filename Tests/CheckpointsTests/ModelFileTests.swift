@@ -20,7 +20,7 @@ struct ModelFileTests {
     private static func open(
         _ model: WanTransformerArchitecture = net, _ changes: [(String, [Int], DType)?] = [],
         without: String? = nil
-    ) throws -> ModelFile {
+    ) throws -> OpenedModel {
         var list = infos(model.tensors()).filter { $0.name != without }
         for case (let name, let shape, let dtype)? in changes {
             list.removeAll { $0.name == name }

@@ -1,7 +1,7 @@
 /// Opening the checkpoint of a model: all that can be told by its header is told before any work.
 
 /// A checkpoint that holds a whole model which this program runs.
-public struct ModelFile {
+public struct OpenedModel {
     /// In original names and forms that models take.
     public let checkpoint: any Checkpoint
     public let model: DetectedModel
@@ -29,14 +29,14 @@ public struct ModelFile {
 ///   else than is meant.
 public func openModel(
     _ path: String, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
-) throws(CheckpointError) -> ModelFile {
+) throws(CheckpointError) -> OpenedModel {
     try modelFile(try openCheckpoint(path), kind, heads: heads, patch: patch)
 }
 
 /// See `openModel`.
 public func modelFile(
     _ stored: any Checkpoint, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
-) throws(CheckpointError) -> ModelFile {
+) throws(CheckpointError) -> OpenedModel {
     let whole = stored
     let stored = try part(kind, of: whole)
     let checkpoint =
@@ -59,7 +59,7 @@ public func modelFile(
         throw .dtype(wrong.name, in: stored.path, expected: wrong.type, found: wrong.dtype)
     }
     if case .wanTransformer(let sizes) = model { try requireSharedForms(sizes, checkpoint) }
-    return ModelFile(
+    return OpenedModel(
         checkpoint: checkpoint, model: model, unused: summary.surplus, notes: whole.notes)
 }
 
