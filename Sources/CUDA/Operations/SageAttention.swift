@@ -37,6 +37,9 @@ enum Sage {
 
     /// Shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 4 * 128 * dim + 64 * dim + 9 * 8 }
+
+    /// Shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
+    static func mmaBytes(_ dim: Int) -> Int { (128 + 2 * 64) * 128 + 2 * 64 * dim }
 }
 
 /// `SageArguments` of sage.cuh.
@@ -126,11 +129,10 @@ extension CUDABackend {
     ) {
         let kernel: Kernel<SageArguments> =
             context.kernel("sage_mma<\(dim), Product::\(product)>", of: unit)
-        let valueRows = product == "f16" ? 64 * dim * 2 : dim * 128
         kernel(
             LaunchShape(
-                grid: Extents(Int(arguments.queryBlocks), Int(arguments.heads)), block: 256,
-                sharedBytes: (128 + 64) * 128 + valueRows),
+                grid: Extents(Int(arguments.queryBlocks), Int(arguments.heads)), block: 128,
+                sharedBytes: Sage.mmaBytes(dim)),
             arguments)
     }
 
