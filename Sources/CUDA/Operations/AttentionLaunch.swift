@@ -6,7 +6,7 @@ internal import Tensors
 
 /// `AttentionArguments` of attention.cuh.
 struct AttentionArguments: BitwiseCopyable {
-    var q, k, v, out, addend, table, indices: DevicePointer
+    var q, k, v, out, addend, outScales, table, indices: DevicePointer
     var queries, keys, heads, dim: Int32
     var scale: Float
     var lastKeys: InlineArray<2, Float>
@@ -24,6 +24,7 @@ struct AttentionArguments: BitwiseCopyable {
         self.v = v.pointer
         self.out = out.pointer
         addend = .null
+        outScales = out.scales == nil ? .null : out.scalesPointer
         table = .null
         indices = .null
         queries = Int32(q.shape[0])
@@ -92,8 +93,10 @@ enum Attention {
         var kernel: String {
             "attention_sm90<\(dim), \(keys), \(stages), Keys::\(visits.rawValue)>"
         }
-        /// Queries, rings of K and V, barriers.
-        var sharedBytes: Int { 128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 }
+        /// Queries, rings of K and V, barriers, maxima.
+        var sharedBytes: Int {
+            128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 + 2 * 8 * 4
+        }
     }
     /// Few keys (a trimmed prompt) take the narrow tile.
     static let hopperTiles = [
