@@ -76,7 +76,11 @@ public final class CPUBackend: Backend {
     // MARK: Operations
 
     public func run(_ operation: Operation) -> [Tensor] {
-        fast?.run(operation) ?? define(operation)
+        switch operation {
+        case .attention(let o) where o.format != .plain: [o.composed(on: self)]
+        case .sparseLinearAttention(let o) where o.format != .plain: [o.composed(on: self)]
+        default: fast?.run(operation) ?? define(operation)
+        }
     }
 
     private func define(_ operation: Operation) -> [Tensor] {

@@ -77,6 +77,12 @@ static const char conv_simt_cu[] = {
 static const char attention_cuh[] = {
 #embed "Kernels/attention.cuh"
     , 0};
+static const char store_cuh[] = {
+#embed "Kernels/store.cuh"
+    , 0};
+static const char softmax_cuh[] = {
+#embed "Kernels/softmax.cuh"
+    , 0};
 static const char attention_tile_cuh[] = {
 #embed "Kernels/attention_tile.cuh"
     , 0};
@@ -148,6 +154,8 @@ static const struct cuda_source sources[] = {
     SOURCE("conv_taps_sm90.cu", conv_taps_sm90_cu),
     SOURCE("conv_sm90.cu", conv_sm90_cu),
     SOURCE("attention.cuh", attention_cuh),
+    SOURCE("store.cuh", store_cuh),
+    SOURCE("softmax.cuh", softmax_cuh),
     SOURCE("attention_tile.cuh", attention_tile_cuh),
     SOURCE("attention_simt.cu", attention_simt_cu),
     SOURCE("attention_mma.cu", attention_mma_cu),

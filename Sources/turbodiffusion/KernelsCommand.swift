@@ -66,7 +66,7 @@ struct KernelsCommand: AsyncParsableCommand {
     struct Check: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract:
-                "Compile every kernel for every tested architecture; fail on spilled registers.",
+                "Compile every kernel for every tested architecture; fail where more than 16 bytes of registers spill.",
             discussion:
                 "Needs NVRTC but no GPU. What has not changed since the last time is cached.")
 

@@ -6,8 +6,8 @@ import Testing
 
 @Suite struct AttentionPlanTests {
     @Test func argumentsAreAsLargeAsTheKernels() {
-        // attention.cuh: seven pointers, ten words.
-        #expect(MemoryLayout<AttentionArguments>.size == 7 * 8 + 10 * 4)
+        // attention.cuh: eight pointers, eleven words.
+        #expect(MemoryLayout<AttentionArguments>.size == 8 * 8 + 11 * 4)
     }
 
     @Test func tilesFitTheCardsTheyAreFor() {
@@ -16,6 +16,12 @@ import Testing
         for dim in [64, 128] { #expect(Sage.hopperBytes(dim) <= hopper) }
         // The autoencoder's 384 columns have a tile on every card.
         #expect(Attention.wideTiles.contains { $0.dim == 384 && $0.sharedBytes <= 99 << 10 })
+    }
+
+    @Test func twoBlocksOfThreadsShareTheSmallestMultiprocessor() {
+        // RTX 3090, 4090, 5090: 100 KiB, and a block's own use is 1 KiB.
+        for tile in Attention.mmaTiles { #expect(2 * (tile.sharedBytes + 1024) <= 100 << 10) }
+        for dim in [64, 128] { #expect(2 * (Sage.mmaBytes(dim) + 1024) <= 100 << 10) }
     }
 
     @Test func everyDimensionHasOneTile() {

@@ -89,8 +89,10 @@ import Testing
 @Suite struct CompiledUnitTests {
     private let unit = CompiledUnit(
         kernels: [
-            .init(name: "gelu<bf16, 8>", lowered: "_Z4gelu", registers: 32, sharedBytes: 128),
-            .init(name: "spilled", lowered: "_Z7spilled", localBytes: 8, spillBytes: 16),
+            .init(
+                name: "gelu<bf16, 8>", lowered: "_Z4gelu", registers: 32, localBytes: 16,
+                sharedBytes: 128),
+            .init(name: "spilled", lowered: "_Z7spilled", localBytes: 24, spillBytes: 48),
         ], cubin: [1, 2, 3, 10, 13], compiler: CompilerVersion(major: 13, minor: 0))
 
     private func read(_ bytes: some Collection<UInt8>) -> CompiledUnit? {

@@ -30,12 +30,12 @@ struct MatmulPlanTests {
     }
 
     @Test func `what the copy engine cannot address goes to mma`() {
-        #expect(plan(.bf16, 512, 4097 * 2, 4096) == .mma)
-        #expect(plan(.bf16, 512, 4096, 4100) == .mma)
-        #expect(plan(.i8, 512, 1536, 1536, to: .f32) == .mma)
-        #expect(plan(.bf16, 512, 1536, 1536, .silu) == .mma)
-        #expect(plan(.bf16, 32760, 1536, 1536, on: .ada) == .mma)
-        #expect(plan(.i8, 32760, 1536, 1536, on: .blackwell) == .mma)
+        #expect(plan(.bf16, 512, 4097 * 2, 4096) == .mma(rows: 256))
+        #expect(plan(.bf16, 512, 4096, 4100) == .mma(rows: 128))
+        #expect(plan(.i8, 512, 1536, 1536, to: .f32) == .mma(rows: 128))
+        #expect(plan(.bf16, 512, 1536, 1536, .silu) == .mma(rows: 128))
+        #expect(plan(.bf16, 32760, 1536, 1536, on: .ada) == .mma(rows: 256))
+        #expect(plan(.i8, 32760, 1536, 1536, on: .blackwell) == .mma(rows: 256))
     }
 
     private func plans(
@@ -58,7 +58,7 @@ struct MatmulPlanTests {
             plans([4, 480, 832, 96], [96, 3, 3, 3, 96])
                 == [
                     .taps(outputs: 96, slice: 96), .hopper(widthLog2: 6, outputs: 96, slice: 96),
-                    .mma, .simt,
+                    .mma(outputs: 96), .simt,
                 ])
         #expect(
             plans([1, 60, 104, 384], [384, 3, 3, 3, 384])[1]
@@ -79,9 +79,14 @@ struct MatmulPlanTests {
 
     @Test func `convolutions fall back from kernel to kernel`() {
         #expect(plans([2, 9, 13, 3], [96, 3, 3, 3, 3]) == [.simt])
-        #expect(plans([2, 9, 13, 96], [20, 3, 3, 3, 96]) == [.mma, .simt])
-        #expect(plans([2, 9, 13, 96], [96, 3, 3, 3, 96], on: .ada) == [.mma, .simt])
+        #expect(plans([2, 9, 13, 96], [20, 3, 3, 3, 96]) == [.mma(outputs: 48), .simt])
+        #expect(plans([2, 9, 13, 96], [96, 3, 3, 3, 96], on: .ada) == [.mma(outputs: 96), .simt])
         #expect(plans([2, 9, 13, 96], [96, 3, 3, 3, 96], dtype: .f32) == [.simt])
+    }
+
+    @Test func `tiles of other cards waste few outputs`() {
+        let tiles = [3, 16, 33, 24, 48, 96, 144, 192, 240, 384].map(ConvolutionPlan.mmaOutputs)
+        #expect(tiles == [16, 16, 16, 48, 48, 96, 96, 96, 96, 96])
     }
 
     @Test func `the geometry of a convolution follows its padding, strides and doubling`() {

@@ -23,7 +23,9 @@ struct CompiledUnit: Hashable, Sendable {
     var compiler: CompilerVersion
 
     /// Kernels that keep registers in memory.
-    var spilling: [Kernel] { kernels.filter { $0.localBytes > 0 || $0.spillBytes > 0 } }
+    var spilling: [Kernel] { kernels.filter { $0.localBytes > Self.toleratedBytes } }
+    /// A few numbers that are kept over a whole loop cost nothing.
+    static let toleratedBytes = 16
 
     // Two lines of text, one line a kernel, then the cubin. The second line has the numbers of kernels and
     // of bytes, the compiler's version, and a sum of all that follows.

@@ -147,7 +147,7 @@ public final class KernelSource: Sendable {
         public let file: String
         public let architecture: Architecture
         public let seconds: Double
-        /// Kernels that keep registers in memory, which costs speed: a line about each.
+        /// Kernels that keep more than a few registers in memory, which costs speed: a line about each.
         public let spills: [String]
         public let kernelCount: Int
         let key: String

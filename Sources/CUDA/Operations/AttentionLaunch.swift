@@ -6,11 +6,11 @@ internal import Tensors
 
 /// `AttentionArguments` of attention.cuh.
 struct AttentionArguments: BitwiseCopyable {
-    var q, k, v, out, addend, table, indices: DevicePointer
+    var q, k, v, out, addend, outScales, table, indices: DevicePointer
     var queries, keys, heads, dim: Int32
     var scale: Float
     var lastKeys: InlineArray<2, Float>
-    var selected, queryBlock, keyBlock: Int32
+    var selected, queryBlock, keyBlock, uncommon: Int32
 
     /// - Parameters:
     ///   - scale: of the logits, natural.
@@ -24,6 +24,7 @@ struct AttentionArguments: BitwiseCopyable {
         self.v = v.pointer
         self.out = out.pointer
         addend = .null
+        outScales = out.scales == nil ? .null : out.scalesPointer
         table = .null
         indices = .null
         queries = Int32(q.shape[0])
@@ -35,6 +36,7 @@ struct AttentionArguments: BitwiseCopyable {
         // Of the scaled logits, in units of the unscaled ones.
         let last = ([1, 1] + lastKeyCounts).suffix(2).map { Float(log2(Double($0))) / scale }
         lastKeys = [last[0], last[1]]
+        uncommon = keys - Int32(lastKeyCounts.count)
         selected = 0
         queryBlock = 1
         keyBlock = 1
@@ -52,9 +54,21 @@ enum AttentionKeys: String {
 enum Attention {
     /// Head dimensions that the kernels are compiled for, and rows of queries of a block.
     static let simtTiles: [(dim: Int, queries: Int)] = [(64, 32), (128, 32), (512, 16)]
-    static let mmaTiles: [(dim: Int, warps: Int)] = [(64, 4), (128, 8)]
-    /// Keys of a tile of the kernels on mma.sync.
-    static let mmaKeys = 64
+
+    /// Of the kernels on mma.sync: four warps with `rowTiles` times 16 queries each, and keys of a tile.
+    struct MmaTile {
+        let dim, rowTiles, keys: Int
+
+        func kernel(_ visits: String) -> String {
+            "attention_mma<\(dim), \(rowTiles), \(keys), Keys::\(visits)>"
+        }
+        var queries: Int { 64 * rowTiles }
+        /// Queries, K and V.
+        var sharedBytes: Int { 2 * dim * (queries + 2 * keys) }
+    }
+    static let mmaTiles = [
+        MmaTile(dim: 64, rowTiles: 1, keys: 64), MmaTile(dim: 128, rowTiles: 2, keys: 32),
+    ]
 
     static let simt = KernelUnit(
         "attention_simt.cu",
@@ -68,9 +82,7 @@ enum Attention {
     static let mma = KernelUnit(
         "attention_mma.cu",
         kernels: mmaTiles.flatMap { tile in
-            ["all", "relative", "listed"].map {
-                "attention_mma<\(tile.dim), \(tile.warps), \(mmaKeys), Keys::\($0)>"
-            }
+            ["all", "relative", "listed"].map { tile.kernel($0) }
         })
 
     /// Keys of a tile and stages of the rings of the Hopper kernel.
@@ -81,8 +93,10 @@ enum Attention {
         var kernel: String {
             "attention_sm90<\(dim), \(keys), \(stages), Keys::\(visits.rawValue)>"
         }
-        /// Queries, rings of K and V, barriers.
-        var sharedBytes: Int { 128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 }
+        /// Queries, rings of K and V, barriers, maxima.
+        var sharedBytes: Int {
+            128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 + 2 * 8 * 4
+        }
     }
     /// Few keys (a trimmed prompt) take the narrow tile.
     static let hopperTiles = [
@@ -169,14 +183,12 @@ extension Context {
             programmingError("attention: headDim \(arguments.dim) is above 128")
         }
         let kernel: Kernel<AttentionArguments> = kernel(
-            "attention_mma<\(tile.dim), \(tile.warps), \(Attention.mmaKeys), "
-                + "Keys::\(keys.rawValue)>", of: Attention.mma)
-        let queries = 16 * tile.warps
+            tile.kernel(keys.rawValue), of: Attention.mma)
         kernel(
             LaunchShape(
-                grid: Extents(ceilDivide(Int(arguments.queries), queries), Int(arguments.heads)),
-                block: Extents(32 * tile.warps),
-                sharedBytes: 2 * tile.dim * (queries + 2 * Attention.mmaKeys)),
+                grid: Extents(
+                    ceilDivide(Int(arguments.queries), tile.queries), Int(arguments.heads)),
+                block: 128, sharedBytes: tile.sharedBytes),
             arguments)
     }
 }

@@ -40,8 +40,8 @@ enum ConvolutionPlan: Hashable {
     case hopper(widthLog2: Int, outputs: Int, slice: Int)
     /// conv_taps_sm90.cu: tiles of 16x16 pixels, times `outputs`; `slice` channels at once.
     case taps(outputs: Int, slice: Int)
-    /// conv_mma.cu: bf16, channels in multiples of 8.
-    case mma
+    /// conv_mma.cu: tiles of 128 pixels times `outputs`; bf16, channels in multiples of 8.
+    case mma(outputs: Int)
     /// conv_simt.cu: everything.
     case simt
 
@@ -51,12 +51,13 @@ enum ConvolutionPlan: Hashable {
     ) -> [ConvolutionPlan] {
         guard dtype == .bf16, arguments.inputs % 8 == 0 else { return [.simt] }
         let (inputs, outputs) = (Int(arguments.inputs), Int(arguments.outputs))
+        let mma = ConvolutionPlan.mma(outputs: mmaOutputs(outputs))
         let doubled =
             arguments.upsample == 0
             || arguments.outHeight == 2 * arguments.height
                 && arguments.outWidth == 2 * arguments.width
         guard architecture == .hopper, outputs % 8 == 0 || outputs <= 16, doubled else {
-            return [.mma, .simt]
+            return [mma, .simt]
         }
         let (width, height) = arguments.tiledSize
         // The widest of the shapes that cover the frame with the fewest tiles.
@@ -66,12 +67,19 @@ enum ConvolutionPlan: Hashable {
         let columns = outputs <= 16 ? 16 : outputs <= 96 ? 96 : 192
         let slice = inputs % 64 != 0 && inputs % 96 == 0 ? 96 : 64
         let hopper = ConvolutionPlan.hopper(widthLog2: widthLog2, outputs: columns, slice: slice)
-        if arguments.kernelHeight > 3 || arguments.kernelWidth > 3 { return [hopper, .mma, .simt] }
+        if arguments.kernelHeight > 3 || arguments.kernelWidth > 3 { return [hopper, mma, .simt] }
         let taps = ConvolutionPlan.taps(outputs: columns, slice: slice)
         // Where neighbouring outputs share pixels, one rectangle serves all taps of a plane.
         let shares =
             arguments.kernelHeight * arguments.kernelWidth > 1 && arguments.spatialStride == 1
-        return (shares ? [taps, hopper] : [hopper, taps]) + [.mma, .simt]
+        return (shares ? [taps, hopper] : [hopper, taps]) + [mma, .simt]
+    }
+
+    /// Every width of Wan's autoencoder is a multiple of 96; half as wide a tile reads the pixels twice as often.
+    /// Odd numbers and a handful of outputs have a tile of their own.
+    static func mmaOutputs(_ outputs: Int) -> Int {
+        if outputs <= 16 || outputs % 2 != 0 { return 16 }
+        return ceilDivide(outputs, 96) * 4 <= ceilDivide(outputs, 48) * 3 ? 96 : 48
     }
 
     private static func tiles(_ widthLog2: Int, _ width: Int, _ height: Int) -> Int {
@@ -113,8 +121,11 @@ enum Convolution {
             "conv_taps_sm90.cu", for: .hopper,
             kernels: ["conv_taps_sm90<\(outputs), 128>", "conv_taps_sm90<\(outputs), 192>"])
     }
-    private static let mma = KernelUnit(
-        "conv_mma.cu", kernels: ["conv_mma<true>", "conv_mma<false>"])
+    /// Outputs of a tile, and the kernel: its warps across the pixels, of eight.
+    private static let mmaKernels = [
+        96: "conv_mma<96, 4>", 48: "conv_mma<48, 8>", 16: "conv_mma<16, 8>",
+    ]
+    private static let mma = KernelUnit("conv_mma.cu", kernels: mmaKernels.values.sorted())
     private static let simt = KernelUnit(
         "conv_simt.cu", kernels: ["conv_simt<float>", "conv_simt<bf16>"])
     static let units = hopper + taps + [mma, simt]
@@ -133,14 +144,14 @@ enum Convolution {
             launch(arguments, widthLog2: widthLog2, outputs: outputs, slice: slice, context)
         case .taps(let outputs, let slice):
             launch(arguments, outputs: outputs, slice: slice, context)
-        case .mma:
+        case .mma(let outputs):
             let kernel: Kernel<ConvolutionArguments> = context.kernel(
-                "conv_mma<\(arguments.outputs % 2 == 0)>", of: mma)
+                mmaKernels[outputs]!, of: mma)
             kernel(
                 LaunchShape(
                     grid: Extents(
-                        ceilDivide(pixels, 128), ceilDivide(Int(arguments.outputs), 128)),
-                    block: 256, sharedBytes: Linear.mmaSharedBytes), arguments)
+                        ceilDivide(pixels, 128) * ceilDivide(Int(arguments.outputs), outputs)),
+                    block: 256, sharedBytes: 3 * (128 + outputs) * 64), arguments)
         case .simt:
             let kernel: Kernel<ConvolutionArguments> = context.kernel(
                 "conv_simt<\(CUDABackend.typeName(dtype))>", of: simt)

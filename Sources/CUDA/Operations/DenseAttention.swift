@@ -6,11 +6,22 @@ import Tensors
 extension CUDABackend {
     func attention(_ o: Operation.Attention) -> Tensor {
         requireHeads(o.q, "attention")
-        let out = tensor(o.q.shape, o.q.dtype)
+        guard let out = attended(o.q, o.format) else { return o.composed(on: self) }
         let arguments = AttentionArguments(
             o.q, o.k, o.v, out: out, scale: o.scale, lastKeyCounts: o.lastKeyCounts)
         context.attention(arguments, o.q.dtype, .all)
         return out
+    }
+
+    /// Memory for what attention with such queries gives; nil where its kernels do not write `format`. Their blocks
+    /// of 128 queries of a head of 128 are the blocks of int8 scales.
+    func attended(_ q: Tensor, _ format: ActivationFormat) -> Tensor? {
+        if format == .plain { return tensor(q.shape, q.dtype) }
+        guard format == .int8Blocks, q.dtype == .bf16, q.shape[2] == 128 else { return nil }
+        let (rows, heads) = (q.shape[0], q.shape[1])
+        return tensor(
+            [rows, heads * 128], .i8,
+            scales: storage(byteCount: ceilDivide(rows, 128) * heads * 4))
     }
 
     func relativeAttention(_ o: Operation.RelativeAttention) -> Tensor {

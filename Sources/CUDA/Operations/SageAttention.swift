@@ -37,11 +37,14 @@ enum Sage {
 
     /// Shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 4 * 128 * dim + 64 * dim + 9 * 8 }
+
+    /// Shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
+    static func mmaBytes(_ dim: Int) -> Int { (128 + 2 * 64) * 128 + 2 * 64 * dim }
 }
 
 /// `SageArguments` of sage.cuh.
 private struct SageArguments: BitwiseCopyable {
-    var out, addend, indices: DevicePointer
+    var out, addend, outScales, indices: DevicePointer
     var qScales, kScales, vScales: DevicePointer
     var q, k, v: DevicePointer
     var queries, keys, heads, queryBlocks, keyBlocks, selected: Int32
@@ -65,26 +68,19 @@ extension CUDABackend {
     ///   - map: nil where it is the map of the bf16 q and k.
     func sageAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
-        _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture
-    ) -> Tensor {
+        _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture,
+        into out: Tensor
+    ) {
         checkSageBlocks(spec, architecture)
         ensure(
             supports(.sage(architecture)),
             "sparseLinearAttention: \(name) has not the arithmetic of \(architecture.rawValue)")
         let operands = sageLayout(q, k, v, branch, spec, architecture)
-        let map = map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)
-        return sageBlocks(operands, map.indices, linear, architecture)
-    }
-
-    /// The block-sparse kernel alone. indices: i32 [heads, queryBlocks, selected]
-    func sageBlocks(
-        _ operands: SageLayout, _ indices: Tensor, _ linear: Tensor,
-        _ architecture: SageArchitecture
-    ) -> Tensor {
-        let out = tensor(linear.shape, .bf16)
+        let indices = (map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)).indices
         let (length, heads, dim) = (linear.shape[0], linear.shape[1], linear.shape[2])
         let arguments = SageArguments(
-            out: out.pointer, addend: linear.pointer, indices: indices.pointer,
+            out: out.pointer, addend: linear.pointer,
+            outScales: out.scales == nil ? .null : out.scalesPointer, indices: indices.pointer,
             qScales: operands.qScales.pointer, kScales: operands.kScales.pointer,
             vScales: operands.vScales?.pointer ?? .null, q: operands.q.pointer,
             k: operands.k.pointer, v: operands.v.pointer, queries: Int32(length),
@@ -98,7 +94,6 @@ extension CUDABackend {
         case .sm89: mmaSage(arguments, dim, "e4m3", Sage.eighths)
         case .sm89Accumulate16: mmaSage(arguments, dim, "e4m3_f16", Sage.eighths)
         }
-        return out
     }
 
     private func hopperSage(_ arguments: SageArguments, _ operands: SageLayout, _ dim: Int) {
@@ -126,11 +121,10 @@ extension CUDABackend {
     ) {
         let kernel: Kernel<SageArguments> =
             context.kernel("sage_mma<\(dim), Product::\(product)>", of: unit)
-        let valueRows = product == "f16" ? 64 * dim * 2 : dim * 128
         kernel(
             LaunchShape(
-                grid: Extents(Int(arguments.queryBlocks), Int(arguments.heads)), block: 256,
-                sharedBytes: (128 + 64) * 128 + valueRows),
+                grid: Extents(Int(arguments.queryBlocks), Int(arguments.heads)), block: 128,
+                sharedBytes: Sage.mmaBytes(dim)),
             arguments)
     }
 

@@ -51,8 +51,14 @@ extension CUDABackend {
         ensure(
             bias?.dtype ?? .f32 == .f32,
             "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
+        // Hopper's 8-bit kernel has blocks of 64 queries.
+        let quantizes = spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
+        guard let out = attended(q, o.format), o.format == .plain || quantizes else {
+            return o.composed(on: self)
+        }
         if spec.arithmetic == .exact {
-            return exactSparseAttention(q, k, v, weight, bias, spec)
+            exactSparseAttention(q, k, v, weight, bias, spec, into: out)
+            return out
         }
         // The original casts here: the block map is of the incoming dtype, everything else is bf16.
         let map = q.dtype == .bf16 ? nil : blockMap(q, k, spec)
@@ -61,22 +67,22 @@ extension CUDABackend {
         )
         let branch = linearBranch(k16, v16)
         let linear = projected(q16, branch, converted(weight, to: .bf16), bias)
-        let out: Tensor
+        let half = q.dtype == .bf16 ? out : tensor(q.shape, .bf16)
         switch spec.arithmetic {
         case .sage(let architecture):
-            out = sageAttention(q16, k16, v16, branch, linear, map, spec, architecture)
+            sageAttention(q16, k16, v16, branch, linear, map, spec, architecture, into: half)
         case .bf16, .exact:
-            out = bf16SparseAttention(q16, k16, v16, branch, linear, map, spec)
+            bf16SparseAttention(q16, k16, v16, branch, linear, map, spec, into: half)
         }
-        return converted(out, to: q.dtype)
+        return q.dtype == .bf16 ? half : converted(half, to: q.dtype)
     }
 
     // MARK: The original's bf16 kernel
 
     private func bf16SparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
-        _ map: BlockMap?, _ spec: SparseAttention
-    ) -> Tensor {
+        _ map: BlockMap?, _ spec: SparseAttention, into out: Tensor
+    ) {
         let dim = q.shape[2]
         ensure(
             spec.queryBlock % 128 == 0 && spec.keyBlock % 64 == 0,
@@ -88,13 +94,11 @@ extension CUDABackend {
                 let (pooledQ, pooledK) = pooled(q, k, mean: branch.keyMean, spec)
                 return selectBlocks(pooledQ, pooledK, spec)
             }()
-        let out = tensor(q.shape, .bf16)
         var arguments = AttentionArguments(
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
         arguments.list(map, spec)
         arguments.addend = linear.pointer
         context.attention(arguments, .bf16, .listed)
-        return out
     }
 
     /// Sums over the keys. k, v: bf16 [L, heads, dim]
@@ -175,8 +179,8 @@ extension CUDABackend {
 
     private func exactSparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ weight: Tensor, _ bias: Tensor?,
-        _ spec: SparseAttention
-    ) -> Tensor {
+        _ spec: SparseAttention, into out: Tensor
+    ) {
         let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
         ensure(
             spec.queryBlock % 32 == 0 && spec.keyBlock % 32 == 0,
@@ -223,13 +227,11 @@ extension CUDABackend {
             q.pointer, kv.location, featureSum.location, weight.pointer, bias?.pointer ?? .null,
             linear.location, Int32(length), Int32(heads))
 
-        let out = tensor(q.shape, q.dtype)
         var arguments = AttentionArguments(
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
         arguments.list(map, spec)
         arguments.addend = linear.location
         context.simtAttention(arguments, q.dtype, .listed)
-        return out
     }
 }
 

@@ -15,6 +15,8 @@ struct AttentionArguments {
     void* out;
     /// Added to the rounded result, rounded again (the linear branch of SLA). [queries, heads, dim]
     const void* addend;
+    /// Of int8 results, in blocks of 128 queries of a head of 128: [ceil(queries / 128), heads]. Null: bf16.
+    float* out_scales;
     /// umT5's position bias. f32 [32, heads]
     const float* table;
     /// Ascending key blocks of each query block. [heads, ceil(queries / query_block), selected]
@@ -25,13 +27,27 @@ struct AttentionArguments {
     /// log2 of how often the last two keys count, divided by `scale`.
     float last_keys[2];
     int selected, query_block, key_block;
+    /// The first key that counts otherwise than once; the end where all do.
+    int uncommon;
 };
 
-/// What is added to the logits of `key`: how often it counts; keys past the end never do. Only tiles that
-/// reach to one of the last two keys have to ask.
+/// What is added to the logits of `key`: how often it counts; keys past the end never do.
 DEVICE float multiplicity(const AttentionArguments& a, int key) {
     const int left = a.keys - key;
     return left > 2 ? 0.0f : left == 2 ? a.last_keys[0] : left == 1 ? a.last_keys[1] : -kInfinity;
+}
+
+/// The same for a tile of logits as mma leaves them, four a group of eight keys; `key` is the first.
+template <int kCount>
+DEVICE void add_multiplicities(float (&s)[kCount], const AttentionArguments& a, int key) {
+    if (key + 2 * kCount <= a.uncommon) return;
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+        const int at = key + i / 4 * 8 + 2 * (lane_id() % 4) + i % 2;
+        if (at >= a.keys) s[i] = -kInfinity;
+        if (at == a.keys - 1) s[i] += a.last_keys[1];
+        if (at == a.keys - 2) s[i] += a.last_keys[0];
+    }
 }
 
 /// Which keys a query sees.

@@ -6,6 +6,7 @@
 // softmax runs beside the other's products. Blocks of threads are persistent.
 #include "attention.cuh"
 #include "attention_tile.cuh"
+#include "softmax.cuh"
 #include "wgmma.cuh"
 
 constexpr int kConsumers = 2;
@@ -19,7 +20,9 @@ struct Layout {
     static constexpr int kKeys = kQueryBytes;
     static constexpr int kValues = kKeys + kStages * kTileBytes;
     static constexpr int kBarriers = kValues + kStages * kTileBytes;
-    static constexpr int kBytes = kBarriers + (4 * kStages + 2) * 8;
+    /// The warps' largest results, of this item and the last.
+    static constexpr int kMaxima = kBarriers + (4 * kStages + 2) * 8;
+    static constexpr int kBytes = kMaxima + 2 * 4 * kConsumers * 4;
 };
 
 template <int kStages>
@@ -122,46 +125,15 @@ DEVICE void weigh(float (&o)[kDim / 2], const u32 (&p)[kBlock / 4], u64 v) {
     }
 }
 
-/// The running softmax of this thread's two rows; logits are unscaled.
-template <int kBlock, Keys kKeys>
-struct Softmax {
-    float maximum[2] = {-kInfinity, -kInfinity};
-    float sum[2] = {0, 0};  // of this thread's columns
-
-    /// s: logits → probabilities relative to the new maximum. Returns the decay of what was before.
-    DEVICE void step(float (&s)[kBlock / 2], int key, const AttentionArguments& a, float (&decay)[2]) {
-        const int column = key + 2 * (lane_id() % 4);
-        if (key + kBlock > a.keys - 2) {
-#pragma unroll
-            for (int i = 0; i < kBlock / 2; i++) s[i] += multiplicity(a, column + i / 4 * 8 + i % 2);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float largest = maximum[r];
-#pragma unroll
-            for (int j = 0; j < kBlock / 8; j++) {
-                largest = fmaxf(largest, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-            }
-            largest = warp_max<4>(largest);
-            // Listed tiles past the end have no keys: there may be no maximum yet.
-            const float offset =
-                kKeys == Keys::listed && largest == -kInfinity ? 0.0f : largest * a.scale;
-            decay[r] = exp2_approx(__fmaf_rn(maximum[r], a.scale, -offset));
-            maximum[r] = largest;
-            float total = 0;
-#pragma unroll
-            for (int j = 0; j < kBlock / 8; j++) {
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float& x = s[4 * j + 2 * r + e];
-                    x = exp2_approx(__fmaf_rn(x, a.scale, -offset));
-                    total += x;
-                }
-            }
-            sum[r] = __fmaf_rn(sum[r], decay[r], total);
-        }
-    }
-};
+/// One step of the running softmax: s: logits of the tile that begins with `key` → probabilities.
+template <int kBlock>
+DEVICE void soften(RunningSoftmax& softmax, float (&s)[kBlock / 2], int key, const AttentionArguments& a) {
+    add_multiplicities(s, a, key);
+    float largest[2];
+    row_maxima(s, largest);
+    softmax.raise(largest, a.scale);
+    softmax.soften(s, a.scale);
+}
 
 /// Accumulators as the A operand: k-step t takes the tiles 2 t and 2 t + 1.
 template <int kBlock>
@@ -171,9 +143,10 @@ DEVICE void pack(u32 (&p)[kBlock / 4], const float (&s)[kBlock / 2]) {
 }
 
 template <int kDim, int kBlock, int kStages, Keys kKeys>
-DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> barriers,
+DEVICE void consume(const AttentionArguments& a, u8* memory, Barriers<kStages> barriers,
                     int consumer) {
     using L = Layout<kDim, kBlock, kStages>;
+    const u32 shared = shared_address(memory);
     const u64 q_tile = wgmma_descriptor_128b(shared + consumer * 64 * 128);
     const u64 k_tiles = wgmma_descriptor_128b(shared + L::kKeys);
     const u64 v_tiles = wgmma_descriptor_128b_transposed(shared + L::kValues, kBlock * 128);
@@ -191,11 +164,10 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
     u32 query_parity = 0;
     for (int item = blockIdx.x; item < Work<kBlock, kKeys>::count(a); item += gridDim.x) {
         const Work<kBlock, kKeys> work(item, a);
-        Softmax<kBlock, kKeys> softmax;
+        RunningSoftmax softmax;
         float s[kBlock / 2];
         float o[kDim / 2] = {};
         u32 p[kBlock / 4];
-        float decay[2];
 
         mbarrier_wait(barriers.query_full(), query_parity);
         query_parity ^= 1;
@@ -209,7 +181,7 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
         wgmma_hold(s);
         done(barriers.key_empty(keys.stage));
         keys.advance();
-        softmax.step(s, work.key(0, a), a, decay);
+        soften<kBlock>(softmax, s, work.key(0, a), a);
 
         // Waits for P V(tile - 2) and makes P(tile - 1) of its logits. It comes after the wait for other
         // tiles, a loop: ptxas moves the wait to the start of its block, before the softmax otherwise.
@@ -220,8 +192,7 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
                 done(barriers.value_empty(values.stage));
                 values.advance();
             }
-#pragma unroll
-            for (int i = 0; i < kDim / 2; i++) o[i] *= decay[i / 2 % 2];
+            softmax.fade(o);
             pack<kBlock>(p, s);
         };
         for (int tile = 1; tile < work.tiles; tile++) {
@@ -240,7 +211,7 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
             wgmma_hold(s);
             done(barriers.key_empty(keys.stage));
             keys.advance();
-            softmax.step(s, work.key(tile, a), a, decay);
+            soften<kBlock>(softmax, s, work.key(tile, a), a);
             wgmma_hold(s);
         }
         done(barriers.query_empty());
@@ -260,15 +231,27 @@ DEVICE void consume(const AttentionArguments& a, u32 shared, Barriers<kStages> b
         u32 x[2][kDim / 8];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const float inverse = 1.0f / warp_sum<4>(softmax.sum[r]);
+            const float inverse = softmax.inverse(r);
 #pragma unroll
             for (int j = 0; j < kDim / 8; j++) {
                 x[r][j] = pack_bf16(o[4 * j + 2 * r] * inverse, o[4 * j + 2 * r + 1] * inverse);
             }
         }
-        store_rows(static_cast<bf16*>(a.out) + place,
-                   a.addend ? static_cast<const bf16*>(a.addend) + place : nullptr, stride,
-                   a.queries - row, x);
+        const int rows = a.queries - row;
+        gather_rows(x, a.addend ? static_cast<const bf16*>(a.addend) + place : nullptr, stride, rows);
+        if (kDim != 128 || a.out_scales == nullptr) {
+            write_rows(static_cast<bf16*>(a.out) + place, stride, rows, x);
+            continue;
+        }
+        // Both warpgroups' rows are one block of scales.
+        float* maxima = reinterpret_cast<float*>(memory + L::kMaxima) + query_parity * 4 * kConsumers;
+        float largest = warp_max(largest_magnitude(x, rows));
+        if (lane == 0) maxima[threadIdx.x / 32] = largest;
+        bar_sync(3, 128 * kConsumers);
+#pragma unroll
+        for (int w = 0; w < 4 * kConsumers; w++) largest = fmaxf(largest, maxima[w]);
+        if (threadIdx.x == 0) a.out_scales[work.first / 128 * a.heads + work.head] = code_scale(largest);
+        write_codes(static_cast<i8*>(a.out) + place, stride, rows, x, code_factor(largest));
     }
 }
 
@@ -301,6 +284,6 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
         }
     } else {
         setmaxnreg_inc<232>();
-        consume<kDim, kBlock, kStages, kKeys>(a, shared, barriers, group);
+        consume<kDim, kBlock, kStages, kKeys>(a, memory, barriers, group);
     }
 }

@@ -1,6 +1,6 @@
 // Tiles of 16-bit rows in shared memory for mma.sync: copies in, fragments out.
 #pragma once
-#include "ptx.cuh"
+#include "store.cuh"
 #include "tile.cuh"
 
 /// Eight bf16 as floats.
@@ -72,64 +72,65 @@ struct TileLane {
     }
 };
 
-/// Accumulators of mma (columns 8 j + 2 (lane % 4) + {0, 1} of tile j) as rows of 16 bytes: x0..x3 are this
-/// lane's words of four tiles; afterwards they are the four words of tile lane % 4. (Selected by PRMT: of a
-/// `?:` the compiler makes branches around the shuffles.)
-DEVICE void quad_transpose(u32& x0, u32& x1, u32& x2, u32& x3) {
-    const u32 odd = lane_id() & 1 ? 0x7654 : 0x3210;
-    const u32 high = lane_id() & 2 ? 0x7654 : 0x3210;
-    // The lane keeps the word of its own parity, its neighbour gets the other one.
-    auto exchange = [](u32& a, u32& b, u32 which, int distance) {
-        const u32 other = __shfl_xor_sync(0xffffffffu, __byte_perm(b, a, which), distance);
-        a = __byte_perm(a, other, which);
-        b = __byte_perm(other, b, which);
-    };
-    exchange(x0, x1, odd, 1);
-    exchange(x2, x3, odd, 1);
-    exchange(x0, x2, high, 2);
-    exchange(x1, x3, high, 2);
-}
+DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k16_bf16(d, a, b0, b1); }
+DEVICE void mma(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k32_s8(d, a, b0, b1); }
 
-/// Writes this lane's two rows of a tile of results: x[r] are the accumulators of row 8 r, packed as bf16.
-/// `out` is the first column of row 0; `stride` elements further is the next row, of which `rows` exist.
-/// Adds `addend`, laid out like `out`, where there is one, and rounds again. Both are 16-byte aligned; whole
-/// warps.
-template <int kTiles>
-DEVICE void store_rows(bf16* out, const bf16* addend, i64 stride, int rows, u32 (&x)[2][kTiles]) {
-    const int column = lane_id() % 4 * 8;
-    uint4 y[2][kTiles / 4];
-    if (addend) {
+/// s += Q K^T of a warp: kRowTiles x 16 rows of a tile of kQueries, kKeys rows of a tile of kBlock, over kSteps
+/// times 32 bytes of a head. K is `offset` bytes behind what `k` was made for.
+template <int kQueries, int kBlock, int kSteps, int kRowTiles, int kTiles, typename T>
+DEVICE void multiply_keys(T (&s)[kRowTiles][kTiles][4], const TileLane& q, const TileLane& k, u32 offset) {
 #pragma unroll
-        for (int i = 0; i < kTiles / 2; i++) {
-            const int r = i / (kTiles / 4), j = i % (kTiles / 4);
-            y[r][j] = make_uint4(0, 0, 0, 0);
-            if (8 * r < rows) {
-                y[r][j] = *reinterpret_cast<const uint4*>(addend + 8 * r * stride + 32 * j + column);
+    for (int step = 0; step < kSteps; step++) {
+        u32 x[kRowTiles][4];
+#pragma unroll
+        for (int t = 0; t < kRowTiles; t++) ldmatrix_x4(x[t], q.at<kQueries>(t, step));
+#pragma unroll
+        for (int j = 0; j < kTiles / 2; j++) {
+            u32 b[4];
+            ldmatrix_x4(b, k.at<kBlock>(j, step) + offset);
+#pragma unroll
+            for (int t = 0; t < kRowTiles; t++) {
+                mma(s[t][2 * j], x[t], b[0], b[1]);
+                mma(s[t][2 * j + 1], x[t], b[2], b[3]);
             }
         }
     }
+}
+
+/// Writes the results of a block of threads, 16 kRowTiles rows a warp: x[t] are this lane's rows of tile t, packed
+/// as bf16; `place` is the first column of its first row, of which `rows` exist. Where `scale` is not null they
+/// become int8 and one block of scales, through `words` of shared memory: four warps, 128 rows and columns.
+template <int kRowTiles, int kTiles>
+DEVICE void write_results(void* out, const void* addend, float* scale, i64 place, i64 stride, int rows,
+                          u32 (&x)[kRowTiles][2][kTiles], int columns, float* words) {
 #pragma unroll
-    for (int i = 0; i < kTiles / 2; i++) {
-        u32* w = x[i / (kTiles / 4)] + i % (kTiles / 4) * 4;
-        quad_transpose(w[0], w[1], w[2], w[3]);
+    for (int t = 0; t < kRowTiles; t++) {
+        gather_rows(x[t], addend ? static_cast<const bf16*>(addend) + place + 16 * t * stride : nullptr,
+                    stride, rows - 16 * t, columns);
     }
-    if (addend) {
-        auto add = [](u32& a, u32 b) {
-            a = pack_bf16(bf16_low(a) + bf16_low(b), bf16_high(a) + bf16_high(b));
-        };
+    if (kRowTiles * kTiles != 32 || scale == nullptr) {
 #pragma unroll
-        for (int i = 0; i < kTiles / 2; i++) {
-            const int r = i / (kTiles / 4), j = i % (kTiles / 4);
-            add(x[r][4 * j], y[r][j].x), add(x[r][4 * j + 1], y[r][j].y);
-            add(x[r][4 * j + 2], y[r][j].z), add(x[r][4 * j + 3], y[r][j].w);
+        for (int t = 0; t < kRowTiles; t++) {
+            write_rows(static_cast<bf16*>(out) + place + 16 * t * stride, stride, rows - 16 * t, x[t],
+                       columns);
         }
+        return;
     }
+    float largest = 0;
 #pragma unroll
-    for (int i = 0; i < kTiles / 2; i++) {
-        const int r = i / (kTiles / 4), j = i % (kTiles / 4);
-        if (8 * r < rows) {
-            *reinterpret_cast<uint4*>(out + 8 * r * stride + 32 * j + column) = make_uint4(
-                x[r][4 * j], x[r][4 * j + 1], x[r][4 * j + 2], x[r][4 * j + 3]);
-        }
+    for (int t = 0; t < kRowTiles; t++) {
+        largest = fmaxf(largest, largest_magnitude(x[t], rows - 16 * t));
+    }
+    largest = warp_max(largest);
+    __syncthreads();  // nobody needs a tile any more
+    if (lane_id() == 0) words[warp_id()] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < 4; w++) largest = fmaxf(largest, words[w]);
+    if (threadIdx.x == 0) *scale = code_scale(largest);
+#pragma unroll
+    for (int t = 0; t < kRowTiles; t++) {
+        write_codes(static_cast<i8*>(out) + place + 16 * t * stride, stride, rows - 16 * t, x[t],
+                    code_factor(largest));
     }
 }

@@ -5,6 +5,7 @@
 // each computes half of the result's columns. Otherwise as attention_mma.cu.
 #include "attention.cuh"
 #include "attention_tile.cuh"
+#include "softmax.cuh"
 
 /// q: bf16 [queries, heads, dim] → out; dim a multiple of 8 up to kDim; grid (ceil(queries / (16 kGroups)),
 /// heads), 64 kGroups threads.
@@ -55,8 +56,7 @@ attention_wide(const AttentionArguments a) {
     const TileLane p_lane(p_shared, warp_row, TileLane::rows);
 
     float o[kHalf / 8][4] = {};
-    float maximum[2] = {-kInfinity, -kInfinity};
-    float sum[2] = {0, 0};  // of this thread's columns
+    RunningSoftmax softmax;
     const int tiles = ceil_div(a.keys, kBlock);
     for (int tile = 0; tile < tiles; tile++) {
         const int key = tile * kBlock;
@@ -65,36 +65,14 @@ attention_wide(const AttentionArguments a) {
         load(v_shared, a.v, key, a.keys, kBlock);
         cp_async_commit();
 
-        float s[kKeys / 8][4] = {};
-#pragma unroll
-        for (int step = 0; step < kDim / 16; step++) {
-            u32 x[4];
-            ldmatrix_x4(x, q_lane.at<kQueries>(0, step));
-#pragma unroll
-            for (int j = 0; j < kKeys / 16; j++) {
-                u32 b[4];
-                ldmatrix_x4(b, k_lane.at<kBlock>(j, step));
-                mma_m16n8k16_bf16(s[2 * j], x, b[0], b[1]);
-                mma_m16n8k16_bf16(s[2 * j + 1], x, b[2], b[3]);
-            }
-        }
-        const int column = key + half * kKeys + 2 * (lane % 4);
-        if (key + kBlock > a.keys - 2) {
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; j++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) s[j][i] += multiplicity(a, column + 8 * j + i % 2);
-            }
-        }
+        float logits[1][kKeys / 8][4] = {};
+        multiply_keys<kQueries, kBlock, kDim / 16>(logits, q_lane, k_lane, 0);
+        auto& s = logits[0];
+        add_multiplicities(flat(s), a, key + half * kKeys);
         float largest[2];
+        row_maxima(flat(s), largest);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            largest[r] = -kInfinity;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; j++) {
-                largest[r] = fmaxf(largest[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-            }
-            largest[r] = warp_max<4>(largest[r]);
             if (lane % 4 == 0) maxima[half * kQueries + warp_row + lane / 4 + 8 * r] = largest[r];
         }
         __syncthreads();  // everybody is done with K(tile); the maxima are there
@@ -103,25 +81,19 @@ attention_wide(const AttentionArguments a) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = warp_row + lane / 4 + 8 * r;
-            const float m = fmaxf(fmaxf(maximum[r], largest[r]), maxima[(1 - half) * kQueries + row]);
-            const float offset = m * a.scale;
-            const float decay = exp2_approx(__fmaf_rn(maximum[r], a.scale, -offset));
-            maximum[r] = m;
-            float total = 0;
+            largest[r] = fmaxf(largest[r], maxima[(1 - half) * kQueries + row]);
+        }
+        softmax.raise(largest, a.scale);
+        softmax.soften(flat(s), a.scale);
+        softmax.fade(flat(o));
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
 #pragma unroll
             for (int j = 0; j < kKeys / 8; j++) {
-                const float x = exp2_approx(__fmaf_rn(s[j][2 * r], a.scale, -offset));
-                const float y = exp2_approx(__fmaf_rn(s[j][2 * r + 1], a.scale, -offset));
-                total += x + y;
-                const u32 place = PTile::offset(row, (half * kKeys + 8 * j + 2 * (lane % 4)) * 2);
+                const u32 place = PTile::offset(warp_row + lane / 4 + 8 * r,
+                                                (half * kKeys + 8 * j + 2 * (lane % 4)) * 2);
                 *reinterpret_cast<u32*>(shared + kQueryBytes + 2 * kTileBytes + place) =
-                    pack_bf16(x, y);
-            }
-            sum[r] = sum[r] * decay + total;
-#pragma unroll
-            for (int j = 0; j < kHalf / 8; j++) {
-                o[j][2 * r] *= decay;
-                o[j][2 * r + 1] *= decay;
+                    pack_bf16(s[j][2 * r], s[j][2 * r + 1]);
             }
         }
         cp_async_wait<1>();
@@ -142,8 +114,8 @@ attention_wide(const AttentionArguments a) {
 
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        sum[r] = warp_sum<4>(sum[r]);
-        if (lane % 4 == 0) sums[half * kQueries + warp_row + lane / 4 + 8 * r] = sum[r];
+        const float sum = warp_sum<4>(softmax.sum[r]);
+        if (lane % 4 == 0) sums[half * kQueries + warp_row + lane / 4 + 8 * r] = sum;
     }
     __syncthreads();
 #pragma unroll

@@ -258,6 +258,7 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
             }
         }
         const int row = first + thread / 32 * 16 + lane / 4;
-        store_rows(out + row * stride + head * kDim, nullptr, stride, end - row, x);
+        gather_rows(x, nullptr, stride, end - row);
+        write_rows(out + row * stride + head * kDim, stride, end - row, x);
     }
 }

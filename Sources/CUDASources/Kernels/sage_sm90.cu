@@ -231,7 +231,7 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
     const int row = query_block * kQueries + int(threadIdx.x) / 32 * 16 + lane / 4;
     const i64 stride = i64(a.heads) * kDim;
     const i64 first = row * stride + head * kDim;
-    store_rows(static_cast<bf16*>(a.out) + first,
-               a.addend ? static_cast<const bf16*>(a.addend) + first : nullptr, stride,
-               a.queries - row, x);
+    const int rows = a.queries - row;
+    gather_rows(x, a.addend ? static_cast<const bf16*>(a.addend) + first : nullptr, stride, rows);
+    write_rows(static_cast<bf16*>(a.out) + first, stride, rows, x);
 }

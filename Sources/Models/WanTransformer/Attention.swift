@@ -42,14 +42,13 @@ struct SelfAttention {
         norms = options.norms
     }
 
-    /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim], before the projection `o`
+    /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim] in `o.inputFormat`, for the projection `o`
     func callAsFunction(
         _ y: consuming Tensor, rope: RotaryTable, on device: any Backend
     ) -> Tensor {
         let (q, k) = queryKey(y, rope: rope, on: device)
         let v = device.reshape(v(consume y, on: device), q.shape)
-        return device.reshape(
-            attend(q, k, v, on: device), [q.shape[0], heads * q.shape[2]])
+        return device.joinHeads(attend(q, k, v, on: device))
     }
 
     /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
@@ -67,14 +66,16 @@ struct SelfAttention {
         return (q, k)
     }
 
-    /// q, k, v: [tokens, heads, headDim] → same
+    /// q, k, v: [tokens, heads, headDim] → same, or joined in `o.inputFormat`
     private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, on device: any Backend) -> Tensor {
         switch kind {
         case .dense:
-            device.attention(q, k, v, scale: 1 / Float(q.shape[2]).squareRoot())
+            device.attention(
+                q, k, v, scale: 1 / Float(q.shape[2]).squareRoot(), format: o.inputFormat)
         case .sparse(let spec, let projection):
             device.sparseLinearAttention(
-                q, k, v, projection: projection.weight, bias: projection.bias, spec)
+                q, k, v, projection: projection.weight, bias: projection.bias, spec,
+                format: o.inputFormat)
         }
     }
 }
@@ -97,16 +98,24 @@ struct CrossAttention {
         norms = options.norms
     }
 
-    /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim], before the projection `o`
+    /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim] in `o.inputFormat`, for the projection `o`
     func callAsFunction(_ y: Tensor, _ text: TextKeys, on device: any Backend) -> Tensor {
         let q = device.rmsNorm(
             q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
         let (tokens, dim) = (q.shape[0], q.shape[1])
-        let attended = device.attention(
-            device.reshape(q, [tokens, heads, dim / heads]), text.key, text.value,
-            scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts)
-        return device.reshape(attended, [tokens, dim])
+        return device.joinHeads(
+            device.attention(
+                device.reshape(q, [tokens, heads, dim / heads]), text.key, text.value,
+                scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts,
+                format: o.inputFormat))
+    }
+}
+
+extension Backend {
+    /// What attention gave as rows of all heads; those that it quantised are. [tokens, heads, headDim] → [tokens, dim]
+    fileprivate func joinHeads(_ y: Tensor) -> Tensor {
+        y.format == .plain ? reshape(y, [y.shape[0], y.shape.tail.count]) : y
     }
 }
 

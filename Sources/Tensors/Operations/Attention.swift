@@ -1,7 +1,8 @@
 /// Attention over all keys.
 
 extension Operation {
-    /// softmax(q k^T * scale) v without a mask. q: [Lq, heads, headDim]; k, v: [Lk, heads, headDim] → as q
+    /// softmax(q k^T * scale) v without a mask. q: [Lq, heads, headDim]; k, v: [Lk, heads, headDim] → as q, or
+    /// in the `format` of the next linear layer [Lq, heads * headDim]
     public struct Attention: OperationFacts {
         public static let name = "attention"
         public var q, k, v: Tensor
@@ -9,12 +10,13 @@ extension Operation {
         /// How often the last keys count, at most two of them (equal rows of a text's padding are one key); the
         /// others count once.
         public var lastKeyCounts: [Int]
+        public var format: ActivationFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && lastKeyCounts.count <= min(2, k.shape[0])
                 && lastKeyCounts.allSatisfy { $0 >= 1 }
         }
-        public var results: [ResultType] { [ResultType(q.shape, q.dtype)] }
+        public var results: [ResultType] { [.attended(q, format)] }
         public var flops: Int { 4 * q.shape.count * k.shape[0] }
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
             tensor(&q, .activation)
@@ -22,6 +24,12 @@ extension Operation {
             tensor(&v, .activation)
         }
         public var operation: Operation { .attention(self) }
+
+        public func composed(on device: any Backend) -> Tensor {
+            var plain = self
+            plain.format = .plain
+            return device.quantizeHeads(device.result(of: plain), to: format)
+        }
     }
 
     /// umT5: softmax(q k^T + bias) v, no scaling; bias[h, i, j] = table[bucket(j - i), h].
@@ -59,12 +67,26 @@ extension Tensor {
     }
 }
 
+extension Operation.ResultType {
+    /// Of attention with such queries.
+    static func attended(_ q: Tensor, _ format: ActivationFormat) -> Self {
+        Self(format == .plain ? q.shape : [q.shape[0], q.shape.tail.count], q.dtype, format)
+    }
+}
+
 extension Backend {
     public func attention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int] = []
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int] = [],
+        format: ActivationFormat = .plain
     ) -> Tensor {
         result(
-            of: Operation.Attention(q: q, k: k, v: v, scale: scale, lastKeyCounts: lastKeyCounts))
+            of: Operation.Attention(
+                q: q, k: k, v: v, scale: scale, lastKeyCounts: lastKeyCounts, format: format))
+    }
+
+    /// What attention gave, [L, heads, headDim], as rows of all heads.
+    func quantizeHeads(_ y: Tensor, to format: ActivationFormat) -> Tensor {
+        quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format)
     }
 
     public func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {

@@ -131,7 +131,7 @@ extension Operation {
     }
 
     /// Block-sparse attention plus the projected linear branch (SLA and SageSLA).
-    /// q, k, v: [L, heads, headDim] → same
+    /// q, k, v: [L, heads, headDim] → same, or in the `format` of the next linear layer [L, heads * headDim]
     ///
     /// The block map is of the dtype that comes in; the rest is rounded as `spec.arithmetic` says.
     public struct SparseLinearAttention: OperationFacts {
@@ -142,12 +142,13 @@ extension Operation {
         /// f32 [headDim]
         public var bias: Tensor?
         public var spec: SparseAttention
+        public var format: ActivationFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && q.shape == k.shape
                 && projection.shape == [q.shape[2], q.shape[2]] && bias.isVector(of: q.shape[2])
         }
-        public var results: [ResultType] { [ResultType(q.shape, q.dtype)] }
+        public var results: [ResultType] { [.attended(q, format)] }
         public var flops: Int {
             let (tokens, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
             let blocks = spec.blocks(of: tokens)
@@ -165,6 +166,12 @@ extension Operation {
             Tensors.visit(&bias, .parameter, tensor)
         }
         public var operation: Operation { .sparseLinearAttention(self) }
+
+        public func composed(on device: any Backend) -> Tensor {
+            var plain = self
+            plain.format = .plain
+            return device.quantizeHeads(device.result(of: plain), to: format)
+        }
     }
 
     /// The 8-bit operands that `sparseLinearAttention` would use with this Sage arithmetic.
@@ -204,11 +211,11 @@ extension Backend {
 
     public func sparseLinearAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention
+        _ spec: SparseAttention, format: ActivationFormat = .plain
     ) -> Tensor {
         result(
             of: Operation.SparseLinearAttention(
-                q: q, k: k, v: v, projection: projection, bias: bias, spec: spec))
+                q: q, k: k, v: v, projection: projection, bias: bias, spec: spec, format: format))
     }
 
     /// nil where the arithmetic of `spec` has none.

@@ -5,6 +5,8 @@ import Tensors
 
 /// Probabilities and results rounded to bf16.
 private let bf16 = Tolerance(relativeL2: 5e-3)
+/// Results in 8 bits: other roundings move a code here and there, or the largest of a block.
+private let codes = Tolerance(relativeL2: 1.5e-2, looseRelativeL2: 4e-2)
 
 extension OperationTable.Rows {
     mutating func addAttention() {
@@ -34,6 +36,13 @@ extension OperationTable.Rows {
                     [77, 33, 3, 64], [300, 61, 3, 128], [77, 130, 2, 96], [77, 130, 1, 384],
                 ],
                 fast: isHalf ? [[32760, 61, 12, 128]] : [])
+            // For the next linear layer: fused with heads of 128 in bf16.
+            for format in [ActivationFormat.int8Blocks, .fp8Rows] {
+                addDense(
+                    dtype, last: [20], to: format,
+                    right: [[300, 130, 3, 128], [128, 40, 1, 128], [77, 61, 2, 64]],
+                    fast: isHalf && format == .int8Blocks ? [[32760, 512, 12, 128]] : [])
+            }
             // [tokens, heads, headDim]
             add(
                 "relativeAttention", "\(dtype)", dtype == .f32 ? single : bf16,
@@ -51,10 +60,12 @@ extension OperationTable.Rows {
         addSparse("exact f32", .exact, .f32, Tolerance(relativeL2: 1e-4))
         addSparse("exact bf16", .exact, .bf16, bf16)
         addSparse("bf16", .bf16, .bf16, Tolerance(relativeL2: 6e-3))
+        addSparse("bf16", .bf16, .bf16, to: .int8Blocks, codes)
         for card in SageArchitecture.allCases {
             addSparse(
                 card.rawValue, .sage(card), .bf16,
                 Tolerance(relativeL2: 8e-3, looseRelativeL2: 4e-2))
+            addSparse(card.rawValue, .sage(card), .bf16, to: .int8Blocks, codes)
         }
         addBlockMap(SparseAttention(topK: 0.3, arithmetic: .bf16))
         addBlockMap(SparseAttention(topK: 0.3, arithmetic: .sage(.sm90)))
@@ -62,11 +73,15 @@ extension OperationTable.Rows {
 
     /// - Parameter last: how often the last keys count.
     private mutating func addDense(
-        _ dtype: DType, last: [Int] = [], right: [[Int]], fast: [[Int]] = []
+        _ dtype: DType, last: [Int] = [], to format: ActivationFormat = .plain, right: [[Int]],
+        fast: [[Int]] = []
     ) {
+        let suffix =
+            (last.isEmpty ? "" : " last x\(last)") + (format == .plain ? "" : " to \(format)")
         add(
-            "attention", "\(dtype)\(last.isEmpty ? "" : " last x\(last)")",
-            dtype == .f32 ? single : bf16, right: right, fast: fast
+            "attention", "\(dtype)\(suffix)",
+            format != .plain ? codes : dtype == .f32 ? single : bf16, right: right, fast: fast,
+            where: { $0.supports(format) }
         ) { o, size in
             let heads = [o.axis(1, size[2], part: 1), Axis(size[3])]
             let q = o.normal([o.axis(0, size[0], part: 16)] + heads, dtype)
@@ -74,7 +89,10 @@ extension OperationTable.Rows {
                 o.normal([Axis(size[1])] + heads, dtype), o.normal([Axis(size[1])] + heads, dtype)
             )
             let scale = 1 / Float(size[3]).squareRoot()
-            return { o.device.attention(q, k, v, scale: scale, lastKeyCounts: last) }
+            return {
+                o.device.attention(
+                    q, k, v, scale: scale, lastKeyCounts: last, format: format)
+            }
         }
     }
 
@@ -91,7 +109,7 @@ extension OperationTable.Rows {
 
     private mutating func addSparse(
         _ variant: String, _ arithmetic: SparseAttention.Arithmetic, _ dtype: DType,
-        _ tolerance: Tolerance
+        to format: ActivationFormat = .plain, _ tolerance: Tolerance
     ) {
         var fast: [Sparse] = []
         if arithmetic != .exact {
@@ -108,13 +126,15 @@ extension OperationTable.Rows {
             }
         }
         add(
-            "sparseLinearAttention", variant, tolerance,
-            right: [
-                Sparse(tokens: 70, heads: 1, headDim: 64, topK: 1),
-                Sparse(tokens: 390, heads: 2, headDim: 64, topK: 0.5),
-                Sparse(tokens: 520, heads: 1, headDim: 128, topK: 0.25),
-                Sparse(tokens: 1035, heads: 2, headDim: 64, topK: 0.3),
-            ], fast: fast, where: { $0.supports(arithmetic) }
+            "sparseLinearAttention", variant + (format == .plain ? "" : " to \(format)"), tolerance,
+            right: format != .plain
+                ? [Sparse(tokens: 520, heads: 2, headDim: 128, topK: 0.5)]
+                : [
+                    Sparse(tokens: 70, heads: 1, headDim: 64, topK: 1),
+                    Sparse(tokens: 390, heads: 2, headDim: 64, topK: 0.5),
+                    Sparse(tokens: 520, heads: 1, headDim: 128, topK: 0.25),
+                    Sparse(tokens: 1035, heads: 2, headDim: 64, topK: 0.3),
+                ], fast: format == .plain ? fast : [], where: { $0.supports(arithmetic) }
         ) { o, size in
             let shape = [o.axis(0, size.tokens), Axis(size.heads), Axis(size.headDim)]
             let q = o.tokens(shape, dtype, isSmooth: size.isSmooth)
@@ -126,7 +146,7 @@ extension OperationTable.Rows {
             let bias = o.normal([size.headDim], scale: 0.1)
             func launch(_ spec: SparseAttention) -> Tensor {
                 o.device.sparseLinearAttention(
-                    q, k, v, projection: projection, bias: bias, spec)
+                    q, k, v, projection: projection, bias: bias, spec, format: format)
             }
             let spec = SparseAttention(topK: size.topK, arithmetic: arithmetic)
             // The same blocks.

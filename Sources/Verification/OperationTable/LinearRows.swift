@@ -53,6 +53,7 @@ extension OperationTable.Rows {
         // Outputs that the copy engine of Hopper cannot address, and several tiles of each kind.
         let small = [
             [1, 128, 64], [77, 640, 202], [129, 256, 136], [300, 1152, 392], [513, 208, 1544],
+            [1100, 144, 3200],
         ]
         for activation in [Activation.none, .geluTanh, .silu] {
             addLinear(
@@ -67,7 +68,8 @@ extension OperationTable.Rows {
         }
         addLinear(
             "\(format) gelu to \(format)", .bf16, format, .geluTanh, to: format, codes,
-            right: [[300, 1152, 384], [129, 256, 136]], fast: isInt8 ? up : [])
+            right: [[300, 1152, 384], [129, 256, 136], [1100, 144, 3200]],
+            fast: isInt8 ? up : [])
         for gate in [true, false] {
             addLinearAdd(
                 "\(format)\(gate ? " gate" : "")", .bf16, format, gate: gate, bf16, right: small,
