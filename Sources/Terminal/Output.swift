@@ -2,7 +2,6 @@
 
 import FoundationEssentials
 import Ground
-public import SystemPackage
 
 public enum Output {
     /// A line of the result, or several.
