@@ -37,8 +37,11 @@ extension OperationTable.Rows {
             }
             addRope(dtype)
         }
-        add("modulatedLayerNorm", "bf16 to f32", single, right: right, fast: [[32760, 1536]]) {
-            o, size in
+        // The normalised row is rounded to bf16: other sums flip one here and there.
+        add(
+            "modulatedLayerNorm", "bf16 to f32", Tolerance(relativeL2: 5e-4), right: right,
+            fast: [[32760, 1536]]
+        ) { o, size in
             let x = o.rows(size, .bf16, offset: 0.5)
             let (shift, scale) = (o.normal([size[1]]), o.normal([size[1]]))
             return {
