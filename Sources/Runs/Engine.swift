@@ -128,8 +128,10 @@ public actor Engine {
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
         resident.pool.release(
             allBut: Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key)))
+        let tell = handle.tell
         resident.readAheads[handle.id] = ReadAhead(
-            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path))
+            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path)
+        ) { tell(.notice(.damaged($0))) }
         return try Walk(
             run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
     }

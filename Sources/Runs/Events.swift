@@ -1,6 +1,7 @@
 /// What a run tells whoever listens: one stream, the same for a terminal, a program and a service.
 
 public import Families
+import Ground
 
 /// Something that happened during a run.
 public enum RunEvent: Sendable, Hashable {
@@ -22,6 +23,8 @@ public enum Notice: Sendable, Hashable, Codable {
     case unmatchedKeys(part: ModelPart, names: [String])
     /// Tensors of a checkpoint that its model has no use for.
     case unusedTensors(part: ModelPart, names: [String])
+    /// A checkpoint's bytes are not those that were written: what was made of it is not to be trusted.
+    case damaged(String)
     /// What reading a checkpoint had to decide.
     case checkpoint(part: ModelPart, note: String)
     /// A product of the run could not be written; the video is still made.
@@ -30,7 +33,10 @@ public enum Notice: Sendable, Hashable, Codable {
     case device(String)
 
     /// One line for people.
-    public var message: String {
+    /// Names in it are those of files: what steers a terminal is made visible.
+    public var message: String { line.printable }
+
+    private var line: String {
         func list(_ names: [String]) -> String {
             names.prefix(3).joined(separator: ", ")
                 + (names.count > 3 ? " and \(names.count - 3) more" : "")
@@ -44,7 +50,7 @@ public enum Notice: Sendable, Hashable, Codable {
             "keys that belong to nothing in the \(part.title): \(list(names))"
         case .unusedTensors(let part, let names):
             "tensors that the \(part.title) has no use for: \(list(names))"
-        case .checkpoint(_, let note): note
+        case .damaged(let text), .checkpoint(_, let text): text
         case .notSaved(let path, let reason): "\(path) was not written: \(reason)"
         case .device(let text): text
         }

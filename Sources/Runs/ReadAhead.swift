@@ -1,12 +1,14 @@
 /// Files brought into the system's page cache before they are wanted, so that a cold disk works while the device does.
 
+import Checkpoints
 import Dispatch
 import Glibc
 import Ground
 import Synchronization
 import SystemPackage
 
-/// Asks the system for files, one after the other, in the background; stops when it is let go.
+/// Asks the system for files, one after the other, in the background, and then compares their checksums, which
+/// reading only what is wanted next would leave out; stops when it is let go.
 final class ReadAhead: Sendable {
     private let isWanted: Wanted
 
@@ -17,7 +19,8 @@ final class ReadAhead: Sendable {
 
     /// - Parameter paths: checkpoints in the order of their use: files, or folders of files. One that does not fit into
     ///   the memory that is available now ends the list: its pages would push out those that are wanted sooner.
-    init(_ paths: [String]) {
+    /// - Parameter damaged: told of a file whose bytes are not those that were written.
+    init(_ paths: [String], damaged: @escaping @Sendable (String) -> Void) {
         let isWanted = Wanted()
         self.isWanted = isWanted
         DispatchQueue.global(qos: .utility).async {
@@ -26,6 +29,10 @@ final class ReadAhead: Sendable {
             for file in paths.flatMap(Self.files) {
                 left -= Self.read(file, upTo: left) { isWanted.value.load(ordering: .relaxed) }
                 if left < 0 { return }
+            }
+            for path in paths {
+                let error = damage(in: path) { isWanted.value.load(ordering: .relaxed) }
+                if let error { damaged(error.description) }
             }
         }
     }

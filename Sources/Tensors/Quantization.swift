@@ -56,9 +56,9 @@ public enum Int8Blocks {
             for row in 0..<rows {
                 let line = UnsafeBufferPointer(rebasing: strip[(row * columns + start)...])
                 for column in 0..<width {
-                    // A NaN must win the comparison, to be seen in the scale.
+                    // A NaN must win against what comes before and after, to be seen in the scale.
                     let magnitude = line[column].magnitude
-                    largest = magnitude <= largest ? largest : magnitude
+                    largest = largest >= magnitude || largest.isNaN ? largest : magnitude
                 }
             }
             scale[block] = largest / 128
@@ -131,7 +131,7 @@ public enum FP8Rows {
                         var largest = ActivationFormat.leastMaximum
                         for value in line {
                             let magnitude = value.magnitude
-                            largest = magnitude <= largest ? largest : magnitude
+                            largest = largest >= magnitude || largest.isNaN ? largest : magnitude
                         }
                         scale[row] = largest / 448
                         let factor = 448 / largest

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Checkpoints
+import Ground
 import Terminal
 
 /// Where a checkpoint goes, and whether it may replace one.
@@ -24,7 +25,7 @@ struct CheckpointOutput: ParsableArguments {
 
     /// One line for people, on stderr.
     func note(_ text: String) {
-        if !quiet { Output.note(text) }
+        if !quiet { Output.note(text.printable) }
     }
 
     /// Names after a title, at most a few.

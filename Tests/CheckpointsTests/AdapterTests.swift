@@ -304,6 +304,24 @@ struct AdapterTests {
         #expect(result.unmatched.allSatisfy { $0.contains("for 16 channels, here are 36") })
     }
 
+    @Test("the model keeps its names and shapes, whosever they are")
+    func names() throws {
+        var random = SplitMix64(seed: 41)
+        let base = MemoryCheckpoint([
+            ("patch_embedding.weight", .random([24, 4, 1, 2, 2], using: &random)),
+            ("blocks.0.attn1.to_q.weight", .random([24, 16], using: &random)),
+            ("blocks.0.norm2.weight", .random([24], using: &random)),
+        ])
+        let result = try adapted(base, by: [LoRA(Self.pair())])
+        #expect(result.changed == ["\(Self.module).weight"])
+        #expect(result.checkpoint.names == base.names)
+        for name in base.names {
+            #expect(result.checkpoint.info(name) == base.info(name))
+            let isEqual = try result.checkpoint.tensor(name)?.bytes == base.tensor(name)?.bytes
+            #expect(isEqual == !name.contains("to_q"))
+        }
+    }
+
     @Test("infinities are not laundered")
     func infinities() throws {
         let small = MemoryCheckpoint([("\(Self.module).weight", Tensor.zeros([24, 16], .f16))])

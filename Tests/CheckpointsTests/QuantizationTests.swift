@@ -186,6 +186,15 @@ struct QuantizationTests {
                         #"{"format_version": "1.0", "layers": {"model.diffusion_model.\#(layer)": \#(text)}}"#
                 ])
             #expect(try weight(header) == expected)
+            // What is plain is not said to be quantised any more.
+            let plain = try dequantized(header, to: .f32)
+            #expect(plain.metadata.isEmpty)
+            #expect(try weight(plain) == expected)
+            // Other names are no reason to quantise otherwise.
+            var conversion = Conversion()
+            conversion.layout = .diffusers
+            let renamed = try converted(header, conversion)
+            #expect(renamed.names.contains("blocks.0.attn1.to_out.0.weight_scale"))
         }
         for text in [
             #"{"format": "nvfp4"}"#, #"{"format": "mxfp8"}"#, "{}", "not JSON",

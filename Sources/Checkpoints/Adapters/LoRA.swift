@@ -31,7 +31,8 @@ public struct AdaptedCheckpoint {
     public let notes: [String]
 }
 
-/// The checkpoint with every layer changed as the adapters say, one adapter after the other.
+/// The checkpoint, in its own names, with every layer changed as the adapters say, one adapter after
+/// the other.
 ///
 /// Understood are low-rank pairs (weight + strength · alpha / rank · up · down), their biases, whole
 /// differences and whole tensors, DoRA, LoHa and LoKr, under the names of kohya, musubi-tuner,
@@ -43,10 +44,11 @@ public struct AdaptedCheckpoint {
 public func adapted(
     _ base: any Checkpoint, by loras: [LoRA]
 ) throws(CheckpointError) -> AdaptedCheckpoint {
-    let (_, base) = try withOriginalNames(base)
     if loras.isEmpty {
         return AdaptedCheckpoint(checkpoint: base, changed: [], unmatched: [], notes: [])
     }
+    let layout = KeyLayout.detect(base.names)?.1 ?? .original
+    let (kind, base) = try withOriginalNames(base, foldsPatches: false)
     let matrices = try QuantizedMatrices(of: base)
     var changes: [String: [Change]] = [:]
     var unmatched: [String] = []
@@ -110,6 +112,10 @@ public func adapted(
     if multiples > 0 {
         notes.append(
             "\(multiples) matrices are no 8-bit codes any more, but bf16 multiples of their scales")
+    }
+    if !layout.isOriginal(kind) {
+        let translation = KeyTranslation(kind, layout)
+        entries = entries.map { $0.renamed(translation.foreign($0.info.name)) }
     }
     return AdaptedCheckpoint(
         checkpoint: try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries),

@@ -36,7 +36,12 @@ public func dequantized(
         let isCode = info.dtype.isFloatingPoint && info.dtype.byteCount == 1
         entries.append(.from(base, info, dtype: isCode ? dtype : nil))
     }
-    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+    return try DerivedCheckpoint(path: base.path, metadata: plainMetadata(of: base), entries)
+}
+
+/// The free text of a file whose matrices are not in another program's forms any more.
+private func plainMetadata(of base: any Checkpoint) -> [String: String] {
+    base.metadata.filter { $0.key != "_quantization_metadata" }
 }
 
 /// "blocks.0.ffn.0.bias" → ("blocks.0.ffn.0", "bias")
@@ -115,7 +120,7 @@ func withOwnQuantization(
             } forget: {
             })
     }
-    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+    return try DerivedCheckpoint(path: base.path, metadata: plainMetadata(of: base), entries)
 }
 
 extension QuantizedMatrices {

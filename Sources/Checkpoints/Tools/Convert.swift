@@ -29,8 +29,11 @@ public func converted(
     if conversion.dequantizes {
         checkpoint = try dequantized(checkpoint, to: conversion.dtype ?? .bf16)
     }
-    if conversion.addsSparseLinear || conversion.layout != nil {
+    // This program's own names come with its own 8-bit forms; under others matrices stay as they are.
+    if conversion.addsSparseLinear || conversion.layout == .original {
         checkpoint = try inOriginalNames(checkpoint)
+    } else if conversion.layout != nil {
+        checkpoint = try withOriginalNames(checkpoint).checkpoint
     }
     if conversion.addsSparseLinear {
         checkpoint = try addingSparseLinear(checkpoint, heads: conversion.heads)
@@ -39,17 +42,19 @@ public func converted(
         checkpoint = try renamed(checkpoint, to: layout)
     }
     let source = checkpoint
-    let matrices = try QuantizedMatrices(of: source)
+    let matrices = try conversion.dtype.map { _ throws(CheckpointError) in
+        try QuantizedMatrices(of: source)
+    }
     let entries = source.infos.map { info in
         let (layer, leaf) = splitLeaf(info.name)
         let isOwn = leaf == "scale" || LinearStorage(codes: leaf) != nil
         let keeps =
-            !info.dtype.isFloatingPoint || matrices.byCodes[info.name] != nil
-            || matrices.companions.contains(info.name)
+            !info.dtype.isFloatingPoint || matrices?.byCodes[info.name] != nil
+            || matrices?.companions.contains(info.name) == true
             || isOwn && LinearStorage.stored(layer, in: source)?.isQuantized == true
         return DerivedCheckpoint.Entry.from(source, info, dtype: keeps ? nil : conversion.dtype)
     }
-    return try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries)
+    return try DerivedCheckpoint(path: base.path, metadata: source.metadata, entries)
 }
 
 /// The checkpoint with Wan's own names and 8-bit forms that models take; itself where it has them.
@@ -62,16 +67,16 @@ public func inOriginalNames(
 }
 
 /// The checkpoint with Wan's own names, quantised as it is.
+/// - Parameter foldsPatches: the patch embedding becomes a matrix.
 func withOriginalNames(
-    _ base: any Checkpoint
-) throws(CheckpointError) -> (DetectedModel.Kind, any Checkpoint) {
+    _ base: any Checkpoint, foldsPatches: Bool = true
+) throws(CheckpointError) -> (kind: DetectedModel.Kind, checkpoint: any Checkpoint) {
     guard let (kind, layout) = KeyLayout.detect(base.names) else {
         throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
     }
     let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
-    if translation == nil, base.info("patch_embedding.weight")?.shape.count ?? 2 == 2 {
-        return (kind, base)
-    }
+    let isFolded = base.info("patch_embedding.weight")?.shape.count ?? 2 == 2
+    if translation == nil, isFolded || !foldsPatches { return (kind, base) }
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {
         // Hugging Face may store the embedding of the text encoder twice.
@@ -82,7 +87,8 @@ func withOriginalNames(
             continue
         }
         let name = translation?.original(info.name) ?? info.name
-        let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
+        let isPatch =
+            foldsPatches && name == "patch_embedding.weight" && info.shape.count > 2
         let (rows, columns) = foldedExtents(info.shape)
         entries.append(.from(base, info, as: name, shape: isPatch ? [rows, columns] : nil))
     }

@@ -65,6 +65,12 @@ extension DerivedCheckpoint.Entry {
         }
     }
 
+    func renamed(_ name: String) -> Self {
+        Self(
+            info: TensorInfo(name: name, shape: info.shape, dtype: info.dtype), make: make,
+            forget: forget)
+    }
+
     static func zeros(_ name: String, _ shape: [Int], _ dtype: DType) -> Self {
         Self(info: TensorInfo(name: name, shape: shape, dtype: dtype)) {
             () throws(CheckpointError) in

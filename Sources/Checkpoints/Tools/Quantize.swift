@@ -51,12 +51,8 @@ public func quantized(
         entries += quantizedEntries(layer, info.shape, format) { () throws(CheckpointError) in
             let matrix = try base.require(name)
             defer { base.forget(name) }
-            let pair = format == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
-            guard pair.scale.floats().allSatisfy(\.isFinite) else {
-                throw .malformed(
-                    path: base.path, reason: "'\(name)' holds infinities or NaNs")
-            }
-            return pair
+            try requireFinite(matrix, name, in: base)
+            return format == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
         }
     }
     return QuantizedCheckpoint(
