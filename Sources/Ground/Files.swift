@@ -56,6 +56,28 @@ extension FilePath {
         }
     }
 
+    /// The name with a number, as that of another file beside it: `a/video.mp4` and 2 are `a/video-2.mp4`.
+    public func numbered(_ number: Int) -> FilePath {
+        guard let stem, let last = lastComponent else { return self }
+        let name = last.extension.map { "\(stem)-\(number).\($0)" } ?? "\(stem)-\(number)"
+        return removingLastComponent().appending(name)
+    }
+
+    /// Gives a file or folder another name on the same file system.
+    /// - Parameter replacing: whether a file of that name may be replaced.
+    public func move(to target: FilePath, replacing: Bool) throws(FileError) {
+        if !replacing {
+            if link(string, target.string) == 0 {
+                unlink(string)
+                return
+            }
+            // Folders have no hard links, nor have some file systems; there a name can be taken between this question and
+            // the next line.
+            guard target.fileType == nil else { throw .exists(target) }
+        }
+        guard rename(string, target.string) == 0 else { throw .last(target) }
+    }
+
     /// The names in a folder, sorted.
     public func fileNames() throws(FileError) -> [String] {
         guard let stream = opendir(string) else { throw .last(self) }
@@ -71,11 +93,11 @@ extension FilePath {
     }
 
     /// Makes the folder and those above it that are missing.
-    public func makeFolders() throws(FileError) {
+    public func makeFolders(mode: UInt32 = 0o777) throws(FileError) {
         if isFolder { return }
         let parent = removingLastComponent()
-        if parent != self && !parent.isEmpty { try parent.makeFolders() }
-        guard mkdir(string, 0o777) == 0 || (errno == EEXIST && isFolder) else { throw .last(self) }
+        if parent != self && !parent.isEmpty { try parent.makeFolders(mode: mode) }
+        guard mkdir(string, mode) == 0 || (errno == EEXIST && isFolder) else { throw .last(self) }
     }
 
     /// Bytes that can still be written in this folder; nil where the file system does not say.

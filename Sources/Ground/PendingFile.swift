@@ -11,14 +11,12 @@ public final class PendingFile {
     private let overwrite: Bool
     /// nil for a file without a name.
     private var temporary: TemporaryPath?
-    private let descriptor: Int32
+    /// Open for reading and writing: a child process may be given it to write the file itself.
+    public let descriptor: Int32
     private var buffer: [UInt8] = []
     public private(set) var position = 0
 
     private static let bufferSize = 1 << 20
-    /// Swift does not import the macro: __O_TMPFILE | O_DIRECTORY.
-    private static let withoutName: Int32 = 0o20_000_000 | O_DIRECTORY
-
     /// - Parameters:
     ///   - overwrite: whether a file of that name may be replaced.
     ///   - byteCount: how much will be written, to refuse early where the disk is too small.
@@ -31,18 +29,19 @@ public final class PendingFile {
         if let free = path.folder.freeBytes, byteCount > free {
             throw .noRoom(path, needed: byteCount, free: free)
         }
-        let flags = O_WRONLY | O_CLOEXEC
-        var descriptor = open(path.folder.string, flags | Self.withoutName, 0o666)
-        if descriptor < 0 || access(Self.link(to: descriptor), F_OK) != 0 {
-            if descriptor >= 0 { close(descriptor) }
+        TemporaryPath.removeAbandoned(in: path.folder)
+        let unnamed = unnamedFile(in: path.folder)
+        if let unnamed, access(Self.link(to: unnamed), F_OK) == 0 {
+            flock(unnamed, LOCK_EX)
+            descriptor = unnamed
+        } else {
+            if let unnamed { close(unnamed) }
             let temporary = TemporaryPath(beside: path)
-            descriptor = open(temporary.path.string, flags | O_CREAT | O_EXCL, 0o666)
+            descriptor = try temporary.makeFile()
             self.temporary = temporary
         }
-        guard descriptor >= 0 else { throw .last(path) }
         self.path = path
         self.overwrite = overwrite
-        self.descriptor = descriptor
     }
 
     deinit { close(descriptor) }
@@ -98,9 +97,12 @@ public final class PendingFile {
     }
 
     /// Gives the file its name.
-    /// - Parameter durable: whether the bytes must be on the disk first, so that after a power cut the name has either
-    ///   all of them or none.
-    public func commit(durable: Bool = true) throws(FileError) {
+    /// - Parameters:
+    ///   - path: another name than the one it was made for, in the same folder.
+    ///   - durable: whether the bytes must be on the disk first, so that after a power cut the name has either all of
+    ///     them or none.
+    public func commit(as path: FilePath? = nil, durable: Bool = true) throws(FileError) {
+        let path = path ?? self.path
         try flush()
         guard !durable || fsync(descriptor) == 0 else { throw .last(path) }
         if let temporary { return try temporary.move(to: path, replacing: overwrite) }

@@ -124,8 +124,8 @@ private final class Folder {
         let folder = try Folder()
         let target = folder.path.appending("video.mp4")
         do {
-            let temporary = TemporaryPath(beside: target, suffix: ".mp4")
-            #expect(temporary.path.folder == folder.path && temporary.path.extension == "mp4")
+            let temporary = TemporaryPath(beside: target)
+            #expect(temporary.path.folder == folder.path)
             create(temporary.path)
             #expect(folder.names.count == 1)
         }
@@ -151,6 +151,28 @@ private final class Folder {
         create(temporary.path.appending("0001.png"))
         temporary.remove()
         #expect(folder.names == [])
+    }
+
+    @Test func whatKilledProcessesLeftIsRemovedAndNothingElse() throws {
+        let folder = try Folder()
+        let target = folder.path.appending("video.mp4")
+        let (file, frames) = (TemporaryPath(beside: target), TemporaryPath(beside: target))
+        let descriptor = try file.makeFile()
+        defer { close(descriptor) }
+        try frames.makeFolder()
+        create(frames.path.appending("0001.png"))
+        let inUse = Set(folder.names)
+        // As a killed process leaves them: nobody holds a lock.
+        create(folder.path.appending(".video.mp4.turbodiffusion-1a2b.part"))
+        mkdir(folder.path.appending(".frames.turbodiffusion-3c.part").string, 0o700)
+        create(folder.path.appending(".frames.turbodiffusion-3c.part/0001.png"))
+        create(folder.path.appending(".other.part"))
+        #expect(folder.names.count == 5)
+        // Another name of the folder: each is looked into once.
+        _ = TemporaryPath(
+            beside: FilePath(folder.path.string + "/../\(folder.path.lastComponent!)/x"))
+        #expect(Set(folder.names) == inUse.union([".other.part"]))
+        #expect(try frames.path.fileNames() == ["0001.png"])
     }
 
     @Test func longNamesLeaveRoom() throws {
@@ -251,5 +273,24 @@ private final class Folder {
         #expect(bytes[2...].bigEndian(0, 2) == 0x0203)
         #expect(bytes.bigEndian(2, 3) == nil && bytes.littleEndian(-1, 2) == nil)
         #expect(bytes.bigEndian(.max, 1) == nil)
+    }
+}
+
+@Suite struct ScratchFileTests {
+    @Test func itHasNoNameAndKeepsItsBytes() throws {
+        let folder = try Folder()
+        let file = try ScratchFile(in: folder.path)
+        #expect(folder.names == [])
+        try file.append([1, 2, 3])
+        try file.append([4, 5])
+        #expect(file.size == 5)
+        #expect(try file.read(from: 1, count: 3) == [2, 3, 4])
+        #expect(try file.read(from: 4, count: 9) == [5])
+    }
+
+    @Test func namesWithANumber() {
+        #expect(FilePath("a/video.mp4").numbered(2) == "a/video-2.mp4")
+        #expect(FilePath("video.tar.gz").numbered(3) == "video.tar-3.gz")
+        #expect(FilePath("/x.y/frames").numbered(2) == "/x.y/frames-2")
     }
 }
