@@ -12,10 +12,19 @@ public struct KernelCache: Hashable, Sendable {
 
     public init(folder: String) { self.folder = folder }
 
-    /// `$XDG_CACHE_HOME/turbodiffusion/kernels`, or under `~/.cache`; nil where there is no home.
-    public static var user: KernelCache? {
-        let base = environment("XDG_CACHE_HOME") ?? environment("HOME").map { "\($0)/.cache" }
-        return base.map { KernelCache(folder: "\($0)/turbodiffusion/kernels") }
+    /// `$XDG_CACHE_HOME/turbodiffusion/kernels`, or under `~/.cache`; nil where there is no home, and where others can
+    /// change what is in it.
+    public static var user: KernelCache? { user(environment) }
+
+    static func user(_ environment: (String) -> String?) -> KernelCache? {
+        // By the XDG base directory specification a path that is not absolute counts as none.
+        func absolute(_ name: String) -> String? {
+            environment(name).flatMap { $0.hasPrefix("/") ? $0 : nil }
+        }
+        guard let base = absolute("XDG_CACHE_HOME") ?? absolute("HOME").map({ "\($0)/.cache" })
+        else { return nil }
+        let cache = KernelCache(folder: "\(base)/turbodiffusion/kernels")
+        return FilePath(cache.folder).changeableByOthers == nil ? cache : nil
     }
 
     func path(of key: String) -> String { "\(folder)/\(key).kernels" }
@@ -29,7 +38,7 @@ public struct KernelCache: Hashable, Sendable {
 
     /// Keeps `unit`; does nothing where the folder cannot be written.
     func store(_ unit: CompiledUnit, as key: String) {
-        try? FilePath(folder).makeFolders()
+        try? FilePath(folder).makeFolders(mode: 0o700)
         try? PendingFile.write(
             unit.serialized(), to: FilePath(path(of: key)), overwrite: true, durable: false)
     }

@@ -17,13 +17,18 @@ public final class KernelSource: Sendable {
     ///   - pack: a file of `turbodiffusion kernels build`; nil: `kernels.pack` beside the binary, if any.
     ///   - cache: where compiled kernels are kept; nil: nowhere.
     ///   - libraries: folders to look for NVRTC in first, separated by colons.
-    /// - Throws: ``KernelError/unreadablePack(path:reason:)``.
+    /// - Throws: ``KernelError/unreadablePack(path:reason:)``, also for a pack that others can change.
     public init(
         pack: String? = nil, cache: KernelCache? = .user, libraries: String? = nil
     ) throws(KernelError) {
         self.cache = cache
         self.libraries = libraries
         if let path = pack ?? Self.packBesideBinary() {
+            if let place = FilePath(path).changeableByOthers {
+                throw .unreadablePack(
+                    path: path, reason: "others can change \(place): take their permission to write"
+                )
+            }
             self.pack = try KernelPack(contentsOf: path)
         } else {
             self.pack = nil

@@ -12,16 +12,21 @@ struct SharedLibrary {
     let path: String
 
     /// Opens the first of `names` (newest first) that is found: in the folders the user named, where
-    /// the loader looks by itself, then in well-known folders.
-    static func open(_ names: [String], in named: [String]) throws(CUDAUnavailable) -> SharedLibrary
-    {
-        let wellKnown = wellKnownFolders()
+    /// the loader looks by itself, then in those well-known folders that nobody else can change.
+    static func open(
+        _ names: [String], in named: [String], wellKnown: [String] = wellKnownFolders()
+    ) throws(CUDAUnavailable) -> SharedLibrary {
         var reason = "no such file"
         for name in names {
             for path in named.map({ "\($0)/\(name)" }) + [name] + wellKnown.map({ "\($0)/\(name)" })
             {
                 // Without this check the loader's message about the last folder hides a better one.
                 if path != name && access(path, R_OK) != 0 { continue }
+                let isNamed = named.contains { path == "\($0)/\(name)" }
+                if path != name, !isNamed, let place = FilePath(path).changeableByOthers {
+                    reason = "\(path) is not used: others can change \(place)"
+                    continue
+                }
                 preloadBuiltins(beside: path)
                 if let handle = dlopen(path, RTLD_NOW | RTLD_LOCAL) {
                     return SharedLibrary(handle: handle, path: path)
@@ -44,14 +49,15 @@ struct SharedLibrary {
     }
 
     /// Folders where distributions, NVIDIA's installers and Python environments put the libraries.
-    private static func wellKnownFolders() -> [String] {
+    static func wellKnownFolders() -> [String] {
         // Environments that are active, on the path of programs, of the user, of the system, or in /opt.
         var prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].compactMap(environment)
         prefixes += (environment("PATH") ?? "").split(separator: ":")
             .filter { $0.hasSuffix("/bin") }.map { String($0.dropLast(4)) }
         prefixes += environment("HOME").map { ["\($0)/.local"] } ?? []
         prefixes += ["/usr/local", "/usr", "/opt/*", "/opt/*/.venv"]
-        let pythons = prefixes.map { "\($0)/lib/python3*/*-packages" }
+        // What is relative depends on where the program is started.
+        let pythons = prefixes.filter { $0.hasPrefix("/") }.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
             for part in ["cu13", "cuda_nvrtc"] {
