@@ -11,7 +11,6 @@ let swift: [SwiftSetting] = [
 let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"])]
 
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
-let subprocess = Target.Dependency.product(name: "Subprocess", package: "swift-subprocess")
 let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let libraries = [
@@ -29,12 +28,12 @@ let package = Package(
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
         .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),
-        .package(url: "https://github.com/swiftlang/swift-subprocess", exact: "1.0.2", traits: []),
     ],
     targets: [
         .target(name: "Ground", dependencies: [system], swiftSettings: numeric),
         .target(name: "Tensors", dependencies: ["Ground"], swiftSettings: numeric),
         .target(name: "CDrivers", publicHeadersPath: "include"),
+        .target(name: "CProcess", publicHeadersPath: "include"),
         .target(
             name: "CUDASources", exclude: ["Kernels"], publicHeadersPath: "include",
             cSettings: [.unsafeFlags(["-std=gnu23"])]),
@@ -55,7 +54,7 @@ let package = Package(
             swiftSettings: numeric),
         .target(name: "Diffusion", dependencies: ["Tensors"], swiftSettings: numeric),
         .target(
-            name: "Media", dependencies: ["Ground", system, subprocess], swiftSettings: numeric),
+            name: "Media", dependencies: ["CProcess", "Ground", system], swiftSettings: numeric),
         .target(
             name: "Families",
             dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Diffusion"],
@@ -107,7 +106,8 @@ let package = Package(
         .executableTarget(
             name: "turbodiffusion",
             dependencies: [
-                "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models",
+                "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
+                "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
                 "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
             ],
@@ -136,7 +136,11 @@ let package = Package(
             name: "DiffusionTests", dependencies: ["Diffusion", "CPU", "Tensors"],
             swiftSettings: swift),
         .testTarget(
-            name: "MediaTests", dependencies: ["Media", subprocess], swiftSettings: swift),
+            name: "MediaTests", dependencies: ["CProcess", "Media", "Ground", system],
+            swiftSettings: swift),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["Ground", "Media", "Tokenizers"], exclude: ["Corpus"],
+            swiftSettings: swift),
         .testTarget(
             name: "RunsTests",
             dependencies: [

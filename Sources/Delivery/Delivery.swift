@@ -1,20 +1,23 @@
 /// Carrying out a run to its files.
 
 import Glibc
-public import Media
+import Media
 public import Runs
 import SystemPackage
 
-/// Told of files that are being written, so that whoever ends the process can remove them.
+/// Told of the files of a run.
 public struct WriterWatch: Sendable {
-    let opened, closed: @Sendable (VideoWriter) -> Void
+    let opened, written: @Sendable (String) -> Void
 
+    /// - Parameters:
+    ///   - opened: called with the name of a file that is begun.
+    ///   - written: called with the name of one that is there, whole; see ``VideoWriter/Options/replaces``.
     public init(
-        opened: @escaping @Sendable (VideoWriter) -> Void = { _ in },
-        closed: @escaping @Sendable (VideoWriter) -> Void = { _ in }
+        opened: @escaping @Sendable (String) -> Void = { _ in },
+        written: @escaping @Sendable (String) -> Void = { _ in }
     ) {
         self.opened = opened
-        self.closed = closed
+        self.written = written
     }
 }
 
@@ -61,7 +64,7 @@ private final class OutputFiles {
     private var sample = -1
     private var current: VideoWriter?
     /// The sample before, whose encoder may still be at work.
-    private var ending: (writer: VideoWriter, task: Task<Void, any Error>)?
+    private var ending: (writer: VideoWriter, task: Task<String, any Error>)?
     private var grid: Grid?
     private var madeFolder: FilePath?
 
@@ -99,26 +102,22 @@ private final class OutputFiles {
     }
 
     private func waitForLast() async throws {
-        guard let (writer, task) = ending else { return }
-        try await task.value
-        watch.closed(writer)
-        ending = nil
+        guard let ending else { return }
+        watch.written(try await ending.task.value)
+        self.ending = nil
     }
 
     func finish() async throws {
         try await end()
         try await waitForLast()
         guard let gridWriter else { return }
-        try await gridWriter.finish()
-        watch.closed(gridWriter)
+        watch.written(try await gridWriter.finish())
     }
 
     /// Removes what is not whole.
     func cancel() async {
         for writer in [current, ending?.writer, gridWriter] {
-            guard let writer else { continue }
-            await writer.cancel()
-            watch.closed(writer)
+            await writer?.cancel()
         }
         // Only an empty folder goes.
         if let madeFolder { rmdir(madeFolder.string) }
@@ -133,13 +132,14 @@ private final class OutputFiles {
         }
         var stored = stored
         stored.sample = sample
-        var options = VideoWriter.Options(path: path, width: width, height: height)
+        var options = VideoWriter.Options(
+            path: path, replaces: outputs.replaces, width: width, height: height)
         options.pixelFormat = format
         options.framesPerSecond = Double(outputs.framesPerSecond)
         options.crf = outputs.crf
         options.metadata = stored.json
         let writer = try VideoWriter(options)
-        watch.opened(writer)
+        watch.opened(path)
         return writer
     }
 }

@@ -1,6 +1,6 @@
 /// Several videos as one: frame by frame beside and below each other.
 
-import Glibc
+import Ground
 import Media
 import Runs
 import SystemPackage
@@ -13,8 +13,7 @@ final class Grid {
     private let width, height, frames: Int
     private let format: PixelFormat
     private let frameBytes: Int
-    private let folder: String
-    private let descriptor: CInt
+    private let file: ScratchFile
     /// Frames of the current sample that were taken.
     private var taken = 0
     private var sample = 0
@@ -25,17 +24,10 @@ final class Grid {
         (width, height, frames) = (outputs.width, outputs.height, outputs.frames)
         self.format = format
         frameBytes = format.frameBytes(width: width, height: height)
-        folder = Outputs.temporaryFolder
-        var name = Array(FilePath(folder).appending("turbodiffusion.XXXXXX").string.utf8CString)
-        descriptor = mkstemp(&name)
-        guard descriptor >= 0 else {
-            throw .temporary(folder: folder, reason: "\(Errno(rawValue: errno))")
+        do throws(FileError) { file = try ScratchFile() } catch {
+            throw OutputError(keeping: error)
         }
-        unlink(name)
-        _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
     }
-
-    deinit { close(descriptor) }
 
     /// Width and height of the grid.
     var size: (Int, Int) { (width * columns, height * rows) }
@@ -45,12 +37,8 @@ final class Grid {
         if chunk.sample != sample { (sample, taken) = (chunk.sample, 0) }
         defer { taken += chunk.count }
         guard chunk.sample == samples - 1 else {
-            try move(chunk.bytes.count) { done in
-                chunk.bytes.withUnsafeBytes {
-                    pwrite(
-                        descriptor, $0.baseAddress! + done, $0.count - done,
-                        offset(sample, taken) + done)
-                }
+            do throws(FileError) { try file.append(chunk.bytes) } catch {
+                throw OutputError(keeping: error)
             }
             return nil
         }
@@ -93,35 +81,17 @@ final class Grid {
         return image
     }
 
-    // MARK: The file
-
-    private func offset(_ sample: Int, _ frame: Int) -> Int {
-        (sample * frames + frame) * frameBytes
-    }
-
+    /// A frame of an earlier sample: they lie one behind the other.
     private func read(_ sample: Int, _ frame: Int) throws(OutputError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: frameBytes)
-        try move(frameBytes) { done in
-            bytes.withUnsafeMutableBytes {
-                pread(
-                    descriptor, $0.baseAddress! + done, $0.count - done,
-                    offset(sample, frame) + done)
-            }
-        }
-        return bytes
+        do throws(FileError) {
+            return try file.read(
+                from: (sample * frames + frame) * frameBytes, count: frameBytes)
+        } catch { throw OutputError(keeping: error) }
     }
+}
 
-    /// Calls `some`, which moves bytes and tells how many, until all are moved.
-    private func move(_ count: Int, _ some: (Int) -> Int) throws(OutputError) {
-        var done = 0
-        while done < count {
-            let moved = some(done)
-            if moved < 0, errno == EINTR { continue }
-            guard moved > 0 else {
-                throw .temporary(
-                    folder: folder, reason: "\(moved < 0 ? Errno(rawValue: errno) : .ioError)")
-            }
-            done += moved
-        }
+extension OutputError {
+    fileprivate init(keeping error: FileError) {
+        self = .temporary(folder: error.path.string, reason: error.reason)
     }
 }

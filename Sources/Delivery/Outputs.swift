@@ -2,7 +2,6 @@
 /// wrong with them is found before the run begins.
 
 import Families
-import Glibc
 import Ground
 public import Media
 public import Runs
@@ -99,11 +98,14 @@ public struct Outputs: Sendable, Equatable {
     var waitingBytes: Int {
         (samples - 1) * frames * format.pixelFormat.frameBytes(width: width, height: height)
     }
+}
 
-    /// Where they wait.
-    static var temporaryFolder: String {
-        getenv("TMPDIR").map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 } ?? "/tmp"
+/// Whether a file of that name is there; of a pattern, one of its pictures.
+private func isTaken(_ path: String) -> Bool {
+    guard case .pngSequence(let names)? = try? VideoFormat(path: path) else {
+        return FilePath(path).exists
     }
+    return !names.existing().isEmpty
 }
 
 /// Files that cannot be written.
@@ -139,11 +141,12 @@ extension OutputError: CustomStringConvertible {
 // MARK: - Checks
 
 extension Outputs {
-    /// Refuses what would fail after the work: folders, formats, space. Leaves nothing behind.
+    /// Refuses what would fail after the work: folders, formats, space, and an encoder that cannot do it, which is tried
+    /// with a black frame. Leaves nothing behind.
     /// - Parameters:
     ///   - metadata: what the files will say about their making.
     ///   - save: products of the run that are written too.
-    public func check(metadata: String, save: RunOptions.Files = .init()) throws {
+    public func check(metadata: String, save: RunOptions.Files = .init()) async throws {
         try checkFormat(metadataBytes: metadata.utf8.count)
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
@@ -157,26 +160,25 @@ extension Outputs {
             if !replaces, FilePath(path).exists { throw OutputError.exists(path: path) }
             try checkWritable(path)
         }
-        for path in files {
-            let folder = FilePath(path).removingLastComponent()
-            if makesFolder, !folder.isEmpty, !folder.exists {
-                let probe = folder.removingLastComponent().appending("probe.mp4")
-                try VideoWriter.check(path: probe.string)
-            } else {
-                try VideoWriter.check(path: path)
-            }
-        }
+        for path in files { try VideoWriter.check(path: probe(path)) }
+        try await VideoWriter.check(
+            VideoWriter.Options(
+                path: probe(path), replaces: replaces, width: width, height: height,
+                framesPerSecond: Double(framesPerSecond),
+                pixelFormat: format.pixelFormat, crf: crf, metadata: metadata),
+            frames: frames)
         guard samples > 1 else { return }
-        let folder = Self.temporaryFolder
-        var space = statvfs()
-        guard statvfs(folder, &space) == 0 else {
-            throw OutputError.temporary(folder: folder, reason: "\(Errno(rawValue: errno))")
-        }
-        let free = Int(clamping: UInt64(space.f_bavail) &* UInt64(space.f_frsize))
-        guard waitingBytes <= free else {
-            throw OutputError.space(
-                folder: folder, neededBytes: waitingBytes, freeBytes: free)
-        }
+        let folder = FilePath.temporaryFolder
+        guard let free = folder.freeBytes, waitingBytes > free else { return }
+        throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
+    }
+
+    /// A name that can be tried: one beside the folder that is yet to be made.
+    private func probe(_ path: String) -> String {
+        let folder = FilePath(path).removingLastComponent()
+        guard makesFolder, !folder.isEmpty, !folder.exists, let name = FilePath(path).lastComponent
+        else { return path }
+        return folder.removingLastComponent().appending(name).string
     }
 
     private func checkFormat(metadataBytes: Int) throws(OutputError) {
@@ -223,16 +225,10 @@ extension Outputs {
 
     /// Proves that a file can be made beside `path`, by making one.
     private func checkWritable(_ path: String) throws {
-        let folder = FilePath(path).removingLastComponent()
-        guard folder.isEmpty || folder.exists else {
-            throw MediaError.noSuchFolder(path: folder.string)
+        let folder = FilePath(path).folder
+        guard folder.isFolder else { throw MediaError.noSuchFolder(path: folder.string) }
+        do throws(FileError) { _ = try ScratchFile(in: folder) } catch {
+            throw MediaError.unwritable(path: path, reason: error.reason)
         }
-        let probe = folder.appending(".probe.\(getpid())")
-        let descriptor = Glibc.open(probe.string, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else {
-            throw MediaError.unwritable(path: path, reason: "\(Errno(rawValue: errno))")
-        }
-        Glibc.close(descriptor)
-        unlink(probe.string)
     }
 }

@@ -1,7 +1,7 @@
 // FFmpeg: finds the programs of FFmpeg and runs them as child processes.
 
 import Glibc
-import Subprocess
+import Ground
 import SystemPackage
 
 /// Where `ffmpeg` and `ffprobe` are. FFmpeg 5.1 or later.
@@ -22,9 +22,12 @@ public struct FFmpeg: Sendable, Equatable {
 
     private static func locate(_ program: String) throws(MediaError) -> String {
         let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/local/bin:/usr/bin:/bin"
-        for folder in path.split(separator: ":") {
+        // What a relative folder holds depends on where this program is started.
+        for folder in path.split(separator: ":") where folder.hasPrefix("/") {
             let candidate = "\(folder)/\(program)"
-            if access(candidate, X_OK) == 0 && Files.isRegular(candidate) { return candidate }
+            if access(candidate, X_OK) == 0 && FilePath(candidate).isRegularFile {
+                return candidate
+            }
         }
         throw .ffmpegMissing(program: program)
     }
@@ -34,7 +37,10 @@ public struct FFmpeg: Sendable, Equatable {
 
 extension FFmpeg {
     /// What every `ffmpeg` here is told first: no banner, no questions, errors only.
-    static let quiet = ["-hide_banner", "-nostdin", "-loglevel", "error", "-y"]
+    static let quiet = ["-hide_banner", "-nostdin", "-loglevel", "error"]
+
+    /// For what takes a tenth of a second where nothing is wrong.
+    static let probing = Child.Limits(idle: 10, total: 60)
 
     /// Swscale flags for a conversion between RGB and YCbCr without its fast, rough shortcuts.
     static let exactScaling = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -45,102 +51,56 @@ extension FFmpeg {
         "-color_range", "tv",
     ]
 
-    /// What a finished child left behind.
-    struct Outcome: Sendable {
-        var output: [UInt8] = []
-        var errors: ErrorTail
-        var status: TerminationStatus
-    }
-
-    /// Runs a program without input and collects its standard output.
+    /// Runs a program to its end and collects what it prints.
     /// - Parameters:
-    ///   - limit: the most bytes of output to accept.
-    ///   - seconds: the child is killed after this time.
+    ///   - limit: the most bytes to take; with more the child fails.
+    ///   - child: told of the child, to write to it or to end it.
     static func collect(
-        _ program: String, _ arguments: [String], limit: Int, seconds: Int
-    ) async throws -> Outcome {
-        try await withThrowingTaskGroup(of: Outcome?.self) { group in
-            group.addTask {
-                let result = try await launch {
-                    try await Subprocess.run(
-                        .path(FilePath(program)), arguments: Arguments(arguments),
-                        platformOptions: options, input: .none, output: .bytes(limit: limit),
-                        error: .sequence
-                    ) { child in
-                        await ErrorTail.read(child.standardError)
-                    }
-                }
-                return Outcome(
-                    output: result.standardOutput, errors: result.closureResult,
-                    status: result.terminationStatus)
-            }
-            group.addTask {
-                try await Task.sleep(for: .seconds(seconds))
-                return nil
-            }
-            defer { group.cancelAll() }
-            guard let outcome = try await group.next()! else {
+        _ program: String, _ arguments: [String], input: Child.Input = .nothing, limit: Int,
+        limits: Child.Limits
+    ) async throws -> (output: [UInt8], remains: Child.Remains) {
+        let child = try await Child.start(
+            program, arguments, input: input, output: .pipe, limits: limits)
+        return try await withTaskCancellationHandler {
+            let output = await child.read(limit)
+            // Whoever has more to say would wait for ever.
+            child.closeOutput()
+            let remains = await child.remains
+            try Task.checkCancellation()
+            if case .tooSlow(let seconds) = remains.ending {
                 throw MediaError.timedOut(program: Files.split(program).name, seconds: seconds)
             }
-            try Task.checkCancellation()
-            return outcome
+            return (output, remains)
+        } onCancel: {
+            child.kill()
         }
     }
-
-    /// The child gets its own process group: a Ctrl-C in the terminal reaches this program alone,
-    /// which then decides what becomes of the file.
-    static var options: PlatformOptions {
-        var options = PlatformOptions()
-        options.processGroupID = 0
-        return options
-    }
-
-    /// Starts a child with `body` and names the one failure of starting that a user can mend.
-    static func launch<Result>(_ body: () async throws -> sending Result) async throws
-        -> sending Result
-    {
-        ignoreBrokenPipes
-        do {
-            return try await body()
-        } catch let error as SubprocessError where error.code == .executableNotFound {
-            throw MediaError.ffmpegMissing(program: "ffmpeg")
-        }
-    }
-
-    /// A child that dies while it is written to must be an error here, not the end of this process.
-    /// A handler that the program installed itself is left alone.
-    private static let ignoreBrokenPipes: Void = {
-        var current = sigaction()
-        sigaction(SIGPIPE, nil, &current)
-        if unsafeBitCast(current.__sigaction_handler.sa_handler, to: Int.self) == 0 {
-            signal(SIGPIPE, SIG_IGN)
-        }
-    }()
 }
 
 /// The last lines of a child's standard error.
 struct ErrorTail: Sendable {
     private static let limit = 4096
-    private var bytes: [UInt8] = []
+    private var bytes: ArraySlice<UInt8> = []
 
-    init(_ text: String = "") { bytes = Array(text.utf8) }
+    init(_ text: String = "") { bytes = Array(text.utf8)[...] }
 
-    /// Reads the stream to its end, so that the child never blocks on it.
-    static func read(_ stream: SubprocessOutputSequence) async -> ErrorTail {
-        var tail = ErrorTail()
-        do {
-            for try await buffer in stream {
-                buffer.withUnsafeBytes { tail.bytes.append(contentsOf: $0) }
-                if tail.bytes.count > limit { tail.bytes.removeFirst(tail.bytes.count - limit) }
-            }
-        } catch {
-            // The words of a child are a courtesy: its exit status tells whether it failed.
+    /// Takes what can be read now. Whether there can be more.
+    mutating func read(_ descriptor: Int32) -> Bool {
+        let new = [UInt8](unsafeUninitializedCapacity: Self.limit) { buffer, count in
+            count = max(0, Glibc.read(descriptor, buffer.baseAddress, Self.limit))
         }
-        return tail
+        bytes = (bytes + new).suffix(Self.limit)
+        return !new.isEmpty
     }
 
+    /// Without the addresses that ffmpeg puts in front: `[png @ 0x5581c0]`.
     var lines: [Substring] {
-        String(decoding: bytes, as: UTF8.self).split(whereSeparator: \.isNewline)
+        String(decoding: bytes, as: UTF8.self).split(whereSeparator: \.isNewline).map { line in
+            guard line.first == "[", line.firstRange(of: " @ 0x") != nil,
+                let end = line.firstRange(of: "] ")
+            else { return line }
+            return line[end.upperBound...]
+        }
     }
 
     /// The last three lines, joined into one.
@@ -150,20 +110,20 @@ struct ErrorTail: Sendable {
         String(decoding: bytes, as: UTF8.self).firstRange(of: text) != nil
     }
 
-    /// The error that these words and this exit status mean, for a child that wrote `path`.
-    func failure(writing path: String, status: TerminationStatus) -> MediaError {
+    /// The error that these words and this ending mean, for a child that wrote `path`.
+    func failure(writing path: String, _ ending: Child.Ending) -> MediaError {
         let full = ["No space left on device", "Disk quota exceeded", "File too large"]
-        if status == .signaled(SIGXFSZ) || full.contains(where: contains) {
+        if ending == .signaled(SIGXFSZ) || full.contains(where: contains) {
             return .noSpace(path: path)
         }
         if let line = lines.first(where: { $0.hasPrefix("Unknown encoder '") }) {
             return .encoderMissing(encoder: String(line.split(separator: "'")[1]))
         }
-        switch (lines.isEmpty, status) {
-        case (false, _): return .ffmpegFailed(lines: summary)
-        case (true, .signaled(let signal)):
-            return .ffmpegFailed(lines: "killed by signal \(signal)")
-        case (true, .exited(let code)): return .ffmpegFailed(lines: "exit code \(code)")
+        switch ending {
+        case .tooSlow(let seconds): return .timedOut(program: "ffmpeg", seconds: seconds)
+        case _ where !lines.isEmpty: return .ffmpegFailed(lines: summary)
+        case .signaled(let signal): return .ffmpegFailed(lines: "killed by signal \(signal)")
+        case .exited(let code): return .ffmpegFailed(lines: "exit code \(code) and no reason")
         }
     }
 }

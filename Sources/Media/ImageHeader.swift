@@ -1,69 +1,86 @@
-// ImageHeader: what the first bytes of a picture announce, read before anything is decoded.
+// ImageHeader: what a picture announces of itself, read before anything is decoded.
 
 import Ground
 
-/// Size, orientation and completeness of a PNG, JPEG or WebP file; other formats are left to FFmpeg.
+/// Size, orientation and completeness, as far as the program must know them before FFmpeg sees the picture.
 struct ImageHeader: Equatable {
-    enum Kind { case png, jpeg, webp }
-
-    let kind: Kind
-    /// As stored, before any rotation.
-    let width: Int
-    let height: Int
+    var kind: MediaKind
+    /// As stored, before any turn; nil where FFmpeg is to be asked.
+    var width: Int?
+    var height: Int?
     /// EXIF orientation, 1 (upright) to 8.
-    let orientation: Int
+    private(set) var orientation = 1
     /// Whether the file ends before the picture does.
-    let isTruncated: Bool
+    var isTruncated = false
 
-    /// Nil where `bytes` are none of the three or have no readable size.
+    /// Nil where `bytes` are no picture that is read.
     init?(_ bytes: [UInt8]) {
-        if bytes.starts(with: [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]) {
-            guard let width = bytes.bigEndian(16, 4), let height = bytes.bigEndian(20, 4) else {
-                return nil
-            }
-            let chunks = Self.pngChunks(bytes)
-            let exif = chunks.first { $0.name == "eXIf" }.flatMap {
-                Self.orientation(tiff: bytes[$0.content])
-            }
-            self.init(
-                kind: .png, width: width, height: height, orientation: exif ?? 1,
-                isTruncated: chunks.last?.name != "IEND")
-        } else if bytes.starts(with: [0xFF, 0xD8, 0xFF]) {
-            self.init(jpeg: bytes)
-        } else if bytes.starts(with: "RIFF".utf8), bytes.dropFirst(8).starts(with: "WEBP".utf8) {
-            self.init(webp: bytes)
-        } else {
-            return nil
+        guard let kind = MediaKind(bytes), kind.isPicture else { return nil }
+        self.kind = kind
+        switch kind {
+        case .png: readPNG(bytes)
+        case .jpeg: readJPEG(bytes)
+        case .webp: readWebP(bytes)
+        case .tiff: readTIFF(bytes)
+        case .heif: readHEIF(bytes)
+        default: break
         }
     }
 
-    private init(kind: Kind, width: Int, height: Int, orientation: Int, isTruncated: Bool) {
-        self.kind = kind
-        self.width = width
-        self.height = height
-        self.orientation = (1...8).contains(orientation) ? orientation : 1
-        self.isTruncated = isTruncated
+    /// Where each orientation takes a pixel: x' = a x + b y, y' = c x + d y.
+    private static let turns = [
+        [1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, -1], [1, 0, 0, -1],
+        [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, -1, 0], [0, 1, -1, 0],
+    ]
+
+    /// Adds a turn behind those that are there already; what is no orientation is none.
+    mutating func turn(_ next: Int?) {
+        guard let next, (1...8).contains(next) else { return }
+        let (a, b) = (Self.turns[orientation - 1], Self.turns[next - 1])
+        let both = [
+            b[0] * a[0] + b[1] * a[2], b[0] * a[1] + b[1] * a[3],
+            b[2] * a[0] + b[3] * a[2], b[2] * a[1] + b[3] * a[3],
+        ]
+        orientation = 1 + (Self.turns.firstIndex(of: both) ?? 0)
     }
 
     // MARK: PNG
 
-    /// The chunks of a PNG file, in order, as far as they are whole.
-    static func pngChunks(_ bytes: [UInt8]) -> [(name: String, content: Range<Int>)] {
-        var chunks: [(name: String, content: Range<Int>)] = []
-        var at = 8
-        while let length = bytes.bigEndian(at, 4), at + 12 + length <= bytes.count {
-            let name = String(decoding: bytes[(at + 4)..<(at + 8)], as: UTF8.self)
-            chunks.append((name, (at + 8)..<(at + 8 + length)))
-            at += 12 + length
+    /// The content of each chunk of a PNG file with its name, in order, as far as they are whole.
+    static func pngChunks(_ bytes: some RandomAccessCollection<UInt8>, from start: Int = 8)
+        -> some Sequence<(name: Int, content: Range<Int>)>
+    {
+        sequence(state: start) { at in
+            guard let length = bytes.bigEndian(at, 4), let name = bytes.bigEndian(at + 4, 4),
+                length <= bytes.count - at - 12
+            else { return nil }
+            defer { at += 12 + length }
+            return (name, (at + 8)..<(at + 8 + length))
         }
-        return chunks
+    }
+
+    /// The name of a chunk or box as a number.
+    static func code(_ name: StaticString) -> Int { Array("\(name)".utf8).bigEndian(0, 4) ?? 0 }
+
+    private mutating func readPNG(_ bytes: [UInt8]) {
+        (width, height) = (bytes.bigEndian(16, 4), bytes.bigEndian(20, 4))
+        isTruncated = true
+        let (exif, end) = (Self.code("eXIf"), Self.code("IEND"))
+        for chunk in Self.pngChunks(bytes) {
+            if chunk.name == exif, orientation == 1 {
+                turn(TIFF(bytes[chunk.content])?.orientation)
+            }
+            if chunk.name == end {
+                isTruncated = false
+                break
+            }
+        }
     }
 
     // MARK: JPEG
 
-    private init?(jpeg bytes: [UInt8]) {
+    private mutating func readJPEG(_ bytes: [UInt8]) {
         var orientation: Int?
-        var size: (width: Int, height: Int)?
         var at = 2
         // Segments up to the entropy-coded data: FF, marker, length.
         while let marker = bytes.bigEndian(at, 2), marker >= 0xFFC0 {
@@ -75,30 +92,25 @@ struct ImageHeader: Equatable {
             let content = at + 4
             let isFrame =
                 (0xFFC0...0xFFCF).contains(marker) && ![0xFFC4, 0xFFC8, 0xFFCC].contains(marker)
-            if isFrame, let height = bytes.bigEndian(content + 1, 2),
-                let width = bytes.bigEndian(content + 3, 2)
-            {
-                size = (width, height)
+            if isFrame {
+                (height, width) = (bytes.bigEndian(content + 1, 2), bytes.bigEndian(content + 3, 2))
             }
             let end = min(at + 2 + length, bytes.count)
             if marker == 0xFFE1, content + 6 <= end,
                 bytes[content..<end].starts(with: Array("Exif".utf8) + [0, 0])
             {
-                orientation = orientation ?? Self.orientation(tiff: bytes[(content + 6)..<end])
+                orientation = orientation ?? TIFF(bytes[(content + 6)..<end])?.orientation
             }
             at += 2 + length
             if marker == 0xFFDA { break }
         }
-        guard let size else { return nil }
-        var ends = false
+        turn(orientation)
+        isTruncated = true
         var index = bytes.count - 1
-        while index > at, !ends {
-            ends = bytes[index] == 0xD9 && bytes[index - 1] == 0xFF
+        while index > at, isTruncated {
+            isTruncated = bytes[index] != 0xD9 || bytes[index - 1] != 0xFF
             index -= 1
         }
-        self.init(
-            kind: .jpeg, width: size.width, height: size.height, orientation: orientation ?? 1,
-            isTruncated: !ends)
     }
 
     // MARK: WebP
@@ -106,54 +118,79 @@ struct ImageHeader: Equatable {
     /// The content of the first chunk of that name.
     static func webpChunk(_ name: String, in bytes: [UInt8]) -> Range<Int>? {
         var at = 12
-        while let length = bytes.littleEndian(at + 4, 4), at + 8 + length <= bytes.count {
+        while let length = bytes.littleEndian(at + 4, 4), length <= bytes.count - at - 8 {
             if bytes[at..<(at + 4)].elementsEqual(name.utf8) { return (at + 8)..<(at + 8 + length) }
             at += 8 + length + (length & 1)
         }
         return nil
     }
 
-    private init?(webp bytes: [UInt8]) {
-        guard let riff = bytes.littleEndian(4, 4), bytes.count >= 30 else { return nil }
-        let size: (Int, Int)
-        switch String(decoding: bytes[12..<16], as: UTF8.self) {
+    private mutating func readWebP(_ bytes: [UInt8]) {
+        let first = String(decoding: bytes.dropFirst(12).prefix(4), as: UTF8.self)
+        func number(_ at: Int, _ count: Int) -> Int? { bytes.littleEndian(at, count) }
+        switch first {
         case "VP8X":
-            size = (1 + bytes.littleEndian(24, 3)!, 1 + bytes.littleEndian(27, 3)!)
+            width = number(24, 3).map { 1 + $0 }
+            height = number(27, 3).map { 1 + $0 }
         case "VP8 ":
-            size = (bytes.littleEndian(26, 2)! & 0x3FFF, bytes.littleEndian(28, 2)! & 0x3FFF)
+            width = number(26, 2).map { $0 & 0x3FFF }
+            height = number(28, 2).map { $0 & 0x3FFF }
         case "VP8L":
-            let bits = bytes.littleEndian(21, 4)!
-            size = (1 + bits & 0x3FFF, 1 + (bits >> 14) & 0x3FFF)
-        default:
-            return nil
+            width = number(21, 4).map { 1 + $0 & 0x3FFF }
+            height = number(21, 4).map { 1 + ($0 >> 14) & 0x3FFF }
+        default: break
         }
-        let exif = Self.webpChunk("EXIF", in: bytes).flatMap { range -> Int? in
+        if let range = Self.webpChunk("EXIF", in: bytes) {
             let content = bytes[range]
             let prefix = Array("Exif".utf8) + [0, 0]
-            return Self.orientation(
-                tiff: content.starts(with: prefix) ? content.dropFirst(6) : content)
+            turn(TIFF(content.starts(with: prefix) ? content.dropFirst(6) : content)?.orientation)
         }
-        self.init(
-            kind: .webp, width: size.0, height: size.1, orientation: exif ?? 1,
-            isTruncated: bytes.count < riff + 8)
+        isTruncated = number(4, 4).map { bytes.count < $0 + 8 } ?? true
     }
 
-    // MARK: EXIF
+    /// Whether it is a moving one, which many an FFmpeg cannot decode.
+    static func isAnimatedWebP(_ bytes: [UInt8]) -> Bool {
+        MediaKind(bytes) == .webp && bytes.dropFirst(12).starts(with: "VP8X".utf8)
+            && (bytes.bigEndian(20, 1) ?? 0) & 2 != 0
+    }
 
-    /// Tag 0x0112 of the first directory of a TIFF block.
-    private static func orientation(tiff: ArraySlice<UInt8>) -> Int? {
-        let isLittle = tiff.starts(with: "II".utf8)
-        guard isLittle || tiff.starts(with: "MM".utf8) else { return nil }
+    // MARK: TIFF
+
+    private mutating func readTIFF(_ bytes: [UInt8]) {
+        guard let tiff = TIFF(bytes[...]) else { return }
+        // Raw photographs are TIFF files that begin with a small preview.
+        if tiff.isPreview { return (width, height) = (0, 0) }
+        (width, height) = (tiff.width, tiff.height)
+        turn(tiff.orientation)
+    }
+}
+
+/// The first directory of a TIFF file, or of the block of that form that EXIF is.
+private struct TIFF {
+    private(set) var width, height, orientation: Int?
+    /// Whether the picture is a reduced version of another one in the file.
+    private(set) var isPreview = false
+
+    init?(_ bytes: ArraySlice<UInt8>) {
+        let isLittle = bytes.starts(with: "II".utf8)
+        guard isLittle || bytes.starts(with: "MM".utf8) else { return nil }
         func number(_ at: Int, _ count: Int) -> Int? {
-            isLittle ? tiff.littleEndian(at, count) : tiff.bigEndian(at, count)
+            isLittle ? bytes.littleEndian(at, count) : bytes.bigEndian(at, count)
         }
-        guard number(2, 2) == 42, let directory = number(4, 4),
-            let entries = number(directory, 2)
+        guard number(2, 2) == 42, let directory = number(4, 4), let entries = number(directory, 2)
         else { return nil }
-        for entry in 0..<min(entries, 1000) {
+        for entry in 0..<entries {
             let at = directory + 2 + 12 * entry
-            if number(at, 2) == 0x0112 { return number(at + 8, 2) }
+            guard let tag = number(at, 2) else { break }
+            // A SHORT or a LONG.
+            let value = number(at + 2, 2) == 3 ? number(at + 8, 2) : number(at + 8, 4)
+            switch tag {
+            case 0xFE: isPreview = (value ?? 0) & 1 == 1
+            case 0x100: width = value
+            case 0x101: height = value
+            case 0x112: orientation = orientation ?? value
+            default: break
+            }
         }
-        return nil
     }
 }

@@ -1,44 +1,27 @@
 // ImageReader: a picture file as 8-bit RGB, upright.
 
-import Subprocess
-
-/// Reads a PNG, JPEG, WebP or any other still picture that FFmpeg decodes.
+/// Reads a still picture: PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000, PNM or QOI,
+/// whichever its first bytes say.
 ///
 /// Grey, palette and 16-bit pictures become 8-bit RGB. Alpha is ignored, as the original
-/// implementation does (`PIL.Image.convert("RGB")`). EXIF orientation is applied.
+/// implementation does (`PIL.Image.convert("RGB")`). The orientation that the file states is applied.
 /// - Throws: ``MediaError``: no such file, not a picture, truncated, larger than
 ///   ``RGBImage/longestSide`` or ``RGBImage/pixelLimit``; `CancellationError`.
 public func readImage(path: String, ffmpeg: FFmpeg? = nil) async throws -> RGBImage {
-    guard Files.status(path) != nil else { throw MediaError.noSuchFile(path: path) }
-    guard Files.isRegular(path) else {
-        throw MediaError.notAPicture(path: path, reason: "it is a folder or a device")
-    }
-    let size = Files.size(path)
-    guard size <= RGBImage.fileLimit else {
+    let file = try InputFile(path)
+    guard file.size <= RGBImage.fileLimit else {
         throw MediaError.tooLarge(
-            path: path, found: "\(size) bytes", limit: "\(RGBImage.fileLimit) bytes")
+            path: path, found: "\(file.size) bytes", limit: "\(RGBImage.fileLimit) bytes")
     }
-    guard let bytes = Files.read(path, limit: size) else {
-        throw MediaError.unreadable(path: path, reason: Files.lastError)
+    let bytes = try file.bytes()
+    guard let header = ImageHeader(bytes) else {
+        throw MediaError.notAPicture(path: path, reason: foreign(bytes))
     }
-    guard !bytes.isEmpty else {
-        throw MediaError.notAPicture(path: path, reason: "it is empty")
-    }
+    guard !header.isTruncated else { throw MediaError.truncated(path: path) }
     let ffmpeg = if let ffmpeg { ffmpeg } else { try FFmpeg.find() }
-    let header = ImageHeader(bytes)
-    let (width, height): (Int, Int)
-    if let header {
-        (width, height) = (header.width, header.height)
-        guard !header.isTruncated else { throw MediaError.truncated(path: path) }
-    } else {
-        let probe = try await ffmpeg.frameSize(of: "file:" + path)
-        guard let size = probe.size else {
-            throw MediaError.notAPicture(path: path, reason: probe.reason)
-        }
-        (width, height) = size
-    }
+    let (width, height) = try await size(of: file, header, ffmpeg)
     guard width > 0, height > 0 else {
-        throw MediaError.notAPicture(path: path, reason: "it has no pixels")
+        throw MediaError.notAPicture(path: path, reason: "it has no pixels of its own")
     }
     guard max(width, height) <= RGBImage.longestSide, width * height <= RGBImage.pixelLimit else {
         throw MediaError.tooLarge(
@@ -47,31 +30,53 @@ public func readImage(path: String, ffmpeg: FFmpeg? = nil) async throws -> RGBIm
                 + "\(RGBImage.pixelLimit / 1_000_000) million in all")
     }
     let count = 3 * width * height
-    let outcome = try await FFmpeg.collect(
+    let (pixels, remains) = try await FFmpeg.collect(
         ffmpeg.ffmpeg,
-        ["-hide_banner", "-nostdin", "-loglevel", "error", "-noautorotate", "-i", "file:" + path]
-            + ["-frames:v", "1", "-vf", "scale=\(FFmpeg.exactScaling)", "-pix_fmt", "rgb24"]
-            + ["-f", "rawvideo", "pipe:1"],
-        limit: count + 1, seconds: 60)
-    guard outcome.status.isSuccess, outcome.output.count == count else {
-        // A flag of the extended format; many an FFmpeg decodes still WebP only.
-        let isAnimated =
-            header?.kind == .webp && bytes[12..<16].elementsEqual("VP8X".utf8)
-            && bytes[20] & 2 != 0
-        let reason =
-            isAnimated
-            ? "it is an animated WebP; save one of its frames as PNG" : outcome.errors.summary
-        throw MediaError.notAPicture(
-            path: path, reason: reason.isEmpty ? "\(outcome.output.count) bytes decoded" : reason)
+        FFmpeg.quiet + ["-noautorotate"]
+            + FFmpeg.reading(header.kind, pixelLimit: RGBImage.pixelLimit)
+            + ["-map", "0:v:0", "-frames:v", "1", "-vf", "scale=\(FFmpeg.exactScaling)"]
+            + ["-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"],
+        input: .descriptor(file.descriptor.number), limit: count + 1,
+        limits: Child.Limits(idle: 30, total: 120))
+    guard remains.ending.isSuccess, pixels.count == count else {
+        var reason = remains.words.summary
+        if ImageHeader.isAnimatedWebP(bytes) {
+            reason = "it is an animated WebP; save one of its frames as PNG"
+        } else if reason.isEmpty {
+            reason = "\(pixels.count) bytes decoded, not \(count)"
+            if header.kind == .heif {
+                reason += "; it may be made of tiles: save it as PNG or JPEG"
+            }
+        }
+        throw MediaError.notAPicture(path: path, reason: reason)
     }
-    let image = RGBImage(width: width, height: height, pixels: outcome.output)
-    return image.oriented(header?.orientation ?? 1)
+    return RGBImage(width: width, height: height, pixels: pixels).oriented(header.orientation)
+}
+
+/// What the bytes of no picture are.
+private func foreign(_ bytes: [UInt8]) -> String {
+    if bytes.isEmpty { return "it is empty" }
+    if MediaKind(bytes) != nil { return "it is a video" }
+    return
+        "its first bytes are those of no PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000, PNM or QOI"
+}
+
+/// Width and height as stored: from the header, or else from FFmpeg.
+private func size(of file: InputFile, _ header: ImageHeader, _ ffmpeg: FFmpeg) async throws -> (
+    Int, Int
+) {
+    if let width = header.width, let height = header.height { return (width, height) }
+    let probe = try await ffmpeg.frameSize(of: file, header.kind)
+    guard let size = probe.size else {
+        throw MediaError.notAPicture(path: file.path, reason: probe.reason)
+    }
+    return size
 }
 
 extension RGBImage {
     /// Limits of ``readImage(path:ffmpeg:)``: far beyond any video, far below any trouble.
     public static let longestSide = 32768
-    public static let pixelLimit = 200_000_000
+    public static let pixelLimit = 1 << 27
     public static let fileLimit = 1 << 29
 
     /// The picture upright, for an EXIF orientation of 1 to 8.

@@ -1,10 +1,15 @@
 // MediaError: every way in which reading a picture or writing a video can fail for a user.
 
+import Ground
+import SystemPackage
+
 /// A failure that the user can act on. `description` is one line: what was expected, what was
 /// found, what to do.
 public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
     /// A program of FFmpeg (`ffmpeg` or `ffprobe`) was not found.
     case ffmpegMissing(program: String)
+    /// The program could not be started.
+    case cannotStart(program: String, reason: String)
     /// This FFmpeg was built without an encoder that the format needs.
     case encoderMissing(encoder: String)
     /// The input file does not exist or is no regular file.
@@ -27,6 +32,8 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
     case noSuchFolder(path: String)
     /// The output cannot be created there.
     case unwritable(path: String, reason: String)
+    /// A file of that name exists, and nobody asked for it to be replaced.
+    case exists(path: String)
     /// The disk or quota was full while writing.
     case noSpace(path: String)
     /// A value of the options is out of its range.
@@ -40,10 +47,15 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
     /// `append` or `finish` on a writer that was finished, cancelled or failed.
     case writerClosed(path: String)
 
-    public var description: String {
+    /// On one line, without control characters: much of it is what a file or FFmpeg says.
+    public var description: String { text.printable }
+
+    private var text: String {
         switch self {
         case .ffmpegMissing(let program):
             "\(program) was not found on PATH; install it (Debian, Ubuntu: apt-get install ffmpeg)"
+        case .cannotStart(let program, let reason):
+            "\(program) cannot be started: \(reason)"
         case .encoderMissing(let encoder):
             "this ffmpeg has no encoder \(encoder); install a full build "
                 + "(Debian, Ubuntu: apt-get install ffmpeg) or choose another file extension"
@@ -68,6 +80,8 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
             "\(path): no such folder; create it first"
         case .unwritable(let path, let reason):
             "\(path): cannot be written: \(reason)"
+        case .exists(let path):
+            "\(path): it exists already"
         case .noSpace(let path):
             "\(path): no space left while writing; free some space or choose another disk"
         case .badOption(let name, let found, let expected):
@@ -80,6 +94,19 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
             "ffmpeg failed: \(lines)"
         case .writerClosed(let path):
             "\(path): the writer is already finished, cancelled or failed"
+        }
+    }
+}
+
+extension MediaError {
+    /// What went wrong with the files of the output `path`.
+    init(writing path: String, _ error: FileError) {
+        switch error {
+        case .exists: self = .exists(path: path)
+        case .noRoom, .system(_, .noSpace), .system(_, .diskQuotaExceeded),
+            .system(_, .fileTooLarge):
+            self = .noSpace(path: path)
+        case .notRegular, .tooLarge, .system: self = .unwritable(path: path, reason: error.reason)
         }
     }
 }

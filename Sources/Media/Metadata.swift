@@ -1,7 +1,6 @@
 // Metadata: keeps one text (the request, as JSON) inside a file, and finds it again.
 
 import Ground
-import Subprocess
 
 /// The text that a ``VideoWriter`` stored in a file; `nil` where there is none.
 ///
@@ -15,26 +14,26 @@ import Subprocess
 /// - Throws: ``MediaError/noSuchFile(path:)``, ``MediaError/notAVideo(path:reason:)`` for a file that
 ///   is none of these.
 public func readMetadata(path: String, ffmpeg: FFmpeg? = nil) async throws -> String? {
-    guard Files.isRegular(path) else { throw MediaError.noSuchFile(path: path) }
-    guard let head = Files.read(path, limit: 16) else {
-        throw MediaError.unreadable(path: path, reason: Files.lastError)
+    let file = try InputFile(path)
+    guard let media = MediaKind(try file.bytes(limit: 1024)) else {
+        throw MediaError.notAVideo(
+            path: path, reason: "its first bytes are those of no video or picture that is read")
     }
-    if let kind = Metadata.Kind(head) {
-        guard let bytes = Files.read(path, limit: Metadata.fileLimit) else {
-            throw MediaError.unreadable(path: path, reason: Files.lastError)
-        }
-        return Metadata.find(in: bytes, kind)
+    if let kind = Metadata.Kind(media) {
+        return Metadata.find(in: try file.bytes(limit: Metadata.fileLimit), kind)
     }
     let program = if let ffmpeg { ffmpeg.ffprobe } else { try FFmpeg.find().ffprobe }
-    let outcome = try await FFmpeg.collect(
+    let (output, remains) = try await FFmpeg.collect(
         program,
         ["-hide_banner", "-loglevel", "error", "-show_entries", "format_tags=comment,COMMENT"]
-            + ["-of", "default=noprint_wrappers=1:nokey=1", "-i", "file:" + path],
-        limit: 4 * Metadata.limit, seconds: 60)
-    guard outcome.status.isSuccess else {
-        throw MediaError.notAVideo(path: path, reason: outcome.errors.summary)
+            + ["-of", "default=noprint_wrappers=1:nokey=1"]
+            + FFmpeg.reading(media, pixelLimit: RGBImage.pixelLimit),
+        input: .descriptor(file.descriptor.number), limit: 4 * Metadata.limit,
+        limits: FFmpeg.probing)
+    guard remains.ending.isSuccess else {
+        throw MediaError.notAVideo(path: path, reason: remains.words.summary)
     }
-    var text = String(decoding: outcome.output, as: UTF8.self)
+    var text = String(decoding: output, as: UTF8.self)
     if text.last == "\n" { text.removeLast() }
     return text.isEmpty ? nil : text
 }
@@ -45,43 +44,43 @@ enum Metadata {
     /// Pictures and animations are searched in memory up to this size.
     static let fileLimit = 1 << 30
 
+    /// The formats that this room itself reads and writes the text of.
     enum Kind {
         case gif, webp, png
 
-        init?(_ head: [UInt8]) {
-            if head.starts(with: "GIF8".utf8) {
-                self = .gif
-            } else if head.starts(with: "RIFF".utf8) && head.dropFirst(8).starts(with: "WEBP".utf8)
-            {
-                self = .webp
-            } else if head.starts(with: [0x89, 0x50, 0x4E, 0x47]) {
-                self = .png
-            } else {
-                return nil
+        init?(_ media: MediaKind) {
+            switch media {
+            case .gif: self = .gif
+            case .webp: self = .webp
+            case .png: self = .png
+            default: return nil
+            }
+        }
+
+        /// Nil for what FFmpeg 5 itself writes the text into.
+        init?(_ format: VideoFormat) {
+            switch format {
+            case .mp4, .webm: return nil
+            case .gif: self = .gif
+            case .webp: self = .webp
+            case .png, .pngSequence: self = .png
             }
         }
     }
 
-    /// Adds `text` to a finished file that ffmpeg 5 itself writes none to; others are left alone.
-    static func embed(_ text: String, in path: String, format: VideoFormat) throws(MediaError) {
-        switch format {
-        case .mp4, .webm: return
+    /// The finished file with `text` in it; nil where it is no such file.
+    static func adding(_ text: String, to bytes: [UInt8], _ kind: Kind) -> [UInt8]? {
+        switch kind {
         case .gif:
             // In front of the last byte, the trailer.
-            let size = Files.size(path)
-            try Files.write(gifComment(text) + [0x3B], to: path, at: size - 1)
+            guard MediaKind(bytes) == .gif, bytes.last == 0x3B else { return nil }
+            return bytes.dropLast() + gifComment(text) + [0x3B]
         case .webp:
-            guard let bytes = Files.read(path, limit: fileLimit) else {
-                throw .unreadable(path: path, reason: Files.lastError)
-            }
-            try Files.write(webp(bytes, adding: text), to: path)
-        case .png, .pngSequence:
-            guard let bytes = Files.read(path, limit: fileLimit) else {
-                throw .unreadable(path: path, reason: Files.lastError)
-            }
+            return webp(bytes, adding: text)
+        case .png:
             // Behind the signature (8 bytes) and the header (25 bytes), which must come first.
-            try Files.write(
-                bytes[..<33] + pngText(text) + bytes[33...], to: path)
+            guard MediaKind(bytes) == .png, bytes.count > 33 else { return nil }
+            return bytes[..<33] + pngText(text) + bytes[33...]
         }
     }
 
@@ -114,12 +113,12 @@ extension Metadata {
         func paletteBytes(_ flags: Int) -> Int { flags & 0x80 == 0 ? 0 : 3 << ((flags & 7) + 1) }
         var at = 13 + paletteBytes(byte(10))
         while at < bytes.count {
+            let isComment = bytes[at] == 0x21 && byte(at + 1) == 0xFE
             switch bytes[at] {
             case 0x2C: at += 11 + paletteBytes(byte(at + 9))
             case 0x21: at += 2
             default: return nil
             }
-            let isComment = at >= 2 && bytes[at - 2] == 0x21 && bytes[at - 1] == 0xFE
             var content: [UInt8] = []
             while at < bytes.count, bytes[at] > 0 {
                 let end = min(at + 1 + Int(bytes[at]), bytes.count)
@@ -155,7 +154,10 @@ extension Metadata {
         (0..<bytes).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
     }
 
-    private static func webp(_ bytes: [UInt8], adding text: String) -> [UInt8] {
+    private static func webp(_ bytes: [UInt8], adding text: String) -> [UInt8]? {
+        guard let header = ImageHeader(bytes), header.kind == .webp, let width = header.width,
+            let height = header.height
+        else { return nil }
         var escaped = text
         for (plain, entity) in entities { escaped = replacing(escaped, plain, by: entity) }
         let packet = Array((xmpStart + escaped + xmpEnd).utf8)
@@ -165,11 +167,11 @@ extension Metadata {
         let xmpFlag: UInt8 = 0x04
         if body.starts(with: "VP8X".utf8) {
             body[8] |= xmpFlag
-        } else if let header = ImageHeader(bytes) {
+        } else {
             // A single frame was written in the simple layout, which has no place for more chunks.
             let extended =
                 Array("VP8X".utf8) + little(10) + [xmpFlag, 0, 0, 0]
-                + little(header.width - 1, bytes: 3) + little(header.height - 1, bytes: 3)
+                + little(width - 1, bytes: 3) + little(height - 1, bytes: 3)
             body = extended + body
         }
         body += chunk
@@ -179,7 +181,8 @@ extension Metadata {
     private static func findWebPDescription(_ bytes: [UInt8]) -> String? {
         guard let range = ImageHeader.webpChunk("XMP ", in: bytes) else { return nil }
         let packet = String(decoding: bytes[range], as: UTF8.self)
-        guard let start = packet.firstRange(of: xmpStart), let end = packet.firstRange(of: xmpEnd)
+        guard let start = packet.firstRange(of: xmpStart),
+            let end = packet[start.upperBound...].firstRange(of: xmpEnd)
         else { return nil }
         var text = String(packet[start.upperBound..<end.lowerBound])
         for (plain, entity) in entities.reversed() { text = replacing(text, entity, by: plain) }
@@ -204,7 +207,8 @@ extension Metadata {
     }
 
     private static func findPNGText(_ bytes: [UInt8]) -> String? {
-        for chunk in ImageHeader.pngChunks(bytes) where chunk.name == "iTXt" {
+        let name = ImageHeader.code("iTXt")
+        for chunk in ImageHeader.pngChunks(bytes) where chunk.name == name {
             let content = bytes[chunk.content]
             if content.starts(with: pngKeyword) {
                 return String(decoding: content.dropFirst(pngKeyword.count), as: UTF8.self)

@@ -1,95 +1,189 @@
-// PendingOutput: a file, or a folder of pictures, that exists under a temporary name until it is whole.
+// PendingOutput: a video, a picture or a folder of pictures, which has no name until it is whole.
 
 import Glibc
 import Ground
 import SystemPackage
 
-struct PendingOutput: Sendable {
-    let path: String
-    let format: VideoFormat
-    /// Where a file appears: what a symbolic link leads to, not the link.
-    private let target: FilePath
-    /// The folder that the result goes to.
-    private let folder: String
-    /// Where the encoder writes: a file, or for a sequence a folder.
-    private let temporary: TemporaryPath
-    /// Whether `folder` itself is ours, to be removed with the rest.
-    private let makesFolder: Bool
+/// What an encoder writes: one file, or the pictures of a sequence one behind the other, which become files at the end.
+final class PendingOutput {
+    private enum Target {
+        case file(PendingFile)
+        case pictures(ScratchFile, FrameNames)
+    }
 
-    init(path: String, format: VideoFormat) {
+    private let path: String
+    private let format: VideoFormat
+    private let replaces: Bool
+    private let target: Target
+    /// An empty hidden file beside the target: whoever looks into the folder sees that something is being written.
+    private let sign: TemporaryPath
+    private let signLock: Descriptor?
+
+    init(path: String, format: VideoFormat, replaces: Bool) throws(MediaError) {
         self.path = path
         self.format = format
-        target = FilePath(path).followingLinks
-        if case .pngSequence(let target, _) = format {
-            folder = target
-            makesFolder = Files.status(target) == nil
-            temporary = TemporaryPath(beside: FilePath(target).appending("frames"))
-        } else {
-            folder = target.folder.string
-            makesFolder = false
-            temporary = TemporaryPath(
-                beside: target, suffix: "." + Files.fileExtension(path))
+        self.replaces = replaces
+        let folder = Self.folder(path, format)
+        do throws(FileError) {
+            sign = TemporaryPath(beside: folder.appending(Files.split(path).name))
+            signLock = Descriptor(try sign.makeFile())
+            target =
+                switch format {
+                case .pngSequence(let names): .pictures(try ScratchFile(in: folder), names)
+                default: .file(try PendingFile(FilePath(path), overwrite: replaces))
+                }
+        } catch { throw MediaError(writing: path, error) }
+    }
+
+    /// Where the bytes are until they have a name.
+    private static func folder(_ path: String, _ format: VideoFormat) -> FilePath {
+        guard case .pngSequence(let names) = format else {
+            return FilePath(path).followingLinks.folder
         }
+        return names.folder.isFolder ? names.folder : names.folder.followingLinks.folder
     }
 
-    /// The name that ffmpeg is given.
-    var encoderTarget: String {
-        let temporary = temporary.path.string
-        guard case .pngSequence(_, let pattern) = format else { return "file:" + temporary }
-        let escaped = temporary.split(separator: "%", omittingEmptySubsequences: false)
-            .joined(separator: "%%")
-        return "file:\(escaped)/\(pattern)"
-    }
-
-    func check() throws(MediaError) {
-        if case .pngSequence = format {
-            if makesFolder {
-                try Files.checkWritable(folder: Files.split(folder).folder, for: path)
-            } else {
-                try Files.checkWritable(folder: folder, for: path)
+    /// Refuses what would fail at the end.
+    /// - Returns: a file in the folder of the output: permission bits say nothing of read-only file systems, and nothing to
+    ///   root.
+    @discardableResult
+    static func check(path: String, format: VideoFormat, replaces: Bool) throws(MediaError)
+        -> ScratchFile
+    {
+        if case .pngSequence(let names) = format {
+            if let type = names.folder.fileType, type != .directory {
+                throw .unwritable(path: path, reason: "\(names.folder) is not a folder")
             }
-        } else if Files.isFolder(path) {
-            throw .unwritable(path: path, reason: "it is a folder")
+            if !replaces, let first = names.existing().first {
+                throw .exists(path: first.path.string)
+            }
         } else {
-            try Files.checkWritable(folder: folder, for: path)
+            switch FilePath(path).fileType {
+            case nil: break
+            case .regular: if !replaces { throw .exists(path: path) }
+            case .directory: throw .unwritable(path: path, reason: "it is a folder")
+            default: throw .unwritable(path: path, reason: "it is not a regular file")
+            }
+        }
+        let folder = folder(path, format)
+        guard folder.isFolder else { throw .noSuchFolder(path: folder.string) }
+        do throws(FileError) { return try ScratchFile(in: folder) } catch {
+            throw MediaError(writing: path, error)
         }
     }
 
-    /// Makes the folders of a sequence.
-    func prepare() throws(MediaError) {
-        guard case .pngSequence = format else { return }
-        if makesFolder { try makeFolder(folder) }
-        try makeFolder(temporary.path.string)
-    }
-
-    private func makeFolder(_ name: String) throws(MediaError) {
-        guard mkdir(name, 0o777) == 0 else {
-            throw .unwritable(path: path, reason: Files.lastError)
+    /// What the encoder's standard output is.
+    var descriptor: Int32 {
+        switch target {
+        case .file(let file): file.descriptor
+        case .pictures(let file, _): file.descriptor
         }
     }
 
     /// Adds the metadata that the encoder could not write and gives the result its name.
-    func commit(metadata: String?) throws(MediaError) {
-        let temporary = temporary.path.string
-        if case .pngSequence = format {
-            let names = (try? self.temporary.path.fileNames()) ?? []
-            for name in names {
-                let file = temporary + "/" + name
-                if let metadata { try Metadata.embed(metadata, in: file, format: .png) }
+    /// - Returns: that name, which has a number where another file took the wanted one in the meantime.
+    func commit(metadata: String?) throws(MediaError) -> String {
+        guard let size = sizeOfFile(descriptor), size > 0 else { throw Self.wroteNothing }
+        switch target {
+        case .file(let file):
+            return try writing { () throws(FileError) in
+                if let metadata, let kind = Metadata.Kind(format),
+                    let bytes = readBytes(descriptor, from: 0, count: size),
+                    let whole = Metadata.adding(metadata, to: bytes, kind)
+                {
+                    try file.write(whole)
+                }
+                let name = try numbered(file.path) { name throws(FileError) in
+                    try file.commit(as: name)
+                }
+                return name == file.path ? path : name.string
             }
-            for name in names { try Files.move(temporary + "/" + name, to: folder + "/" + name) }
-            rmdir(temporary)
-            return
+        case .pictures(let file, let names):
+            let pictures = try Self.pictures(in: file)
+            return try writing { () throws(FileError) in
+                try commit(pictures, of: file, names, metadata)
+            }
         }
-        guard Files.size(temporary) > 0 else {
-            throw .ffmpegFailed(lines: "it wrote nothing and gave no reason")
-        }
-        if let metadata { try Metadata.embed(metadata, in: temporary, format: format) }
-        try Files.move(temporary, to: target.string)
     }
 
-    func discard() {
-        temporary.remove()
-        if makesFolder { rmdir(folder) }
+    static let wroteNothing = MediaError.ffmpegFailed(lines: "it wrote nothing and gave no reason")
+
+    private func writing<Result>(_ body: () throws(FileError) -> Result) throws(MediaError)
+        -> Result
+    {
+        do throws(FileError) { return try body() } catch { throw MediaError(writing: path, error) }
+    }
+
+    /// Tries `name`, and where that is taken and not to be replaced, the same name with a number.
+    private func numbered(
+        _ name: FilePath, _ body: (FilePath) throws(FileError) -> Void
+    ) throws(FileError) -> FilePath {
+        var (attempt, number) = (name, 2)
+        while true {
+            do throws(FileError) {
+                try body(attempt)
+                return attempt
+            } catch {
+                guard case .exists = error, !replaces else { throw error }
+                attempt = name.numbered(number)
+                number += 1
+            }
+        }
+    }
+
+    // MARK: Sequences
+
+    /// Where the PNG files lie that an encoder has written one behind the other.
+    private static func pictures(in file: ScratchFile) throws(MediaError) -> [Range<Int>] {
+        let (size, end) = (file.size, ImageHeader.code("IEND"))
+        var pictures: [Range<Int>] = []
+        var at = 0
+        while at < size {
+            var next = at + 8
+            while true {
+                guard let head = readBytes(file.descriptor, from: next, count: 8),
+                    let length = head.bigEndian(0, 4), let name = head.bigEndian(4, 4),
+                    next + 12 + length <= size
+                else { throw .ffmpegFailed(lines: "its pictures are not whole") }
+                next += 12 + length
+                if name == end { break }
+            }
+            pictures.append(at..<next)
+            at = next
+        }
+        return pictures
+    }
+
+    /// The files come to be in a folder of their own, which then gets the wanted name, or gives them to the folder that
+    /// has it: a disk that is full is met before any of them has its name.
+    private func commit(
+        _ pictures: [Range<Int>], of file: ScratchFile, _ names: FrameNames, _ metadata: String?
+    ) throws(FileError) -> String {
+        let isThere = names.folder.isFolder
+        let temporary = TemporaryPath(
+            beside: isThere ? names.folder.appending("frames") : names.folder.followingLinks)
+        try temporary.makeFolder()
+        var inside = names
+        inside.folder = temporary.path
+        for (index, range) in pictures.enumerated() {
+            var bytes = try file.read(from: range.lowerBound, count: range.count)
+            if let metadata { bytes = Metadata.adding(metadata, to: bytes, .png) ?? bytes }
+            try PendingFile.write(
+                bytes, to: inside.path(index + 1), overwrite: false, durable: false)
+        }
+        guard isThere, replaces || names.existing().isEmpty else {
+            let folder = try numbered(names.folder.followingLinks) { folder throws(FileError) in
+                try temporary.move(to: folder, replacing: false)
+            }
+            return folder == names.folder.followingLinks ? path : folder.string
+        }
+        for number in 1...pictures.count {
+            try inside.path(number).move(to: names.path(number), replacing: replaces)
+        }
+        // Of a longer sequence before nothing may stay between the new one's pictures.
+        for (number, path) in names.existing() where !(1...pictures.count).contains(number) {
+            unlink(path.string)
+        }
+        return path
     }
 }

@@ -1,5 +1,7 @@
 // VideoFormat: what a file name asks for, and how ffmpeg is told to make it.
 
+import SystemPackage
+
 /// How the bytes of a frame are laid out.
 public enum PixelFormat: String, Sendable, CaseIterable {
     /// [height, width, 3], full range.
@@ -47,7 +49,7 @@ public enum VideoFormat: Sendable, Equatable {
     case png
     /// A `.png` name with a counter (`frames/%04d.png`), or a folder (a path that ends in `/`, which
     /// means `%04d.png` in it). Numbers begin at 1. The innermost folder is made if it is missing.
-    case pngSequence(folder: String, pattern: String)
+    case pngSequence(FrameNames)
 
     public static let supported = [
         ".mp4", ".webm", ".gif", ".webp", ".png", "frames/%04d.png", "folder/",
@@ -55,29 +57,38 @@ public enum VideoFormat: Sendable, Equatable {
 
     /// - Throws: ``MediaError/unknownExtension(path:supported:)``.
     public init(path: String) throws(MediaError) {
-        let (folder, name) = Files.split(path)
-        if name.isEmpty && !path.isEmpty {
-            self = .pngSequence(folder: folder, pattern: "%04d.png")
+        let suffix = Files.fileExtension(path)
+        if let names = FrameNames(path), suffix == "png" || path.hasSuffix("/") {
+            self = .pngSequence(names)
             return
         }
-        switch Files.fileExtension(path) {
+        switch suffix {
         case "mp4": self = .mp4
         case "webm": self = .webm
         case "gif": self = .gif
         case "webp": self = .webp
-        case "png" where !name.contains("%"): self = .png
-        case "png" where Self.isCounter(name):
-            self = .pngSequence(folder: folder, pattern: name)
+        case "png": self = .png
         default: throw .unknownExtension(path: path, supported: Self.supported)
         }
     }
 
-    /// Exactly one `%`, as `%d` or `%04d`.
-    private static func isCounter(_ name: String) -> Bool {
-        let parts = name.split(separator: "%", omittingEmptySubsequences: false)
-        guard parts.count == 2 else { return false }
-        let digits = parts[1].prefix { $0.isASCII && $0.isNumber }
-        return digits.count <= 2 && parts[1].dropFirst(digits.count).first == "d"
+    /// The longest side that the format, or its encoder, has numbers for.
+    var longestSide: Int { self == .webp ? 16383 : Resolution.longestSide }
+
+    /// The most frames a second. GIF counts hundredths of a second, WebP thousandths, and viewers show for a tenth of a
+    /// second what would last less than 2 or 11 of them.
+    var highestRate: Double {
+        switch self {
+        case .gif: 50
+        case .webp: 90
+        default: 1000
+        }
+    }
+
+    /// The files that a video of so many frames becomes.
+    public func files(path: String, frames: Int) -> [String] {
+        guard case .pngSequence(let names) = self else { return [path] }
+        return (0..<max(0, frames)).map { names.path($0 + 1).string }
     }
 
     /// The accepted range of `crf` and the default, which cannot be told from the frames by eye;
@@ -101,6 +112,8 @@ public enum VideoFormat: Sendable, Equatable {
     /// The arguments between the input and the output.
     func encoding(crf: Int?, input: PixelFormat, width: Int, height: Int) -> [String] {
         let crf = crf ?? qualities?.standard ?? 0
+        // Below 1 x264 writes a profile without loss (High 4:4:4 Predictive), which browsers and QuickTime do not play.
+        let quality = self == .mp4 ? max(1, crf) : crf
         let source = input == .rgb24 ? "" : "in_color_matrix=bt709:in_range=tv:"
         func toVideo(from source: String, _ pixels: String) -> String {
             let center = pixels == "yuv420p" ? ":out_h_chr_pos=128:out_v_chr_pos=128" : ""
@@ -115,7 +128,7 @@ public enum VideoFormat: Sendable, Equatable {
             // A GPU decodes 160 frames a second: the encoder must keep up. Against "medium" the files
             // of "veryfast" are no larger at one `crf` and lose 1 dB where 49 dB are reached.
             let settings =
-                ["-c:v", "libx264", "-preset", "veryfast", "-crf", "\(crf)"] + tags
+                ["-c:v", "libx264", "-preset", "veryfast", "-crf", "\(quality)"] + tags
                 + ["-movflags", "+faststart", "-f", "mp4"]
             // What x264 itself works on.
             if input == .nv12, right + bottom == 0 { return ["-pix_fmt", "nv12"] + settings }
@@ -136,7 +149,7 @@ public enum VideoFormat: Sendable, Equatable {
             // From NV12 this only parts Cb from Cr.
             return ["-vf", toVideo(from: source, "yuv420p")]
                 + [
-                    "-c:v", "libvpx-vp9", "-crf", "\(crf)", "-b:v", "0", "-deadline", "good",
+                    "-c:v", "libvpx-vp9", "-crf", "\(quality)", "-b:v", "0", "-deadline", "good",
                     "-cpu-used", "3", "-row-mt", "1",
                 ] + tags + ["-f", "webm"]
         case .gif:
@@ -148,10 +161,8 @@ public enum VideoFormat: Sendable, Equatable {
         case .webp:
             return ["-vf", toRGB + "bgra", "-c:v", "libwebp_anim", "-quality", "90"]
                 + ["-compression_level", "4", "-loop", "0", "-f", "webp"]
-        case .png:
-            return ["-vf", toRGB + "rgb24", "-c:v", "png", "-update", "1", "-f", "image2"]
-        case .pngSequence:
-            return ["-vf", toRGB + "rgb24", "-c:v", "png", "-start_number", "1", "-f", "image2"]
+        case .png, .pngSequence:
+            return ["-vf", toRGB + "rgb24", "-c:v", "png", "-f", "image2pipe"]
         }
     }
 }

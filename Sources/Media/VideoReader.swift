@@ -1,8 +1,110 @@
 // VideoReader: the frames of a finished video, for comparing and looking at.
 
-import Subprocess
+import Ground
+import Synchronization
+import SystemPackage
 
-/// All frames of a video, animation, picture or numbered sequence (`frames/%04d.png`).
+/// The frames of a video, animation, picture or numbered sequence (`frames/%04d.png`), one after the other, as they are
+/// stored: none is repeated, left out or turned. It holds one frame at a time, however long the video is.
+public final class FrameReader: Sendable {
+    /// Frames of more pixels are refused; those of 8K video have 33.2 million.
+    public static let pixelLimit = 1 << 25
+
+    public let path: String
+    public let width: Int
+    public let height: Int
+    public var frameBytes: Int { 3 * width * height }
+    private let child: Child
+    /// Gives the child the files of a sequence.
+    private let feeding: Task<Void, any Error>?
+    private let count = Mutex(0)
+
+    /// - Throws: ``MediaError``: no such file, not a video, frames of more than ``pixelLimit`` pixels.
+    public init(path: String, ffmpeg: FFmpeg? = nil) async throws {
+        let sequence = FrameNames(path)?.existing().map(\.path.string) ?? []
+        let isSequence = !sequence.isEmpty && !FilePath(path).isRegularFile
+        let file = try InputFile(isSequence ? sequence[0] : path)
+        guard let kind = MediaKind(try file.bytes(limit: 1024)) else {
+            throw MediaError.notAVideo(
+                path: path, reason: "its first bytes are those of no video or picture that is read")
+        }
+        let ffmpeg = if let ffmpeg { ffmpeg } else { try FFmpeg.find() }
+        let probe = try await ffmpeg.frameSize(of: file, kind)
+        guard let (width, height) = probe.size, width > 0, height > 0 else {
+            throw MediaError.notAVideo(path: path, reason: probe.reason)
+        }
+        let limit = Resolution.longestSide
+        guard max(width, height) <= limit, width * height <= Self.pixelLimit else {
+            throw MediaError.tooLarge(
+                path: path, found: "\(width)x\(height)",
+                limit: "\(limit) pixels a side and \(Self.pixelLimit / 1_000_000) million in all")
+        }
+        let child = try await Child.start(
+            ffmpeg.ffmpeg,
+            FFmpeg.quiet + ["-noautorotate"]
+                + FFmpeg.reading(kind, pixelLimit: Self.pixelLimit, isPipe: isSequence)
+                + [
+                    "-map", "0:v:0", "-fps_mode", "passthrough", "-vf",
+                    "scale=\(FFmpeg.exactScaling)",
+                ]
+                + ["-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"],
+            input: isSequence ? .pipe : .descriptor(file.descriptor.number), output: .pipe)
+        feeding =
+            isSequence
+            ? Task { try await Self.feed(child, sequence, kind, (width, height)) } : nil
+        (self.path, self.width, self.height, self.child) = (path, width, height, child)
+    }
+
+    deinit {
+        feeding?.cancel()
+        child.kill()
+    }
+
+    /// - Returns: [height, width, 3], or nil after the last frame.
+    public func next() async throws -> [UInt8]? {
+        let frame = await withTaskCancellationHandler {
+            await child.read(frameBytes)
+        } onCancel: {
+            child.kill()
+        }
+        try Task.checkCancellation()
+        if frame.count == frameBytes {
+            count.withLock { $0 += 1 }
+            return frame
+        }
+        let remains = await child.remains
+        try await feeding?.value
+        if case .tooSlow(let seconds) = remains.ending {
+            throw MediaError.timedOut(program: "ffmpeg", seconds: seconds)
+        }
+        guard remains.ending.isSuccess, frame.isEmpty, count.withLock({ $0 }) > 0 else {
+            let words = remains.words.summary
+            throw MediaError.notAVideo(
+                path: path, reason: words.isEmpty ? "\(frame.count) bytes decoded" : words)
+        }
+        return nil
+    }
+
+    /// One file behind the other; all must be like the first.
+    private static func feed(
+        _ child: Child, _ files: [String], _ kind: MediaKind, _ size: (Int, Int)
+    ) async throws {
+        defer { child.closeInput() }
+        for path in files {
+            let bytes = try InputFile(path).bytes(limit: RGBImage.fileLimit)
+            guard let header = ImageHeader(bytes), header.kind == kind, !header.isTruncated,
+                (header.width ?? size.0, header.height ?? size.1) == size
+            else {
+                throw MediaError.notAVideo(
+                    path: path,
+                    reason: "it is no whole picture of \(size.0)x\(size.1) like the first one")
+            }
+            guard await child.write(bytes) else { return }
+        }
+    }
+}
+
+/// All frames of a video, animation, picture or numbered sequence.
 public struct Video: Sendable {
     public let width: Int
     public let height: Int
@@ -12,59 +114,61 @@ public struct Video: Sendable {
 
     /// pixels: [count, height, width, 3]
     public init(width: Int, height: Int, pixels: [UInt8]) {
-        precondition(
+        ensure(
             width > 0 && height > 0 && pixels.count % (3 * width * height) == 0,
-            "Video: whole frames")
+            "Video: \(pixels.count) bytes are not whole frames of \(width)x\(height)")
         self.width = width
         self.height = height
         self.pixels = pixels
     }
+
+    /// More bytes of frames are refused.
+    public static let byteLimit = 1 << 30
 }
 
-/// Decodes at most `frameLimit` frames as 8-bit RGB.
-/// - Throws: ``MediaError``: no such file, not a video, more than 8 GiB of frames.
-public func readVideo(path: String, frameLimit: Int = 4096, ffmpeg: FFmpeg? = nil) async throws
-    -> Video
-{
-    let isPattern = path.contains("%")
-    guard isPattern || Files.isRegular(path) else { throw MediaError.noSuchFile(path: path) }
-    let ffmpeg = if let ffmpeg { ffmpeg } else { try FFmpeg.find() }
-    // A sequence is opened by its pattern, anything else by its exact name.
-    let input = isPattern ? path : "file:" + path
-    let probe = try await ffmpeg.frameSize(of: input)
-    guard let (width, height) = probe.size, width > 0, height > 0 else {
-        throw MediaError.notAVideo(path: path, reason: probe.reason)
+/// Decodes a whole video as 8-bit RGB. What may be longer than ``Video/byteLimit`` is for ``FrameReader``.
+/// - Throws: ``MediaError``: no such file, not a video, too large.
+public func readVideo(path: String, ffmpeg: FFmpeg? = nil) async throws -> Video {
+    let reader = try await FrameReader(path: path, ffmpeg: ffmpeg)
+    var pixels: [UInt8] = []
+    while let frame = try await reader.next() {
+        guard pixels.count + frame.count <= Video.byteLimit else {
+            throw MediaError.tooLarge(
+                path: path, found: "more than \(pixels.count / frame.count) frames",
+                limit: "\(Video.byteLimit) bytes of frames")
+        }
+        pixels += frame
     }
-    let frameBytes = 3 * width * height
-    let limit = min(frameLimit * frameBytes, 8 << 30)
-    let outcome = try await FFmpeg.collect(
-        ffmpeg.ffmpeg,
-        ["-hide_banner", "-nostdin", "-loglevel", "error", "-i", input]
-            + ["-frames:v", "\(limit / frameBytes)", "-vf", "scale=\(FFmpeg.exactScaling)"]
-            + ["-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"],
-        limit: limit + 1, seconds: 600)
-    guard outcome.status.isSuccess, !outcome.output.isEmpty,
-        outcome.output.count % frameBytes == 0
-    else {
-        let reason = outcome.errors.summary
-        throw MediaError.notAVideo(
-            path: path, reason: reason.isEmpty ? "\(outcome.output.count) bytes decoded" : reason)
-    }
-    return Video(width: width, height: height, pixels: outcome.output)
+    return Video(width: reader.width, height: reader.height, pixels: pixels)
 }
 
 extension FFmpeg {
-    /// Width and height of the first video stream of `input`, or why there is none.
-    func frameSize(of input: String) async throws -> (size: (Int, Int)?, reason: String) {
-        let outcome = try await FFmpeg.collect(
+    /// The arguments for one input, which is the program's standard input: a file whose demuxer is given, or a pipe of
+    /// pictures. Whatever the input says, no other file is opened.
+    static func reading(_ kind: MediaKind, pixelLimit: Int, isPipe: Bool = false) -> [String] {
+        [
+            "-protocol_whitelist", "file,pipe", "-f", kind.demuxer, "-max_pixels", "\(pixelLimit)",
+            "-i",
+            isPipe ? "pipe:0" : "file:/proc/self/fd/0",
+        ]
+    }
+
+    /// Width and height of the first video stream of a file, or why there is none.
+    func frameSize(of file: InputFile, _ kind: MediaKind) async throws -> (
+        size: (Int, Int)?, reason: String
+    ) {
+        let (output, remains) = try await FFmpeg.collect(
             ffprobe,
             ["-hide_banner", "-loglevel", "error", "-select_streams", "v:0"]
-                + ["-show_entries", "stream=width,height", "-of", "csv=p=0:s=x", "-i", input],
-            limit: 1 << 16, seconds: 60)
-        let sides = String(decoding: outcome.output, as: UTF8.self)
+                + ["-show_entries", "stream=width,height", "-of", "csv=p=0:s=x"]
+                + FFmpeg.reading(kind, pixelLimit: RGBImage.pixelLimit),
+            input: .descriptor(file.descriptor.number), limit: 1 << 16, limits: FFmpeg.probing)
+        let sides = String(decoding: output, as: UTF8.self)
             .split(whereSeparator: \.isNewline).first?.split(separator: "x").compactMap { Int($0) }
-        guard outcome.status.isSuccess, let sides, sides.count == 2 else {
-            let reason = outcome.errors.summary
+        guard remains.ending.isSuccess, let sides, sides.count == 2,
+            sides.allSatisfy({ (0...1 << 30).contains($0) })
+        else {
+            let reason = remains.words.summary
             return (nil, reason.isEmpty ? "there is no picture in it" : reason)
         }
         return ((sides[0], sides[1]), "")

@@ -1,31 +1,32 @@
 // VideoWriter: takes frames as they are made and leaves one whole file, or nothing.
 
-import Glibc
-import Subprocess
+import Ground
 import Synchronization
-import SystemPackage
 
 /// Streams frames into an ffmpeg child while later frames are still being computed.
 ///
-///     try VideoWriter.check(path: path)           // before any work
-///     let writer = try VideoWriter(.init(path: path, width: 832, height: 480))
+///     let options = VideoWriter.Options(path: path, replaces: false, width: 832, height: 480)
+///     try await VideoWriter.check(options, frames: 81)       // before any work
+///     let writer = try VideoWriter(options)
 ///     for await chunk in chunks { try await writer.append(chunk) }
-///     try await writer.finish()
+///     let path = try await writer.finish()
 ///
-/// The file is made under a temporary name in the same folder and renamed by `finish`. After an
-/// error, a cancelled task, `cancel` or the end of the writer's life, the child is killed and the
-/// temporary files are gone. One task at a time may use a writer. Equal frames and options give
-/// equal bytes with the same FFmpeg on the same machine.
+/// The file has no name until `finish` gives it one. After an error, a cancelled task, `cancel` or the end of the writer's
+/// life or of the process, the child is killed and nothing is left. One task at a time may use a writer. Equal frames and
+/// options give equal bytes with the same FFmpeg on the same machine.
 public final class VideoWriter: Sendable {
     public struct Options: Sendable {
         /// The output; its name decides the format, see ``VideoFormat``.
         public var path: String
+        /// Whether files that are there already are replaced. Where not, they are refused, and a file that comes to be
+        /// while the video is made leaves it the name with a number: `video-2.mp4`.
+        public var replaces: Bool
         public var width: Int
         public var height: Int
         public var framesPerSecond: Double
         public var pixelFormat: PixelFormat
         /// Quality of `.mp4` (0...51, default 12) and `.webm` (0...63, default 16), less is better;
-        /// other formats ignore it.
+        /// other formats ignore it. Of `.mp4` 0 is as 1: what is beyond that, no browser plays.
         public var crf: Int?
         /// Text to keep in the file (the request as JSON), read back by ``readMetadata(path:)``.
         public var metadata: String?
@@ -35,11 +36,12 @@ public final class VideoWriter: Sendable {
         public var ffmpeg: FFmpeg?
 
         public init(
-            path: String, width: Int, height: Int, framesPerSecond: Double = 16,
+            path: String, replaces: Bool, width: Int, height: Int, framesPerSecond: Double = 16,
             pixelFormat: PixelFormat = .rgb24, crf: Int? = nil, metadata: String? = nil,
             queueBytes: Int = 64 << 20, ffmpeg: FFmpeg? = nil
         ) {
             self.path = path
+            self.replaces = replaces
             self.width = width
             self.height = height
             self.framesPerSecond = framesPerSecond
@@ -56,9 +58,8 @@ public final class VideoWriter: Sendable {
     /// The bytes of one frame in the writer's pixel format.
     public let frameBytes: Int
     private let channel: BoundedChannel
-    private let child = Child()
-    private let output: PendingOutput
-    private let encoding: Task<Void, any Error>
+    private let child = Encoder()
+    private let encoding: Task<String, any Error>
     private let state = Mutex(State())
 
     private struct State {
@@ -66,32 +67,49 @@ public final class VideoWriter: Sendable {
         var open = true
     }
 
-    /// Refuses what would fail later anyway: an unknown file name, no ffmpeg, a folder that does not
-    /// exist or cannot be written. Takes milliseconds and leaves nothing behind.
+    /// Refuses names that no format has, a missing FFmpeg, and folders that do not exist or cannot be written. Takes
+    /// milliseconds and leaves nothing behind.
     public static func check(path: String, ffmpeg: FFmpeg? = nil) throws(MediaError) {
         let format = try VideoFormat(path: path)
         if ffmpeg == nil { _ = try FFmpeg.find() }
-        try PendingOutput(path: path, format: format).check()
+        try PendingOutput.check(path: path, format: format, replaces: true)
+    }
+
+    /// Refuses what would fail later anyway, by making a video of one black frame that is thrown away: unknown names, values
+    /// that the format cannot hold, files that are there, folders that cannot be written, and an FFmpeg that is missing,
+    /// broken, hangs or lacks the encoder. Takes a tenth of a second and leaves nothing behind.
+    /// - Parameter frames: how many there will be.
+    /// - Throws: ``MediaError``.
+    public static func check(_ options: Options, frames: Int? = nil) async throws {
+        let format = try validate(options)
+        if format == .png, let frames, frames != 1 { throw onlyOneFrame(options.path, frames) }
+        let ffmpeg = if let given = options.ffmpeg { given } else { try FFmpeg.find() }
+        let output = try PendingOutput.check(
+            path: options.path, format: format, replaces: options.replaces)
+        let black = options.pixelFormat.planes(width: options.width, height: options.height).flatMap
+        { [UInt8](repeating: $0.black, count: $0.rows * $0.rowBytes) }
+        let channel = BoundedChannel(limit: 0)
+        try await channel.send(black)
+        await channel.close()
+        try await encode(
+            options, ffmpeg: ffmpeg, format: format, from: channel, to: output.descriptor,
+            child: Encoder(), limits: FFmpeg.probing)
+        guard output.size > 0 else { throw PendingOutput.wroteNothing }
     }
 
     /// Checks the options and starts the encoder.
     /// - Throws: ``MediaError``.
     public init(_ options: Options) throws(MediaError) {
-        try Self.validate(options)
+        let format = try Self.validate(options)
         let ffmpeg = if let given = options.ffmpeg { given } else { try FFmpeg.find() }
-        let format = try VideoFormat(path: options.path)
-        if let (range, _) = format.qualities, let crf = options.crf, !range.contains(crf) {
-            throw .badOption(name: "crf", found: "\(crf)", expected: "\(range)")
-        }
-        let output = PendingOutput(path: options.path, format: format)
-        try output.check()
-        try output.prepare()
+        try PendingOutput.check(path: options.path, format: format, replaces: options.replaces)
+        let output = try PendingOutput(
+            path: options.path, format: format, replaces: options.replaces)
 
         let channel = BoundedChannel(limit: options.queueBytes)
         let child = child
         self.options = options
         self.format = format
-        self.output = output
         self.channel = channel
         frameBytes = options.pixelFormat.frameBytes(width: options.width, height: options.height)
         // The task must not hold the writer, or the writer would never come to its end.
@@ -99,16 +117,17 @@ public final class VideoWriter: Sendable {
             try await withTaskCancellationHandler {
                 do {
                     try await Self.encode(
-                        options, ffmpeg: ffmpeg, format: format, from: channel, into: output,
-                        child: child)
+                        options, ffmpeg: ffmpeg, format: format, from: channel,
+                        to: output.descriptor,
+                        child: child, limits: Child.Limits(idle: 120))
                     try Task.checkCancellation()
-                    try output.commit(metadata: options.metadata)
+                    return try output.commit(metadata: options.metadata)
                 } catch {
                     await channel.close(throwing: error)
-                    output.discard()
                     throw error
                 }
             } onCancel: {
+                child.kill()
                 Task { await channel.close(throwing: CancellationError()) }
             }
         }
@@ -117,8 +136,6 @@ public final class VideoWriter: Sendable {
     deinit {
         guard state.withLock({ $0.open }) else { return }
         encoding.cancel()
-        child.kill()
-        output.discard()
     }
 
     /// Appends one frame or several, one after the other; waits while the encoder is far behind.
@@ -139,9 +156,7 @@ public final class VideoWriter: Sendable {
         guard let total else { throw MediaError.writerClosed(path: options.path) }
         if format == .png && total > 1 {
             await cancel()
-            throw MediaError.frameCount(
-                path: options.path, found: "\(total) frames",
-                expected: "one frame for a .png (use a counter, as in frames/%04d.png)")
+            throw Self.onlyOneFrame(options.path, total)
         }
         do {
             try await withTaskCancellationHandler {
@@ -154,14 +169,14 @@ public final class VideoWriter: Sendable {
             // A closed channel says only that the encoder has stopped; its task knows why.
             state.withLock { $0.open = false }
             encoding.cancel()
-            try await encoding.value
+            _ = try await encoding.value
             throw error
         }
     }
 
     /// Appends one picture; the writer's pixel format must be RGB and the sizes equal.
     public func append(_ image: RGBImage) async throws {
-        precondition(
+        ensure(
             options.pixelFormat == .rgb24 && image.width == options.width
                 && image.height == options.height,
             "VideoWriter.append: a picture of \(image.width)x\(image.height) RGB for a video of "
@@ -170,8 +185,10 @@ public final class VideoWriter: Sendable {
     }
 
     /// Waits for the encoder, stores the metadata and gives the file its name.
+    /// - Returns: the name that it has now, see ``Options/replaces``.
     /// - Throws: ``MediaError``, `CancellationError`; nothing is left behind then.
-    public func finish() async throws {
+    @discardableResult
+    public func finish() async throws -> String {
         let frames = state.withLock { state -> Int? in
             guard state.open else { return nil }
             state.open = false
@@ -183,9 +200,9 @@ public final class VideoWriter: Sendable {
             throw MediaError.frameCount(
                 path: options.path, found: "none", expected: "at least one frame")
         }
-        try await withTaskCancellationHandler {
+        return try await withTaskCancellationHandler {
             await channel.close()
-            try await encoding.value
+            return try await encoding.value
         } onCancel: {
             encoding.cancel()
         }
@@ -195,7 +212,6 @@ public final class VideoWriter: Sendable {
     public func cancel() async {
         state.withLock { $0.open = false }
         encoding.cancel()
-        child.kill()
         _ = await encoding.result
     }
 }
@@ -203,15 +219,29 @@ public final class VideoWriter: Sendable {
 // MARK: - The encoder
 
 extension VideoWriter {
-    private static func validate(_ options: Options) throws(MediaError) {
-        let sides = 1...Resolution.longestSide
-        guard sides.contains(options.width), sides.contains(options.height) else {
+    private static func onlyOneFrame(_ path: String, _ found: Int) -> MediaError {
+        .frameCount(
+            path: path, found: "\(found) frames",
+            expected: "one frame for a .png (use a counter, as in frames/%04d.png)")
+    }
+
+    private static func validate(_ options: Options) throws(MediaError) -> VideoFormat {
+        let format = try VideoFormat(path: options.path)
+        let name = "." + Files.fileExtension(options.path)
+        guard (1...format.longestSide).contains(options.width),
+            (1...format.longestSide).contains(options.height)
+        else {
             throw .badOption(
-                name: "size", found: "\(options.width)x\(options.height)", expected: "\(sides)")
+                name: "size", found: "\(options.width)x\(options.height)",
+                expected: "1 to \(format.longestSide) pixels a side for \(name)")
         }
-        guard options.framesPerSecond >= 0.1 && options.framesPerSecond <= 1000 else {
+        guard options.framesPerSecond >= 0.1 && options.framesPerSecond <= format.highestRate else {
             throw .badOption(
-                name: "fps", found: "\(options.framesPerSecond)", expected: "0.1 to 1000")
+                name: "fps", found: "\(options.framesPerSecond)",
+                expected: "0.1 to \(Int(format.highestRate)) for \(name)")
+        }
+        if let (range, _) = format.qualities, let crf = options.crf, !range.contains(crf) {
+            throw .badOption(name: "crf", found: "\(crf)", expected: "\(range) for \(name)")
         }
         let bytes = options.metadata?.utf8.count ?? 0
         guard bytes <= Metadata.limit else {
@@ -222,11 +252,14 @@ extension VideoWriter {
         if options.metadata?.utf8.contains(0) == true {
             throw .badOption(name: "metadata", found: "a NUL byte", expected: "text without NUL")
         }
+        return format
     }
 
+    /// Feeds an ffmpeg child from `channel` until that is closed.
+    /// - Parameter descriptor: the file that the child writes.
     private static func encode(
         _ options: Options, ffmpeg: FFmpeg, format: VideoFormat, from channel: BoundedChannel,
-        into output: PendingOutput, child: Child
+        to descriptor: Int32, child encoder: Encoder, limits: Child.Limits
     ) async throws {
         var arguments = FFmpeg.quiet
         arguments += ["-f", "rawvideo", "-pixel_format", options.pixelFormat.rawValue]
@@ -239,62 +272,60 @@ extension VideoWriter {
         if let text = options.metadata, format == .mp4 || format == .webm {
             arguments += ["-metadata", "comment=\(text)"]
         }
-        arguments += ["-fflags", "+bitexact", "-flags:v", "+bitexact", output.encoderTarget]
+        // By its number and not by a name: the file has none yet. It is there already, hence -y.
+        arguments += [
+            "-fflags", "+bitexact", "-flags:v", "+bitexact", "-y", "file:/proc/self/fd/1",
+        ]
 
-        let result = try await FFmpeg.launch {
-            try await Subprocess.run(
-                .path(FilePath(ffmpeg.ffmpeg)), arguments: Arguments(arguments),
-                platformOptions: FFmpeg.options, input: .inputWriter, output: .discarded,
-                error: .sequence
-            ) { execution in
-                child.started(execution.processIdentifier.value)
-                defer { child.ended() }
-                // The end of the child's words is the end of the child: whoever waits to send the
-                // next frame, perhaps minutes away, learns of it now.
-                async let words = {
-                    let tail = await ErrorTail.read(execution.standardError)
-                    await channel.close(throwing: EncoderEnded())
-                    return tail
-                }()
-                var complete = false
-                let input = execution.standardInputWriter
-                do {
-                    while let frames = try await channel.receive() {
-                        guard try await input.write(frames) == frames.count else {
-                            throw EncoderEnded()
-                        }
-                    }
-                    complete = true
-                } catch {
-                    await channel.close(throwing: error)
-                }
-                try? await input.finish()
-                return (words: await words, complete: complete)
+        let child = try await Child.start(
+            ffmpeg.ffmpeg, arguments, input: .pipe, output: .descriptor(descriptor), limits: limits)
+        encoder.started(child)
+        // Whoever waits to send the next frame, perhaps minutes away, learns of the child's end now.
+        async let end = {
+            let remains = await child.remains
+            await channel.close(throwing: EncoderEnded())
+            return remains
+        }()
+        var complete = false
+        do {
+            while let frames = try await channel.receive() {
+                guard await child.write(frames) else { throw EncoderEnded() }
             }
+            complete = true
+        } catch {
+            await channel.close(throwing: error)
         }
+        child.closeInput()
+        let remains = await end
         try Task.checkCancellation()
-        let (words, complete) = result.closureResult
         // ffmpeg 5 can end with status 0 although the last write failed: its words count too.
-        let full = words.failure(writing: options.path, status: result.terminationStatus)
-        guard complete, result.terminationStatus.isSuccess, full != .noSpace(path: options.path)
-        else { throw full }
+        let failure = remains.words.failure(writing: options.path, remains.ending)
+        guard complete, remains.ending.isSuccess, failure != .noSpace(path: options.path) else {
+            throw failure
+        }
     }
 }
 
 /// The child's input is no longer read.
 private struct EncoderEnded: Error {}
 
-/// The process to kill when the writer goes away. The identifier is only kept while the child is
-/// certainly not reaped, so that no other process can be hit.
-private final class Child: Sendable {
-    private let identifier = Mutex<pid_t?>(nil)
+/// The child to end when the writer is cancelled, perhaps before it has been started.
+private final class Encoder: Sendable {
+    private let state = Mutex<(child: Child?, isKilled: Bool)>((nil, false))
 
-    func started(_ process: pid_t) { identifier.withLock { $0 = process } }
-    func ended() { identifier.withLock { $0 = nil } }
+    func started(_ child: Child) {
+        let isKilled = state.withLock { state in
+            state.child = child
+            return state.isKilled
+        }
+        if isKilled { child.kill() }
+    }
 
     func kill() {
-        identifier.withLock { process in
-            if let process { _ = Glibc.kill(process, SIGKILL) }
+        let child = state.withLock { state in
+            state.isKilled = true
+            return state.child
         }
+        child?.kill()
     }
 }

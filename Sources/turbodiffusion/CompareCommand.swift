@@ -52,29 +52,33 @@ struct CompareCommand: AsyncParsableCommand {
 
     func run() async throws {
         if Self.isTensorFile(first), Self.isTensorFile(second) { return try compareTensors() }
-        let a = try await readVideo(path: first)
-        let b = try await readVideo(path: second)
-        guard a.width == b.width, a.height == b.height, a.count == b.count else {
+        let (a, b) = (try await FrameReader(path: first), try await FrameReader(path: second))
+        guard a.width == b.width, a.height == b.height else {
             throw UserError(
                 "compare",
-                "\(first) has \(a.count) frames of \(a.width)x\(a.height), "
-                    + "\(second) \(b.count) of \(b.width)x\(b.height)")
+                "\(first) has frames of \(a.width)x\(a.height), \(second) of \(b.width)x\(b.height)"
+            )
         }
-        let size = a.width * a.height * 3
-        var total = 0.0
-        var similarity = 0.0
-        for frame in 0..<a.count {
-            let range = frame * size..<(frame + 1) * size
-            let error = FrameDistance.squaredError(a.pixels[range], b.pixels[range])
-            let ssim = FrameDistance.similarity(
-                a.pixels[range], b.pixels[range], width: a.width, height: a.height)
+        let size = a.frameBytes
+        var (count, total, similarity) = (0, 0.0, 0.0)
+        while true {
+            let (x, y) = (try await a.next(), try await b.next())
+            guard let x, let y else {
+                if x == nil && y == nil { break }
+                throw UserError(
+                    "compare",
+                    "\(x == nil ? first : second) has only \(count) frames, the other has more")
+            }
+            let error = FrameDistance.squaredError(x[...], y[...])
+            let ssim = FrameDistance.similarity(x[...], y[...], width: a.width, height: a.height)
             total += error
             similarity += ssim
-            show(Frame(frame: frame, psnr: FrameDistance.psnr(error / Double(size)), ssim: ssim))
+            show(Frame(frame: count, psnr: FrameDistance.psnr(error / Double(size)), ssim: ssim))
+            count += 1
         }
         let overall = Overall(
-            frames: a.count, psnr: FrameDistance.psnr(total / Double(size * a.count)),
-            ssim: similarity / Double(a.count))
+            frames: count, psnr: FrameDistance.psnr(total / Double(size * count)),
+            ssim: similarity / Double(count))
         if json {
             Output.json(overall)
         } else {
@@ -82,7 +86,7 @@ struct CompareCommand: AsyncParsableCommand {
                 "overall: PSNR \(Self.decibels(overall.psnr)), SSIM \(fixed(overall.ssim, 5)), "
                     + "\(overall.frames) frames")
         }
-        if let picture { try await draw(a, b, to: picture) }
+        if let picture { try await draw(count, to: picture) }
     }
 
     private func show(_ frame: Frame) {
@@ -151,18 +155,19 @@ struct CompareCommand: AsyncParsableCommand {
 
     // MARK: Picture
 
-    /// Up to four frames, evenly chosen: one row each.
-    private func draw(_ a: Video, _ b: Video, to path: String) async throws {
-        let rows = min(4, a.count)
+    /// Up to four of `count` frames, evenly chosen: one row each.
+    private func draw(_ count: Int, to path: String) async throws {
+        let (a, b) = (try await FrameReader(path: first), try await FrameReader(path: second))
+        let rows = min(4, count)
         let (width, height) = (a.width, a.height)
         var image = RGBImage(width: 3 * width, height: rows * height, red: 0, green: 0, blue: 0)
-        for row in 0..<rows {
-            let frame = rows == 1 ? 0 : row * (a.count - 1) / (rows - 1)
-            let start = frame * width * height * 3
+        var row = 0
+        for frame in 0..<count {
+            guard let x = try await a.next(), let y = try await b.next() else { break }
+            guard frame == (rows == 1 ? 0 : row * (count - 1) / (rows - 1)) else { continue }
             for line in 0..<height {
                 for index in 0..<width * 3 {
-                    let source = start + line * width * 3 + index
-                    let (p, q) = (a.pixels[source], b.pixels[source])
+                    let (p, q) = (x[line * width * 3 + index], y[line * width * 3 + index])
                     let target = ((row * height + line) * 3 * width) * 3 + index
                     image.pixels[target] = p
                     image.pixels[target + width * 3] = q
@@ -170,11 +175,11 @@ struct CompareCommand: AsyncParsableCommand {
                         clamping: 8 * abs(Int(p) - Int(q)))
                 }
             }
+            row += 1
         }
         let writer = try VideoWriter(
-            VideoWriter.Options(path: path, width: image.width, height: image.height))
-        Interruption.opened(writer)
-        defer { Interruption.closed(writer) }
+            VideoWriter.Options(
+                path: path, replaces: true, width: image.width, height: image.height))
         try await writer.append(image)
         try await writer.finish()
     }

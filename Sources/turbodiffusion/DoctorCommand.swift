@@ -5,6 +5,7 @@ import CPU
 import CUDA
 import Ground
 import Media
+import SystemPackage
 import Terminal
 import Verification
 
@@ -24,7 +25,7 @@ struct DoctorCommand: AsyncParsableCommand {
     var quick = false
 
     func run() async throws {
-        var findings = [processor(), ffmpeg()]
+        var findings = [processor(), await ffmpeg()]
         let cuda = Diagnosis.run(libraries: libraries)
         findings += cuda
         for finding in findings { show(finding) }
@@ -55,9 +56,14 @@ struct DoctorCommand: AsyncParsableCommand {
             advice: advice)
     }
 
-    private func ffmpeg() -> Finding {
+    /// Tried with the format that is written where nobody asks for another.
+    private func ffmpeg() async -> Finding {
         do {
-            return Finding("ffmpeg", .fine, try FFmpeg.find().ffmpeg)
+            let ffmpeg = try FFmpeg.find()
+            let path = FilePath.temporaryFolder.appending("doctor.mp4").string
+            try await VideoWriter.check(
+                .init(path: path, replaces: true, width: 64, height: 64, ffmpeg: ffmpeg))
+            return Finding("ffmpeg", .fine, ffmpeg.ffmpeg)
         } catch {
             return Finding("ffmpeg", .missing, "\(error)", advice: "apt-get install ffmpeg")
         }

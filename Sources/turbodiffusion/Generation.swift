@@ -8,6 +8,7 @@ import Glibc
 import Ground
 import Media
 import Runs
+import Synchronization
 import SystemPackage
 import Tensors
 import Terminal
@@ -83,14 +84,17 @@ struct Generation {
         if let sample = repeated?.sample, request.samples > 1 {
             tell("the video is sample \(sample) of \(request.samples): all are made again")
         }
-        if execution.dryRun { return Prepared(run: run, models: models) }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
             makesFolder: path.hasPrefix("output/"))
+        if execution.dryRun {
+            try await outputs.check(metadata: "", save: runOptions.save)
+            return Prepared(run: run, models: models)
+        }
         let stored = try StoredRun(
             run, of: models, program: "turbodiffusion \(TurboDiffusion.programVersion)",
             crf: outputs.crf)
-        try outputs.check(metadata: stored.json, save: runOptions.save)
+        try await outputs.check(metadata: stored.json, save: runOptions.save)
         return Prepared(run: run, models: models, outputs: outputs, stored: stored)
     }
 
@@ -158,16 +162,15 @@ struct Generation {
             try backend.checkFreeMemory(needed)
             return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
         }
+        let files = Mutex<[String]>([])
         let report = try await engine.deliver(
             run, to: outputs, stored: stored,
-            watch: WriterWatch(opened: Interruption.opened) { writer in
-                Interruption.closed(writer)
-                if outputs.files.count > 1 {
-                    Interruption.keeps("files that were finished are kept")
-                }
-            },
+            watch: WriterWatch(written: { path in
+                files.withLock { $0.append(path) }
+                Interruption.keeps(path)
+            }),
             events: printer.show)
-        printer.showEnd(report, files: outputs.files, seed: run.request.seed)
+        printer.showEnd(report, files: files.withLock { $0 }, seed: run.request.seed)
     }
 
     private func printPlan(_ plan: Plan) {

@@ -1,27 +1,34 @@
-/// Ctrl-C: stops the work within a second and leaves no half-written file.
+/// How the process meets the world: its standard descriptors, the signals that end it, and files that shrink under it.
 
+import CProcess
 import Glibc
 import Ground
-import Media
 import Synchronization
 
 /// Where a signal's handler writes its number; set once, before a handler is installed.
 private nonisolated(unsafe) var signalPipe: Int32 = -1
 
-/// What SIGINT and SIGTERM stop. A computation on the device may take longer than a user waits, so the
-/// open files are removed and the process ends without it.
+/// What the signals that ask a process to end do. A computation on the device may take longer than a user waits, so
+/// unfinished files go and the process ends without it; a child ends with its parent by itself.
 enum Interruption {
-    private static let writers = Mutex<[ObjectIdentifier: VideoWriter]>([:])
-    private static let remains = Mutex("nothing was written")
+    /// Those that others send to end a process: a user, a closed terminal, a batch system whose limits are near.
+    private static let signals = [
+        SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM,
+    ]
+    private static let kept = Mutex<[String]>([])
 
-    /// Handles the signals from now on. Called once, before the first command runs.
+    /// Called once, before the first command runs.
     static func install() {
+        openStandardDescriptors()
+        mapped_files_may_shrink()
+        // Writing to a closed pipe, or more than a file may have, is an error to report and no reason to die silently.
+        for number in [SIGPIPE, SIGXFSZ] { signal(number, SIG_IGN) }
         var ends: [Int32] = [0, 0]
         guard pipe(&ends) == 0 else { return }
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         signalPipe = ends[1]
-        for number in [SIGINT, SIGTERM] {
-            // Whoever starts a job in the background lets it ignore Ctrl-C.
-            if isIgnored(number) { continue }
+        // Whoever starts a job in the background, or by nohup, lets it ignore some of them.
+        for number in signals where !isIgnored(number) {
             signal(number) { number in
                 // Whatever thread is hit: only tell the one that waits.
                 var byte = UInt8(truncatingIfNeeded: number)
@@ -35,10 +42,12 @@ enum Interruption {
             { reading in
                 var number: UInt8 = 0
                 while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
-                Interruption.stop(Int32(number))
-                return nil
+                Interruption.end(by: Int32(number))
             }, reading)
     }
+
+    /// A file that is whole, and is told to be there when the process is stopped.
+    static func keeps(_ path: String) { kept.withLock { $0.append(path) } }
 
     private static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()
@@ -47,32 +56,28 @@ enum Interruption {
         return unsafeBitCast(handler, to: Int.self) == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
-    static func opened(_ writer: VideoWriter) {
-        writers.withLock { $0[ObjectIdentifier(writer)] = writer }
-    }
-
-    static func closed(_ writer: VideoWriter) {
-        _ = writers.withLock { $0.removeValue(forKey: ObjectIdentifier(writer)) }
-    }
-
-    /// What is told to be left when the process is stopped from now on.
-    static func keeps(_ text: String) { remains.withLock { $0 = text } }
-
-    private static func stop(_ signal: Int32) {
-        let open = writers.withLock { Array($0.values) }
-        let code = 128 + signal
-        Task.detached {
-            for writer in open { await writer.cancel() }
-            end(code)
-        }
-        usleep(800_000)
-        end(code)
-    }
-
-    private static func end(_ code: Int32) -> Never {
+    /// Ends the process by the signal itself, so that whoever has started it knows: a shell's loop then ends too.
+    private static func end(by number: Int32) -> Never {
+        // Of a second signal the process dies at once.
+        for number in signals where !isIgnored(number) { signal(number, SIG_DFL) }
         TemporaryPath.removeAll()
-        let message = "\nstopped; " + remains.withLock { $0 } + "\n"
+        let files = kept.withLock { $0.map(\.printable).joined(separator: ", ") }
+        let message =
+            "\nstopped; " + (files.isEmpty ? "nothing was written" : "kept: \(files)") + "\n"
         _ = message.withCString { write(STDERR_FILENO, $0, strlen($0)) }
-        _exit(code)
+        // For some of them the system would write gigabytes of memory to disk.
+        var none = rlimit(rlim_cur: 0, rlim_max: 0)
+        setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
+        kill(getpid(), number)
+        sleep(1)
+        _exit(128 + number)
+    }
+
+    /// Opens those that are closed so that using them fails: the next file that is opened would have their number, and what
+    /// is printed would end up in it.
+    private static func openStandardDescriptors() {
+        for number: Int32 in 0...2 where fcntl(number, F_GETFD) < 0 {
+            _ = open("/dev/null", number == STDIN_FILENO ? O_WRONLY : O_RDONLY)
+        }
     }
 }

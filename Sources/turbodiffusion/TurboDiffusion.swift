@@ -23,8 +23,6 @@ struct TurboDiffusion: AsyncParsableCommand {
         ])
 
     static func main() async {
-        // A write to a closed pipe is an error to report, not a reason to die silently.
-        signal(SIGPIPE, SIG_IGN)
         Interruption.install()
         await main(normalized(Array(CommandLine.arguments.dropFirst())))
         // Whoever closed the pipe has seen enough; who lacks a part of the result must be told.

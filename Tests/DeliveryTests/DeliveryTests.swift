@@ -49,7 +49,7 @@ import Testing
         let run = try Run(request, models, options)
         let outputs = try Outputs(of: run, path: path)
         let stored = try StoredRun(run, of: models, program: "test 1")
-        try outputs.check(metadata: stored.json)
+        try await outputs.check(metadata: stored.json)
         let report = try await engine().deliver(run, to: outputs, stored: stored, watch: watch)
         return (outputs.files, report)
     }
@@ -63,7 +63,7 @@ import Testing
                 $0.now += 1
                 $0.most = max($0.most, $0.now)
             }
-        } closed: { _ in
+        } written: { _ in
             open.withLock { $0.now -= 1 }
         }
         let (files, report) = try await deliver(

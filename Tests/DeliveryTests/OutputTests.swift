@@ -75,19 +75,19 @@ import Testing
     private func check(
         _ folder: Folder, _ name: String, _ request: Request = tinyRequest(), crf: Int? = nil,
         metadata: String = "{}", save: RunOptions.Files = .init()
-    ) throws {
-        try Outputs(of: Run(request, nano()), path: folder / name, crf: crf)
+    ) async throws {
+        try await Outputs(of: Run(request, nano()), path: folder / name, crf: crf)
             .check(metadata: metadata, save: save)
         #expect(folder.files.isEmpty, "a check leaves nothing behind")
     }
 
     @Test("what a format cannot hold")
-    func limits() throws {
+    func limits() async throws {
         let folder = try Folder()
-        try check(folder, "v.mp4", crf: 51)
-        try check(folder, "v.gif", crf: 99)
-        try check(folder, "v.png", tinyRequest(frames: 1))
-        try check(folder, "new/")
+        try await check(folder, "v.mp4", crf: 51)
+        try await check(folder, "v.gif", crf: 99)
+        try await check(folder, "v.png", tinyRequest(frames: 1))
+        try await check(folder, "new/")
         var fast = tinyRequest()
         fast.framesPerSecond = 60
         var wide = tinyRequest(samples: 64)
@@ -99,8 +99,8 @@ import Testing
             ("v.mp4", tinyRequest(), nil, String(repeating: "x", count: 100_000)),
         ]
         for (name, request, crf, metadata) in refused {
-            let error = #expect(throws: OutputError.self) {
-                try check(folder, name, request, crf: crf, metadata: metadata)
+            let error = await #expect(throws: OutputError.self) {
+                try await check(folder, name, request, crf: crf, metadata: metadata)
             }
             guard case .limit? = error else {
                 Issue.record("\(name): \(String(describing: error))")
@@ -110,21 +110,21 @@ import Testing
     }
 
     @Test("folders that are missing, and names that are folders")
-    func folders() throws {
+    func folders() async throws {
         let folder = try Folder()
-        #expect(throws: MediaError.noSuchFolder(path: folder / "no")) {
-            try check(folder, "no/v.mp4")
+        await #expect(throws: MediaError.noSuchFolder(path: folder / "no")) {
+            try await check(folder, "no/v.mp4")
         }
-        #expect(throws: MediaError.noSuchFolder(path: folder / "no")) {
-            try check(folder, "v.mp4", save: .init(latents: folder / "no/l.safetensors"))
+        await #expect(throws: MediaError.noSuchFolder(path: folder / "no")) {
+            try await check(folder, "v.mp4", save: .init(latents: folder / "no/l.safetensors"))
         }
-        #expect(throws: MediaError.self) { try check(folder, "v.xyz") }
+        await #expect(throws: MediaError.self) { try await check(folder, "v.xyz") }
         try folder.make("v_1.mp4")
-        #expect(throws: OutputError.exists(path: folder / "v_1.mp4")) {
-            try check(folder, "v.mp4", tinyRequest(samples: 2))
+        await #expect(throws: OutputError.exists(path: folder / "v_1.mp4")) {
+            try await check(folder, "v.mp4", tinyRequest(samples: 2))
         }
-        #expect(throws: MediaError.self) {
-            try Outputs(
+        await #expect(throws: MediaError.self) {
+            try await Outputs(
                 of: Run(tinyRequest(samples: 2), nano()), path: folder / "v.mp4",
                 existing: .replace
             ).check(metadata: "{}")
@@ -132,20 +132,21 @@ import Testing
     }
 
     @Test("saved products: an ending that lies, a file that is there, one name twice")
-    func saved() throws {
+    func saved() async throws {
         let folder = try Folder()
-        try check(folder, "v.mp4", save: .init(text: folder / "t.safetensors"))
-        #expect(throws: OutputError.suffix(path: folder / "t.pth", expected: ".safetensors")) {
-            try check(folder, "v.mp4", save: .init(text: folder / "t.pth"))
+        try await check(folder, "v.mp4", save: .init(text: folder / "t.safetensors"))
+        await #expect(throws: OutputError.suffix(path: folder / "t.pth", expected: ".safetensors"))
+        {
+            try await check(folder, "v.mp4", save: .init(text: folder / "t.pth"))
         }
-        #expect(throws: OutputError.twice(path: folder / "l.safetensors")) {
-            try check(
+        await #expect(throws: OutputError.twice(path: folder / "l.safetensors")) {
+            try await check(
                 folder, "v.mp4",
                 save: .init(text: folder / "l.safetensors", latents: folder / "l.safetensors"))
         }
         folder.write("l.safetensors")
-        #expect(throws: OutputError.exists(path: folder / "l.safetensors")) {
-            try check(folder, "v.mp4", save: .init(latents: folder / "l.safetensors"))
+        await #expect(throws: OutputError.exists(path: folder / "l.safetensors")) {
+            try await check(folder, "v.mp4", save: .init(latents: folder / "l.safetensors"))
         }
     }
 }

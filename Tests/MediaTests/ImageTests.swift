@@ -1,10 +1,11 @@
 // Pictures in: formats, orientation, damage; resizing and sizes.
 
 import Glibc
-import Media
-import Subprocess
+import Ground
 import SystemPackage
 import Testing
+
+@testable import Media
 
 /// A folder that goes away with the test.
 final class Scratch {
@@ -13,22 +14,13 @@ final class Scratch {
         var template = Array("/tmp/turbodiffusion-media-XXXXXX".utf8CString)
         path = String(cString: mkdtemp(&template))
     }
-    deinit {
-        for name in names { unlink(path + "/" + name) }
+    deinit { remove(path) }
+    private func remove(_ path: String) {
+        if unlink(path) == 0 { return }
+        for name in (try? FilePath(path).fileNames()) ?? [] { remove(path + "/" + name) }
         rmdir(path)
     }
-    var names: [String] {
-        guard let stream = opendir(path) else { return [] }
-        defer { closedir(stream) }
-        var names: [String] = []
-        while let entry = readdir(stream) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            if name != "." && name != ".." { names.append(name) }
-        }
-        return names.sorted()
-    }
+    var names: [String] { (try? FilePath(path).fileNames()) ?? [] }
     func write(_ bytes: [UInt8], _ name: String) -> String {
         let file = path + "/" + name
         let stream = fopen(file, "wb")!
@@ -58,25 +50,25 @@ func gradient(width: Int, height: Int, blue: UInt8 = 40) -> RGBImage {
     return RGBImage(width: width, height: height, pixels: pixels)
 }
 
-private func meanDifference(_ a: RGBImage, _ b: RGBImage) -> Double {
+/// Writes `image` through ffmpeg with the given output arguments.
+func encode(_ image: RGBImage, _ arguments: [String], to file: String) async throws {
+    let child = try await Child.start(
+        try FFmpeg.find().ffmpeg,
+        ["-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s"]
+            + ["\(image.width)x\(image.height)", "-i", "-"] + arguments + [file], input: .pipe)
+    _ = await child.write(image.pixels)
+    child.closeInput()
+    let remains = await child.remains
+    try #require(remains.ending.isSuccess, "\(remains.words.summary)")
+}
+
+func meanDifference(_ a: RGBImage, _ b: RGBImage) -> Double {
     let sum = zip(a.pixels, b.pixels).reduce(0) { $0 + abs(Int($1.0) - Int($1.1)) }
     return Double(sum) / Double(a.pixels.count)
 }
 
 @Suite("Pictures in")
 struct ImageTests {
-    /// Writes `image` through ffmpeg with the given output arguments.
-    private func encode(_ image: RGBImage, _ arguments: [String], to file: String) async throws {
-        let ffmpeg = try FFmpeg.find()
-        let result = try await run(
-            .path(FilePath(ffmpeg.ffmpeg)),
-            arguments: Arguments(
-                ["-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s"]
-                    + ["\(image.width)x\(image.height)", "-i", "-"] + arguments + [file]),
-            input: .array(image.pixels), output: .discarded, error: .string(limit: 4096))
-        try #require(result.terminationStatus.isSuccess, "\(result.standardError)")
-    }
-
     @Test(
         "formats and pixel types",
         arguments: [
@@ -185,7 +177,7 @@ struct ImageTests {
 
 extension RGBImage {
     /// The picture as stored with an EXIF orientation: the inverse of what a reader applies.
-    fileprivate func stored(for orientation: Int) -> RGBImage {
+    func stored(for orientation: Int) -> RGBImage {
         let (w, h) = orientation >= 5 ? (height, width) : (width, height)
         var out = [UInt8](repeating: 0, count: pixels.count)
         for y in 0..<height {

@@ -10,7 +10,7 @@ struct VideoTests {
         _ path: String, frames: Int = 5, width: Int = 64, height: Int = 48, metadata: String? = nil
     ) async throws {
         let writer = try VideoWriter(
-            .init(path: path, width: width, height: height, metadata: metadata))
+            .init(path: path, replaces: false, width: width, height: height, metadata: metadata))
         for index in 0..<frames {
             try await writer.append(
                 gradient(width: width, height: height, blue: UInt8(index * 40 % 256)))
@@ -79,7 +79,9 @@ struct VideoTests {
             let scratch = Scratch()
             let path = scratch.path + "/" + name
             let writer = try VideoWriter(
-                .init(path: path, width: 64, height: 64, pixelFormat: format, crf: 0))
+                .init(
+                    path: path, replaces: false, width: 64, height: 64, pixelFormat: format, crf: 0)
+            )
             for _ in 0..<3 { try await writer.append(quarters(colors, as: format)) }
             try await writer.finish()
             let video = try await readVideo(path: path)
@@ -101,7 +103,8 @@ struct VideoTests {
         for (name, width, height) in [("v.mp4", 33, 17), ("v.webm", 33, 17), ("%d.png", 34, 18)] {
             let path = scratch.path + "/" + name
             let writer = try VideoWriter(
-                .init(path: path, width: width, height: height, pixelFormat: format))
+                .init(
+                    path: path, replaces: false, width: width, height: height, pixelFormat: format))
             let gray = format.planes(width: width, height: height).flatMap { plane in
                 [UInt8](
                     repeating: plane.black == 16 ? 126 : 128, count: plane.rows * plane.rowBytes)
@@ -126,7 +129,8 @@ struct VideoTests {
     @Test("cancelling, or letting go, leaves nothing behind")
     func cancelled() async throws {
         let scratch = Scratch()
-        let writer = try VideoWriter(.init(path: scratch.path + "/v.mp4", width: 64, height: 48))
+        let writer = try VideoWriter(
+            .init(path: scratch.path + "/v.mp4", replaces: false, width: 64, height: 48))
         try await writer.append(gradient(width: 64, height: 48))
         await writer.cancel()
         #expect(scratch.names.isEmpty)
@@ -139,7 +143,10 @@ struct VideoTests {
     func keepsOldFile() async throws {
         let scratch = Scratch()
         let path = scratch.write(Array("precious".utf8), "v.mp4")
-        let writer = try VideoWriter(.init(path: path, width: 64, height: 48))
+        #expect(throws: MediaError.exists(path: path)) {
+            try VideoWriter(.init(path: path, replaces: false, width: 64, height: 48))
+        }
+        let writer = try VideoWriter(.init(path: path, replaces: true, width: 64, height: 48))
         try await writer.append(gradient(width: 64, height: 48))
         await writer.cancel()
         #expect(scratch.read("v.mp4") == Array("precious".utf8))
@@ -153,7 +160,8 @@ struct VideoTests {
         }
         #expect(throws: MediaError.self) { try VideoWriter.check(path: "/proc/video.mp4") }
         #expect(throws: MediaError.self) {
-            try VideoWriter(.init(path: "/tmp/video.mp4", width: 64, height: 48, crf: 99))
+            try VideoWriter(
+                .init(path: "/tmp/video.mp4", replaces: false, width: 64, height: 48, crf: 99))
         }
     }
 
@@ -168,7 +176,7 @@ struct VideoTests {
         let path = scratch.path + "/v.mp4"
         let writer = try VideoWriter(
             .init(
-                path: path, width: 256, height: 256,
+                path: path, replaces: false, width: 256, height: 256,
                 ffmpeg: FFmpeg(ffmpeg: limited, ffprobe: real.ffprobe)))
         await #expect(throws: MediaError.noSpace(path: path)) {
             for index in 0..<60 {

@@ -40,7 +40,7 @@ struct FrameTests {
         func write(_ name: String) async throws -> Video {
             let path = folder.path + "/" + name
             let writer = try VideoWriter(
-                .init(path: path, width: 64, height: 64, pixelFormat: .nv12))
+                .init(path: path, replaces: false, width: 64, height: 64, pixelFormat: .nv12))
             _ = try await engine.finish(try Run(tinyRequest(), models, videoOptions())) {
                 #expect($0.format == .nv12)
                 try await writer.append($0.bytes)

@@ -1,0 +1,51 @@
+// FrameNames: the numbered files of a picture sequence.
+
+import Ground
+public import SystemPackage
+
+/// `frames/%04d.png`, or a folder (a path that ends in `/`), which means `%04d.png` in it.
+public struct FrameNames: Sendable, Equatable {
+    public var folder: FilePath
+    private let prefix: String
+    private let suffix: String
+    /// Shorter numbers have zeros in front.
+    private let digits: Int
+
+    /// Nil where the last component has no counter, exactly one `%d` or `%04d`.
+    public init?(_ path: String) {
+        var (folder, name) = Files.split(path)
+        if name.isEmpty && !path.isEmpty { name = "%04d.png" }
+        let parts = name.split(separator: "%", omittingEmptySubsequences: false)
+        guard parts.count == 2 else { return nil }
+        let digits = parts[1].prefix { $0.isASCII && $0.isNumber }
+        let rest = parts[1].dropFirst(digits.count)
+        guard digits.count <= 2, rest.first == "d" else { return nil }
+        if folder.isEmpty { folder = "." }
+        self.folder = FilePath(folder)
+        prefix = String(parts[0])
+        suffix = String(rest.dropFirst())
+        self.digits = Int(digits) ?? 1
+    }
+
+    public func path(_ number: Int) -> FilePath {
+        let text = String(number)
+        let zeros = String(repeating: "0", count: max(0, digits - text.count))
+        return folder.appending(prefix + zeros + text + suffix)
+    }
+
+    /// What is there already, by its numbers.
+    public func existing() -> [(number: Int, path: FilePath)] {
+        let names = (try? folder.fileNames()) ?? []
+        return names.compactMap { name in number(of: name).map { ($0, folder.appending(name)) } }
+            .sorted { $0.0 < $1.0 }
+    }
+
+    private func number(of name: String) -> Int? {
+        guard name.count > prefix.count + suffix.count, name.hasPrefix(prefix),
+            name.hasSuffix(suffix),
+            let number = Int(name.dropFirst(prefix.count).dropLast(suffix.count)), number >= 0,
+            path(number).lastComponent?.string == name
+        else { return nil }
+        return number
+    }
+}
