@@ -36,7 +36,10 @@ public struct Tokenizer: Sendable {
 
     /// Reads `tokenizer.json` or a SentencePiece `.model`, whichever `path` is.
     public init(path: String) throws(TokenizerError) {
-        let file = try TokenizerFile.read(path)
+        try self.init(try TokenizerFile.read(path), path: path)
+    }
+
+    init(_ file: TokenizerFile, path: String) throws(TokenizerError) {
         var contents = ByteStrings()
         for token in file.specialTokens { contents.append(token.content.utf8) }
         specialTokens = file.specialTokens

@@ -1,5 +1,7 @@
 // What can be wrong with a tokenizer file.
 
+import Ground
+
 /// A tokenizer file that cannot be used: which file, what was expected and what was found.
 public struct TokenizerError: Error, Equatable, Sendable, CustomStringConvertible {
     public enum Kind: Equatable, Sendable {
@@ -24,6 +26,7 @@ public struct TokenizerError: Error, Equatable, Sendable, CustomStringConvertibl
         self.found = found
     }
 
+    /// On one line, without control characters: much of it is what the file says.
     public var description: String {
         let advice =
             switch kind {
@@ -31,6 +34,6 @@ public struct TokenizerError: Error, Equatable, Sendable, CustomStringConvertibl
             case .malformed: "The file may be truncated: copy or download it again."
             case .unsupported: "Use the tokenizer files that came with the text encoder."
             }
-        return "\(file): expected \(expected), found \(found). \(advice)"
+        return "\(file): expected \(expected), found \(found). \(advice)".printable
     }
 }
