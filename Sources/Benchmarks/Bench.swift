@@ -5,6 +5,7 @@ import CUDA
 import Checkpoints
 import Families
 import Glibc
+import Ground
 import Media
 import Models
 public import Runs
@@ -166,8 +167,10 @@ public struct Bench {
         var figures = StageFigures(name: name)
         for index in 0...repeats {
             var walk = walk
-            let seconds = try time { try walk.carryOut(stage) }
+            var frames: [[UInt8]] = []
+            let seconds = try time { try walk.carryOut(stage) { frames.append($0.bytes) } }
             if index == 0 { figures.cold = seconds } else { figures.warm.append(seconds) }
+            if index == 0, stage == .decode { figures.digest = digest(frames) }
             figures.peakBytes = max(figures.peakBytes, walk.peakBytes)
         }
         if ceilings != nil {
@@ -183,6 +186,7 @@ public struct Bench {
     ) throws -> StageFigures {
         let count = request.sampling.steps
         var peakBytes = 0
+        var made: String?
         /// Seconds of all, and of each step.
         func run(_ limit: Int) throws -> (all: Double, steps: [Double]) {
             var walk = walk
@@ -197,6 +201,9 @@ public struct Bench {
                 }
             }
             peakBytes = max(peakBytes, walk.peakBytes)
+            if limit == count, let latents = walk.currentLatents {
+                made = digest([device.backend.read(latents).bytes])
+            }
             return (all, steps)
         }
         let first = try run(1).all
@@ -217,6 +224,7 @@ public struct Bench {
         whole.cold = first + Double(count - 1) * step.seconds
         whole.warm = warm.map(\.all)
         whole.peakBytes = peakBytes
+        whole.digest = made
         whole.cost = step.cost.map { cost in
             (0..<count).reduce(into: Operation.Cost()) { sum, _ in sum += cost }
         }
@@ -235,6 +243,12 @@ public struct Bench {
         tell(.stage(figures))
         if ceilings != nil { tell(.operations(operations, of: figures.name)) }
         return figures
+    }
+
+    private func digest(_ parts: [[UInt8]]) -> String {
+        var hash = SHA256()
+        for part in parts { part.withUnsafeBytes { hash.update($0) } }
+        return hash.finish()
     }
 
     // MARK: Inputs
@@ -273,8 +287,17 @@ extension Walk {
     fileprivate var peakBytes: Int { reports.dropFirst().map(\.peakBytes).max() ?? 0 }
 
     /// The next stage, to its end.
-    fileprivate mutating func carryOut(_ stage: Stage) throws {
-        repeat { _ = try advance() } while upcoming == stage
+    fileprivate mutating func carryOut(
+        _ stage: Stage, frames: (FrameChunk) -> Void = { _ in }
+    ) throws {
+        repeat { if case .frames(let chunk) = try advance() { frames(chunk) } } while upcoming == stage
+    }
+}
+
+extension Tensor {
+    /// Of a tensor in host memory.
+    fileprivate var bytes: [UInt8] {
+        [UInt8](UnsafeRawBufferPointer(start: hostAddress, count: byteCount))
     }
 }
 

@@ -20,17 +20,20 @@ public struct BenchTable {
         public let topK: Double?
         /// What opening the device took, kernels included.
         public let openingMilliseconds: Double
+        public let devices: Int
 
         private enum CodingKeys: String, CodingKey {
-            case record, program, machine, model, width, height, frames, steps, attention, linears
+            case record, program, machine, devices, model, width, height, frames, steps, attention, linears
             case precision, topK, openingMilliseconds
         }
 
         /// - Parameter program: name and version.
+        /// - Parameter devices: that computed together.
         public init(
             program: String, _ machine: Machine, _ model: String, _ request: Request,
-            openingSeconds: Double
+            openingSeconds: Double, devices: Int = 1
         ) {
+            self.devices = devices
             let arithmetic = request.arithmetic
             self.program = program
             self.machine = machine
@@ -58,6 +61,7 @@ public struct BenchTable {
         public var teraflops, gigabytesPerSecond: Double?
         public var shareOfCeiling: Double?
         public var peakBytes: Int?
+        public var digest: String?
     }
 
     public let settings: Settings
@@ -88,7 +92,7 @@ public struct BenchTable {
                     teraflops: figures.cost.map { $0.teraflops(in: figures.seconds) },
                     gigabytesPerSecond: figures.cost.map { $0.gigabytes(in: figures.seconds) },
                     shareOfCeiling: figures.floor.map { $0 / figures.seconds },
-                    peakBytes: figures.peakBytes))
+                    peakBytes: figures.peakBytes, digest: figures.digest))
         case .operations(let operations, let stage):
             let total = operations.reduce(0) { $0 + $1.seconds }
             for entry in operations {

@@ -12,6 +12,8 @@ public final class DeviceStorage: Storage {
     var location: DevicePointer
     /// Kept as long as these bytes: what counts them.
     var token: AnyObject?
+    /// What must have come before the bytes are read; see `Collectives.swift`.
+    var arrival: Arrival?
 
     /// Bytes that stay where they are. `buffer` may be larger.
     init(_ buffer: DeviceBuffer, byteCount: Int) {
@@ -25,6 +27,18 @@ public final class DeviceStorage: Storage {
         buffer = nil
         location = .null
         super.init(byteCount: byteCount)
+    }
+
+    deinit {
+        // The memory is not given out again before everything has come.
+        arrival?.wait()
+    }
+
+    /// From here on the main stream may read the bytes.
+    func arrive() {
+        guard let arrival else { return }
+        self.arrival = nil
+        arrival.wait()
     }
 
     var isAway: Bool { buffer == nil && location == .null }
@@ -45,6 +59,7 @@ extension Tensor {
         ensure(
             !storage.isAway,
             "\(shape) \(dtype) is a weight that is not on the device: require its group")
+        storage.arrive()
         return storage.location + byteOffset
     }
 
@@ -53,6 +68,7 @@ extension Tensor {
         guard let storage = scales as? DeviceStorage else {
             programmingError("\(shape) \(dtype) has no scales on the device")
         }
+        storage.arrive()
         return storage.location
     }
 

@@ -15,7 +15,7 @@ struct FrameDecoding {
         let bytes: HostCopy
         /// The decoder's own numbers, where they are looked at.
         let values: HostCopy?
-        /// Whether the device works on it by itself.
+        /// Whether the device works on it by itself. All devices of a group give the same answer.
         let isAsynchronous: Bool
 
         /// Waits for the frames.
@@ -79,6 +79,6 @@ struct FrameDecoding {
         let bytes = device.beginRead(frames)
         return Chunk(
             sample: sample, shape: decoded.shape, format: format, bytes: bytes, values: values,
-            isAsynchronous: !bytes.isComplete)
+            isAsynchronous: bytes.isAsynchronous)
     }
 }

@@ -15,7 +15,7 @@ final class Cancellation: Sendable {
 /// its end at once. What it then returns is no result: `check` throws, and the stage's state is dropped.
 final class SupervisedBackend: ForwardingBackend {
     private let cancellation: Cancellation
-    private let nothing = NullBackend()
+    private let nothing: NullBackend
     /// Once something was left out, nothing that follows is a result.
     private var wasInterrupted = false
     private var groups = 0
@@ -24,16 +24,26 @@ final class SupervisedBackend: ForwardingBackend {
 
     init(_ base: any Backend, _ cancellation: Cancellation) {
         self.cancellation = cancellation
+        let membership = base.membership
+        nothing = NullBackend(
+            membership: Membership(index: membership.index, of: membership.count))
         super.init(base)
     }
 
     override var base: any Backend {
         if wasInterrupted || cancellation.isCancelled {
+            if !wasInterrupted {
+                // The other devices of a group must not wait for this one, nor go on.
+                cancellation.cancel()
+                super.base.membership.meeting?.breakOff()
+            }
             wasInterrupted = true
             return nothing
         }
         return super.base
     }
+
+    override var membership: Membership { super.base.membership }
 
     /// Throws where the run is not wanted any more or anything was left out.
     func check() throws {

@@ -80,10 +80,11 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
+            if !device.membership.isFirst, stage == .load(.textEncoder) { break }
             if case .load(let part) = stage, adopt(part) { break }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): write(product)
+        case .write(let product): if device.membership.isFirst { write(product) }
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):
@@ -150,7 +151,7 @@ package struct Walk {
     private func compute(_ stage: Stage, _ state: inout RunState) throws -> DenoisedStep? {
         switch stage {
         case .load(let part): state.models[part] = try load(part)
-        case .encodeText: state.texts = try encodeText(state)
+        case .encodeText: state.texts = try sharedText { try encodeText(state) }
         case .encodeImage: state.conditioning = try encodeImage(state)
         case .projectText(let part): state.contexts[part] = try projectText(state, part)
         case .step(let number, let count, _):

@@ -14,6 +14,8 @@ import Ground
 public protocol Backend: AnyObject {
     /// For messages and reports: "CPU (2 threads)", "NVIDIA H200".
     var name: String { get }
+    /// Which device of a group this is.
+    var membership: Membership { get }
 
     /// Whether `sparseLinearAttention` computes in this arithmetic here: some need certain cards.
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
@@ -64,6 +66,8 @@ public struct MemoryUse: Sendable, Hashable {
 }
 
 extension Backend {
+    public var membership: Membership { .alone }
+
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: ActivationFormat) -> Bool { true }
 

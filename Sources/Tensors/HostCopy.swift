@@ -15,6 +15,9 @@ open class HostCopy {
     /// Whether `wait` would return at once.
     open var isComplete: Bool { true }
 
+    /// Whether the device works on it by itself; it may have ended already.
+    open var isAsynchronous: Bool { !isComplete }
+
     /// The tensor in host memory, once it is there. Throws the first error that the device reported.
     open func wait() throws -> Tensor {
         guard let tensor else { programmingError("HostCopy: a subclass overrides wait") }

@@ -2,6 +2,7 @@
 
 public import ArgumentParser
 public import Benchmarks
+public import CUDA
 import Catalog
 import Devices
 import Families
@@ -48,6 +49,13 @@ struct BenchCommand: AsyncParsableCommand {
     var norms = NormChoice.exact
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
+    @Option(help: "Measure several devices that compute together: 0,1, cuda:all or cpu,cpu.")
+    var devices: DeviceGroup?
+    @Option(
+        help: """
+            How bytes travel between GPUs: engines (copy engines, as runs do), kernel or host (pinned memory).
+            """)
+    var route = Route.engines
     @Option(help: "Threads of the CPU (default: all).")
     var threads: Int?
     @Option(help: "What to measure: all, text, transformer, decode, encode or load.")
@@ -77,23 +85,39 @@ struct BenchCommand: AsyncParsableCommand {
         let start = ContinuousClock.now
         var options = DeviceOptions()
         options.threads = threads
-        let backend = try device.open(options) { Output.note("\($0)") }
-        let opening = (ContinuousClock.now - start) / .seconds(1)
-        let bench = try Bench(
-            model, request, stage,
-            on: OpenedDevice(backend, sageArchitecture: backend.sageArchitecture),
-            tokens: tokens, repeats: repeats)
-        let printer = BenchPrinter(
-            .init(
-                program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),
-                model.name, request, openingSeconds: opening), json: json)
-        let ceilings =
-            operations && stage != .load
-            ? try Ceilings.measure(backend, threads: threads) : nil
-        if let ceilings { printer.show(ceilings) }
-        try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
-        printer.finish()
-        if let output { try printer.table.write(to: output) }
+        options.cuda.route = route
+        let openers = try Machines(device, devices).openers(options) { Output.note("\($0)") }
+        let (stage, tokens, repeats) = (stage, tokens, repeats)
+        let opened = openers.map { open in
+            { @Sendable () throws -> OpenedDevice in
+                let backend = try open()
+                return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+            }
+        }
+        try GroupBench.run(opened) { device in
+            let backend = device.backend
+            let opening = (ContinuousClock.now - start) / .seconds(1)
+            let bench = try Bench(
+                model, request, stage, on: device, tokens: tokens, repeats: repeats)
+            let printer = BenchPrinter(
+                .init(
+                    program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),
+                    model.name, request, openingSeconds: opening, devices: openers.count),
+                json: json)
+            let ceilings =
+                operations && stage != .load
+                ? try Ceilings.measure(backend, threads: threads) : nil
+            if let ceilings { printer.show(ceilings) }
+            _ = backend.membership.share(ceilings)
+            try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
+            printer.finish()
+            if let output { try printer.table.write(to: output) }
+        } others: { device in
+            let bench = try Bench(
+                model, request, stage, on: device, tokens: tokens, repeats: repeats)
+            let ceilings: Ceilings? = device.backend.membership.share(nil)
+            try bench.measure(against: ceilings) { _ in }
+        }
     }
 
     func benchModel() throws -> BenchModel {
@@ -122,6 +146,7 @@ struct BenchCommand: AsyncParsableCommand {
 }
 
 extension BenchStage: ExpressibleByArgument {}
+extension Route: ExpressibleByArgument {}
 
 /// The form of the linear layers in the transformer's blocks.
 enum BenchLinears: String, ExpressibleByArgument, CaseIterable {

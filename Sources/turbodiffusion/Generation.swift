@@ -144,7 +144,11 @@ struct Generation {
     }
 
     private func fitted(_ prepared: Prepared) throws -> Plan {
-        try Plan(prepared.run).fitted(to: execution.memoryLimit?.bytes)
+        let machines = try Machines(execution.device, execution.devices)
+        let count = try machines.group.map { group in
+            group.members.isEmpty ? try group.openers().count : group.members.count
+        }
+        return try Plan(prepared.run, devices: count ?? 1).fitted(to: execution.memoryLimit?.bytes)
     }
 
     // MARK: The run
@@ -154,14 +158,18 @@ struct Generation {
         let plan = try fitted(prepared)
         let run = plan.applied(to: prepared.run)
         printer.showStart(stored, outputs.files)
-        let (execution, needed, resident) = (execution, plan.peakBytes, plan.residentWeights)
-        let engine = Engine {
-            let backend = try execution.device.open(execution.deviceOptions(resident: resident)) {
-                printer.show(.notice(.device("\($0)")))
-            }
-            try backend.checkFreeMemory(needed)
-            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
-        }
+        let needed = plan.peakBytes
+        let openers = try Machines(execution.device, execution.devices).openers(
+            execution.deviceOptions(resident: plan.residentWeights)
+        ) { printer.show(.notice(.device("\($0)"))) }
+        let engine = Engine(
+            group: openers.map { open in
+                {
+                    let backend = try open()
+                    try backend.checkFreeMemory(needed)
+                    return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+                }
+            })
         let files = Mutex<[String]>([])
         let report = try await engine.deliver(
             run, to: outputs, stored: stored,
@@ -186,7 +194,8 @@ struct Generation {
         }
         Output.line(Output.table(rows))
         for notice in plan.notices { Output.line(notice.message) }
-        Output.line("peak device memory: \(describe(bytes: plan.peakBytes))")
+        let each = plan.devices > 1 ? " on each of \(plan.devices) devices" : ""
+        Output.line("peak device memory: \(describe(bytes: plan.peakBytes))\(each)")
         if let resident = plan.residentWeights {
             Output.line(
                 "weights stream from host memory; \(describe(bytes: resident)) of them stay on the device"

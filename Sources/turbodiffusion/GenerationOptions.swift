@@ -163,9 +163,16 @@ struct OutputOptions: ParsableArguments {
 struct ExecutionOptions: ParsableArguments {
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
+    @Option(
+        help: """
+            Make each video on several devices together, to the same bits: GPUs by number or UUID (0,1), cuda:all, or \
+            cpu,cpu.
+            """)
+    var devices: DeviceGroup?
     @Option(help: "Threads of the CPU (default: all).")
     var threads: Int?
-    @Option(help: "The most device memory to use, such as 16GiB.", transform: ByteCount.init)
+    @Option(
+        help: "The most memory to use on each device, such as 16GiB.", transform: ByteCount.init)
     var memoryLimit: ByteCount?
     @Flag(help: "Release the transformer before frames are decoded.")
     var offloadDit = false

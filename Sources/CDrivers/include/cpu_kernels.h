@@ -84,8 +84,9 @@ struct cpu_convolution_job {
     size_t kernel_time, kernel_height, kernel_width;
     /// 1 or 2, in height and width
     size_t stride;
-    /// Zeros above and left of the frame; those below and right follow from the size of the result.
-    size_t padding;
+    /// Zeros above and left of the frame; those below and right follow from the size of the result. Fewer than none: the
+    /// result's first row reads from a later one on.
+    long padding_top, padding_left;
     /// Doubles height and width (nearest) first; needs stride 1.
     int upsample;
     size_t out_height, out_width;

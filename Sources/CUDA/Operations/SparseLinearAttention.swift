@@ -25,6 +25,10 @@ enum SparseLinearAttention {
         })
 
     static let units = [exact, rounded, hopper]
+
+    /// In so many pieces sums over the keys of a head are taken, on every card and however many heads a device has: the
+    /// same sums everywhere. With 12 heads two waves of blocks fill a Hopper card.
+    static let chunks = 22
 }
 
 /// What the linear branch's pass over k and v leaves: the branch's operands, and what quantisation needs.
@@ -106,10 +110,7 @@ extension CUDABackend {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
         let hopper = context.kernelArchitecture == .hopper
-        // Hopper: a block a multiprocessor. Elsewhere about two of the largest cards'; the same sums on
-        // all of them.
-        let blocks = hopper ? context.properties.multiprocessors : 264
-        let chunks = min(ceilDivide(keys, 64), max(1, blocks / heads))
+        let chunks = min(ceilDivide(keys, 64), SparseLinearAttention.chunks)
         let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let statistics = storage(byteCount: heads * chunks * 3 * dim * 4)
@@ -190,7 +191,7 @@ extension CUDABackend {
         let type = Self.typeName(q.dtype)
         let map = blockMap(q, k, spec)
 
-        let chunks = min(ceilDivide(length, 32), max(1, 264 / heads))
+        let chunks = min(ceilDivide(length, 32), SparseLinearAttention.chunks)
         let chunk = ceilDivide(ceilDivide(length, chunks), 32) * 32
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let sumParts = storage(byteCount: heads * chunks * dim * 4)

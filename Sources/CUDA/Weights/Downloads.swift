@@ -69,6 +69,8 @@ private final class DeviceToHost: HostCopy {
 
     override var isComplete: Bool { slot?.event.isComplete ?? true }
 
+    override var isAsynchronous: Bool { true }
+
     /// The tensor lies in the pinned buffer, which is used again when nobody holds either.
     override func wait() throws -> Tensor {
         let slot = try target.get()

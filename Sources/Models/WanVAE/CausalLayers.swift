@@ -23,10 +23,12 @@ struct CausalConvolution {
     ) -> Tensor {
         let past = history[slot]
         let reach = weight.time - 1
+        let margin = (weight.height - 1) / 2
+        let x = history.rows.haloed(x, above: margin, below: margin, on: device)
         let y = device.convolution(
             x, history: past, leadingZeros: reach - (past?.shape[0] ?? 0), weight, timeStride: 1,
             spatialStride: 1, padding: .same, upsample: false, residual: residual)
-        history.remember(x, last: reach, in: slot)
+        history.remember(x.frames, last: reach, in: slot)
         return y
     }
 }
@@ -95,17 +97,21 @@ struct AttentionBlock: CausalLayer {
         proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
     }
 
-    /// x: [1, H, W, C]: a chunk has one frame at this resolution
+    /// x: [1, H, W, C]: a chunk has one frame at this resolution. Own pixels look at those of the whole picture.
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
         let (pixels, channels) = (x.shape.rows, x.shape[3])
         let rows = device.reshape(x, [pixels, channels])
         let y = norm(rows, silu: false, on: device)
-        func oneHead(_ part: Linear) -> Tensor {
-            device.reshape(part(y, on: device), [pixels, 1, channels])
+        func own(_ part: Linear) -> Tensor { device.reshape(part(y, on: device), x.shape) }
+        func oneHead(_ x: Tensor) -> Tensor {
+            device.reshape(x, [x.shape.rows, 1, channels])
+        }
+        func all(_ part: Linear) -> Tensor {
+            oneHead(history.rows.whole(own(part), on: device))
         }
         let attended = device.attention(
-            oneHead(q), oneHead(k), oneHead(v), scale: 1 / Float(channels).squareRoot())
+            oneHead(own(q)), all(k), all(v), scale: 1 / Float(channels).squareRoot())
         let sum = proj.add(
             device.reshape(attended, [pixels, channels]), to: rows, on: device)
         return device.reshape(sum, x.shape)
@@ -133,7 +139,8 @@ struct Downsample: CausalLayer {
     /// x: [T, H, W, C] → [1, H/2, W/2, C] for the first frame, then [T/2, H/2, W/2, C]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         let y = device.convolution(
-            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
+            history.rows.haloed(x, above: 0, below: 1, on: device), history: nil,
+            leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
             padding: .bottomRight, upsample: false, residual: nil)
         guard let timeConv else { return y }
         let past = history[timeConv.slot]
@@ -167,13 +174,14 @@ struct Upsample: CausalLayer {
     /// x: [T, H, W, C] → [T, 2H, 2W, C/2] for the first frame, then [2T, 2H, 2W, C/2]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         // The first frame stands alone in time, and the frames after it do not see it.
-        guard let timeConv, !history.isFirstChunk else { return enlarge(x, on: device) }
-        return enlarge(device.interleaveTime(timeConv(x, history, on: device)), on: device)
+        guard let timeConv, !history.isFirstChunk else { return enlarge(x, history, on: device) }
+        return enlarge(
+            device.interleaveTime(timeConv(x, history, on: device)), history, on: device)
     }
 
-    private func enlarge(_ x: Tensor, on device: any Backend) -> Tensor {
+    private func enlarge(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         device.convolution(
-            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
+            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
             padding: .same, upsample: true, residual: nil)
     }
 }

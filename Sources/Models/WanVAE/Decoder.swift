@@ -64,13 +64,15 @@ extension WanVAE {
             self.stages = stages
         }
 
-        /// The frames of `latents`, chunk by chunk in order. latents: normalised, [C, T, H, W]
+        /// The frames of `latents`, chunk by chunk in order. Of a group of devices each makes some rows of the pictures;
+        /// latents and frames are whole on all of them. latents: normalised, [C, T, H, W]
         public func callAsFunction(_ latents: Tensor, on device: any Backend) -> Decoding {
             let (mean, inverse) = statistics.rounded(to: activations)
+            let rows = PictureRows(height: latents.shape[2], width: latents.shape[3], on: device)
             let latents = device.channelsLast(
                 latents, scale: inverse.map { 1 / $0 }, shift: mean, dtype: activations)
             return Decoding(
-                latents: conv2(latents, on: device), stream: CausalStream(stages, on: device))
+                latents: conv2(latents, on: device), stream: CausalStream(stages, rows, on: device))
         }
     }
 
@@ -92,7 +94,10 @@ extension WanVAE {
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
             defer { decoded += 1 }
-            return stream(stream.device.slice(latents, decoded..<decoded + 1))
+            let (device, rows) = (stream.device, stream.rows)
+            let own = rows.own(of: device.entry(latents, decoded), on: device)
+            return rows.whole(
+                stream(device.reshape(own, [1] + own.shape)), on: device)
         }
     }
 }

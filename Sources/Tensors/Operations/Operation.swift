@@ -43,6 +43,10 @@ public enum Operation {
     case interleaveTime(InterleaveTime)
     case rgb8(RGB8)
     case nv12(NV12)
+    // Collectives.swift
+    case exchange(Exchange)
+    case gather(Gather)
+    case halo(Halo)
 
     public var facts: any OperationFacts {
         switch self {
@@ -75,6 +79,9 @@ public enum Operation {
         case .interleaveTime(let o): o
         case .rgb8(let o): o
         case .nv12(let o): o
+        case .exchange(let o): o
+        case .gather(let o): o
+        case .halo(let o): o
         }
     }
 }
@@ -130,6 +137,8 @@ extension Operation {
         public var launches = 0
         public var flops = 0
         public var bytes = 0
+        /// Bytes for other devices of a group.
+        public var sentBytes = 0
 
         public init() {}
 
@@ -137,6 +146,7 @@ extension Operation {
             a.launches += b.launches
             a.flops += b.flops
             a.bytes += b.bytes
+            a.sentBytes += b.sentBytes
         }
     }
 
@@ -170,6 +180,7 @@ extension Operation {
             cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0)
         }
         for result in facts.results { cost.bytes += result.byteCount + (result.scaleBytes ?? 0) }
+        cost.sentBytes = collective?.sentBytes ?? 0
         return cost
     }
 }
@@ -185,6 +196,13 @@ extension Operation.ResultType {
     }
 
     public var byteCount: Int { shape.count * element.byteCount }
+
+    /// The result where it has no elements.
+    fileprivate var empty: Tensor {
+        Tensor(
+            shape, element, storage: HostStorage(byteCount: 0),
+            scales: scaleBytes.map { _ in HostStorage(byteCount: 0) })
+    }
 
     public func describes(_ x: Tensor) -> Bool {
         x.shape == shape && x.dtype == element && x.scales?.byteCount == scaleBytes
@@ -203,9 +221,14 @@ extension Operation.ResultType {
 // MARK: - From the facts to a machine
 
 extension Backend {
-    /// Has an operation carried out once its shapes are known to fit.
+    /// Has an operation carried out once its shapes are known to fit. A device of a group may have a share of nothing:
+    /// what gives nothing is not carried out, unless others wait for it.
     func results(of facts: some OperationFacts) -> [Tensor] {
         if !facts.fits { programmingError(misfit(facts)) }
+        if !membership.isAlone, !(facts is any Collective) {
+            let results = facts.results
+            if results.allSatisfy({ $0.shape.count == 0 }) { return results.map(\.empty) }
+        }
         return run(facts.operation)
     }
 
