@@ -1,7 +1,7 @@
 /// Machines that compute one thing together, by name.
 
 import CPU
-public import CUDA
+import CUDA
 import Ground
 public import Tensors
 

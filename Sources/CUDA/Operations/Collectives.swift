@@ -7,7 +7,7 @@
 
 internal import CDrivers
 import Ground
-public import Tensors
+import Tensors
 
 /// How bytes travel between GPUs.
 public enum Route: String, Sendable, Hashable, CaseIterable {
