@@ -1,5 +1,7 @@
 /// Opening the checkpoint of a model: all that can be told by its header is told before any work.
 
+import Tensors
+
 /// A checkpoint that holds a whole model which this program runs.
 public struct OpenedModel {
     /// In original names and forms that models take.
@@ -90,7 +92,7 @@ private func requireSharedForms(
     for block in 0..<model.layers {
         for group in WanTransformerArchitecture.sharedInputs {
             let forms = group.map { layer in
-                (layer, LinearStorage.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
+                (layer, LinearFormat.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
             }
             if let other = forms.first(where: { $0.1 != forms[0].1 }) {
                 throw .incompatible(

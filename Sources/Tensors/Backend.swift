@@ -18,7 +18,7 @@ public protocol Backend: AnyObject {
     /// Whether `sparseLinearAttention` computes in this arithmetic here: some need certain cards.
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
     /// Whether `linear` multiplies weights of this format here.
-    func supports(_ format: ActivationFormat) -> Bool
+    func supports(_ format: LinearFormat) -> Bool
 
     /// Carries out an operation whose arguments are known to fit each other; does not wait for the device.
     /// → the results that the operation's facts tell of
@@ -33,7 +33,7 @@ public protocol Backend: AnyObject {
     /// A `.dense` weight becomes `dtype`; quantised ones keep their format.
     func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?) -> LinearWeight
     /// Quantises a dense host weight while placing it.
-    func place(_ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?)
+    func place(_ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?)
         -> LinearWeight
     /// Brings the kernel of a convolution to this device in the layout its kernels want.
     /// kernel: [out, in, kernelTime, kernelHeight, kernelWidth], as checkpoints store it; bias: [out] or nil
@@ -65,7 +65,7 @@ public struct MemoryUse: Sendable, Hashable {
 
 extension Backend {
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
-    public func supports(_ format: ActivationFormat) -> Bool { true }
+    public func supports(_ format: LinearFormat) -> Bool { true }
 
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {
         place(host, as: dtype, in: nil)

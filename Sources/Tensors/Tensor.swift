@@ -84,7 +84,7 @@ public struct Tensor {
     public var byteCount: Int { shape.count * dtype.byteCount }
 
     /// How 8-bit activations are written; plain for all else.
-    public var format: ActivationFormat {
+    public var format: LinearFormat {
         switch dtype {
         case .i8: .int8Blocks
         case .f8e4m3: .fp8Rows

@@ -2,14 +2,15 @@
 
 import Ground
 
-/// How a linear layer wants its input: what the operation before it may write at once.
-public enum ActivationFormat: Sendable, Hashable {
-    /// The dtype of the operation's own input.
+/// How the two factors of a linear layer are stored: its weight in a file and on a device, and its input, which the
+/// operation before it may write in this format at once. The raw values are the names in files and commands.
+public enum LinearFormat: String, Sendable, Hashable, CaseIterable {
+    /// Floating-point elements: a file's own type, or that of the operation that reads them.
     case plain
     /// int8 with one f32 scale for each 128x128 block (golden rule: q = rne(x * 128/amax), scale = amax/128).
-    case int8Blocks
+    case int8Blocks = "int8"
     /// fp8 e4m3 with one f32 scale for each row.
-    case fp8Rows
+    case fp8Rows = "fp8"
 
     /// The largest magnitude of a block or row counts as at least this much, so that a scale is never zero. The original's
     /// int8 rule, and ours for fp8.
@@ -37,7 +38,7 @@ public enum LinearWeight {
         }
     }
 
-    public var inputFormat: ActivationFormat {
+    public var inputFormat: LinearFormat {
         switch self {
         case .dense: .plain
         case .int8Blocks: .int8Blocks

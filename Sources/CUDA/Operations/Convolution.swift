@@ -1,5 +1,6 @@
 // Causal convolutions over channels-last frames.
 
+import Ground
 import Tensors
 
 /// `ConvolutionArguments` of conv.cuh.

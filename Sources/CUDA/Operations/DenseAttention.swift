@@ -15,7 +15,7 @@ extension CUDABackend {
 
     /// Memory for what attention with such queries gives; nil where its kernels do not write `format`. Their blocks
     /// of 128 queries of a head of 128 are the blocks of int8 scales.
-    func attended(_ q: Tensor, _ format: ActivationFormat) -> Tensor? {
+    func attended(_ q: Tensor, _ format: LinearFormat) -> Tensor? {
         if format == .plain { return tensor(q.shape, q.dtype) }
         guard format == .int8Blocks, q.dtype == .bf16, q.shape[2] == 128 else { return nil }
         let (rows, heads) = (q.shape[0], q.shape[1])

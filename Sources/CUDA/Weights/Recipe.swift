@@ -1,5 +1,6 @@
 // What a weight in host memory goes through on its way to the device.
 
+import Ground
 import Tensors
 
 /// How the bytes of a host tensor become those of a weight.
@@ -8,7 +9,7 @@ enum Recipe {
     /// Into another dtype.
     case convert(DType)
     /// Into codes; the scales are written beside them, to memory that stays.
-    case quantize(ActivationFormat, scales: DevicePointer)
+    case quantize(LinearFormat, scales: DevicePointer)
 }
 
 extension Uploads {

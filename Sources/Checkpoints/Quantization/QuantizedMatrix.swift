@@ -15,7 +15,7 @@ struct QuantizedMatrix {
         var factor: Float = 1
     }
 
-    /// This program's own forms are those of `LinearStorage`; all others are these.
+    /// This program's own forms are those of `LinearFormat`; all others are these.
     static let namings = [
         // ComfyUI since 2025 and LightX2V; ComfyUI before and musubi-tuner; DeepSeek; others.
         Naming(

@@ -10,7 +10,7 @@ extension Operation {
         /// How often the last keys count, at most two of them (equal rows of a text's padding are one key); the
         /// others count once.
         public var lastKeyCounts: [Int]
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && lastKeyCounts.count <= min(2, k.shape[0])
@@ -69,7 +69,7 @@ extension Tensor {
 
 extension Operation.ResultType {
     /// Of attention with such queries.
-    static func attended(_ q: Tensor, _ format: ActivationFormat) -> Self {
+    static func attended(_ q: Tensor, _ format: LinearFormat) -> Self {
         Self(format == .plain ? q.shape : [q.shape[0], q.shape.tail.count], q.dtype, format)
     }
 }
@@ -77,7 +77,7 @@ extension Operation.ResultType {
 extension Backend {
     public func attention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int] = [],
-        format: ActivationFormat = .plain
+        format: LinearFormat = .plain
     ) -> Tensor {
         result(
             of: Operation.Attention(
@@ -85,7 +85,7 @@ extension Backend {
     }
 
     /// What attention gave, [L, heads, headDim], as rows of all heads.
-    func quantizeHeads(_ y: Tensor, to format: ActivationFormat) -> Tensor {
+    func quantizeHeads(_ y: Tensor, to format: LinearFormat) -> Tensor {
         quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format)
     }
 

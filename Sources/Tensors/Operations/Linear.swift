@@ -23,7 +23,7 @@ extension Operation {
         public var bias: Tensor?
         public var activation: Activation
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
         /// Of the result; nil: that of a plain x, bf16 for a quantised one.
         public var dtype: DType?
 
@@ -81,7 +81,7 @@ extension Operation {
     public struct Quantize: OperationFacts {
         public static let name = "quantize"
         public var x: Tensor
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { x.format == .plain }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
@@ -102,7 +102,7 @@ extension LinearWeight {
 extension Backend {
     public func linear(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation = .none,
-        format: ActivationFormat = .plain, dtype: DType? = nil
+        format: LinearFormat = .plain, dtype: DType? = nil
     ) -> Tensor {
         result(
             of: Operation.Linear(
@@ -119,7 +119,7 @@ extension Backend {
     }
 
     /// x itself where `format` is plain.
-    public func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
+    public func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor {
         format == .plain ? x : result(of: Operation.Quantize(x: x, format: format))
     }
 }

@@ -28,7 +28,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             weight.isVector(of: x.shape.columns) && bias.isVector(of: x.shape.columns)
@@ -51,7 +51,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
         /// Of the result; nil: that of x.
         public var dtype: DType?
 
@@ -82,7 +82,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { weight.shape.count == x.shape.columns }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
@@ -145,7 +145,7 @@ extension Operation {
 extension Backend {
     public func layerNorm(
         _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
-        format: ActivationFormat
+        format: LinearFormat
     ) -> Tensor {
         result(
             of: Operation.LayerNorm(
@@ -154,7 +154,7 @@ extension Backend {
 
     public func modulatedLayerNorm(
         _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
-        format: ActivationFormat, dtype: DType?
+        format: LinearFormat, dtype: DType?
     ) -> Tensor {
         result(
             of: Operation.ModulatedLayerNorm(
@@ -163,7 +163,7 @@ extension Backend {
     }
 
     public func rmsNorm(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
+        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: LinearFormat
     ) -> Tensor {
         result(
             of: Operation.RMSNorm(

@@ -109,9 +109,9 @@ extension Operation {
         public var shape: Shape
         /// Of the elements, before `format` quantises them.
         public var dtype: DType
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
-        public init(_ shape: Shape, _ dtype: DType, _ format: ActivationFormat = .plain) {
+        public init(_ shape: Shape, _ dtype: DType, _ format: LinearFormat = .plain) {
             self.shape = shape
             self.dtype = dtype
             self.format = format
