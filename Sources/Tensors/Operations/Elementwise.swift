@@ -1,7 +1,7 @@
-/// Operations that go element by element: gated sums, samplers, noise.
+/// Element-wise operations: gated sums, sampler steps, noise.
 
 extension Operation {
-    /// x + y * gate, gate and product rounded to the dtype of x. x, y: [tokens, dim]
+    /// x + y * gate; the gate and the product are rounded to the dtype of x. x, y: [tokens, dim] → same
     public struct GatedAdd: OperationFacts {
         public static let name = "gatedAdd"
         public var x, y: Tensor
@@ -18,7 +18,8 @@ extension Operation {
         public var operation: Operation { .gatedAdd(self) }
     }
 
-    /// gelu_tanh(gate) * up (umT5's feed-forward); the activation is rounded to the dtype of gate.
+    /// gelu_tanh(gate) * up, as in umT5's feed-forward; gelu's result is rounded to the dtype of gate.
+    /// gate, up: of equal shape → same
     public struct GELUGate: OperationFacts {
         public static let name = "geluGate"
         public var gate, up: Tensor
@@ -34,7 +35,7 @@ extension Operation {
         public var operation: Operation { .geluGate(self) }
     }
 
-    /// One rCM step in f64. SDE (noise given): (1 - next) * (x - t v) + next * noise; ODE: x - (t - next) * v.
+    /// One rCM step in f64. With noise (SDE): (1 - next) * (x - t v) + next * noise; without (ODE): x - (t - next) * v.
     public struct RCMStep: OperationFacts {
         public static let name = "rcmStep"
         /// f64 and f32, of equal shape
@@ -59,7 +60,7 @@ extension Operation {
     /// sum_i coefficients[i] * terms[i], accumulated in f64, rounded to `dtype` (samplers, guidance).
     public struct Combine: OperationFacts {
         public static let name = "combine"
-        /// f32 or f64, 1 to 5 of equal shape
+        /// 1 to 5 tensors of equal shape, f32 or f64
         public var terms: [Tensor]
         public var coefficients: [Double]
         public var dtype: DType
