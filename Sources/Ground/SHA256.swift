@@ -43,7 +43,7 @@ public struct SHA256 {
         pending += rest
     }
 
-    /// Adds a text after its length, so that no two lists of texts run together into one input.
+    /// Adds the length of a text and then the text, so that different lists of texts are different inputs.
     public mutating func update(framed text: String) {
         update("\(text.utf8.count):".utf8)
         update(text.utf8)
