@@ -4,6 +4,7 @@ internal import CDrivers
 
 /// The result of one check.
 public struct Finding: Hashable, Sendable {
+    /// Whether something is in order, usable with a loss, or missing.
     public enum Verdict: Hashable, Sendable { case fine, warning, missing }
 
     /// What was checked: "driver", "card 0", …

@@ -1,5 +1,6 @@
 /// The choice of a device by name.
 
+/// A device, as users and programs name it.
 public enum DeviceChoice: Sendable, Hashable, LosslessStringConvertible {
     /// The first GPU if it is usable, otherwise the CPU.
     case automatic

@@ -25,6 +25,7 @@ public protocol Sampler {
 
 /// A setting with which there is no schedule.
 public struct SamplerError: Error, Sendable, Hashable, CustomStringConvertible {
+    /// The settings that can be wrong.
     public enum Setting: String, Sendable, Hashable { case steps, sigmaMax, shift }
 
     public let setting: Setting

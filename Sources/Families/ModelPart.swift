@@ -13,6 +13,7 @@ public enum ModelPart: String, Sendable, Hashable, Codable, CaseIterable {
     /// The half of the autoencoder that makes frames from latents.
     case decoder = "vae"
 
+    /// Whether this is the transformer or one of the two experts.
     public var isTransformer: Bool { self == .transformer || self == .lowNoiseTransformer }
 
     /// The kind of model that its file must contain.

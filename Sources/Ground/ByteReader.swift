@@ -31,6 +31,7 @@ public struct ByteReader {
         return position..<position + count
     }
 
+    /// The bytes of a range, which must lie within `bytes`.
     public func slice(_ range: Range<Int>) -> UnsafeRawBufferPointer {
         UnsafeRawBufferPointer(rebasing: bytes[range])
     }

@@ -22,12 +22,14 @@ public struct CRC32 {
 
     public init() {}
 
+    /// The checksum of all `bytes`.
     public static func checksum(_ bytes: UnsafeRawBufferPointer) -> UInt32 {
         var crc = CRC32()
         crc.update(bytes)
         return crc.value
     }
 
+    /// Adds bytes to the checksum.
     public mutating func update(_ bytes: UnsafeRawBufferPointer) {
         Self.table.withUnsafeBufferPointer { table in
             var position = 0

@@ -55,6 +55,7 @@ public final class PendingFile {
         try file.commit(durable: durable)
     }
 
+    /// Writes bytes to the end of the file.
     public func write(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
         position += bytes.count
         if buffer.count + bytes.count > Self.bufferSize { try flush() }
@@ -65,6 +66,7 @@ public final class PendingFile {
         }
     }
 
+    /// Writes bytes to the end of the file.
     public func write(_ bytes: [UInt8]) throws(FileError) {
         try bytes.withUnsafeBufferPointer { bytes throws(FileError) in
             try write(UnsafeRawBufferPointer(bytes))

@@ -19,12 +19,14 @@ public struct SHA256 {
         return hash.finish()
     }
 
+    /// Adds the bytes of a text to the hash.
     public mutating func update(_ text: String.UTF8View) {
         if text.withContiguousStorageIfAvailable({ update(UnsafeRawBufferPointer($0)) }) == nil {
             Array(text).withUnsafeBytes { update($0) }
         }
     }
 
+    /// Adds bytes to the hash.
     public mutating func update(_ bytes: UnsafeRawBufferPointer) {
         byteCount += bytes.count
         var rest = bytes[...]

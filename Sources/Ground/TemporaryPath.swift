@@ -56,6 +56,7 @@ public final class TemporaryPath: Sendable {
         }
     }
 
+    /// Makes an empty folder, which counts as in use as long as this object exists.
     public func makeFolder() throws(FileError) {
         guard mkdir(path.string, 0o777) == 0 else { throw .last(target) }
         let descriptor = open(path.string, O_RDONLY | O_DIRECTORY | O_CLOEXEC)

@@ -49,6 +49,7 @@ public enum Float8E4M3 {
         return sign | UInt8(truncatingIfNeeded: (rounded >> 20) &- (120 << 3))
     }
 
+    /// The number that a code stands for.
     public static func decode(_ code: UInt8) -> Float {
         let magnitude = code & 0x7F
         let sign: Float = code & 0x80 != 0 ? -1 : 1
@@ -63,6 +64,7 @@ public enum Float8E4M3 {
 
 /// OCP FP8 E5M2: the upper half of a `Float16`.
 public enum Float8E5M2 {
+    /// The number that a code stands for.
     public static func decode(_ code: UInt8) -> Float {
         Float(Float16(bitPattern: UInt16(code) << 8))
     }

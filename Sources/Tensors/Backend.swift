@@ -68,6 +68,7 @@ extension Backend {
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: ActivationFormat) -> Bool { true }
 
+    /// Copies a host tensor that belongs to no group to this device.
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {
         place(host, as: dtype, in: nil)
     }

@@ -108,6 +108,7 @@ public final class WeightGroup {
         set.isDeferred && isTransient && byteCount >= WeightGroup.smallestMoving
     }
 
+    /// Adds a weight that has been placed.
     public func append(_ tensor: Tensor) { tensors.append(tensor) }
     public var byteCount: Int { tensors.reduce(0) { $0 + $1.byteCount } }
 }

@@ -48,6 +48,7 @@ public enum KernelFamily: Hashable, Sendable {
     /// Only sm_90a: needs wgmma, bulk tensor copies and setmaxnreg.
     case hopper
 
+    /// Whether a unit of this family runs on the architecture.
     public func includes(_ architecture: Architecture) -> Bool {
         switch self {
         case .any: architecture >= .ampere

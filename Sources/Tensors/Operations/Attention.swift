@@ -76,6 +76,7 @@ extension Operation.ResultType {
 }
 
 extension Backend {
+    /// See `Operation.Attention`.
     public func attention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int] = [],
         format: ActivationFormat = .plain
@@ -90,6 +91,7 @@ extension Backend {
         quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format)
     }
 
+    /// See `Operation.RelativeAttention`.
     public func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {
         result(of: Operation.RelativeAttention(q: q, k: k, v: v, table: table))
     }

@@ -204,14 +204,17 @@ public struct ConvolutionGeometry: Sendable {
 }
 
 extension Backend {
+    /// See `Operation.ChannelsLast`.
     public func channelsLast(_ x: Tensor, scale: [Float], shift: [Float], dtype: DType) -> Tensor {
         result(of: Operation.ChannelsLast(x: x, scale: scale, shift: shift, dtype: dtype))
     }
 
+    /// See `Operation.ChannelsFirst`.
     public func channelsFirst(_ x: Tensor, scale: [Float], shift: [Float]) -> Tensor {
         result(of: Operation.ChannelsFirst(x: x, scale: scale, shift: shift))
     }
 
+    /// See `Operation.Convolution`.
     public func convolution(
         _ x: Tensor, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
         timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
@@ -224,11 +227,14 @@ extension Backend {
                 upsample: upsample, residual: residual))
     }
 
+    /// See `Operation.InterleaveTime`.
     public func interleaveTime(_ x: Tensor) -> Tensor {
         result(of: Operation.InterleaveTime(x: x))
     }
 
+    /// See `Operation.RGB8`.
     public func rgb8(_ x: Tensor) -> Tensor { result(of: Operation.RGB8(x: x)) }
 
+    /// See `Operation.NV12`.
     public func nv12(_ x: Tensor) -> Tensor { result(of: Operation.NV12(x: x)) }
 }

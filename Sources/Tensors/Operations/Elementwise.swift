@@ -92,26 +92,32 @@ extension Operation {
 }
 
 extension Backend {
+    /// See `Operation.GatedAdd`.
     public func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
         result(of: Operation.GatedAdd(x: x, y: y, gate: gate))
     }
 
+    /// x + y, of equal shape, in the dtype of x.
     public func add(_ x: Tensor, _ y: Tensor) -> Tensor { gatedAdd(x, y, gate: nil) }
 
+    /// See `Operation.GELUGate`.
     public func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
         result(of: Operation.GELUGate(gate: gate, up: up, format: format))
     }
 
+    /// See `Operation.RCMStep`.
     public func rcmStep(
         _ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double
     ) -> Tensor {
         result(of: Operation.RCMStep(x: x, velocity: velocity, noise: noise, t: t, next: next))
     }
 
+    /// See `Operation.Combine`.
     public func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
         result(of: Operation.Combine(terms: terms, coefficients: coefficients, dtype: dtype))
     }
 
+    /// See `Operation.Noise`.
     public func noise(_ shape: Shape, generator: inout PhiloxNoise) -> Tensor {
         result(of: Operation.Noise(shape: shape, draw: generator.draw(shape.count)))
     }

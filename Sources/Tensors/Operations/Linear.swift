@@ -101,6 +101,7 @@ extension LinearWeight {
 }
 
 extension Backend {
+    /// See `Operation.Linear`.
     public func linear(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation = .none,
         format: ActivationFormat = .plain, dtype: DType? = nil
@@ -111,6 +112,7 @@ extension Backend {
                 dtype: dtype))
     }
 
+    /// See `Operation.LinearAdd`.
     public func linearAdd(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor {

@@ -144,6 +144,7 @@ extension Operation {
 }
 
 extension Backend {
+    /// See `Operation.LayerNorm`.
     public func layerNorm(
         _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
         format: ActivationFormat
@@ -153,6 +154,7 @@ extension Backend {
                 x: x, weight: weight, bias: bias, epsilon: epsilon, kind: kind, format: format))
     }
 
+    /// See `Operation.ModulatedLayerNorm`.
     public func modulatedLayerNorm(
         _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
         format: ActivationFormat, dtype: DType?
@@ -163,6 +165,7 @@ extension Backend {
                 dtype: dtype))
     }
 
+    /// See `Operation.RMSNorm`.
     public func rmsNorm(
         _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
     ) -> Tensor {
@@ -171,6 +174,7 @@ extension Backend {
                 x: x, weight: weight, epsilon: epsilon, kind: kind, format: format))
     }
 
+    /// See `Operation.RMSNormRope`.
     public func rmsNormRope(
         _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, rope: RotaryTable, heads: Int
     ) -> Tensor {
@@ -179,6 +183,7 @@ extension Backend {
                 x: x, weight: weight, epsilon: epsilon, kind: kind, rope: rope, heads: heads))
     }
 
+    /// See `Operation.ChannelNorm`.
     public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
         result(of: Operation.ChannelNorm(x: x, gamma: gamma, silu: silu))
     }

@@ -15,6 +15,7 @@ public enum SageArchitecture: String, Sendable, Hashable, CaseIterable {
 /// Settings of sparse-linear attention: exact attention to the `topK` share of the key blocks, plus a linear branch
 /// over all keys.
 public struct SparseAttention: Sendable, Hashable {
+    /// How the attention to the selected blocks is rounded.
     public enum Arithmetic: Sendable, Hashable {
         /// Exact softmax in the dtype of the inputs, with f32 statistics and without further rounding.
         case exact
@@ -207,11 +208,13 @@ extension Operation {
 }
 
 extension Backend {
+    /// See `Operation.BlockMap`.
     public func blockMap(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
         let found = results(of: Operation.BlockMap(q: q, k: k, spec: spec))
         return BlockMap(scores: found[0], indices: found[1])
     }
 
+    /// See `Operation.SparseLinearAttention`.
     public func sparseLinearAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
         _ spec: SparseAttention, format: ActivationFormat = .plain

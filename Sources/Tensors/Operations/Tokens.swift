@@ -137,18 +137,22 @@ extension Backend {
         result(of: Operation.View(x: x, rows: index..<index + 1, shape: x.shape.tail))
     }
 
+    /// See `Operation.Concatenate`.
     public func concatenate(_ parts: [Tensor]) -> Tensor {
         result(of: Operation.Concatenate(parts: parts))
     }
 
+    /// See `Operation.Embedding`.
     public func embedding(_ ids: [Int32], hostTable table: Tensor, as dtype: DType) -> Tensor {
         result(of: Operation.Embedding(ids: ids, table: table, dtype: dtype))
     }
 
+    /// See `Operation.Patchify`.
     public func patchify(_ parts: [Tensor], dtype: DType, patch: Int = 2) -> Tensor {
         result(of: Operation.Patchify(parts: parts, dtype: dtype, patch: patch))
     }
 
+    /// See `Operation.Unpatchify`.
     public func unpatchify(_ x: Tensor, size: Extent, patch: Int = 2) -> Tensor {
         result(of: Operation.Unpatchify(x: x, size: size, patch: patch))
     }
