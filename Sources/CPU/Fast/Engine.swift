@@ -1,8 +1,8 @@
-/// Chooses the faster versions of operations for the machine at hand.
+/// Chooses the fastest versions of operations for this machine.
 
 internal import CDrivers
 
-/// The fastest operations that this machine and its libraries offer; nil where there are none.
+/// The fastest operations on this machine with its libraries; nil if there are only the definitions.
 func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
     -> (any FastOperations)?
 {
@@ -15,8 +15,8 @@ func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
 }
 
 extension CPUBackend {
-    /// What this machine lacks to compute at full speed and how to get it, in one line; nil if
-    /// nothing. Without it operations run by their definitions: right, and several times slower.
+    /// One line that says what is missing for full speed and how to get it; nil if nothing is. Without it the
+    /// definitions run, which are correct but several times slower.
     public static var advice: String? {
         if cpu_kernels_available() != 0 { return nil }
         if case .failure(let reason) = OneDNN.shared { return reason.description }
