@@ -73,7 +73,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         let path = folder / "p.png"
         #expect(await generate("a red ball", "--save_path", path).code == 0)
         let again = await generate("a red ball", "--save_path", path)
-        #expect(again.code == 1 && again.message.contains("\(path) exists already"))
+        #expect(again.code == 1 && again.message.contains("\(path) already exists"))
         #expect(again.message.contains("--force"))
         #expect(await generate("a red ball", "--save_path", path, "--force").code == 0)
         #expect(folder.files == ["p.png"])
@@ -181,7 +181,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
             (["x", "--crf", "99", "--num_frames", "5"], "quality (crf) must be 0 to 51"),
             (["x", "--save_latents", folder / "l.pth"], "must end in .safetensors"),
             (["--latents", projectFolder + "/README.md"], "README.md"),
-            (["x", "--from", projectFolder + "/docs/nano.png"], "holds no request"),
+            (["x", "--from", projectFolder + "/docs/nano.png"], "contains no request"),
         ]
         for (arguments, words) in cases {
             do {
