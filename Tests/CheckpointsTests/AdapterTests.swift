@@ -301,7 +301,7 @@ struct AdapterTests {
         let result = try adapted(Self.base, by: [LoRA(lora)])
         #expect(result.changed == ["\(Self.module).weight"])
         #expect(result.unmatched.count == 2)
-        #expect(result.unmatched.allSatisfy { $0.contains("for 16 channels, here are 36") })
+        #expect(result.unmatched.allSatisfy { $0.contains("for 16 channels, the model has 36") })
     }
 
     @Test("the model keeps its names and shapes, whosever they are")

@@ -136,7 +136,7 @@ struct ModelFileTests {
         let strange = Self.refusal {
             _ = try modelFile(Outline([TensorInfo(name: "a", shape: [1], dtype: .f32)]), .wanVAE)
         }
-        #expect(strange.contains("no model that is known here"))
+        #expect(strange.contains("no known model"))
     }
 
     @Test("the cursor tells what nobody asked for, and refuses what would change the model")
