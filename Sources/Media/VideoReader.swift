@@ -99,7 +99,8 @@ public final class FrameReader: Sendable {
             else {
                 throw MediaError.notAVideo(
                     path: path,
-                    reason: "it is not a complete picture of \(size.0)x\(size.1) like the first one")
+                    reason: "it is not a complete picture of \(size.0)x\(size.1) like the first one"
+                )
             }
             guard await child.write(bytes) else { return }
         }

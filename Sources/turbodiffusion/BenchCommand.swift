@@ -41,7 +41,8 @@ struct BenchCommand: AsyncParsableCommand {
     var attentionType: AttentionChoice?
     @Option(help: "Share of key blocks that SLA and SageSLA attend to exactly.")
     var slaTopk: Double?
-    @Option(help: "Linear layers: bf16, int8 or fp8 (default: int8; for a folder, as in its files).")
+    @Option(
+        help: "Linear layers: bf16, int8 or fp8 (default: int8; for a folder, as in its files).")
     var linear: BenchLinears?
     @Option(help: "Arithmetic: f32 or bf16.")
     var precision = Precision.bf16

@@ -142,7 +142,8 @@ struct InspectCommand: AsyncParsableCommand {
         }
         let width = max(terminalWidth() - 36, 24)
         return order.map { line in
-            let name = line.end.isEmpty ? line.start : line.start + ranges(blocks[line] ?? []) + line.end
+            let name =
+                line.end.isEmpty ? line.start : line.start + ranges(blocks[line] ?? []) + line.end
             return [shortened(name.printable, to: width), "\(line.shape)", "\(line.dtype)"]
         }
     }

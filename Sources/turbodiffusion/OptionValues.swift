@@ -17,7 +17,8 @@ struct ByteCount: Sendable, Equatable {
         guard let number = Double(digits.filter { $0 != " " }), let scale = Self.scales[unit],
             number > 0, number * scale < 1e15
         else {
-            throw ValidationError("'\(text)' is not an amount of memory: expected one such as 16GiB")
+            throw ValidationError(
+                "'\(text)' is not an amount of memory: expected one such as 16GiB")
         }
         bytes = Int(number * scale)
         guard bytes >= 1 << 20 else {

@@ -71,7 +71,8 @@ final class ProgressPrinter: Sendable {
     private func remaining(after stage: Stage) -> String {
         guard case .step(let number, let count, _) = stage, number < count else { return "" }
         let slowest = state.withLock { $0.stepSeconds.max() ?? 0 }
-        return " (\(describe(seconds: slowest * Double(count - number))) left for the remaining steps)"
+        return
+            " (\(describe(seconds: slowest * Double(count - number))) left for the remaining steps)"
     }
 
     private func warn(_ text: String) { say("note: \(text)") }

@@ -213,7 +213,9 @@ extension GenerationOptions {
                 ("--save_conditioning", stages.saveConditioning != nil),
                 ("--save_latents", stages.saveLatents != nil),
             ].filter(\.1).map(\.0)
-            note(given.joined(separator: ", "), !given.isEmpty, "the video is decoded from --latents")
+            note(
+                given.joined(separator: ", "), !given.isEmpty, "the video is decoded from --latents"
+            )
             return lines
         }
         let isDistilled = if case .distilled = request.sampling { true } else { false }

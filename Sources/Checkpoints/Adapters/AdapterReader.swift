@@ -224,7 +224,8 @@ struct AdapterReader {
             stored.dtype.isFloatingPoint || matrices.byCodes[target] != nil
                 || LinearStorage(codes: splitLeaf(target).leaf) != nil
         else {
-            throw fail("it changes '\(target)', which has no floating-point numbers in \(base.path)")
+            throw fail(
+                "it changes '\(target)', which has no floating-point numbers in \(base.path)")
         }
         changes.append((target, change))
     }

@@ -46,7 +46,8 @@ struct AdapterConfiguration {
         guard own["fan_in_fan_out"]?.bool != true else {
             throw .incompatible(
                 path: file.path,
-                reason: "\(found.source) says fan_in_fan_out: transposed matrices are not supported")
+                reason: "\(found.source) says fan_in_fan_out: transposed matrices are not supported"
+            )
         }
         if case .object(let patterns)? = own["alpha_pattern"] {
             for (pattern, value) in patterns {

@@ -122,7 +122,9 @@ private struct GGUFReader {
         case 7: return try number(UInt8.self) == 0 ? "false" : "true"
         case 8: return try text()
         case 9:
-            guard depth < Self.maximumDepth else { throw file.fail("GGUF metadata nested too deeply") }
+            guard depth < Self.maximumDepth else {
+                throw file.fail("GGUF metadata nested too deeply")
+            }
             let (type, count) = (try number(UInt32.self), try number(UInt64.self))
             if let size = Self.sizes[type] {
                 try skip(count, of: size)

@@ -187,7 +187,9 @@ struct PickleMachine {
         case 0x8F: stack.append(.opaque)  // EMPTY_SET
         case 0x90:  // ADDITEMS
             _ = try popToMark()
-            guard case .opaque = try top() else { throw fail("items for something that is not a set") }
+            guard case .opaque = try top() else {
+                throw fail("items for something that is not a set")
+            }
         case 0x91:  // FROZENSET
             _ = try popToMark()
             stack.append(.opaque)

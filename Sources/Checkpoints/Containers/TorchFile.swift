@@ -35,7 +35,8 @@ struct TorchArchive {
         }
         let program = archive.members[name]!
         guard archive.isIntact(program) else {
-            throw file.fail("data.pkl does not have the checksum that it should: the file is damaged")
+            throw file.fail(
+                "data.pkl does not have the checksum that it should: the file is damaged")
         }
         // The machine gets only the pickle's bytes, as its ranges are 32-bit.
         var machine = PickleMachine(

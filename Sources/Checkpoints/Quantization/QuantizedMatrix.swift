@@ -175,7 +175,8 @@ struct QuantizedMatrices {
             throw fail("'\(codes.name)' holds \(type) codes, which are not supported")
         }
         guard scale.dtype.isFloatingPoint, scale.dtype.byteCount > 1 else {
-            throw fail("'\(scale.name)' holds scales of type \(scale.dtype), which are not supported")
+            throw fail(
+                "'\(scale.name)' holds scales of type \(scale.dtype), which are not supported")
         }
         guard let grid = ScaleGrid(scale: scale.shape, matrix: codes.shape) else {
             throw fail(
