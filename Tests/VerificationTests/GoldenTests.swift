@@ -55,7 +55,7 @@ struct GoldenTests {
     }
 
     @Test(
-        "An 8-bit code on a rounding boundary fails no machine that is right, and saves none that is wrong"
+        "An 8-bit code on a rounding boundary neither fails a device that is right nor saves one that is wrong"
     )
     func roundingBoundaries() throws {
         func results(on device: any Backend) throws -> [CaseResult] {
