@@ -20,7 +20,7 @@ final class Child: Sendable {
     enum Ending: Sendable, Equatable {
         case exited(Int32)
         case signaled(Int32)
-        /// Killed after so many seconds.
+        /// Killed after this many seconds.
         case tooSlow(seconds: Int)
 
         var isSuccess: Bool { self == .exited(0) }

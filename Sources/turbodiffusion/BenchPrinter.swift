@@ -16,7 +16,7 @@ final class BenchPrinter {
     private static let operationTitles = [
         "operation", "calls", "ms", "share", "TFLOP/s", "GB/s", "of ceiling",
     ]
-    /// A table of operations has at most so many rows; the last one sums up the others.
+    /// A table of operations has at most this many rows; one more sums up the rest.
     private static let rowLimit = 24
 
     init(_ settings: BenchTable.Settings, json: Bool) {

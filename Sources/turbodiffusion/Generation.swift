@@ -48,7 +48,7 @@ struct Generation {
     struct Prepared {
         var run: Run
         var models: ModelSet
-        /// nil where nothing is written.
+        /// nil for a dry run, which writes nothing.
         var outputs: Outputs?
         var stored: StoredRun?
     }

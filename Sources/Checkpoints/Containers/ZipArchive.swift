@@ -19,7 +19,7 @@ struct ZipArchive {
     private let bytes: UnsafeRawBufferPointer
     private let base: Int
 
-    /// - Parameter part: where the archive lies in the file; nil: all of it.
+    /// - Parameter part: the archive's part of the file; nil: all of it.
     init(_ file: MappedFile, _ part: Range<Int>? = nil) throws(CheckpointError) {
         self.file = file
         base = part?.lowerBound ?? 0
