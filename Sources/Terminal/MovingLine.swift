@@ -3,6 +3,7 @@
 import Ground
 import Synchronization
 
+/// A line at the bottom of the terminal that is overwritten in place.
 public final class MovingLine: Sendable {
     private let stream: TextStream
     private let isShown: Bool
@@ -12,7 +13,7 @@ public final class MovingLine: Sendable {
     private static let erased = "\r\u{1B}[K"
 
     /// - Parameters:
-    ///   - isShown: nil: where `stream` is a terminal.
+    ///   - isShown: whether the line is shown; nil: if `stream` is a terminal.
     ///   - pause: the least time between two changes.
     public init(
         on stream: TextStream = .errors, isShown: Bool? = nil, pause: Duration = .milliseconds(100)
@@ -33,7 +34,7 @@ public final class MovingLine: Sendable {
         }
     }
 
-    /// Writes a line that stays, whether lines move or not.
+    /// Removes the line and writes one that stays, on terminals and elsewhere.
     public func note(_ text: String) {
         end()
         stream.write(Output.visible(text) + "\n")

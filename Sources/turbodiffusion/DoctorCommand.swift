@@ -1,4 +1,4 @@
-/// `turbodiffusion doctor`: what this machine has, whether it works, and what to do where it does not.
+/// `turbodiffusion doctor`: what this machine has, whether it works, and what to do if it does not.
 
 import ArgumentParser
 import CPU
@@ -14,14 +14,14 @@ struct DoctorCommand: AsyncParsableCommand {
         commandName: "doctor",
         abstract:
             "Look at the machine: GPU, driver, libraries, compiled kernels, ffmpeg; test the GPU.",
-        discussion: "The exit status is 1 where a GPU is present but cannot be used.")
+        discussion: "The exit status is 1 if a GPU is present but cannot be used.")
 
     @Option(
         name: .customLong("cuda-libraries"),
         help: "Folders with NVIDIA's libraries, separated by colons.", completion: .directory)
     var libraries: String?
 
-    @Flag(help: "Leave the GPU's self-test out.")
+    @Flag(help: "Skip the GPU's self-test.")
     var quick = false
 
     func run() async throws {
@@ -56,7 +56,7 @@ struct DoctorCommand: AsyncParsableCommand {
             advice: advice)
     }
 
-    /// Tried with the format that is written where nobody asks for another.
+    /// Looks for ffmpeg and tries to encode .mp4, the default format.
     private func ffmpeg() async -> Finding {
         do {
             let ffmpeg = try FFmpeg.find()
@@ -69,7 +69,8 @@ struct DoctorCommand: AsyncParsableCommand {
         }
     }
 
-    /// Every operation on the GPU against the CPU, at small sizes.
+    /// Checks every operation on the GPU against the CPU, at small sizes.
+    /// - Returns: whether all passed.
     private func selfTest() -> Bool {
         let start = ContinuousClock.now
         var options = CUDABackend.Options()
@@ -82,7 +83,7 @@ struct DoctorCommand: AsyncParsableCommand {
             ) { result in
                 guard result.verdict == .failed else { return }
                 failures += 1
-                // After a failure of the device all the others fail too.
+                // Once the device has failed, all later operations fail too.
                 guard failures <= 3 else { return }
                 let reason = result.failures.first ?? "failed"
                 show(Finding("self-test", .missing, "\(result.name): \(reason)"))

@@ -17,7 +17,7 @@ import Terminal
 struct Generation {
     var options: GenerationOptions
     var conditioning: Family.Conditioning
-    /// The only one, or the expert for high noise.
+    /// The only transformer, or the high-noise expert.
     var transformer: String?
     var lowNoiseTransformer: String?
     var boundary: Double?
@@ -44,11 +44,11 @@ struct Generation {
 
     // MARK: Before anything is loaded
 
-    /// A run that can begin.
+    /// A run whose inputs and outputs have been checked.
     struct Prepared {
         var run: Run
         var models: ModelSet
-        /// nil where nothing is written.
+        /// nil for a dry run, which writes nothing.
         var outputs: Outputs?
         var stored: StoredRun?
     }
@@ -77,12 +77,12 @@ struct Generation {
 
         let path = options.output.savePath ?? Self.defaultPath
         let format = try VideoFormat(path: path)
-        let isBoundarySaid = boundary != nil && models.experts.count == 1
+        let isBoundaryIgnored = boundary != nil && models.experts.count == 1
         for line in options.withoutEffect(on: run, format: format, resolution: resolution)
-            + (isBoundarySaid ? ["--boundary has no effect: the model has one transformer"] : [])
+            + (isBoundaryIgnored ? ["--boundary has no effect: the model has one transformer"] : [])
         { tell(line) }
         if let sample = repeated?.sample, request.samples > 1 {
-            tell("the video is sample \(sample) of \(request.samples): all are made again")
+            tell("the video is sample \(sample) of \(request.samples): all samples are made again")
         }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
@@ -129,7 +129,7 @@ struct Generation {
         return (picture.width, picture.height)
     }
 
-    /// Every file that the run will open must be there.
+    /// Every file that the run will open must exist.
     private func check(_ run: Run, _ models: ModelSet) throws {
         try models.checkPresence(of: ModelSet.files(for: try run.parts))
         let start = run.options.start
@@ -167,7 +167,7 @@ struct Generation {
             run, to: outputs, stored: stored,
             watch: WriterWatch(written: { path in
                 files.withLock { $0.append(path) }
-                Interruption.keeps(path)
+                Interruption.noteFinished(path)
             }),
             events: printer.show)
         printer.showEnd(report, files: files.withLock { $0 }, seed: run.request.seed)
@@ -192,7 +192,7 @@ struct Generation {
                 "weights stream from host memory; \(describe(bytes: resident)) of them stay on the device"
             )
         }
-        for (name, tera) in [("a card of 400 TFLOP/s", 400.0), ("a CPU of 0.3 TFLOP/s", 0.3)] {
+        for (name, tera) in [("a GPU of 400 TFLOP/s", 400.0), ("a CPU of 0.3 TFLOP/s", 0.3)] {
             let seconds = plan.stages.reduce(0) { $0 + $1.operations } / (tera * 1e12)
             Output.line("at least \(describe(seconds: seconds)) on \(name)")
         }

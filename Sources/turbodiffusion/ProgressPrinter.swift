@@ -1,4 +1,4 @@
-/// The events of a run as they come: a moving line on a terminal, plain lines elsewhere, or JSON lines.
+/// Prints the events of a run as they come: a moving line on a terminal, plain lines elsewhere, or JSON lines.
 
 import Delivery
 import Ground
@@ -56,7 +56,7 @@ final class ProgressPrinter: Sendable {
         if style == .plain, isDue(every: .seconds(10), atOnce: false) { say(text) }
     }
 
-    /// Whether so much time has gone by since the last progress, or since the stage began.
+    /// Whether `pause` has passed since progress was last shown or, without `atOnce`, since the stage began.
     private func isDue(every pause: Duration, atOnce: Bool) -> Bool {
         state.withLock { state in
             let now = ContinuousClock.now
@@ -67,11 +67,12 @@ final class ProgressPrinter: Sendable {
         }
     }
 
-    /// Time left for the steps still to come, at the rate of the slowest so far.
+    /// Time left for the remaining steps, at the rate of the slowest so far.
     private func remaining(after stage: Stage) -> String {
         guard case .step(let number, let count, _) = stage, number < count else { return "" }
         let slowest = state.withLock { $0.stepSeconds.max() ?? 0 }
-        return " (\(describe(seconds: slowest * Double(count - number))) left for the other steps)"
+        return
+            " (\(describe(seconds: slowest * Double(count - number))) left for the remaining steps)"
     }
 
     private func warn(_ text: String) { say("note: \(text)") }
@@ -83,7 +84,7 @@ final class ProgressPrinter: Sendable {
 
     // MARK: Before and after
 
-    /// What the command line itself has to say.
+    /// Shows a note from the command line itself.
     func note(_ text: String) {
         warn(text)
         if style == .json { Output.json(Line(event: "notice", message: text)) }
@@ -114,7 +115,7 @@ final class ProgressPrinter: Sendable {
         for path in files { Output.line("wrote \(path)") }
     }
 
-    /// The error itself is printed by whoever ends the process.
+    /// Adds an event for programs; the message for people is printed when the process ends.
     func showFailure(_ error: UserError) {
         if style == .json {
             Output.json(Line(event: "run.failed", code: error.code, message: error.description))
@@ -139,7 +140,7 @@ final class ProgressPrinter: Sendable {
         var report: RunReport
     }
 
-    /// At most ten lines of progress a second.
+    /// Prints the event; of progress at most ten lines a second.
     private func showJSON(_ event: RunEvent) {
         if case .stageProgress = event, !isDue(every: .milliseconds(100), atOnce: true) { return }
         Output.json(event)

@@ -25,14 +25,14 @@ struct TurboDiffusion: AsyncParsableCommand {
     static func main() async {
         Interruption.install()
         await main(normalized(Array(CommandLine.arguments.dropFirst())))
-        // Whoever closed the pipe has seen enough; who lacks a part of the result must be told.
+        // A reader that closed the pipe has seen enough; any other failure means that output is missing.
         guard let failure = TextStream.output.failure else { return }
         if failure != .brokenPipe { Output.note("cannot write the output: \(failure)") }
         Glibc.exit(EXIT_FAILURE)
     }
 
     /// `--dit_path` and `--dit-path` are the same option: the original's command lines work unchanged. Values may begin
-    /// with a dash, and are told from options as Python's argparse tells them.
+    /// with a dash; they are told apart from options as Python's argparse does it.
     static func normalized(_ arguments: [String]) -> [String] {
         let end = arguments.firstIndex(of: "--") ?? arguments.endIndex
         var result: [String] = []
@@ -56,7 +56,7 @@ struct TurboDiffusion: AsyncParsableCommand {
         return rest.isEmpty ? result : result + ["--"] + rest
     }
 
-    /// Begins with a dash and is no option: "- a cat", "-5".
+    /// Whether an argument begins with a dash but is not an option: "- a cat", "-5".
     private static func isValue(_ argument: String) -> Bool {
         guard argument.hasPrefix("-") else { return false }
         return Double(argument) != nil
