@@ -145,6 +145,7 @@ let package = Package(
             name: "RunsTests",
             dependencies: [
                 "Runs", "Families", "Catalog", "Models", "CPU", "Tensors", "Checkpoints", "Media",
+                "Ground", system,
             ],
             swiftSettings: swift),
         .testTarget(

@@ -6,6 +6,8 @@ public enum CatalogError: Error, Sendable, Hashable, Codable {
     case unknown(name: String, known: [String], folders: [String])
     /// A file of the model is not there.
     case missingFile(ModelFile, model: String, path: String)
+    /// Several of them.
+    case missingFiles([ModelFile: String], model: String)
     /// A description of a model that cannot be read.
     case unreadable(path: String, reason: String)
     /// A value in the description of a model that no model can have.
@@ -22,6 +24,11 @@ extension CatalogError: CustomStringConvertible {
                 + "(looked in \(folders.joined(separator: ", ")))"
         case .missingFile(let file, let model, let path):
             "no such file: \(path), the \(file.title) of \(model)"
+        case .missingFiles(let files, let model):
+            "no such files: "
+                + ModelFile.allCases.compactMap { file in
+                    files[file].map { "\($0) (the \(file.title))" }
+                }.joined(separator: ", ") + ", of \(model)"
         case .unreadable(let path, let reason):
             "\(path) is not a model configuration: \(reason)"
         case .value(let path, let key, let found, let expected):

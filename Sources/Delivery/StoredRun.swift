@@ -55,7 +55,7 @@ extension StoredRunError: CustomStringConvertible {
         return switch self {
         case .noRequest(let path):
             "\(path) holds no request: it was not made by this program, or its metadata was lost"
-        case .unreadable(let path, let reason): "\(path) cannot be read: \(reason)"
+        case .unreadable(let path, let reason): cannotRead(path, reason)
         case .modelFile(let file, let name, let path): told(file.title, name, path)
         case .input(.image, let name, let path): told("picture", name, path)
         case .input(.text, let name, let path): told("text embedding", name, path)

@@ -39,6 +39,8 @@ public struct Family: Sendable, Hashable, Codable {
     /// The model was trained with timesteps rounded to bf16, as the published ones run.
     public var roundsTimesteps: Bool
     public var defaults: Defaults
+    /// What a small model was trained on; nil: nothing is known, or nearly everything.
+    public var training: Training?
 
     /// What is given to the transformer beside text and noise.
     public enum Conditioning: String, Sendable, Hashable, Codable {

@@ -1,6 +1,7 @@
 /// From options to a request: a pure function of what was said, the model, and a repeated video's request.
 
 import Catalog
+import Devices
 import Families
 import Media
 import Runs
@@ -198,6 +199,10 @@ extension GenerationOptions {
         func note(_ option: String, _ isSaid: Bool, _ reason: String?) {
             if isSaid, let reason { lines.append("\(option) has no effect: \(reason)") }
         }
+        note("--card", !execution.cards.isEmpty, execution.dryRun ? nil : "it is for --dry_run")
+        note(
+            "--threads", execution.threads != nil,
+            execution.device.isGPU ? "a GPU computes" : nil)
         if start.latents != nil {
             let said = [
                 ("--seed", content.seed != nil), ("--num_frames", content.numFrames != nil),

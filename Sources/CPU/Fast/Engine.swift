@@ -15,6 +15,9 @@ func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
 }
 
 extension CPUBackend {
+    /// Version of the oneDNN that was found; nil where there is none.
+    public static var oneDNNVersion: String? { (try? OneDNN.shared.get())?.version }
+
     /// What this machine lacks to compute at full speed and how to get it, in one line; nil if
     /// nothing. Without it operations run by their definitions: right, and several times slower.
     public static var advice: String? {
