@@ -1,10 +1,10 @@
-/// What an opened device has and can do.
+/// Free memory and arithmetic of an open device.
 
 import CUDA
 import Ground
 public import Tensors
 
-/// More device memory is needed than other programs have left. Bytes.
+/// More device memory is needed than is free. All values are in bytes.
 public struct MemoryShortage: Error, Sendable, Hashable, CustomStringConvertible {
     public var needed, free, total: Int
 
@@ -44,8 +44,8 @@ extension DeviceChoice {
 }
 
 extension Backend {
-    /// Refuses what needs more device memory than there is left, before anything is loaded. The CPU's memory is the
-    /// system's, which lends more than it has: nothing is refused there.
+    /// Throws if `needed` is more than the free device memory, so that this is known before anything is loaded. Never
+    /// throws on the CPU, because the system can provide more memory than is free.
     /// - Parameter needed: bytes.
     public func checkFreeMemory(_ needed: Int) throws(MemoryShortage) {
         guard let gpu = self as? CUDABackend else { return }
@@ -56,7 +56,7 @@ extension Backend {
         }
     }
 
-    /// The card whose 8-bit attention the original would use on this device. A CPU imitates a Hopper card.
+    /// The kind of card whose 8-bit attention the original would use on this device. A CPU imitates a Hopper card.
     public var sageArchitecture: SageArchitecture {
         [SageArchitecture.sm90, .sm89Accumulate16].first { supports(.sage($0)) } ?? .sm80
     }

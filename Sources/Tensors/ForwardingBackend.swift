@@ -1,9 +1,9 @@
-/// A backend that passes everything on: the base of those that watch, time or change another one.
+/// A backend that forwards everything to another one: the base class of those that watch, time or alter it.
 
-/// Passes all requirements on to `base`; a subclass overrides what it must, all operations by `run`.
+/// Forwards every requirement to `base`. A subclass overrides what it changes; all operations pass through `run`.
 open class ForwardingBackend: Backend {
     private let target: any Backend
-    /// Where operations go.
+    /// The backend that does the work.
     open var base: any Backend { target }
 
     public init(_ base: any Backend) { target = base }

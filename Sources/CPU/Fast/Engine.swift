@@ -1,8 +1,8 @@
-/// Chooses the faster versions of operations for the machine at hand.
+/// Chooses the fastest versions of operations for this machine.
 
 internal import CDrivers
 
-/// The fastest operations that this machine and its libraries offer; nil where there are none.
+/// The fastest operations on this machine with its libraries; nil if there are only the definitions.
 func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
     -> (any FastOperations)?
 {

@@ -1,4 +1,4 @@
-// 8-bit activations and weights.
+// Quantising activations and weights to 8 bits.
 
 import Tensors
 
@@ -12,8 +12,8 @@ enum Quantize {
         })
     static let units = [unit]
 
-    /// Queues the quantiser. x: [rows, columns] in bf16 or f32 → codes: same; scales: f32
-    /// [ceil(rows/128), ceil(columns/128)] for int8 blocks, [rows] for fp8 rows.
+    /// Launches the kernel. x: [rows, columns] in bf16 or f32 → codes: same shape; scales: f32
+    /// [ceil(rows/128), ceil(columns/128)] for int8 blocks, [rows] for fp8 rows
     static func launch(
         _ x: DevicePointer, _ dtype: DType, rows: Int, columns: Int, _ format: ActivationFormat,
         codes: DevicePointer, scales: DevicePointer, _ context: Context
