@@ -1,4 +1,4 @@
-// RGBImage: one picture in memory, and the resize that the image-to-video model was trained behind.
+// RGBImage: one picture in memory, and the resizing that the image-to-video model was trained with.
 
 /// A picture of 8-bit RGB.
 public struct RGBImage: Sendable, Equatable {
@@ -53,7 +53,7 @@ public struct RGBImage: Sendable, Equatable {
 
 /// Scales a picture without keeping its aspect: bilinear with antialiasing, on 8-bit values.
 ///
-/// The triangle filter is widened by the factor of a reduction; weights are 16-bit fixed point; rows
+/// When reducing, the triangle filter is widened by the factor; weights are 16-bit fixed point; rows
 /// first, then columns, rounded to 8 bits in between. This is `torchvision.transforms.v2.Resize`
 /// with `antialias=True` on a uint8 tensor (and Pillow's bilinear), to the bit where PyTorch takes
 /// its fixed-point path, otherwise within 1.
@@ -71,7 +71,7 @@ public func resize(_ image: RGBImage, width: Int, height: Int) -> RGBImage {
     return RGBImage(width: width, height: height, pixels: pixels)
 }
 
-/// For every output position the first input position and its fixed-point weights.
+/// For each output position, the first input position and its fixed-point weights.
 private struct TriangleFilter {
     let inputs: Int
     let outputs: Int

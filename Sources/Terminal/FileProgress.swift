@@ -2,18 +2,21 @@
 
 import Ground
 
-/// Shows the share of the work that is done and the time left, on terminals only.
+/// Shows how much of the work is done and the time left, on terminals only.
 public final class FileProgress {
     private let title: String
     private let line: MovingLine
     private let started = ContinuousClock.now
 
+    /// - Parameters:
+    ///   - title: what is being done, such as "writing".
+    ///   - quiet: show nothing.
     public init(_ title: String, quiet: Bool = false) {
         self.title = title
         line = MovingLine(isShown: quiet ? false : nil)
     }
 
-    /// - Parameter fraction: share of the work that is done, 0 ... 1.
+    /// - Parameter fraction: how much of the work is done, 0...1.
     public func show(_ fraction: Double) {
         let elapsed = (ContinuousClock.now - started) / .seconds(1)
         line.show { columns in
@@ -23,6 +26,7 @@ public final class FileProgress {
         }
     }
 
+    /// Removes the bar.
     public func end() { line.end() }
 }
 

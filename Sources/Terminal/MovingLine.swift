@@ -3,6 +3,7 @@
 import Ground
 import Synchronization
 
+/// A line at the bottom of the terminal that is overwritten in place.
 public final class MovingLine: Sendable {
     private let stream: TextStream
     private let isShown: Bool
@@ -37,7 +38,7 @@ public final class MovingLine: Sendable {
         }
     }
 
-    /// Writes a line that stays, whether lines move or not.
+    /// Removes the line and writes one that stays, on terminals and elsewhere.
     public func note(_ text: String) {
         end()
         stream.write(Output.visible(text) + "\n")

@@ -1,4 +1,4 @@
-/// `turbodiffusion doctor`: what this machine has, whether it works, and what to do where it does not.
+/// `turbodiffusion doctor`: what this machine has, whether it works, and what to do if it does not.
 
 import ArgumentParser
 import CPU
@@ -24,7 +24,7 @@ struct DoctorCommand: AsyncParsableCommand {
         help: "Folders with NVIDIA's libraries, separated by colons.", completion: .directory)
     var libraries: String?
 
-    @Flag(help: "Leave the GPU's self-test out.")
+    @Flag(help: "Skip the GPU's self-test.")
     var quick = false
 
     @Flag(help: "Print JSON, one finding a line.")
@@ -133,7 +133,8 @@ struct DoctorCommand: AsyncParsableCommand {
         }
     }
 
-    /// Every operation on the GPU against the CPU, at small sizes.
+    /// Checks every operation on the GPU against the CPU, at small sizes.
+    /// - Returns: whether all passed.
     private func selfTest() -> Bool {
         let start = ContinuousClock.now
         var options = CUDABackend.Options()
@@ -146,7 +147,7 @@ struct DoctorCommand: AsyncParsableCommand {
             ) { result in
                 guard result.verdict == .failed else { return }
                 failures += 1
-                // After a failure of the device all the others fail too.
+                // Once the device has failed, all later operations fail too.
                 guard failures <= 3 else { return }
                 let reason = result.failures.first ?? "failed"
                 show(Finding("self-test", .missing, "\(result.name): \(reason)"))

@@ -13,7 +13,7 @@ import SystemPackage
 struct Generation {
     var options: GenerationOptions
     var conditioning: Family.Conditioning
-    /// The only one, or the expert for high noise.
+    /// The only transformer, or the high-noise expert.
     var transformer: String?
     var lowNoiseTransformer: String?
     var boundary: Double?
@@ -84,13 +84,13 @@ struct Generation {
 
         let path = savePath(request)
         let format = try VideoFormat(path: path)
-        let isBoundarySaid = boundary != nil && models.experts.count == 1
+        let isBoundaryIgnored = boundary != nil && models.experts.count == 1
         for line in options.withoutEffect(on: run, format: format, resolution: resolution)
-            + (isBoundarySaid ? ["--boundary has no effect: the model has one transformer"] : [])
+            + (isBoundaryIgnored ? ["--boundary has no effect: the model has one transformer"] : [])
         { tell(line) }
         if let note = try distilledNote(run) { tell(note) }
         if let sample = repeated?.sample, request.samples > 1 {
-            tell("the video is sample \(sample) of \(request.samples): all are made again")
+            tell("the video is sample \(sample) of \(request.samples): all samples are made again")
         }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,

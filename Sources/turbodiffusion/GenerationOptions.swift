@@ -1,5 +1,6 @@
 /// The options that text-to-video and image-to-video share: those of the original's scripts under the same names, and
-/// this program's own. What is nil or false was not said: the model's defaults hold, or what a repeated video has.
+/// this program's own. An option that is nil or false was not given: the value of the repeated video holds, or else the
+/// model's default.
 
 public import ArgumentParser
 import Benchmarks
@@ -37,9 +38,9 @@ struct GenerationOptions: ParsableArguments {
 struct ContentOptions: ParsableArguments {
     @Argument(help: ArgumentHelp("What the video shows.", valueName: "prompt"))
     var promptArgument: String?
-    @Option(help: "The same as an option.")
+    @Option(help: "The prompt, given as an option.")
     var prompt: String?
-    @Option(help: "What guidance leads away from (undistilled models).")
+    @Option(help: "What guidance steers away from (undistilled models).")
     var negativePrompt: String?
     @Option(
         name: [.long, .customLong("size")],
@@ -57,7 +58,7 @@ struct ContentOptions: ParsableArguments {
     var numFrames: Int?
     @Option(help: "Frames per second of the file (default 16).")
     var fps: Int?
-    @Option(help: "Determines the noise: a number (default 0), or random.")
+    @Option(help: "Seed of the noise: a number (default 0), or random.")
     var seed: Seed?
     @Option(help: "Several seeds, such as 0-3,7: a video of each.")
     var seeds: SeedList?
@@ -68,7 +69,7 @@ struct ContentOptions: ParsableArguments {
     @Option(help: "Videos to make from one noise draw (default 1).")
     var numSamples: Int?
     @Option(
-        help: "Repeat the request that is stored in this video, with what else is said changed.",
+        help: "Repeat the request stored in this video, changed by the other options.",
         completion: .file())
     var from: String?
 }
@@ -90,7 +91,7 @@ struct ModelOptions: ParsableArguments {
         name: .customLong("lora"),
         help: """
             A LoRA file, merged while loading, with its strength after a colon: style.safetensors:0.8. \
-            Repeatable; of two experts it changes both.
+            Repeatable; of a model with two experts, both are changed.
             """,
         completion: .file())
     var loras: [LoRAArgument] = []
@@ -108,7 +109,7 @@ struct SamplingOptions: ParsableArguments {
     @Option(
         help: """
             rcm (distilled models, the default); wan-unipc, unipc or euler (undistilled models). wan-unipc is what \
-            Wan's own generate.py runs; unipc and euler begin at pure noise or at --sigma_max.
+            Wan's own generate.py runs; unipc and euler start from pure noise, or from --sigma_max.
             """)
     var sampler: SamplerChoice?
     @Option(
@@ -116,12 +117,12 @@ struct SamplingOptions: ParsableArguments {
     var numSteps: Int?
     @Option(help: "Noise level of the first step (default 80; 200 for pictures).")
     var sigmaMax: Double?
-    @Flag(help: "Without rCM's fresh noise: sharper, less robust.")
+    @Flag(help: "Leave out rCM's fresh noise: sharper, less robust.")
     var ode = false
     @Option(help: "Guidance scale (undistilled models; default 5).")
     var guidance: Double?
     @Option(
-        help: "Schedule shift of undistilled models' samplers (default 5; 3 for pictures at 480p).")
+        help: "Schedule shift of undistilled models (default 5; 3 for image to video up to 480p).")
     var shift: Double?
 }
 
@@ -137,7 +138,7 @@ struct ArithmeticOptions: ParsableArguments {
     var slaTopk: Double?
     @Option(help: "Linear layers: stored (default), int8 or fp8.")
     var linears: LinearChoice?
-    @Flag(help: "The same as --linears int8: quantise them where the checkpoint has not done it.")
+    @Flag(help: "The same as --linears int8: quantise what the checkpoint has not quantised.")
     var quantLinear = false
     @Option(help: "Arithmetic: f32 or bf16 (default).")
     var precision: Precision?
@@ -157,13 +158,13 @@ struct StageOptions: ParsableArguments {
     var skipT5 = false
     @Option(help: "Write the text embedding to this file.", completion: .file())
     var saveTextEmbedding: String?
-    @Option(help: "Start from this file instead of the picture.", completion: .file())
+    @Option(help: "Start from this conditioning instead of a picture.", completion: .file())
     var conditioning: String?
-    @Option(help: "Write what the transformer is told of the picture.", completion: .file())
+    @Option(help: "Write the conditioning, the encoded picture, to this file.", completion: .file())
     var saveConditioning: String?
-    @Option(help: "Start from these latents: only decode.", completion: .file())
+    @Option(help: "Start from these latents: decode only.", completion: .file())
     var latents: String?
-    @Option(help: "Write the last latents to this file.", completion: .file())
+    @Option(help: "Write the final latents to this file.", completion: .file())
     var saveLatents: String?
 }
 
@@ -176,7 +177,7 @@ struct OutputOptions: ParsableArguments {
             """,
         completion: .file())
     var savePath: String?
-    @Option(help: "Quality of the video, less is better: 0 to 51 for .mp4 (default 12).")
+    @Option(help: "Quality of the video, lower is better: 0 to 51 for .mp4 (default 12).")
     var crf: Int?
     @Flag(help: "Replace files that exist.")
     var force = false
@@ -188,13 +189,13 @@ struct ExecutionOptions: ParsableArguments {
         help: "Where to compute: auto, cpu, cuda or cuda:N.",
         completion: .list(["auto", "cpu", "cuda", "cuda:0"]))
     var device = DeviceChoice.automatic
-    @Option(help: "Threads of the CPU (default: all).")
+    @Option(help: "CPU threads (default: all).")
     var threads: Int?
     @Option(
         help: "The most device memory to use, such as 16GiB (default: what is free).",
         transform: ByteCount.init)
     var memoryLimit: ByteCount?
-    @Flag(help: "Release the transformer before frames are decoded.")
+    @Flag(help: "Release the transformer before decoding.")
     var offloadDit = false
     @Flag(
         help:

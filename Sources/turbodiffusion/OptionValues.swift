@@ -1,9 +1,9 @@
-/// Values of options that are more than a number or a name.
+/// Option values that need more parsing than a number or a name.
 
 import ArgumentParser
 import Benchmarks
 
-/// "16GiB", "512M", "8e9": bytes.
+/// An amount of memory in bytes, written as "16GiB", "512M" or "8e9".
 struct ByteCount: Sendable, Equatable {
     let bytes: Int
 
@@ -18,7 +18,8 @@ struct ByteCount: Sendable, Equatable {
         guard let number = Double(digits.filter { $0 != " " }), let scale = Self.scales[unit],
             number > 0, number * scale < 1e15
         else {
-            throw ValidationError("'\(text)' is no amount of memory: expected one such as 16GiB")
+            throw ValidationError(
+                "'\(text)' is not an amount of memory: expected one such as 16GiB")
         }
         bytes = Int(number * scale)
         guard bytes >= 1 << 20 else {
@@ -27,7 +28,7 @@ struct ByteCount: Sendable, Equatable {
     }
 }
 
-/// `--seed`: a number, or one that is drawn when the request is made.
+/// `--seed`: a number, or a random one that is drawn when the request is made.
 enum Seed: ExpressibleByArgument, Equatable {
     case number(UInt64)
     case random

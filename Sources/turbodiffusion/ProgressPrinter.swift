@@ -264,7 +264,7 @@ final class ProgressPrinter: Sendable {
         }
     }
 
-    /// The error itself is printed by whoever ends the process.
+    /// Adds an event for programs; the message for people is printed when the process ends.
     func showFailure(_ error: UserError) {
         line.end()
         tellNotes()
@@ -326,7 +326,7 @@ final class ProgressPrinter: Sendable {
                 secondsLeft: secondsLeft.map(rounded)))
     }
 
-    /// At most ten lines of progress a second.
+    /// Prints the event; of progress at most ten lines a second.
     private func showJSON(_ event: RunEvent) {
         if case .notice = event { return put(event) }
         if case .stageProgress = event, !isDue(every: .milliseconds(100), atOnce: true) { return }

@@ -1,4 +1,4 @@
-// What is opened and executed: nothing from places that others can change.
+// Which libraries are opened: none from places that other users can change.
 
 import Glibc
 import Ground

@@ -111,7 +111,7 @@ struct ModelTests {
         }
     }
 
-    @Test("a width that the sparse branch tells")
+    @Test("the head width is detected from the sparse branch")
     func headWidth() {
         var model = WanTransformerArchitecture(
             dim: 192, layers: 3, feedForward: 320, heads: 3, inputChannels: 36, textDim: 48)
@@ -142,7 +142,7 @@ struct ModelTests {
         #expect(!summary.isComplete)
     }
 
-    @Test("models are known by other programs' names too")
+    @Test("models are recognised by other programs' names too")
     func foreignNames() throws {
         var conversion = Conversion()
         conversion.layout = .diffusers
@@ -158,7 +158,7 @@ struct ModelTests {
         }
     }
 
-    @Test("the image branch of Wan2.1 is told apart")
+    @Test("the image branch of Wan2.1 is recognised")
     func imageBranch() {
         let branch = TensorInfo(name: "img_emb.proj.1.weight", shape: [4, 4], dtype: .f16)
         let infos = WanTransformerArchitecture.wan22I2VA14B.tensors().map {

@@ -71,7 +71,7 @@ struct ToolTests {
             "\($0)".contains("'blocks.1.ffn.0.weight' holds infinities or NaNs")
         }
         #expect(folder.contents.isEmpty)
-        // While loading, codes would hide what is no number.
+        // While loading, codes would hide numbers that are not finite.
         let weights = Weights(
             MemoryCheckpoint(tensors), on: NullBackend(), activations: .bf16,
             linearFormat: .int8Blocks)
@@ -137,7 +137,7 @@ struct ToolTests {
 
     // MARK: Converting
 
-    @Test("names go to every layout and come back", arguments: KeyLayout.allCases)
+    @Test("names are converted to every layout and back", arguments: KeyLayout.allCases)
     func layouts(layout: KeyLayout) throws {
         var transformer = WanTransformerArchitecture(
             dim: 64, layers: 11, feedForward: 96, heads: 2, inputChannels: 36, textDim: 32)

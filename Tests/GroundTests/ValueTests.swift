@@ -34,7 +34,7 @@ import Testing
         }
     }
 
-    @Test("texts with their lengths do not run together")
+    @Test("texts are hashed with their lengths, so that they do not run together")
     func framed() {
         func hash(_ texts: String...) -> String {
             var hash = SHA256()

@@ -151,7 +151,7 @@ struct LoRALoadingTests {
         #expect(step < late)
     }
 
-    @Test("a LoRA that fits nothing is refused before anything is loaded; strange keys are told")
+    @Test("a LoRA that fits nothing is refused before anything is loaded; unused keys are reported")
     func refusals() async throws {
         let small = try SmallModels()
         let models = small.models(SmallModels.text)

@@ -1,4 +1,4 @@
-/// What an architecture says about the tensors of its checkpoints.
+/// The tensors that an architecture expects in its checkpoints.
 
 import Tensors
 
@@ -8,7 +8,7 @@ public struct ExpectedTensor: Sendable, Hashable {
     public enum Content: Sendable, Hashable {
         /// Floating point of any width.
         case numbers
-        /// The matrix of a linear layer that quantisation may replace: floating point here.
+        /// The matrix of a linear layer that quantisation may replace; here it is floating point.
         case quantizableMatrix
         case int8Codes
         case fp8Codes
@@ -34,7 +34,7 @@ public struct ExpectedTensor: Sendable, Hashable {
         self.content = content
     }
 
-    /// Whether a stored tensor may stand here.
+    /// Whether a stored tensor fits: its shape and its element type.
     public func accepts(_ info: TensorInfo) -> Bool {
         guard shapesAgree(stored: info.shape, wanted: shape) else { return false }
         return switch content {
@@ -45,8 +45,8 @@ public struct ExpectedTensor: Sendable, Hashable {
     }
 }
 
-/// Whether a stored shape may be read as the wanted one: equal but for extents of one, or with the
-/// axes after the first folded into one (a convolution that a linear layer replaces).
+/// Whether a stored shape may be read as the wanted one: equal except for extents of one, or with the
+/// axes after the first folded into one (a convolution that is used as a linear layer).
 func shapesAgree(stored: [Int], wanted: [Int]) -> Bool {
     if stored.filter({ $0 != 1 }) == wanted.filter({ $0 != 1 }) { return true }
     return wanted.count == 2 && stored.count > 2 && stored[0] == wanted[0]
@@ -58,12 +58,12 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     case plain
     /// `int8_weight` and `scale`, the original's `-quant` checkpoints: 128x128 blocks.
     case int8
-    /// `fp8_weight` (e4m3) and `scale`, one for each row.
+    /// `fp8_weight` (e4m3) and `scale`, one per row.
     case fp8
 
     var isQuantized: Bool { self != .plain }
 
-    /// The form whose codes stand under a leaf.
+    /// The form whose codes have this leaf.
     init?(codes leaf: String) {
         switch leaf {
         case "int8_weight": self = .int8
@@ -90,7 +90,7 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
         }
     }
 
-    /// The form in which the layer `name` is stored; nil where it is not there.
+    /// The form in which the layer `name` is stored; nil if the checkpoint does not have it.
     static func stored(_ name: String, in checkpoint: any Checkpoint) -> LinearStorage? {
         if checkpoint.info(name + ".int8_weight") != nil { return .int8 }
         if checkpoint.info(name + ".fp8_weight") != nil { return .fp8 }
@@ -98,7 +98,7 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     }
 }
 
-/// Number of entries `prefix` 0, `prefix` 1, … in the names.
+/// The number of entries `prefix` 0, `prefix` 1, … among the names.
 func countEntries(_ prefix: String, in checkpoint: any Checkpoint) -> Int {
     var highest = -1
     for name in checkpoint.names where name.hasPrefix(prefix) {
@@ -109,6 +109,6 @@ func countEntries(_ prefix: String, in checkpoint: any Checkpoint) -> Int {
     return highest + 1
 }
 
-/// Whether a number read from a file may be an extent of a model: sums and products of a few stay
-/// small.
+/// Whether numbers read from a file may be extents of a model: so small that products of a few do not
+/// overflow.
 func isPlausible(_ extents: Int...) -> Bool { extents.allSatisfy { (1...1 << 20).contains($0) } }

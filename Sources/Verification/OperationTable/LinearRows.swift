@@ -2,11 +2,11 @@
 
 import Tensors
 
-/// Sums in another order flip roundings to bf16 here and there.
+/// A different order of summation changes the rounding to bf16 here and there.
 private let product = Tolerance(relativeL2: 1.5e-3)
-/// Cards sum 128 products of e4m3 at a time, in about 14 bits.
+/// GPUs sum 128 products of e4m3 at a time, in about 14 bits.
 private let eighths = Tolerance(relativeL2: 3e-3)
-/// A result in 8 bits: a coarser tanh moves a code here and there, or the largest of a block.
+/// A result in 8 bits: a coarser tanh changes a code here and there, or the largest of a block.
 private let codes = Tolerance(relativeL2: 8e-3)
 
 /// [rows, inputs, outputs] of the transformers: 1.3B and 14B at 480p, 14B at 720p.
@@ -14,7 +14,7 @@ private let tokensAndWidths = [(32760, 1536, 8960), (32760, 5120, 13824), (75600
 private let projections = tokensAndWidths.map { [$0.0, $0.1, $0.1] }
 private let up = tokensAndWidths.map { [$0.0, $0.1, $0.2] }
 private let down = tokensAndWidths.map { [$0.0, $0.2, $0.1] }
-/// Those of umT5-xxl, for a long prompt and a short one.
+/// [rows, inputs, outputs] of umT5-xxl, for a long prompt and a short one.
 private let text = [
     [512, 4096, 4096], [512, 4096, 10240], [512, 10240, 4096], [64, 4096, 4096],
 ]
@@ -22,11 +22,11 @@ private let text = [
 extension OperationTable.Rows {
     mutating func addLinearLayers() {
         let small = [[1, 64, 32], [77, 136, 200], [257, 384, 72]]
-        // Inputs that no vector divides.
+        // Inputs that are not a multiple of any vector's length.
         let odd = [[5, 30, 12], [33, 30, 12]]
         for activation in [Activation.none, .geluTanh, .silu] {
             addLinear("f32 \(activation)", .f32, .plain, activation, single, right: small + odd)
-            // The last three take different tiles on Hopper.
+            // The last three use different tiles on Hopper.
             addLinear(
                 "bf16 \(activation)", .bf16, .plain, activation, product,
                 right: activation == .none
@@ -91,7 +91,7 @@ extension OperationTable.Rows {
     }
 
     /// - Parameters:
-    ///   - dtype: of x before it is quantised to `format`, and of the weight where that is nil.
+    ///   - dtype: the type of x before it is quantised to `format`, and of the weight unless `weight` is given.
     ///   - right, fast: [rows, inputs, outputs]
     private mutating func addLinear(
         _ variant: String, _ dtype: DType, _ format: ActivationFormat,
@@ -134,7 +134,7 @@ extension Operands {
     ) -> (x: Tensor, w: LinearWeight, bias: Tensor, shape: [Axis]) {
         let shape = [axis(0, size[0]), axis(1, size[2])]
         let x = device.quantize(normal([shape[0], Axis(size[1])], dtype), to: format)
-        // Results are about normal too, where activations bend most.
+        // Results are about normal too: that is where activations are most curved.
         let w = normal([shape[1], Axis(size[1])], weight, scale: 1 / Float(size[1]).squareRoot())
         return (
             x,

@@ -1,4 +1,4 @@
-/// What the study says while it measures.
+/// What the study prints while it measures.
 
 import Ground
 import Synchronization
@@ -25,7 +25,9 @@ final class ProgressLine: Sendable {
         case .opened(let device, let unsupported):
             note("on \(device)")
             if !unsupported.isEmpty {
-                note("left out, for this device lacks the arithmetic: \(unsupported.count) rows")
+                note(
+                    "\(unsupported.count) rows are left out: this device does not support their arithmetic"
+                )
                 rows.add(unsupported.count, ordering: .relaxed)
             }
         case .progress(let configuration, let made):
