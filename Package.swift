@@ -148,6 +148,7 @@ let package = Package(
             name: "RunsTests",
             dependencies: [
                 "Runs", "Families", "Catalog", "Models", "CPU", "Tensors", "Checkpoints", "Media",
+                "Ground", system,
             ],
             swiftSettings: tests),
         .testTarget(

@@ -55,15 +55,7 @@ public struct BenchModel: ModelSource, Sendable {
         switch source {
         case .files(let models): return try models.file(part)
         case .random(let entry):
-            let model: DetectedModel
-            switch part {
-            case .textEncoder: model = .umT5(entry.textEncoder)
-            case .imageEncoder, .decoder: model = .wanVAE(entry.vae)
-            case .transformer, .lowNoiseTransformer:
-                var sizes = entry.transformer
-                sizes.hasSparseLinearAttention = true
-                model = .wanTransformer(sizes)
-            }
+            let model = entry.outline(part)
             return OpenedModel(
                 checkpoint: UnmadeCheckpoint(Outline(model, numbers: .f32)), model: model)
         }

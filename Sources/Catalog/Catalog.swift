@@ -40,7 +40,19 @@ public struct Catalog: Sendable {
             self.vae = vae
         }
 
-        var hasTwoExperts: Bool {
+        /// What the file of a part holds, told by its sizes alone. Distilled transformers have the linear branch of SLA.
+        public func outline(_ part: ModelPart) -> DetectedModel {
+            switch part {
+            case .textEncoder: return .umT5(textEncoder)
+            case .imageEncoder, .decoder: return .wanVAE(vae)
+            case .transformer, .lowNoiseTransformer:
+                var sizes = transformer
+                sizes.hasSparseLinearAttention = true
+                return .wanTransformer(sizes)
+            }
+        }
+
+        public var hasTwoExperts: Bool {
             if case .named(let files) = files { files[.lowNoiseTransformer] != nil } else { false }
         }
     }

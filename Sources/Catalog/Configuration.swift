@@ -48,6 +48,7 @@ struct Configuration: Decodable {
     var sampler: DistilledSampler?
     var teacherSampler: FlowSampler?
     var sla: SparseAttention?
+    var trained: Training?
 
     init(path: String) throws(CatalogError) {
         let bytes: [UInt8]
@@ -122,6 +123,7 @@ extension Configuration {
         family.textLength = textLen ?? family.textLength
         family.heads = model?.dit?.numHeads
         family.roundsTimesteps = sampler?.roundTimesteps ?? family.roundsTimesteps
+        family.training = trained
         try fill(&family.defaults, geometry, path)
         try family.check(in: path)
         return family

@@ -62,9 +62,13 @@ extension ModelSet {
 
     /// Throws if a needed file does not exist.
     public func checkPresence(of files: [ModelFile]) throws(CatalogError) {
+        var missing: [ModelFile: String] = [:]
         for file in files {
-            guard let path = self[file] else { continue }
-            if !exists(path) { throw .missingFile(file, model: name, path: path) }
+            if let path = self[file], !exists(path) { missing[file] = path }
+        }
+        if missing.count > 1 { throw .missingFiles(missing, model: name) }
+        if let (file, path) = missing.first {
+            throw .missingFile(file, model: name, path: path)
         }
     }
 }

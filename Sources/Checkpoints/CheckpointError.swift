@@ -30,7 +30,7 @@ extension CheckpointError: CustomStringConvertible {
 
     private var line: String {
         switch self {
-        case .unreadable(let path, let reason): "cannot read \(path): \(reason)"
+        case .unreadable(let path, let reason): cannotRead(path, reason)
         case .malformed(let path, let reason): "\(path) is not a usable checkpoint: \(reason)"
         case .missing(let name, let path, let nearest):
             "\(path) has no tensor '\(name)'"

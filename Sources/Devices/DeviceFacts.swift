@@ -21,6 +21,28 @@ public struct MemoryShortage: Error, Sendable, Hashable, CustomStringConvertible
     }
 }
 
+extension DeviceChoice {
+    /// The GPU that will be opened; nil where there is none that can be used. What is asked of it is asked on one thread.
+    private func lookAtGPU<Value>(_ body: (Device) -> Value) -> Value? {
+        let ordinal =
+            switch self {
+            case .cpu: Int?.none
+            case .automatic: 0
+            case .cuda(let ordinal): ordinal
+            }
+        guard let ordinal, let driver = try? Driver(),
+            let device = try? Device(driver, ordinal: ordinal)
+        else { return nil }
+        return body(device)
+    }
+
+    /// Bytes of device memory that other programs have left, before the device is opened.
+    public var freeMemory: Int? { lookAtGPU(\.freeMemory) }
+
+    /// As the driver calls the card: "NVIDIA GeForce RTX 4090".
+    public var cardName: String? { lookAtGPU(\.properties.name) }
+}
+
 extension Backend {
     /// Throws if `needed` is more than the free device memory, so that this is known before anything is loaded. Never
     /// throws on the CPU, because the system can provide more memory than is free.

@@ -38,6 +38,8 @@ public struct Family: Sendable, Hashable, Codable {
     /// Whether timesteps are rounded to bf16, as in the published models.
     public var roundsTimesteps: Bool
     public var defaults: Defaults
+    /// What a small model was trained on; nil: nothing is known, or nearly everything.
+    public var training: Training?
 
     /// What the transformer is given besides text and noise.
     public enum Conditioning: String, Sendable, Hashable, Codable {

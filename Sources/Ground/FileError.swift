@@ -37,7 +37,18 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
         }
     }
 
-    public var description: String { "\(path.string.printable): \(reason)" }
+    public var description: String {
+        if case .system(_, .noSuchFileOrDirectory) = self {
+            return cannotRead(path.string.printable, reason)
+        }
+        return "\(path.string.printable): \(reason)"
+    }
+}
+
+/// The line for a file that cannot be read, the same everywhere: `no such file: a.pth`, `cannot read a.pth: Permission denied`.
+public func cannotRead(_ path: String, _ reason: String) -> String {
+    reason == "\(Errno.noSuchFileOrDirectory)"
+        ? "no such file: \(path)" : "cannot read \(path): \(reason)"
 }
 
 extension Errno {

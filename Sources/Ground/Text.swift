@@ -19,7 +19,23 @@ public func describe(seconds: Double) -> String {
     seconds < 0.0995 ? "\(fixed(seconds * 1000, 1)) ms" : "\(fixed(seconds, 2)) s"
 }
 
-/// A number of bytes: `12.0 KiB`, `3.5 MiB`, `27.98 GiB`.
+/// Seconds as one says them: `8 s`, `1 min 40 s`, `25 min`, `9 h`, `3 days`.
+public func about(seconds: Double) -> String {
+    guard seconds.isFinite, seconds < 0x1p53 else { return "for ever" }
+    let seconds = max(0, seconds)
+    if seconds > 0, seconds < 9.5 { return "\(fixed(seconds, seconds < 1.95 ? 1 : 0)) s" }
+    let whole = Int(seconds.rounded())
+    if whole < 100 { return "\(whole) s" }
+    if whole < 600 {
+        return "\(whole / 60) min" + (whole % 60 >= 10 ? " \(whole % 60 / 10 * 10) s" : "")
+    }
+    if whole < 5400 { return "\((whole + 30) / 60) min" }
+    let hours = Double(whole) / 3600
+    if hours < 9.5 { return "\(fixed(hours, 1)) h" }
+    return hours < 72 ? "\(fixed(hours, 0)) h" : "\(fixed(hours / 24, 0)) days"
+}
+
+/// `12.0 KiB`, `3.5 MiB`, `27.98 GiB`
 public func describe(bytes: Int) -> String {
     let count = Double(bytes)
     if count >= 0x1p30 { return "\(fixed(count / 0x1p30, 2)) GiB" }

@@ -60,9 +60,9 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
             "this ffmpeg has no encoder \(encoder); install a full build "
                 + "(Debian, Ubuntu: apt-get install ffmpeg) or choose another file extension"
         case .noSuchFile(let path):
-            "\(path): no such file"
+            "no such file: \(path)"
         case .unreadable(let path, let reason):
-            "\(path): cannot be read: \(reason)"
+            cannotRead(path, reason)
         case .notAPicture(let path, let reason):
             "\(path): not a picture that ffmpeg can decode: \(reason)"
         case .truncated(let path):

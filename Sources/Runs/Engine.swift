@@ -120,7 +120,7 @@ public actor Engine {
         }
         let parts = try run.parts
         try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
-        for notice in try run.fileNotices() { handle.tell(.notice(notice)) }
+        for notice in try run.requestNotices + run.fileNotices() { handle.tell(.notice(notice)) }
         if run.options.start.latents == nil {
             for notice in try run.loraNotices() { handle.tell(.notice(notice)) }
         }

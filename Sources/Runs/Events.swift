@@ -19,7 +19,9 @@ public enum Notice: Sendable, Hashable, Codable {
     case promptCut(kept: Int, dropped: Int)
     /// How many tensors the LoRAs change.
     case loras(part: ModelPart, tensors: Int, files: [String])
-    /// Keys of LoRAs that match no tensor of the model.
+    /// The request asks for what a small model has never seen: words, a size, a length.
+    case untrained(model: String, subject: String, excess: [String], page: String?)
+    /// Keys of LoRAs that belong to nothing in the model.
     case unmatchedKeys(part: ModelPart, names: [String])
     /// Tensors of a checkpoint that its model does not use.
     case unusedTensors(part: ModelPart, names: [String])
@@ -45,6 +47,9 @@ public enum Notice: Sendable, Hashable, Codable {
             "the prompt is too long: the first \(kept) tokens are used, \(dropped) are dropped"
         case .loras(let part, let tensors, let files):
             "\(part.title): \(tensors) tensors changed by \(files.joined(separator: ", "))"
+        case .untrained(let model, let subject, let excess, let page):
+            "\(model) was made for \(subject); it has never seen \(excess.joined(separator: ", ")): expect noise"
+                + (page.map { " (\($0) says what it knows)" } ?? "")
         case .unmatchedKeys(let part, let names):
             "keys that match no tensor of the \(part.title): \(list(names))"
         case .unusedTensors(let part, let names):

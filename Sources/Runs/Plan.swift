@@ -26,9 +26,22 @@ public struct Plan: Sendable, Hashable, Codable {
         fileprivate var fixedBytes: Int { weightBytes - groupedBytes }
     }
 
-    /// One for each model, in the order in which the run uses them.
+    /// One stage of the run: what its progress is measured by.
+    public struct Work: Sendable, Hashable, Codable {
+        public let stage: Runs.Stage
+        /// Multiplications and additions.
+        public var operations = 0.0
+        /// Bytes read and written by all operations.
+        public var traffic = 0.0
+        /// Bytes of weights that are opened. They come to the device when they are required, with the first step.
+        public var weights = 0.0
+    }
+
+    /// In the order in which the run uses its models.
     public private(set) var stages: [Stage] = []
-    /// What the user should know about the files, and what the LoRAs will change.
+    /// In the order of the run.
+    public private(set) var work: [Work] = []
+    /// What the user should know of the files, and what LoRAs will do.
     public private(set) var notices: [Notice]
     /// The most device memory that the run takes at once.
     public private(set) var peakBytes = 0
@@ -43,7 +56,7 @@ public struct Plan: Sendable, Hashable, Codable {
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
         try run.models.checkFit(run.parts, attention: run.request.arithmetic.attention)
-        notices = try run.fileNotices()
+        notices = try run.requestNotices + run.fileNotices()
         if run.options.start.latents == nil { notices += try run.loraNotices() }
         try walk(run)
         updatePeak()
@@ -87,6 +100,12 @@ public struct Plan: Sendable, Hashable, Codable {
             plan.peakBytes = min(plan.peakBytes, limit)
         }
         return plan
+    }
+
+    /// Bytes of a transformer's weights that come anew for each of its steps.
+    public var streamedBytes: Int {
+        guard let residentWeights else { return 0 }
+        return max(0, (transformers.map(\.groupedBytes).max() ?? 0) - residentWeights)
     }
 
     private var transformers: [Stage] { stages.filter(\.part.isTransformer) }
@@ -135,14 +154,21 @@ extension Plan {
         var held: [ModelPart: Int] = [:]
         while !walk.isDone {
             let stage = walk.upcoming
-            let (placed, groupCount, work) = (device.placedBytes, device.groups.count, device.total)
+            let (placed, groupCount, before) = (
+                device.placedBytes, device.groups.count, device.total
+            )
             _ = try walk.advance()
             guard let stage else {
                 held = held.filter { walk.state.models[$0.key] != nil }
                 continue
             }
             guard let index = index(of: stage) else { continue }
+            if work.last?.stage != stage { work.append(Work(stage: stage)) }
+            let last = work.count - 1
+            work[last].operations += Double(device.total.flops - before.flops)
+            work[last].traffic += Double(device.total.bytes - before.bytes)
             if case .load(let part) = stage {
+                work[last].weights = Double(device.placedBytes - placed)
                 let groups = device.groups.dropFirst(groupCount)
                 // Of the groups that leave after use, two are being copied or used at a time.
                 let visited = groups.filter(\.isVisitor).map(\.byteCount).max() ?? 0
@@ -155,8 +181,8 @@ extension Plan {
                 let weights = held.values.reduce(0, +)
                 stages[index].activationBytes = max(
                     stages[index].activationBytes, device.memory.peak - weights)
-                stages[index].operations += Double(device.total.flops - work.flops)
-                stages[index].traffic += Double(device.total.bytes - work.bytes)
+                stages[index].operations += Double(device.total.flops - before.flops)
+                stages[index].traffic += Double(device.total.bytes - before.bytes)
             }
         }
     }

@@ -63,6 +63,21 @@ public struct Run: Sendable {
         }
     }
 
+    /// What the request asks beyond the training of a small model.
+    var requestNotices: [Notice] {
+        guard let training = family.training, options.start.latents == nil else { return [] }
+        let excess = training.excess(
+            prompt: options.start.text == nil ? request.prompt : "", width: request.width,
+            height: request.height, frames: request.frames)
+        if excess.isEmpty { return [] }
+        let size = "\(training.width)x\(training.height), \(training.frames) frames"
+        return [
+            .untrained(
+                model: family.name, subject: "\(training.subject), \(size)", excess: excess,
+                page: training.page)
+        ]
+    }
+
     /// The models that the run loads, in the order of their use.
     public var parts: [ModelPart] {
         get throws {

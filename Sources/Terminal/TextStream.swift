@@ -16,7 +16,18 @@ public final class TextStream: Sendable {
     public init(_ descriptor: Int32) { self.descriptor = descriptor }
 
     public var isTerminal: Bool { isatty(descriptor) == 1 }
-    /// Why text was lost; nil if all of it was written.
+    /// Whether it is a terminal that can replace a line. Those of editors and of continuous integration cannot, and say so.
+    public var movesLines: Bool {
+        guard isTerminal, let name = getenv("TERM") else { return false }
+        return !["", "dumb"].contains(String(cString: name))
+    }
+    /// Columns of the terminal as it is now; nil where it is none, or does not know.
+    public var columns: Int? {
+        var size = winsize()
+        guard ioctl(descriptor, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else { return nil }
+        return Int(size.ws_col)
+    }
+    /// Why not all was written; nil where it was.
     public var failure: Errno? { firstFailure.withLock { $0 } }
 
     /// Writes all of `text`, unless an earlier write failed.

@@ -3,7 +3,9 @@
 /// model's default.
 
 public import ArgumentParser
+import Benchmarks
 import CUDA
+import Catalog
 import Devices
 public import Families
 
@@ -34,23 +36,37 @@ struct GenerationOptions: ParsableArguments {
 }
 
 struct ContentOptions: ParsableArguments {
-    @Argument(help: "What the video shows.")
+    @Argument(help: ArgumentHelp("What the video shows.", valueName: "prompt"))
     var promptArgument: String?
     @Option(help: "The prompt, given as an option.")
     var prompt: String?
     @Option(help: "What guidance steers away from (undistilled models).")
     var negativePrompt: String?
-    @Option(name: [.long, .customLong("size")], help: "480p, 720p, 480, 512, 720 or WIDTHxHEIGHT.")
+    @Option(
+        name: [.long, .customLong("size")],
+        help: """
+            480p, 720p, 480, 512, 720 or WIDTHxHEIGHT, multiples of 16 (default: the model's, 480p for Wan2.1, 720p for \
+            Wan2.2 i2v, 256x144 for nano).
+            """,
+        completion: .list(["480p", "720p", "480", "512", "720"]))
     var resolution: String?
-    @Option(help: "Aspect ratio of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1 (default 16:9).")
+    @Option(
+        help: "Of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1 (default 16:9).",
+        completion: .list(["16:9", "9:16", "4:3", "3:4", "1:1"]))
     var aspectRatio: String?
-    @Option(help: "Number of frames: 4n + 1.")
+    @Option(help: "Frames, 4n + 1 (default: the model's, 81; 33 for nano).")
     var numFrames: Int?
-    @Option(help: "Frames per second.")
+    @Option(help: "Frames per second of the file (default 16).")
     var fps: Int?
     @Option(help: "Seed of the noise: a number (default 0), or random.")
     var seed: Seed?
-    @Option(help: "Number of videos to make from one noise draw (default 1).")
+    @Option(help: "Several seeds, such as 0-3,7: a video of each.")
+    var seeds: SeedList?
+    @Option(
+        help: "A file with a prompt a line, - for standard input: a video of each, for every seed.",
+        completion: .file())
+    var prompts: String?
+    @Option(help: "Videos to make from one noise draw (default 1).")
     var numSamples: Int?
     @Option(
         help: "Repeat the request stored in this video, changed by the other options.",
@@ -62,7 +78,8 @@ struct ModelOptions: ParsableArguments {
     @Option(
         help: """
             A folder with a config.json, or a name: nano, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, Wan2.2-T2V-A14B.
-            """)
+            """,
+        completion: .list(Catalog.published.names))
     var model: String?
     @Option(help: "The VAE.", completion: .file())
     var vaePath: String?
@@ -98,7 +115,7 @@ struct SamplingOptions: ParsableArguments {
     @Option(
         help: "Steps: 1 to 4 for distilled models (default 4), any number for others (default 50).")
     var numSteps: Int?
-    @Option(help: "Noise level of the first step.")
+    @Option(help: "Noise level of the first step (default 80; 200 for pictures).")
     var sigmaMax: Double?
     @Flag(help: "Leave out rCM's fresh noise: sharper, less robust.")
     var ode = false
@@ -110,9 +127,14 @@ struct SamplingOptions: ParsableArguments {
 }
 
 struct ArithmeticOptions: ParsableArguments {
-    @Option(help: "Self-attention: original, sla or sagesla.")
+    @Option(
+        help:
+            "Self-attention: original (dense), sla (bf16) or sagesla (8-bit; default but for nano)."
+    )
     var attentionType: AttentionChoice?
-    @Option(help: "Share of key blocks that SLA and SageSLA attend to exactly.")
+    @Option(
+        help: "Share of key blocks that SLA and SageSLA attend exactly (default 0.1; 0.2 for nano)."
+    )
     var slaTopk: Double?
     @Option(help: "Linear layers: stored (default), int8 or fp8.")
     var linears: LinearChoice?
@@ -150,7 +172,8 @@ struct OutputOptions: ParsableArguments {
     @Option(
         help: """
             The output: .mp4, .webm, .gif, .webp, or a pattern such as frames/%04d.png \
-            (default output/generated_video.mp4, numbered if that exists).
+            (default output/generated_video.mp4, numbered where that exists: generated_video-2.mp4). \
+            {seed}, {prompt} and {n} stand for the seed, the first words and the number of the prompt.
             """,
         completion: .file())
     var savePath: String?
@@ -162,20 +185,41 @@ struct OutputOptions: ParsableArguments {
 
 /// Where and how a run is carried out.
 struct ExecutionOptions: ParsableArguments {
-    @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
+    @Option(
+        help: "Where to compute: auto, cpu, cuda or cuda:N.",
+        completion: .list(["auto", "cpu", "cuda", "cuda:0"]))
     var device = DeviceChoice.automatic
     @Option(help: "CPU threads (default: all).")
     var threads: Int?
-    @Option(help: "The most device memory to use, such as 16GiB.", transform: ByteCount.init)
+    @Option(
+        help: "The most device memory to use, such as 16GiB (default: what is free).",
+        transform: ByteCount.init)
     var memoryLimit: ByteCount?
     @Flag(help: "Release the transformer before decoding.")
     var offloadDit = false
-    @Flag(help: "Print the plan of memory and time, and stop.")
+    @Flag(
+        help:
+            "Print the plan of memory, disk and time, and stop; published models need not be there."
+    )
     var dryRun = false
-    @Flag(help: "Print events as JSON, one object per line.")
+    @Option(
+        name: .customLong("card"),
+        help:
+            "With --dry_run: estimate the time on this card too, such as 4090; all for all. Repeatable.",
+        completion: .list(["all"] + Card.known.map(\.shortName)))
+    var cards: [CardArgument] = []
+    @Flag(help: "Print events as JSON, one object a line; docs/events.md tells what is in them.")
     var json = false
     @Flag(help: "Print nothing but errors.")
     var quiet = false
+    @Flag(help: "Print what each stage takes.")
+    var verbose = false
+
+    func validate() throws {
+        if let threads, !(1...4096).contains(threads) {
+            throw ValidationError("--threads must be 1 to 4096, not \(threads)")
+        }
+    }
 
     /// - Parameter resident: bytes of weights that stay on a GPU; nil for all.
     func deviceOptions(resident: Int?) -> DeviceOptions {

@@ -13,9 +13,10 @@ struct InspectCommand: AsyncParsableCommand {
         abstract: "Show what checkpoints hold, how two differ, and how a video was made.",
         discussion: """
             Reads safetensors, PyTorch files and GGUF, single or in shards (an index or a folder), and \
-            folders of torch.distributed.checkpoint. Of a video made by this program, the request is shown.
-            Blocks with the same tensors are shown once. The exit status is 1 if a checkpoint \
-            lacks tensors of its model, or if two compared checkpoints differ.
+            folders of torch.distributed.checkpoint. Of a video of this program the request is shown.
+            Of a folder that holds a model, its files are listed.
+            Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint \
+            lacks tensors of its model, or where two compared ones differ.
             """)
 
     @Argument(help: "Checkpoints or videos to show.", completion: .file())
@@ -51,6 +52,11 @@ struct InspectCommand: AsyncParsableCommand {
                 if json { Output.json(summary.stored) } else { summary.show() }
                 continue
             }
+            if let folder = FolderSummary(file) {
+                try show(folder)
+                isWhole = isWhole && folder.isWhole
+                continue
+            }
             let summary = CheckpointSummary(try openCheckpoint(file), heads: numHeads)
             if json {
                 Output.json(SummaryReport(summary))
@@ -64,6 +70,11 @@ struct InspectCommand: AsyncParsableCommand {
     }
 
     // MARK: Showing
+
+    private func show(_ folder: FolderSummary) throws {
+        guard json else { return folder.show() }
+        for file in folder.files { Output.json(SummaryReport(try file.result.get())) }
+    }
 
     private func show(_ summary: CheckpointSummary) {
         let format = summary.format.map { "\($0.rawValue), " } ?? ""

@@ -1,6 +1,7 @@
 /// Option values that need more parsing than a number or a name.
 
 import ArgumentParser
+import Benchmarks
 
 /// An amount of memory in bytes, written as "16GiB", "512M" or "8e9".
 struct ByteCount: Sendable, Equatable {
@@ -41,6 +42,23 @@ enum Seed: ExpressibleByArgument, Equatable {
             return nil
         }
     }
+}
+
+extension SeedList: ExpressibleByArgument {
+    init?(argument: String) { self.init(argument) }
+}
+
+/// `--card`: a known one by a part of its name, or all.
+struct CardArgument: ExpressibleByArgument, Equatable {
+    var cards: [Card]
+
+    init?(argument: String) {
+        cards =
+            argument.lowercased() == "all" ? Card.known : Card.named(argument).map { [$0] } ?? []
+        if cards.isEmpty { return nil }
+    }
+
+    static var allValueStrings: [String] { ["all"] + Card.known.map(\.shortName) }
 }
 
 /// A file and the strength after its last colon: `style.safetensors:0.8`.

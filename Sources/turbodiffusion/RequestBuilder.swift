@@ -1,6 +1,7 @@
 /// From options to a request: a pure function of the options, the model's family, and a repeated video's request.
 
 import Catalog
+import Devices
 import Families
 import Media
 import Runs
@@ -199,6 +200,10 @@ extension GenerationOptions {
         func note(_ option: String, _ isGiven: Bool, _ reason: String?) {
             if isGiven, let reason { lines.append("\(option) has no effect: \(reason)") }
         }
+        note("--card", !execution.cards.isEmpty, execution.dryRun ? nil : "it is for --dry_run")
+        note(
+            "--threads", execution.threads != nil,
+            execution.device.isGPU ? "a GPU computes" : nil)
         if start.latents != nil {
             let given = [
                 ("--seed", content.seed != nil), ("--num_frames", content.numFrames != nil),

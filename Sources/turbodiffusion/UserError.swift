@@ -102,7 +102,12 @@ extension UserError {
                     + "or name it with --tokenizer_path")
         case .missingFile(let file, _, _):
             self.init(
-                code, "\(error); name another with \(file.option(takesPicture: takesPicture)) FILE")
+                code, "\(error): \(file.option(takesPicture: takesPicture)) FILE names another")
+        case .missingFiles(let files, _):
+            let options = ModelFile.allCases.filter { files[$0] != nil }.map {
+                "\($0.option(takesPicture: takesPicture)) FILE"
+            }
+            self.init(code, "\(error): \(options.joined(separator: ", ")) name others")
         case .conditioning(_, let model):
             self.init(code, "\(error); use 'turbodiffusion \(model ? "i2v" : "t2v")'")
         default: self.init(code, "\(error)")

@@ -15,8 +15,11 @@ func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
 }
 
 extension CPUBackend {
-    /// One line that says what is missing for full speed and how to get it; nil if nothing is. Without it the
-    /// definitions run, which are correct but several times slower.
+    /// Version of the oneDNN that was found; nil where there is none.
+    public static var oneDNNVersion: String? { (try? OneDNN.shared.get())?.version }
+
+    /// What this machine lacks to compute at full speed and how to get it, in one line; nil if
+    /// nothing. Without it operations run by their definitions: right, and several times slower.
     public static var advice: String? {
         if cpu_kernels_available() != 0 { return nil }
         if case .failure(let reason) = OneDNN.shared { return reason.description }

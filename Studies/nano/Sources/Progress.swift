@@ -31,9 +31,10 @@ final class ProgressLine: Sendable {
                 rows.add(unsupported.count, ordering: .relaxed)
             }
         case .progress(let configuration, let made):
-            line.show(
+            line.show { _ in
                 "\(rows.load(ordering: .relaxed) + 1)/\(total) \(configuration.title): "
-                    + "video \(made)/\(captions), \(passed)")
+                    + "video \(made)/\(captions), \(passed)"
+            }
         case .measured(let row):
             let number = rows.add(1, ordering: .relaxed).newValue
             let distance = row.psnr.map { ", \(fixed($0, 2)) dB" } ?? ""
