@@ -80,6 +80,28 @@ public enum DeviceGroupError: Error, Sendable, Hashable, CustomStringConvertible
 }
 
 extension DeviceGroup {
+    public var isGPU: Bool { members.first != .cpu }
+
+    /// - Throws: as `openers` does.
+    public var count: Int {
+        get throws {
+            isGPU
+                ? try gpus(try Driver()).count
+                : members.count
+        }
+    }
+
+    private var choices: [DeviceChoice] {
+        guard isGPU, let driver = try? Driver() else { return [] }
+        return ((try? gpus(driver)) ?? []).map { .cuda(ordinal: $0) }
+    }
+
+    /// Bytes of device memory that other programs have left, on the GPU that has the least.
+    public var freeMemory: Int? { choices.compactMap(\.freeMemory).min() }
+
+    /// As the driver calls the first card.
+    public var cardName: String? { choices.first?.cardName }
+
     /// What opens each device, on the thread that is to have it, and its place in the group.
     /// - Parameter note: told from any thread.
     /// - Throws: ``DeviceGroupError`` or ``CUDAUnavailable``, before anything is opened.

@@ -10,22 +10,28 @@ extension DeviceChoice: ExpressibleByArgument {
 
 extension DeviceGroup: ExpressibleByArgument {}
 
-/// Where to compute: one device or a group.
+/// Where a run computes: on one device or on a group.
 struct Machines {
-    var device: DeviceChoice
-    var group: DeviceGroup?
+    let device: DeviceChoice
+    let group: DeviceGroup?
 
-    /// - Throws: where both are said.
-    init(_ device: DeviceChoice, _ group: DeviceGroup?) throws {
+    /// - Throws: where both are given.
+    static func check(_ device: DeviceChoice, _ group: DeviceGroup?) throws {
         if group != nil, device != .automatic {
-            throw UserError(
-                "request.conflict", "--devices and --device: give one, both say where to compute")
+            throw ValidationError(
+                "--device and --devices exclude each other: both tell where to compute")
         }
-        (self.device, self.group) = (device, group)
     }
 
+    var isGPU: Bool { group?.isGPU ?? device.isGPU }
+    /// Bytes that other programs have left, on the device that has the least.
+    var freeMemory: Int? { group == nil ? device.freeMemory : group?.freeMemory }
+    var cardName: String? { group == nil ? device.cardName : group?.cardName }
+    /// - Throws: where a GPU of the group is not there.
+    var count: Int { get throws { try group?.count ?? 1 } }
+
     /// What opens each device, on its own thread.
-    /// - Parameter note: told from any thread.
+    /// - Parameter note: is called from any thread.
     func openers(
         _ options: DeviceOptions, note: @escaping @Sendable (DeviceNote) -> Void
     ) throws -> [@Sendable () throws -> any Backend] {

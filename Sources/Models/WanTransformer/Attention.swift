@@ -4,7 +4,7 @@
 import Checkpoints
 import Tensors
 
-/// Every token looks at the others: all of them, or a share of their blocks and a linear branch.
+/// Every token attends to all others, or to a share of their blocks plus a linear branch.
 struct SelfAttention {
     let q, k, v, o: Linear
     /// RMS norms over all heads together. f32 [dim]
@@ -15,7 +15,7 @@ struct SelfAttention {
 
     enum Kind {
         case dense
-        /// The linear branch of SLA goes through `projection`, [headDim, headDim].
+        /// SLA, whose linear branch passes through `projection`, [headDim, headDim].
         case sparse(SparseAttention, projection: Linear)
     }
 
@@ -64,7 +64,7 @@ struct SelfAttention {
         return device.joinHeads(attended, format: o.inputFormat)
     }
 
-    /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
+    /// The queries and keys, normalised and rotated. y: [tokens, dim] → [tokens, heads, headDim] each
     func query(_ y: Tensor, _ positions: Positions, on device: any Backend) -> Tensor {
         rotated(q(y, on: device), normQ, positions, on: device)
     }
@@ -84,7 +84,7 @@ struct SelfAttention {
 
     /// q, k, v: [tokens, heads, headDim] → same, or joined in `format`
     private func attend(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, format: ActivationFormat, on device: any Backend
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, format: LinearFormat, on device: any Backend
     ) -> Tensor {
         switch kind {
         case .dense:
@@ -98,7 +98,7 @@ struct SelfAttention {
     }
 }
 
-/// Every token looks at the text.
+/// Every token attends to the text.
 struct CrossAttention {
     let q, o: Linear
     /// f32 [dim]
@@ -133,21 +133,21 @@ struct CrossAttention {
 extension Backend {
     /// What attention gave as rows of all heads in `format`; those that it quantised are.
     /// y: [tokens, heads, headDim] → [tokens, dim]
-    fileprivate func joinHeads(_ y: Tensor, format: ActivationFormat) -> Tensor {
+    fileprivate func joinHeads(_ y: Tensor, format: LinearFormat) -> Tensor {
         y.format == .plain
             ? quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format) : y
     }
 }
 
-/// What one block's cross attention sees of a prompt. key, value: [rows, heads, headDim]
+/// The keys and values of a prompt for the cross attention of one block. key, value: [rows, heads, headDim]
 struct TextKeys {
     let key, value: Tensor
-    /// The last rows stand for so many equal ones: the padding of the text.
+    /// How many equal rows each of the last rows stands for: the padding of the text.
     let lastKeyCounts: [Int]
 }
 
-/// Makes the keys and values of one block's cross attention: used once for each prompt, not in
-/// every step, and so a group of weights of its own.
+/// Makes the keys and values of one block's cross attention. It has its own weight group, because it is used once for
+/// each prompt instead of in every step.
 struct TextProjection {
     let k, v: Linear
     /// f32 [dim]
@@ -168,7 +168,7 @@ struct TextProjection {
         norms = options.norms
     }
 
-    /// text: parts [rows, dim], after the text embedding; together they are the rows of the keys
+    /// text: parts [rows, dim], after the text embedding, which together are the rows of the keys
     func callAsFunction(_ text: [Tensor], lastKeyCounts: [Int], on device: any Backend)
         -> TextKeys
     {
