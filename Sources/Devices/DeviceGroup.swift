@@ -82,13 +82,9 @@ public enum DeviceGroupError: Error, Sendable, Hashable, CustomStringConvertible
 extension DeviceGroup {
     public var isGPU: Bool { members.first != .cpu }
 
-    /// - Throws: as `openers` does.
+    /// - Throws: where all GPUs are meant and there is none.
     public var count: Int {
-        get throws {
-            isGPU
-                ? try gpus(try Driver()).count
-                : members.count
-        }
+        get throws { members.isEmpty ? try Driver().deviceCount : members.count }
     }
 
     private var choices: [DeviceChoice] {
