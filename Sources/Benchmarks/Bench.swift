@@ -88,6 +88,15 @@ public struct Bench {
         return try Run(request, models, options)
     }
 
+    /// Carries out the steps, or the decoding, once and measures nothing.
+    /// - Parameter begin: called when the model is there.
+    func carryOut(begin: () -> Void) throws {
+        var walk = try self.begin(with: part == .decode ? .decoder : .transformer) { _ in }
+        begin()
+        if part == .decode { return try walk.carryOut(.decode) }
+        while walk.upcoming != .load(.decoder) { _ = try walk.advance() }
+    }
+
     // MARK: Measuring
 
     /// Measures the stages in the order of a run.

@@ -6,6 +6,7 @@ public import CUDA
 import Catalog
 import Devices
 import Families
+import Ground
 import Media
 import Models
 import Runs
@@ -68,6 +69,17 @@ struct BenchCommand: AsyncParsableCommand {
     var repeats = 3
     @Option(help: "Seed of the random weights.")
     var seed: UInt64 = 0
+    @Flag(
+        help: """
+            Measure nothing: reckon what 1 to N devices (--devices N) of a --card would take, with --link between them.
+            """)
+    var simulate = false
+    @Option(help: "With --simulate: GB/s from a device to the others.")
+    var link = 300.0
+    @Option(help: "With --simulate: the card, such as H200.")
+    var card = "H200"
+    @Option(help: "With --simulate: seconds that one device was measured to take for all steps.")
+    var measured: Double?
     @Flag(help: "Print JSON, one object per line.")
     var json = false
     @Option(name: .shortAndLong, help: "Write all figures to this CSV file.", completion: .file())
@@ -84,6 +96,7 @@ struct BenchCommand: AsyncParsableCommand {
     func run() async throws {
         let model = try benchModel()
         let request = try request(model)
+        if simulate { return try showSimulation(model, request) }
         if let output { try BenchTable.checkWritable(output) }
         let start = ContinuousClock.now
         var options = DeviceOptions()
@@ -122,6 +135,39 @@ struct BenchCommand: AsyncParsableCommand {
             let ceilings: Ceilings? = device.backend.membership.share(nil)
             try bench.measure(against: ceilings) { _ in }
         }
+    }
+
+    private func showSimulation(_ model: BenchModel, _ request: Request) throws {
+        guard let card = Card.named(card) else {
+            throw ValidationError(
+                "--card \(card) is not known; there are "
+                    + Card.known.map(\.shortName).joined(separator: ", "))
+        }
+        guard link > 0, measured ?? 1 > 0 else {
+            throw ValidationError("--link and --measured must be above 0")
+        }
+        // A single number is how many there are.
+        let count =
+            switch devices?.members ?? [] {
+            case let members where members.count > 1: members.count
+            case let members: if case .gpu(let number)? = members.first { number } else { 8 }
+            }
+        guard (1...64).contains(count) else {
+            throw ValidationError("--devices with --simulate must be 1 to 64, not \(count)")
+        }
+        let found = try Simulation.run(
+            model, request, counts: Array(1...count), card: card, link: link * 1e9,
+            measured: measured)
+        if json { return found.forEach { Output.json($0) } }
+        var rows = [["stage", "devices", "time", "times as fast", "sent by each", "waiting"]]
+        for line in found {
+            rows.append([
+                line.stage, "\(line.devices)", describe(seconds: line.seconds),
+                fixed(line.speedup, 2), describe(bytes: line.sentBytes),
+                describe(seconds: line.waitingSeconds),
+            ])
+        }
+        Output.line(Output.table(rows))
     }
 
     func benchModel() throws -> BenchModel {
