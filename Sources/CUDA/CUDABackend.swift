@@ -133,6 +133,7 @@ public final class CUDABackend: Backend {
         case .exchange(let o): [collective(o)]
         case .gather(let o): [collective(o)]
         case .halo(let o): [collective(o)]
+        case .joinRows(let o): [joinRows(o)]
         }
     }
 

@@ -47,6 +47,7 @@ public enum Operation {
     case exchange(Exchange)
     case gather(Gather)
     case halo(Halo)
+    case joinRows(JoinRows)
 
     /// The struct of the case.
     public var facts: any OperationFacts {
@@ -83,6 +84,7 @@ public enum Operation {
         case .exchange(let o): o
         case .gather(let o): o
         case .halo(let o): o
+        case .joinRows(let o): o
         }
     }
 }
