@@ -15,8 +15,8 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
-    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification", "Benchmarks",
-    "Quality", "Terminal",
+    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Verification",
+    "Benchmarks", "Quality", "Terminal",
 ]
 
 let package = Package(
@@ -78,6 +78,13 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
+            name: "Sessions",
+            dependencies: [
+                "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
+                "Delivery", "Devices", system,
+            ],
+            swiftSettings: swift),
+        .target(
             name: "Verification",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
@@ -108,8 +115,8 @@ let package = Package(
             dependencies: [
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
-                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
-                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
+                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
+                "Verification", "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: swift),

@@ -1,5 +1,6 @@
 /// The CPU as a backend: runs the fastest version of each operation that there is.
 
+import Glibc
 public import Tensors
 
 /// Operations on the processor's cores. Results do not depend on the number of threads.
@@ -59,6 +60,12 @@ public final class CPUBackend: Backend {
     ) -> LinearWeight {
         definitions.quantizedWeight(
             place(weight, as: weight.dtype, in: group), to: format)
+    }
+
+    /// Blocks kept for reuse go, and pages that the allocator keeps.
+    public func releaseUnusedMemory() {
+        definitions.memory.resetPeak()
+        malloc_trim(0)
     }
 
     public func read(_ x: Tensor) -> Tensor {

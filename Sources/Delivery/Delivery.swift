@@ -1,7 +1,7 @@
 /// Carrying out a run to its files.
 
 import Glibc
-import Media
+public import Media
 public import Runs
 import SystemPackage
 
@@ -26,16 +26,24 @@ extension Engine {
     /// - Parameters:
     ///   - outputs: as checked before.
     ///   - stored: what the files say about their making.
+    ///   - preview: shown what the first sample looks like after each step.
     public nonisolated func deliver(
         _ run: Run, to outputs: Outputs, stored: StoredRun, watch: WriterWatch = WriterWatch(),
+        preview: (@Sendable (DenoisedStep, RGBImage) -> Void)? = nil,
         events: @escaping @Sendable (RunEvent) -> Void = { _ in }
     ) async throws -> RunReport {
         let start = ContinuousClock.now
         var run = run
         run.options.pixelFormat = outputs.format.pixelFormat
+        run.options.keepsPrediction = preview != nil
         let files = OutputFiles(outputs, stored, watch)
         let handle = self.start(run, events: events)
         do {
+            if let preview {
+                for try await step in handle.steps {
+                    if let image = try await handle.preview() { preview(step, image) }
+                }
+            }
             for try await chunk in handle.frames { try await files.append(chunk) }
             let waiting = ContinuousClock.now
             events(.stageStarted(.deliver))

@@ -146,7 +146,10 @@ extension Outputs {
     /// - Parameters:
     ///   - metadata: what the files will say about their making.
     ///   - save: products of the run that are written too.
-    public func check(metadata: String, save: RunOptions.Files = .init()) async throws {
+    ///   - triesEncoder: false where the same encoder has done the same before.
+    public func check(
+        metadata: String, save: RunOptions.Files = .init(), triesEncoder: Bool = true
+    ) async throws {
         try checkFormat(metadataBytes: metadata.utf8.count)
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
@@ -161,16 +164,22 @@ extension Outputs {
             try checkWritable(path)
         }
         for path in files { try VideoWriter.check(path: probe(path)) }
+        if triesEncoder {
+            try await tryEncoder(metadata)
+        }
+        guard samples > 1 else { return }
+        let folder = FilePath.temporaryFolder
+        guard let free = folder.freeBytes, waitingBytes > free else { return }
+        throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
+    }
+
+    private func tryEncoder(_ metadata: String) async throws {
         try await VideoWriter.check(
             VideoWriter.Options(
                 path: probe(path), replaces: replaces, width: width, height: height,
                 framesPerSecond: Double(framesPerSecond),
                 pixelFormat: format.pixelFormat, crf: crf, metadata: metadata),
             frames: frames)
-        guard samples > 1 else { return }
-        let folder = FilePath.temporaryFolder
-        guard let free = folder.freeBytes, waitingBytes > free else { return }
-        throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
     }
 
     /// A name that can be tried: one beside the folder that is yet to be made.

@@ -39,6 +39,8 @@ public struct Family: Sendable, Hashable, Codable {
     /// The model was trained with timesteps rounded to bf16, as the published ones run.
     public var roundsTimesteps: Bool
     public var defaults: Defaults
+    /// How latents become small pictures before they are decoded; nil: not known.
+    public var preview: LatentPreview? = .wan
 
     /// What is given to the transformer beside text and noise.
     public enum Conditioning: String, Sendable, Hashable, Codable {

@@ -1,6 +1,7 @@
 /// One device with the models that are on it, and the runs that it carries out.
 
 import Families
+import Media
 import Synchronization
 public import Tensors
 
@@ -72,6 +73,21 @@ public actor Engine {
     /// - Returns: its name.
     public func openDevice() throws -> String { try openedDevice().backend.name }
 
+    // MARK: What stays
+
+    /// The models that stay on the device for the next run, the one that was used last first.
+    public var residents: [ResidentModel] { resident.pool.list }
+
+    /// Lets go of all models, and gives the memory that nobody uses any more back to the system. Runs on their way keep
+    /// what they have.
+    public func unload() {
+        resident.pool.releaseAll()
+        resident.device?.backend.releaseUnusedMemory()
+    }
+
+    /// Lets go of the models of a file, which is not what it was.
+    public func forget(path: String) { resident.pool.release(path: path) }
+
     // MARK: For handles
 
     func nextStep(of handle: RunHandle) async throws -> DenoisedStep? {
@@ -119,21 +135,34 @@ public actor Engine {
             throw RunError.unsupported(linears: linears, device: device.backend.name)
         }
         let parts = try run.parts
-        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
-        for notice in try run.fileNotices() { handle.tell(.notice(notice)) }
-        if run.options.start.latents == nil {
-            for notice in try run.loraNotices() { handle.tell(.notice(notice)) }
-        }
         // Models of other settings go before the memory is needed, and both experts where they are to take turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
-        resident.pool.release(
-            allBut: Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key)))
+        let wanted = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
+        if let residency = run.options.residency {
+            resident.pool.makeRoom(for: wanted, within: residency)
+        } else {
+            resident.pool.release(allBut: wanted)
+        }
+        device.backend.limitResidentWeights(to: run.options.residency?.residentWeights)
+        let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
+        if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
         let tell = handle.tell
-        resident.readAheads[handle.id] = ReadAhead(
-            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path)
-        ) { tell(.notice(.damaged($0))) }
+        resident.readAheads[handle.id] = ReadAhead(missing.map(run.models.path)) {
+            tell(.notice(.damaged($0)))
+        }
         return try Walk(
             run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
+    }
+
+    /// Throws where the files of a run do not belong together, and tells what the user should know of them. A run whose
+    /// models are all there opens no file.
+    private func checkFiles(
+        of run: Run, _ parts: [ModelPart], tell: (RunEvent) -> Void
+    ) throws {
+        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
+        for notice in try run.fileNotices() { tell(.notice(notice)) }
+        guard run.options.start.latents == nil else { return }
+        for notice in try run.loraNotices() { tell(.notice(notice)) }
     }
 
     private func openedDevice() throws -> OpenedDevice {
@@ -152,6 +181,10 @@ public actor Engine {
         return Latents(
             samples: walk.run.samples, channels: walk.run.family.geometry.channels,
             extent: walk.run.latents, values: host.floats())
+    }
+
+    func preview(_ id: Int, sample: Int) throws -> RGBImage? {
+        try resident.walks[id]?.preview(sample: sample)
     }
 
     func report(_ id: Int) -> RunReport {

@@ -56,6 +56,18 @@ public struct Plan: Sendable, Hashable, Codable {
         return run
     }
 
+    /// The run with what a device of `limit` bytes may keep of its models for the next run, and beside it of others.
+    /// The plan is one that was fitted to that limit.
+    public func applied(to run: Run, keepingWithin limit: Int) -> Run {
+        var run = applied(to: run)
+        let residency = Residency(self, within: limit)
+        run.options.residency = residency
+        run.options.keepsTextEncoder = residency.kept.contains(.textEncoder)
+        run.options.keepsImageEncoder = residency.kept.contains(.imageEncoder)
+        run.options.keepsTransformer = residency.kept.contains { $0.isTransformer }
+        return run
+    }
+
     /// The same run within `limit` bytes: first the transformer leaves before decoding, then experts take turns, then
     /// weights stream. Throws where even that is too much.
     public func fitted(to limit: Int?) throws(RunError) -> Plan {

@@ -71,6 +71,11 @@ public final class RunHandle: Sendable {
 
     /// What the sampler has come to: between two steps, and until the first frames are decoded. nil before and after.
     public func latents() async throws -> Latents? { try await engine.latents(id) }
+    /// A small picture of the middle of a sample: a pixel for each latent, of what the last step has taken the video to be
+    /// (`RunOptions.keepsPrediction`), or of the latents as they are. nil before the first step and after the last frame.
+    public func preview(sample: Int = 0) async throws -> RGBImage? {
+        try await engine.preview(id, sample: sample)
+    }
     /// What the run has taken so far.
     public func report() async -> RunReport { await engine.report(id) }
 

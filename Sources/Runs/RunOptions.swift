@@ -28,10 +28,16 @@ public struct RunOptions: Sendable, Hashable {
     public var pixelFormat = PixelFormat.rgb24
     /// Keep the text encoder on the device after use, for the next run.
     public var keepsTextEncoder = false
+    /// The same for the autoencoder's half that takes pictures.
+    public var keepsImageEncoder = false
     /// Keep the transformer on the device while frames are decoded, and for the next run.
     public var keepsTransformer = true
     /// Keep both experts on the device, where there are two.
     public var keepsBothExperts = true
+    /// What of other runs may stay beside this one; nil: nothing that this one does not use.
+    public var residency: Residency?
+    /// Keep what each step takes the video to be, for `RunHandle.preview`.
+    public var keepsPrediction = false
     /// A transformer's weights come when they are first required, behind the computation, and not when it is loaded.
     package var defersWeights = true
 

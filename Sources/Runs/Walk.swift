@@ -3,6 +3,7 @@
 import Diffusion
 import Families
 import Glibc
+import Media
 package import Tensors
 
 /// What a run hands to its caller as it goes.
@@ -99,6 +100,27 @@ package struct Walk {
     /// What the sampler has come to. f32 [samples, C, T', H', W']
     package var currentLatents: Tensor? { state.latents ?? state.denoiser?.latents(on: device) }
 
+    /// What one sample looks like at the latent frame in its middle, by the family's linear map.
+    func preview(sample: Int) throws -> RGBImage? {
+        guard let map = run.family.preview, (0..<run.samples).contains(sample),
+            let latents = state.prediction ?? currentLatents
+        else { return nil }
+        let (channels, size) = (run.family.geometry.channels, run.latents)
+        // Only this frame travels: one plane for each channel.
+        let planes = device.reshape(
+            latents, [run.samples * channels * size.t, size.h * size.w])
+        let frame = device.concatenate(
+            (0..<channels).map { channel in
+                let row = (sample * channels + channel) * size.t + size.t / 2
+                return device.slice(planes, row..<row + 1)
+            })
+        let values = device.read(frame).floats()
+        try device.check()
+        return map.pixels(of: values, width: size.w, height: size.h).map {
+            RGBImage(width: size.w, height: size.h, pixels: $0)
+        }
+    }
+
     /// Nothing more is to be done, and nothing is held.
     mutating func abandon() {
         rest = []
@@ -141,7 +163,7 @@ package struct Walk {
         if inspectsNumbers { try inspect(stage, next) }
         state = next
         if case .load(let part) = stage, let model = state.models[part] {
-            pool.keep(model, as: run.key(part))
+            pool.keep(model, as: run.key(part), residency: run.options.residency)
         }
         return step.map(Yield.step)
     }
