@@ -1,6 +1,6 @@
 /// The CPU as a backend: runs the fastest version of each operation that there is.
 
-import Glibc
+import CDrivers
 public import Tensors
 
 /// Operations on the processor's cores. Results do not depend on the number of threads.
@@ -65,7 +65,7 @@ public final class CPUBackend: Backend {
     /// Blocks kept for reuse go, and pages that the allocator keeps.
     public func releaseUnusedMemory() {
         definitions.memory.resetPeak()
-        malloc_trim(0)
+        heap_trim()
     }
 
     public func read(_ x: Tensor) -> Tensor {

@@ -1,10 +1,11 @@
 /// Text embeddings on disk, so that the text encoder need not come back for a prompt that was encoded before.
 
-public import Delivery
+import Delivery
+import Families
 import FoundationEssentials
 import Glibc
 import Ground
-public import Runs
+import Runs
 import SystemPackage
 
 /// A folder of embeddings, each named by a hash of all that decides it: prompts, text encoder, tokenizer, arithmetic. An

@@ -6,6 +6,7 @@ import Families
 import Ground
 import Media
 import Runs
+import Tensors
 
 /// The last few values by their keys.
 struct RecentValues<Key: Hashable & Sendable, Value: Sendable>: Sendable {

@@ -1,14 +1,15 @@
 /// A device whose models stay loaded between requests.
 
-public import Catalog
+import Catalog
 import Checkpoints
 public import Delivery
 import Devices
 public import Families
 import Ground
-public import Media
+import Media
 public import Runs
 import Synchronization
+import SystemPackage
 import Tensors
 
 /// Makes one video after the other, and keeps what the next one may need: models on the device as far as they fit, the
@@ -60,7 +61,7 @@ public final class Session: Sendable {
         Engine {
             var device = DeviceOptions()
             device.threads = options.threads
-            device.cuda.memoryLimit = options.memoryLimit
+            device.memoryLimit = options.memoryLimit
             let backend = try options.device.open(device) { options.note("\($0)") }
             let memory = backend.usableMemory
             facts.memory.withLock { $0 = memory }
@@ -156,6 +157,7 @@ public final class Session: Sendable {
         let files = Mutex<[String]>([])
         let progress = Mutex(RunProgress(prepared.plan))
         let engine = state.withLock { $0.engine }
+        let preview: @Sendable (DenoisedStep, RGBImage) -> Void = { events(.preview($0, $1)) }
         do {
             let report = try await engine.deliver(
                 run, to: outputs, stored: stored,
@@ -163,7 +165,7 @@ public final class Session: Sendable {
                     files.withLock { $0.append(path) }
                     events(.wrote(path))
                 }),
-                preview: previews ? { events(.preview($0, $1)) } : nil
+                preview: previews ? preview : nil
             ) { event in
                 events(.run(event))
                 if let fraction = progress.withLock({ $0.update(event) }) {
@@ -184,9 +186,16 @@ public final class Session: Sendable {
     // MARK: What need not be done twice
 
     private func storedRun(_ prepared: PreparedRun, crf: Int?) throws -> StoredRun {
-        try StoredRun(
+        var stored = try StoredRun(
             prepared.run, of: prepared.models, program: options.program, crf: crf,
             identity: identity)
+        guard options.hidesFolders else { return stored }
+        func name(_ path: String) -> String { FilePath(path).lastComponent?.string ?? path }
+        stored.request.image = stored.request.image.map(name)
+        for index in stored.request.loras.indices {
+            stored.request.loras[index].path = name(stored.request.loras[index].path)
+        }
+        return stored
     }
 
     /// Of a file, read again only where the file has changed.

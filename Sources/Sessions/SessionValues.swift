@@ -20,6 +20,8 @@ public struct SessionOptions: Sendable {
     public var embeddings = EmbeddingCache.user
     /// Name and version, for what videos say of their making.
     public var program = "turbodiffusion"
+    /// Whether videos name files without their folders, because who gets them need not know where they lie.
+    public var hidesFolders = false
     /// Told what the user should know of the device.
     public var note: @Sendable (String) -> Void = { _ in }
 

@@ -16,6 +16,8 @@ enum Interruption {
         SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM,
     ]
     private static let kept = Mutex<[String]>([])
+    /// What the first signal does instead of ending the process.
+    private static let ending = Mutex<(@Sendable () -> Void)?>(nil)
 
     /// Called once, before the first command runs.
     static func install() {
@@ -41,13 +43,27 @@ enum Interruption {
             &thread, nil,
             { reading in
                 var number: UInt8 = 0
-                while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                while true {
+                    while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                    guard let body = Interruption.takeEnding() else { break }
+                    body()
+                }
                 Interruption.end(by: Int32(number))
             }, reading)
     }
 
     /// A file that is whole, and is told to be there when the process is stopped.
     static func keeps(_ path: String) { kept.withLock { $0.append(path) } }
+
+    /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
+    static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
+
+    private static func takeEnding() -> (@Sendable () -> Void)? {
+        ending.withLock { ending in
+            defer { ending = nil }
+            return ending
+        }
+    }
 
     private static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()
