@@ -113,7 +113,8 @@ let package = Package(
             name: "Service",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
-                "Delivery", "Devices", "Sessions", "Jobs", "ServiceResources", system, hummingbird, nio,
+                "Delivery", "Devices", "Sessions", "Jobs", "ServiceResources", system, hummingbird,
+                nio,
                 httpTypes, logging, lifecycle,
             ],
             swiftSettings: swift),
@@ -148,7 +149,8 @@ let package = Package(
             dependencies: [
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
-                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Service",
+                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
+                "Service",
                 "Verification", "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
             ],
             swiftSettings: swift),

@@ -48,7 +48,8 @@ public final class JobStore: Sendable {
     ///   - limit: how many jobs may wait.
     ///   - key: of the client, with a hash of its request; see ``known(key:hash:)``.
     /// - Returns: the job with its number; nil where the queue is full.
-    public func add(_ job: Job, limit: Int, key: (key: String, hash: String)? = nil) throws -> Job? {
+    public func add(_ job: Job, limit: Int, key: (key: String, hash: String)? = nil) throws -> Job?
+    {
         let order = try Self.json(job.order)
         return try database.withLock { database in
             try database.transaction {
@@ -219,7 +220,8 @@ public final class JobStore: Sendable {
         try database.withLock { database in
             var counts: [Job.Status: Int] = [:]
             var bytes = 0
-            try database.run("SELECT status, count(*), total(file_bytes) FROM jobs GROUP BY status") {
+            try database.run("SELECT status, count(*), total(file_bytes) FROM jobs GROUP BY status")
+            {
                 guard let status = $0.text(0).flatMap(Job.Status.init) else { return }
                 counts[status] = $0.integer(1)
                 bytes += Int($0.real(2) ?? 0)

@@ -7,7 +7,8 @@ extension RGBImage {
     public var png: [UInt8] {
         var bytes: [UInt8] = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
         // 8 bits, RGB, and the only methods that there are.
-        Self.append("IHDR", Self.bigEndian(width) + Self.bigEndian(height) + [8, 2, 0, 0, 0], to: &bytes)
+        Self.append(
+            "IHDR", Self.bigEndian(width) + Self.bigEndian(height) + [8, 2, 0, 0, 0], to: &bytes)
         var rows: [UInt8] = []
         rows.reserveCapacity(height * (3 * width + 1))
         for y in 0..<height {

@@ -68,7 +68,8 @@ final class ModelPool {
     func makeRoom(for keys: Set<ModelKey>, within residency: Residency) {
         if let limit = residency.residentWeights {
             entries = entries.filter { key, entry in
-                keys.contains(key) && (!key.part.isTransformer || (entry.residentWeights ?? .max) <= limit)
+                keys.contains(key)
+                    && (!key.part.isTransformer || (entry.residentWeights ?? .max) <= limit)
             }
             return
         }

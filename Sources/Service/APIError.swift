@@ -42,7 +42,8 @@ struct APIError: Error, Hashable {
     { APIError(400, "invalid_request_error", code, message, param: param) }
 
     static func value(_ param: String, _ found: String, expected: String) -> APIError {
-        invalid("invalid_value", "\(param) must be \(expected), not \(shortened(found))", param: param)
+        invalid(
+            "invalid_value", "\(param) must be \(expected), not \(shortened(found))", param: param)
     }
 
     static let unauthorized = APIError(
@@ -115,7 +116,8 @@ extension APIError {
             }
         case let error as FittingError: self = .invalid("conflict", Self.hidingFolders("\(error)"))
         case let error as MediaError:
-            self = .invalid("invalid_value", Self.hidingFolders("\(error)"), param: "input_reference")
+            self = .invalid(
+                "invalid_value", Self.hidingFolders("\(error)"), param: "input_reference")
         default: self = .internalError(Self.hidingFolders("\(error)"))
         }
     }
@@ -123,7 +125,8 @@ extension APIError {
     /// Paths of this machine are nothing that clients need to know: only the last name stays.
     static func hidingFolders(_ text: String) -> String {
         text.split(separator: " ", omittingEmptySubsequences: false).map { word in
-            guard let slash = word.lastIndex(of: "/"), word.contains("/"), word.first == "/" || word.hasPrefix("./")
+            guard let slash = word.lastIndex(of: "/"), word.contains("/"),
+                word.first == "/" || word.hasPrefix("./")
             else { return String(word) }
             return String(word[word.index(after: slash)...])
         }.joined(separator: " ")
@@ -133,7 +136,8 @@ extension APIError {
 extension RequestError {
     fileprivate var field: Field {
         switch self {
-        case .unusable(let field, _, _, _), .conflict(let field, _, _), .missing(let field, _): field
+        case .unusable(let field, _, _, _), .conflict(let field, _, _), .missing(let field, _):
+            field
         }
     }
 }

@@ -33,9 +33,11 @@ extension VideoService {
         var members: [String: JSON] = [
             "id": .string(job.id), "object": "video", "model": .string(order.model),
             "status": .string(job.status.rawValue), "progress": .number(progress),
-            "created_at": time(job.created), "completed_at": time(job.status == .completed ? job.completed : nil),
+            "created_at": time(job.created),
+            "completed_at": time(job.status == .completed ? job.completed : nil),
             "expires_at": time(job.expires), "started_at": time(job.started),
-            "prompt": .string(request.prompt), "size": .string("\(request.width)x\(request.height)"),
+            "prompt": .string(request.prompt),
+            "size": .string("\(request.width)x\(request.height)"),
             "seconds": .string(JSON.number(seconds, digits: 2).text),
             "remixed_from_video_id": .text(job.remixOf),
             "error": job.failure.map { ["code": .string($0.code), "message": .string($0.message)] }

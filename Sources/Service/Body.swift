@@ -23,12 +23,15 @@ struct Body: Sendable, Hashable {
             }
         } else if type == "application/x-www-form-urlencoded" {
             for pair in bytes.split(separator: 0x26) where !pair.isEmpty {
-                let sides = pair.split(separator: 0x3D, maxSplits: 1, omittingEmptySubsequences: false)
+                let sides = pair.split(
+                    separator: 0x3D, maxSplits: 1, omittingEmptySubsequences: false)
                 let name = try Self.text(percentDecoded(sides[0], plusIsSpace: true), "a name")
                 let value = sides.count > 1 ? percentDecoded(sides[1], plusIsSpace: true) : []
                 try add(text: try Self.text(value, name), to: name)
             }
-        } else if type == "application/json" || type.hasSuffix("+json") || (type.isEmpty && !bytes.isEmpty) {
+        } else if type == "application/json" || type.hasSuffix("+json")
+            || (type.isEmpty && !bytes.isEmpty)
+        {
             guard let json = try? JSON(parsing: bytes) else {
                 throw .invalid("invalid_body", "the body is not JSON")
             }
@@ -51,7 +54,9 @@ struct Body: Sendable, Hashable {
             guard let value = fields.removeValue(forKey: name) else { continue }
             var json = value
             // A form has them as text.
-            if case .json(.string(let text)) = value, let parsed = try? JSON(parsing: Array(text.utf8)) {
+            if case .json(.string(let text)) = value,
+                let parsed = try? JSON(parsing: Array(text.utf8))
+            {
                 json = .json(parsed)
             }
             switch json {
@@ -69,7 +74,8 @@ struct Body: Sendable, Hashable {
     }
 
     private mutating func add(text: String, to name: String) throws(APIError) {
-        guard let bracket = name.firstIndex(of: "["), name.hasSuffix("]"), bracket != name.startIndex
+        guard let bracket = name.firstIndex(of: "["), name.hasSuffix("]"),
+            bracket != name.startIndex
         else {
             guard fields[name] == nil else { throw Self.twice(name) }
             fields[name] = .json(.string(text))

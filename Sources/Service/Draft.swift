@@ -54,7 +54,8 @@ struct Draft: Sendable, Hashable {
         case "boundary_ratio", "boundary": boundary = try field.number(0...1)
         case "sigma_max": sigmaMax = try field.number(0...1e6)
         case "ode": ode = try field.bool()
-        case "sampler": solver = try field.choice(["rcm"] + Sampling.Solver.allCases.map(\.rawValue))
+        case "sampler":
+            solver = try field.choice(["rcm"] + Sampling.Solver.allCases.map(\.rawValue))
         case "attention_type": attention = try field.choice()
         case "sla_topk": topK = try field.number(0...1)
         case "linears": linears = try field.choice()
@@ -69,7 +70,8 @@ struct Draft: Sendable, Hashable {
         case "n", "num_outputs_per_prompt":
             guard try field.integer() == 1 else {
                 throw .invalid(
-                    "unsupported_field", "\(name) must be 1: send further requests with other seeds",
+                    "unsupported_field",
+                    "\(name) must be 1: send further requests with other seeds",
                     param: name)
             }
         default: try refuse(name, field)
@@ -88,7 +90,9 @@ struct Draft: Sendable, Hashable {
             "quality",
         ]
         guard others.contains(name) else {
-            throw .invalid("unknown_field", "there is no field '\(name.prefix(80))'", param: String(name.prefix(80)))
+            throw .invalid(
+                "unknown_field", "there is no field '\(name.prefix(80))'",
+                param: String(name.prefix(80)))
         }
         if field.asksForNothing { return }
         throw .invalid("unsupported_field", "'\(name)' is not done by this service", param: name)
@@ -121,12 +125,13 @@ extension Draft {
     {
         var request = base ?? Request("", for: family)
         guard let prompt = prompt ?? base?.prompt else {
-            throw .invalid("missing_field", "prompt is missing: what the video shows", param: "prompt")
+            throw .invalid(
+                "missing_field", "prompt is missing: what the video shows", param: "prompt")
         }
         request.prompt = prompt
         request.negativePrompt = negativePrompt ?? request.negativePrompt
         if let resolution {
-            do { 
+            do {
                 let size = try Resolution(resolution)
                 (request.width, request.height) = (size.width, size.height)
             } catch { throw APIError(error) }
@@ -177,7 +182,8 @@ extension Draft {
                 // 1 and 0 ask for no guidance.
                 guard let value, !(name == "guidance_scale" && value <= 1) else { continue }
                 throw .invalid(
-                    "conflict", "\(name) is for undistilled models: leave it out, or name a sampler",
+                    "conflict",
+                    "\(name) is for undistilled models: leave it out, or name a sampler",
                     param: name)
             }
             settings.sigmaMax = sigmaMax ?? settings.sigmaMax
@@ -237,7 +243,8 @@ private struct Field {
         }
         guard text.unicodeScalars.count <= limit else {
             throw .value(
-                name, "\(text.unicodeScalars.count) characters", expected: "at most \(limit) characters")
+                name, "\(text.unicodeScalars.count) characters",
+                expected: "at most \(limit) characters")
         }
         return text
     }
@@ -285,7 +292,9 @@ private struct Field {
 
     func choice<Value: RawRepresentable<String> & CaseIterable>() throws(APIError) -> Value {
         let text = try choice(Value.allCases.map(\.rawValue))
-        guard let value = Value(rawValue: text) else { throw .value(name, shown, expected: "known") }
+        guard let value = Value(rawValue: text) else {
+            throw .value(name, shown, expected: "known")
+        }
         return value
     }
 
@@ -322,7 +331,8 @@ private struct Field {
             case "int_id": break
             default:
                 throw .invalid(
-                    "unknown_field", "there is no field '\(field.name.prefix(80))'; LoRAs are named",
+                    "unknown_field",
+                    "there is no field '\(field.name.prefix(80))'; LoRAs are named",
                     param: String(field.name.prefix(80)))
             }
         }
@@ -349,7 +359,9 @@ private struct Field {
             if case .string(let text)? = members["image_url"], members.count == 1 {
                 return try dataURL(text)
             }
-            if case .object(let inner)? = members["image_url"], case .string(let text)? = inner["url"] {
+            if case .object(let inner)? = members["image_url"],
+                case .string(let text)? = inner["url"]
+            {
                 return try dataURL(text)
             }
             throw .invalid(
@@ -370,7 +382,8 @@ private struct Field {
                 expected: "a file, or a URL that begins with data:image/…;base64,")
         }
         let payload = String(text[text.index(after: comma)...])
-        guard let data = Data(base64Encoded: payload, options: .ignoreUnknownCharacters), !data.isEmpty
+        guard let data = Data(base64Encoded: payload, options: .ignoreUnknownCharacters),
+            !data.isEmpty
         else { throw .value(name, "damaged", expected: "a picture in base64") }
         return [UInt8](data)
     }

@@ -34,7 +34,9 @@ final class EventHub: Sendable {
     /// - Parameters:
     ///   - video: the one that is listened to; nil: all.
     ///   - first: what the stream begins with, asked for when nothing that follows can be missed.
-    func listen(to video: String?, first: () -> [(name: String, data: JSON)]) -> AsyncStream<ServerEvent> {
+    func listen(to video: String?, first: () -> [(name: String, data: JSON)]) -> AsyncStream<
+        ServerEvent
+    > {
         let (stream, continuation) = AsyncStream.makeStream(
             of: ServerEvent.self, bufferingPolicy: .bufferingNewest(Self.bufferSize))
         let id = state.withLock { state -> Int? in

@@ -39,7 +39,8 @@ struct Guard: Sendable {
         guard hosts.contains(Self.name(authority)) else {
             throw .forbidden(
                 "foreign_host",
-                "this service is not known as '\(authority.prefix(80))'; --allowed-host lets a name in")
+                "this service is not known as '\(authority.prefix(80))'; --allowed-host lets a name in"
+            )
         }
         guard let origin, !isOwn(origin, authority) else { return }
         throw .forbidden(
@@ -51,7 +52,8 @@ struct Guard: Sendable {
     func allows(_ origin: String) -> Bool { origins.contains(origin) }
 
     private func isOwn(_ origin: String, _ authority: String) -> Bool {
-        origin == "http://\(authority)" || origin == "https://\(authority)" || origins.contains(origin)
+        origin == "http://\(authority)" || origin == "https://\(authority)"
+            || origins.contains(origin)
     }
 
     /// `example.org:8000`, `[::1]:8000` without the port.

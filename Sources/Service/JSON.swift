@@ -14,7 +14,9 @@ enum JSON: Sendable, Hashable {
     case written(String)
 
     /// - Throws: where the bytes are not JSON.
-    init(parsing bytes: [UInt8]) throws { self = try JSONDecoder().decode(JSON.self, from: Data(bytes)) }
+    init(parsing bytes: [UInt8]) throws {
+        self = try JSONDecoder().decode(JSON.self, from: Data(bytes))
+    }
 
     /// Of a value that can be encoded.
     init(encoding value: some Encodable) {
@@ -46,7 +48,8 @@ enum JSON: Sendable, Hashable {
         case .string(let text): Self.quoted(text)
         case .array(let values): "[" + values.map(\.text).joined(separator: ",") + "]"
         case .object(let members):
-            "{" + members.sorted { $0.key < $1.key }
+            "{"
+                + members.sorted { $0.key < $1.key }
                 .map { Self.quoted($0.key) + ":" + $0.value.text }.joined(separator: ",") + "}"
         case .written(let text): text
         }
@@ -61,7 +64,9 @@ enum JSON: Sendable, Hashable {
             case "\n": result += "\\n"
             case "\r": result += "\\r"
             case "\t": result += "\\t"
-            case _ where scalar.value < 0x20 || scalar.value == 0x7F || (0x2028...0x2029).contains(scalar.value):
+            case _
+            where scalar.value < 0x20 || scalar.value == 0x7F
+                || (0x2028...0x2029).contains(scalar.value):
                 let digits = String(scalar.value, radix: 16)
                 result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
             default: result.unicodeScalars.append(scalar)
@@ -111,7 +116,8 @@ extension JSON: Decodable {
     }
 }
 
-extension JSON: ExpressibleByDictionaryLiteral, ExpressibleByArrayLiteral, ExpressibleByStringLiteral,
+extension JSON: ExpressibleByDictionaryLiteral, ExpressibleByArrayLiteral,
+    ExpressibleByStringLiteral,
     ExpressibleByBooleanLiteral
 {
     init(dictionaryLiteral elements: (String, JSON)...) {

@@ -79,7 +79,9 @@ final class Metrics: Sendable {
             ("process_open_fds", "Open descriptors.", Self.count("/proc/self/fd")),
             ("process_threads", "Threads.", Self.count("/proc/self/task")),
         ]
-        for (name, help, value) in gauges + own { family(name, "gauge", help, ["\(name) \(value)"]) }
+        for (name, help, value) in gauges + own {
+            family(name, "gauge", help, ["\(name) \(value)"])
+        }
         return text
     }
 

@@ -38,9 +38,13 @@ enum Multipart {
             if body[at...].starts(with: [0x2D, 0x2D]) { return parts }
             // Padding, then the end of the line.
             while at < body.count, body[at] == 0x20 || body[at] == 0x09 { at += 1 }
-            guard body[at...].starts(with: [0x0D, 0x0A]) else { throw broken("a boundary does not end its line") }
+            guard body[at...].starts(with: [0x0D, 0x0A]) else {
+                throw broken("a boundary does not end its line")
+            }
             at += 2
-            guard parts.count < partLimit else { throw broken("it has more than \(partLimit) parts") }
+            guard parts.count < partLimit else {
+                throw broken("it has more than \(partLimit) parts")
+            }
             guard let end = find([0x0D, 0x0A] + delimiter, in: body, from: at - 2) else {
                 throw broken("its last part has no end")
             }
@@ -50,7 +54,8 @@ enum Multipart {
     }
 
     /// The part whose lines of header begin at `start`.
-    private static func part(_ body: [UInt8], _ start: Int, _ end: Int) throws(APIError) -> FormPart {
+    private static func part(_ body: [UInt8], _ start: Int, _ end: Int) throws(APIError) -> FormPart
+    {
         var at = start
         var found = FormPart(name: "", bytes: [])
         var hasName = false
@@ -59,7 +64,9 @@ enum Multipart {
                 throw broken("a part has no empty line before its content")
             }
             if lineEnd == at { break }
-            guard lineEnd - at <= 8192 else { throw broken("a line of a part's header is too long") }
+            guard lineEnd - at <= 8192 else {
+                throw broken("a line of a part's header is too long")
+            }
             let line = String(decoding: body[at..<lineEnd], as: UTF8.self)
             at = lineEnd + 2
             guard let colon = line.firstIndex(of: ":") else {

@@ -69,9 +69,11 @@ struct Routes: Sendable {
 
     // MARK: Routing
 
-    private func route(_ request: Request, _ context: some RequestContext) async throws -> Response {
+    private func route(_ request: Request, _ context: some RequestContext) async throws -> Response
+    {
         let path = request.uri.path
-        let parts = path.split(separator: "/", omittingEmptySubsequences: false).dropFirst().map(String.init)
+        let parts = path.split(separator: "/", omittingEmptySubsequences: false).dropFirst().map(
+            String.init)
         if request.method == .options { return try preflight(request) }
         let isRead = request.method == .get || request.method == .head
         func need(_ method: HTTPRequest.Method) throws(APIError) {
@@ -147,7 +149,8 @@ struct Routes: Sendable {
             return Self.response(try await service.plan(try await body(request)))
         case ("edits", _, _), ("extensions", _, _), ("characters", _, _):
             throw APIError.notImplemented(
-                "no model of this service does that; it makes videos from text and from a first picture")
+                "no model of this service does that; it makes videos from text and from a first picture"
+            )
         case (let id?, nil, 1):
             if isRead { return videoResponse(try job(id)) }
             guard request.method == .delete else { throw refuse() }
@@ -171,7 +174,8 @@ struct Routes: Sendable {
             return videoResponse(
                 try await service.create(try await body(request), key: key, base: base))
         default:
-            throw APIError.notFound("no_such_route", "there is nothing at \(request.uri.path.prefix(80))")
+            throw APIError.notFound(
+                "no_such_route", "there is nothing at \(request.uri.path.prefix(80))")
         }
     }
 
@@ -218,7 +222,9 @@ struct Routes: Sendable {
                 }
             case "after": break
             default:
-                throw APIError.invalid("unknown_field", "there is no parameter '\(name.prefix(80))'", param: String(name.prefix(80)))
+                throw APIError.invalid(
+                    "unknown_field", "there is no parameter '\(name.prefix(80))'",
+                    param: String(name.prefix(80)))
             }
         }
         let after = query["after"].map(String.init)
@@ -233,7 +239,8 @@ struct Routes: Sendable {
 
     // MARK: Contents
 
-    private func content(_ request: Request, _ job: Job, _ context: some RequestContext) async throws
+    private func content(_ request: Request, _ job: Job, _ context: some RequestContext)
+        async throws
         -> Response
     {
         let variant = request.uri.queryParameters["variant"].map(String.init) ?? "video"
@@ -242,7 +249,9 @@ struct Routes: Sendable {
                 let png = service.state.withLock({ state in
                     state.previews.first { $0.id == job.id }?.png
                 })
-            else { throw APIError.notFound("video_not_ready", "there is no preview of '\(job.id)'") }
+            else {
+                throw APIError.notFound("video_not_ready", "there is no preview of '\(job.id)'")
+            }
             return Response(
                 status: .ok, headers: [.contentType: "image/png", .cacheControl: "no-store"],
                 body: ResponseBody(byteBuffer: ByteBuffer(bytes: png)))
@@ -337,7 +346,9 @@ struct Routes: Sendable {
                 let text = event == .comment ? ":\n\n" : event.text
                 try await writer.write(ByteBuffer(string: text))
                 // Of one that is over there is nothing more to come.
-                if let job, event.name == "video", let now = try service.store.job(job.id), now.status.isOver {
+                if let job, event.name == "video", let now = try service.store.job(job.id),
+                    now.status.isOver
+                {
                     break
                 }
             }
@@ -360,7 +371,8 @@ struct ByteRange {
     /// nil for what is to be ignored.
     init?(_ header: String, size: Int) {
         guard header.hasPrefix("bytes="), !header.contains(",") else { return nil }
-        let sides = header.dropFirst("bytes=".count).split(separator: "-", omittingEmptySubsequences: false)
+        let sides = header.dropFirst("bytes=".count).split(
+            separator: "-", omittingEmptySubsequences: false)
         guard sides.count == 2 else { return nil }
         switch (Int(sides[0]), Int(sides[1])) {
         case (let first?, nil) where sides[1].isEmpty:

@@ -24,7 +24,9 @@ struct Served: Sendable {
     func model(_ name: String?, takesPicture: Bool) throws(APIError) -> ServedModel {
         guard let name else {
             let wanted: Family.Conditioning = takesPicture ? .firstFrame : .none
-            guard let first = models.first(where: { $0.models.family.conditioning == wanted }) ?? models.first
+            guard
+                let first = models.first(where: { $0.models.family.conditioning == wanted })
+                    ?? models.first
             else { throw .notFound("model_not_found", "no model is served", param: "model") }
             return first
         }
@@ -47,7 +49,8 @@ struct Served: Sendable {
         let names = (try? FilePath(loraFolder).fileNames()) ?? []
         var loras: [String: String] = [:]
         for name in names {
-            guard !name.hasPrefix("."), let ending = Self.endings.first(where: name.hasSuffix) else {
+            guard !name.hasPrefix("."), let ending = Self.endings.first(where: name.hasSuffix)
+            else {
                 continue
             }
             loras[String(name.dropLast(ending.count))] = FilePath(loraFolder).appending(name).string
@@ -57,7 +60,8 @@ struct Served: Sendable {
 
     func path(ofLoRA name: String) throws(APIError) -> String {
         guard let path = loras[name] else {
-            throw .notFound("lora_not_found", "there is no LoRA '\(name.prefix(80))'", param: "lora")
+            throw .notFound(
+                "lora_not_found", "there is no LoRA '\(name.prefix(80))'", param: "lora")
         }
         return path
     }

@@ -93,12 +93,14 @@ final class VideoService: Sendable {
         let input = folders.input(id)
         do {
             let hasPicture = try await keepPicture(draft, base, at: input)
-            let (order, prepared) = try await prepare(draft, base, picture: hasPicture ? input : nil)
+            let (order, prepared) = try await prepare(
+                draft, base, picture: hasPicture ? input : nil)
             let job = Job(
                 id: id, order: order, created: now(),
                 cost: prepared.plan.stages.reduce(0) { $0 + $1.operations } / 1e12,
                 remixOf: base?.id)
-            guard let accepted = try store.add(job, limit: options.queueLimit, key: idempotency) else {
+            guard let accepted = try store.add(job, limit: options.queueLimit, key: idempotency)
+            else {
                 throw APIError.queueFull(limit: options.queueLimit, retryAfter: retryAfter)
             }
             enqueue(accepted)
@@ -127,7 +129,8 @@ final class VideoService: Sendable {
     func plan(_ body: Body) async throws -> JSON {
         let draft = try Draft(body)
         // A picture's content does not matter here.
-        let (_, prepared) = try await prepare(draft, nil, picture: draft.picture == nil ? nil : "/dev/null")
+        let (_, prepared) = try await prepare(
+            draft, nil, picture: draft.picture == nil ? nil : "/dev/null")
         let queue = state.withLock { state in
             state.order.seconds
                 + state.running.values.reduce(0) {
@@ -226,7 +229,8 @@ final class VideoService: Sendable {
     /// Ends a job that waits or runs.
     func cancel(_ id: String) throws -> Job {
         guard let job = try store.job(id) else { throw APIError.noVideo(id) }
-        guard let cancelled = try store.cancel(id, at: now(), expires: now() + options.expireSeconds)
+        guard
+            let cancelled = try store.cancel(id, at: now(), expires: now() + options.expireSeconds)
         else {
             throw APIError.conflict(
                 "already_over", "'\(id)' is \(job.status.rawValue) already")

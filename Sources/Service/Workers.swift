@@ -1,7 +1,7 @@
 /// One worker a device: takes the next job, carries it out, writes down how it ended.
 
-import Glibc
 import Delivery
+import Glibc
 import Ground
 import Jobs
 import Media
@@ -154,7 +154,9 @@ extension VideoService {
                 error is CancellationError && ending == .timeout
                 ? Job.Failure(
                     code: "timeout",
-                    message: "it took longer than the \(Int(options.runSeconds)) seconds that a run may take")
+                    message:
+                        "it took longer than the \(Int(options.runSeconds)) seconds that a run may take"
+                )
                 : Job.Failure(error)
             // A job that was cancelled or deleted is over already.
             let failed = try store.fail(
@@ -241,7 +243,8 @@ extension VideoService {
                 let failure = Job.Failure(
                     code: "interrupted",
                     message: "the service died \(job.attempts) times while it was running")
-                _ = try store.fail(job.id, at: now(), expires: now() + options.expireSeconds, failure)
+                _ = try store.fail(
+                    job.id, at: now(), expires: now() + options.expireSeconds, failure)
             } else {
                 _ = try store.requeue(interrupted: job.id)
             }

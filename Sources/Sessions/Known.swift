@@ -26,7 +26,9 @@ struct RecentValues<Key: Hashable & Sendable, Value: Sendable>: Sendable {
         set {
             turn += 1
             values[key] = newValue.map { ($0, turn) }
-            if values.count > capacity, let oldest = values.min(by: { $0.value.turn < $1.value.turn }) {
+            if values.count > capacity,
+                let oldest = values.min(by: { $0.value.turn < $1.value.turn })
+            {
                 values[oldest.key] = nil
             }
         }

@@ -54,7 +54,8 @@ public final class Session: Sendable {
         let engine = state.withLock { $0.engine }
         let name = try await engine.openDevice()
         let memory = facts.memory.withLock { $0 }
-        return SessionDevice(name: name, memoryLimit: options.memoryLimit ?? memory.usable, isGPU: memory.isGPU)
+        return SessionDevice(
+            name: name, memoryLimit: options.memoryLimit ?? memory.usable, isGPU: memory.isGPU)
     }
 
     private static func engine(_ options: SessionOptions, _ facts: FactsBox) -> Engine {
@@ -217,12 +218,14 @@ public final class Session: Sendable {
 
     /// A model whose file was replaced is loaded again.
     private func forgetChangedFiles(_ prepared: PreparedRun) async {
-        let paths = ModelFile.allCases.compactMap { prepared.models[$0] }
+        let paths =
+            ModelFile.allCases.compactMap { prepared.models[$0] }
             + prepared.run.request.loras.map(\.path)
         let changed = state.withLock { $0.known.changed(among: paths) }
         let engine = state.withLock { $0.engine }
         for path in changed { await engine.forget(path: path) }
-        if changed.contains(where: { path in prepared.run.request.loras.contains { $0.path == path } })
+        if changed.contains(where: { path in prepared.run.request.loras.contains { $0.path == path }
+            })
         {
             for file in [ModelFile.transformer, .lowNoiseTransformer] {
                 if let path = prepared.models[file] { await engine.forget(path: path) }
@@ -230,7 +233,8 @@ public final class Session: Sendable {
         }
     }
 
-    private func embedding(of prepared: PreparedRun, _ stored: StoredRun) throws -> CachedEmbedding {
+    private func embedding(of prepared: PreparedRun, _ stored: StoredRun) throws -> CachedEmbedding
+    {
         let run = prepared.run
         guard let cache = options.embeddings, run.options.start.latents == nil,
             run.options.start.text == nil, run.options.save.text == nil,

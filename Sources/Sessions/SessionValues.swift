@@ -3,9 +3,9 @@
 public import Delivery
 public import Devices
 public import Families
+import Ground
 public import Media
 public import Runs
-import Ground
 
 /// How a session is set up.
 public struct SessionOptions: Sendable {

@@ -56,7 +56,8 @@ struct ServeCommand: AsyncParsableCommand {
         var maxRunSeconds = 3600
         @Option(help: "Hours after which a finished video goes.")
         var expireHours = 168.0
-        @Option(help: "The most disk space of all videos (default 20GiB).", transform: ByteCount.init)
+        @Option(
+            help: "The most disk space of all videos (default 20GiB).", transform: ByteCount.init)
         var diskLimit: ByteCount?
     }
 
@@ -65,7 +66,9 @@ struct ServeCommand: AsyncParsableCommand {
         var device: [DeviceChoice] = []
         @Option(help: "Threads of the CPU (default: all).")
         var threads: Int?
-        @Option(help: "The most memory of each device to use, such as 16GiB.", transform: ByteCount.init)
+        @Option(
+            help: "The most memory of each device to use, such as 16GiB.", transform: ByteCount.init
+        )
         var memoryLimit: ByteCount?
         @Option(help: "Seconds without a request after which models leave the device; 0 for never.")
         var keepLoaded = 600
@@ -162,7 +165,8 @@ struct ServeCommand: AsyncParsableCommand {
             guard !found.isEmpty else {
                 throw UserError(
                     "model.catalog",
-                    "no model is here: put one into Models/ or checkpoints/, or name its folder with --model")
+                    "no model is here: put one into Models/ or checkpoints/, or name its folder with --model"
+                )
             }
             return found
         }
@@ -170,7 +174,8 @@ struct ServeCommand: AsyncParsableCommand {
             return try model.map { name in
                 let models = try catalog.open(ModelChoice(name))
                 try models.checkPresence(of: ModelFile.allCases)
-                return ServedModel(name: catalog.entry(named: name)?.name ?? models.name, models: models)
+                return ServedModel(
+                    name: catalog.entry(named: name)?.name ?? models.name, models: models)
             }
         } catch {
             throw UserError(error, takesPicture: false)

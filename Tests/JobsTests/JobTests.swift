@@ -12,7 +12,9 @@ private func order(_ prompt: String = "a") -> Job.Order {
 private final class Folder {
     let path: String
     init() throws {
-        path = FileManager.default.temporaryDirectory.path + "/jobs-\(UInt64.random(in: 0...UInt64.max))"
+        path =
+            FileManager.default.temporaryDirectory.path
+            + "/jobs-\(UInt64.random(in: 0...UInt64.max))"
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     }
     func remove() { try? FileManager.default.removeItem(atPath: path) }
@@ -26,7 +28,8 @@ private final class Folder {
         defer { folder.remove() }
         let store = try folder.store()
         let job = try #require(
-            try store.add(Job(order: order("red 'quotes' \u{0} 球"), created: 10, cost: 2), limit: 5))
+            try store.add(Job(order: order("red 'quotes' \u{0} 球"), created: 10, cost: 2), limit: 5)
+        )
         #expect(job.number == 1)
         #expect(job.status == .queued)
         let begun = try #require(try store.begin(job.id, at: 11))
@@ -47,7 +50,9 @@ private final class Folder {
         #expect(try store.job(job.id) == nil)
     }
 
-    @Test("An interrupted job waits again at its old place, with its attempt counted; one that was put back is not")
+    @Test(
+        "An interrupted job waits again at its old place, with its attempt counted; one that was put back is not"
+    )
     func requeueing() throws {
         let folder = try Folder()
         defer { folder.remove() }
@@ -96,7 +101,8 @@ private final class Folder {
         defer { folder.remove() }
         let store = try folder.store()
         let ids = try (0..<7).map {
-            try #require(try store.add(Job(order: order(), created: Double($0), cost: 1), limit: 9)).id
+            try #require(try store.add(Job(order: order(), created: Double($0), cost: 1), limit: 9))
+                .id
         }
         for newestFirst in [false, true] {
             var (found, after): ([String], String?) = ([], nil)
@@ -120,7 +126,8 @@ private final class Folder {
         let store = try folder.store()
         var ids: [String] = []
         for index in 0..<4 {
-            let job = try #require(try store.add(Job(order: order(), created: 1, cost: 1), limit: 9))
+            let job = try #require(
+                try store.add(Job(order: order(), created: 1, cost: 1), limit: 9))
             _ = try store.begin(job.id, at: 1)
             _ = try store.complete(
                 job.id, at: 2, expires: index == 1 ? 50 : 1000, report: nil, fileBytes: 100)
@@ -136,15 +143,21 @@ private final class Folder {
     func ids() {
         #expect(Job.isID(Job.newID()))
         #expect(Job.newID() != Job.newID())
-        for text in ["", "video_", "../../etc/passwd", "video_" + String(repeating: "g", count: 32), "video_" + String(repeating: "a", count: 31), "video_/" + String(repeating: "a", count: 31)] {
+        for text in [
+            "", "video_", "../../etc/passwd", "video_" + String(repeating: "g", count: 32),
+            "video_" + String(repeating: "a", count: 31),
+            "video_/" + String(repeating: "a", count: 31),
+        ] {
             #expect(!Job.isID(text))
         }
     }
 }
 
 @Suite struct FairOrderTests {
-    private func job(_ number: Int, created: Double, cost: Double, in store: JobStore) throws -> Job {
-        try #require(try store.add(Job(order: order("\(number)"), created: created, cost: cost), limit: 99))
+    private func job(_ number: Int, created: Double, cost: Double, in store: JobStore) throws -> Job
+    {
+        try #require(
+            try store.add(Job(order: order("\(number)"), created: created, cost: cost), limit: 99))
     }
 
     @Test("Equal jobs go in the order in which they came, whatever was learned between them")
@@ -167,7 +180,9 @@ private final class Folder {
         #expect(found == ids)
     }
 
-    @Test("A short job overtakes a long one, and the long one's turn comes though short ones keep coming")
+    @Test(
+        "A short job overtakes a long one, and the long one's turn comes though short ones keep coming"
+    )
     func shortAndLong() throws {
         let folder = try Folder()
         defer { folder.remove() }
@@ -203,6 +218,7 @@ private final class Folder {
         #expect(fair.seconds == 6)
         fair.remove(jobs[1].id)
         #expect(fair.countAhead(of: jobs[1].id, at: 1) == nil)
-        #expect([fair.next(at: 1), fair.next(at: 1), fair.next(at: 1)] == [jobs[0].id, jobs[2].id, nil])
+        #expect(
+            [fair.next(at: 1), fair.next(at: 1), fair.next(at: 1)] == [jobs[0].id, jobs[2].id, nil])
     }
 }

@@ -10,7 +10,9 @@ import Testing
 @testable import Service
 
 private func form(_ text: String) -> [UInt8] {
-    Array(text.split(separator: "\n", omittingEmptySubsequences: false).joined(separator: "\r\n").utf8)
+    Array(
+        text.split(separator: "\n", omittingEmptySubsequences: false).joined(separator: "\r\n").utf8
+    )
 }
 
 /// The code of the error that `body` throws.
@@ -27,19 +29,21 @@ private func code(_ body: () throws -> Void) -> String? {
         let boundary = try #require(
             Multipart.boundary(of: "multipart/form-data; charset=utf-8; boundary=\"a b\""))
         #expect(boundary == "a b")
-        let body = form(
-            """
-            preamble
-            --a b
-            Content-Disposition: form-data; name="prompt"
+        let body =
+            form(
+                """
+                preamble
+                --a b
+                Content-Disposition: form-data; name="prompt"
 
-            two
-            lines --a b
-            --a b  \t
-            content-disposition: form-data; name="input_reference"; filename="a;\\"b\\".png"
-            Content-Type: image/png
+                two
+                lines --a b
+                --a b  \t
+                content-disposition: form-data; name="input_reference"; filename="a;\\"b\\".png"
+                Content-Type: image/png
 
-            """) + [0x0D, 0x0A, 0x00, 0xFF] + form("\n--a b\nContent-Disposition: form-data; name=empty\n\n\n--a b--\nepilogue")
+                """) + [0x0D, 0x0A, 0x00, 0xFF]
+            + form("\n--a b\nContent-Disposition: form-data; name=empty\n\n\n--a b--\nepilogue")
         let parts = try Multipart.parts(body, boundary: boundary)
         #expect(parts.map(\.name) == ["prompt", "input_reference", "empty"])
         #expect(String(decoding: parts[0].bytes, as: UTF8.self) == "two\r\nlines --a b")
@@ -51,24 +55,40 @@ private func code(_ body: () throws -> Void) -> String? {
 
     @Test("What is no form is refused, cut at any place")
     func damaged() throws {
-        let body = form("--x\nContent-Disposition: form-data; name=\"a\"\n\n1\n--x\nContent-Disposition: form-data; name=\"b\"\n\n2\n--x--\n")
+        let body = form(
+            "--x\nContent-Disposition: form-data; name=\"a\"\n\n1\n--x\nContent-Disposition: form-data; name=\"b\"\n\n2\n--x--\n"
+        )
         #expect(try Multipart.parts(body, boundary: "x").count == 2)
         // The last line may lack its end.
         for length in 0..<(body.count - 4) {
-            #expect(code { _ = try Multipart.parts(Array(body.prefix(length)), boundary: "x") } == "invalid_body", "\(length)")
+            #expect(
+                code { _ = try Multipart.parts(Array(body.prefix(length)), boundary: "x") }
+                    == "invalid_body", "\(length)")
         }
-        #expect(code { _ = try Multipart.parts(form("--x\nno colon\n\n1\n--x--"), boundary: "x") } == "invalid_body")
-        #expect(code { _ = try Multipart.parts(form("--x\nA: b\n\n1\n--x--"), boundary: "x") } == "invalid_body")
-        let many = String(repeating: "--x\nContent-Disposition: form-data; name=a\n\n1\n", count: 300) + "--x--"
+        #expect(
+            code { _ = try Multipart.parts(form("--x\nno colon\n\n1\n--x--"), boundary: "x") }
+                == "invalid_body")
+        #expect(
+            code { _ = try Multipart.parts(form("--x\nA: b\n\n1\n--x--"), boundary: "x") }
+                == "invalid_body")
+        let many =
+            String(repeating: "--x\nContent-Disposition: form-data; name=a\n\n1\n", count: 300)
+            + "--x--"
         #expect(code { _ = try Multipart.parts(form(many), boundary: "x") } == "invalid_body")
-        for type in ["multipart/form-data", "multipart/form-data; boundary=", "multipart/mixed; boundary=x", "application/json", "multipart/form-data; boundary=" + String(repeating: "x", count: 71)] {
+        for type in [
+            "multipart/form-data", "multipart/form-data; boundary=", "multipart/mixed; boundary=x",
+            "application/json",
+            "multipart/form-data; boundary=" + String(repeating: "x", count: 71),
+        ] {
             #expect(Multipart.boundary(of: type) == nil)
         }
     }
 
     @Test("Damaged forms never trap")
     func fuzzed() throws {
-        let body = form("--x\nContent-Disposition: form-data; name=\"a[b]\"; filename=\"c\"\nContent-Type: t\n\n1\n--x\nContent-Disposition: form-data; name=\"b\"\n\n2\n--x--\n")
+        let body = form(
+            "--x\nContent-Disposition: form-data; name=\"a[b]\"; filename=\"c\"\nContent-Type: t\n\n1\n--x\nContent-Disposition: form-data; name=\"b\"\n\n2\n--x--\n"
+        )
         var generator = SystemRandomNumberGenerator()
         for _ in 0..<20000 {
             var damaged = body
@@ -77,7 +97,9 @@ private func code(_ body: () throws -> Void) -> String? {
                 switch Int.random(in: 0..<3, using: &generator) {
                 case 0: damaged[index] = UInt8.random(in: 0...255, using: &generator)
                 case 1: damaged.remove(at: index)
-                default: damaged.insert(damaged[Int.random(in: 0..<damaged.count, using: &generator)], at: index)
+                default:
+                    damaged.insert(
+                        damaged[Int.random(in: 0..<damaged.count, using: &generator)], at: index)
                 }
             }
             _ = code { _ = try Body(damaged, contentType: "multipart/form-data; boundary=x") }
@@ -89,7 +111,9 @@ private func code(_ body: () throws -> Void) -> String? {
     @Test("JSON, forms and their brackets are the same fields")
     func same() throws {
         let json = try Body(
-            Array(#"{"prompt": "a & b", "lora": {"name": "x", "scale": "0.5"}, "steps": ["1", "2"]}"#.utf8),
+            Array(
+                #"{"prompt": "a & b", "lora": {"name": "x", "scale": "0.5"}, "steps": ["1", "2"]}"#
+                    .utf8),
             contentType: "application/json; charset=utf-8")
         let urlencoded = try Body(
             Array("prompt=a+%26%20b&lora%5Bname%5D=x&lora[scale]=0.5&steps[]=1&steps%5b%5d=2".utf8),
@@ -102,7 +126,9 @@ private func code(_ body: () throws -> Void) -> String? {
     @Test("Fields in extra_body count, and those outside of it win")
     func extra() throws {
         let body = try Body(
-            Array(#"{"prompt": "a", "fps": 8, "extra_body": {"fps": 9, "seed": 18446744073709551615}}"#.utf8),
+            Array(
+                #"{"prompt": "a", "fps": 8, "extra_body": {"fps": 9, "seed": 18446744073709551615}}"#
+                    .utf8),
             contentType: nil)
         let draft = try Draft(body)
         #expect(draft.framesPerSecond == 8)
@@ -153,19 +179,26 @@ private func code(_ body: () throws -> Void) -> String? {
         #expect(draft.crf == 20 && draft.user == "u")
     }
 
-    @Test("Frames come from seconds where they are not said, as the next number that the model makes")
+    @Test(
+        "Frames come from seconds where they are not said, as the next number that the model makes")
     func seconds() throws {
         for (seconds, frames) in [("2", 33), ("0.1", 5), ("0.06", 1), ("5", 81), ("1.5", 25)] {
-            let request = try draft(#"{"prompt": "p", "seconds": "\#(seconds)"}"#).request(for: .wan21) { 1 }
+            let request = try draft(#"{"prompt": "p", "seconds": "\#(seconds)"}"#).request(
+                for: .wan21
+            ) { 1 }
             #expect(request.frames == frames, "\(seconds)")
         }
-        let both = try draft(#"{"prompt": "p", "seconds": 9, "num_frames": 5}"#).request(for: .wan21) { 1 }
+        let both = try draft(#"{"prompt": "p", "seconds": 9, "num_frames": 5}"#).request(
+            for: .wan21
+        ) { 1 }
         #expect(both.frames == 5)
     }
 
     @Test("A remix keeps what is not said again")
     func remix() throws {
-        let first = try draft(#"{"prompt": "p", "size": "64x64", "seed": 3, "steps": 1}"#).request(for: .wan21) { 1 }
+        let first = try draft(#"{"prompt": "p", "size": "64x64", "seed": 3, "steps": 1}"#).request(
+            for: .wan21
+        ) { 1 }
         var second = try draft(#"{"prompt": "q"}"#).request(for: .wan21, base: first) { 99 }
         #expect(second.seed == 3 && second.width == 64 && second.prompt == "q")
         second.prompt = "p"
@@ -187,7 +220,10 @@ private func code(_ body: () throws -> Void) -> String? {
             (#"{"enable_upscaling": true}"#, "unsupported_field", "enable_upscaling"),
             (#"{"output_path": "/etc/x"}"#, "unsupported_field", "output_path"),
             (#"{"input_reference": "/etc/passwd"}"#, "invalid_value", "input_reference"),
-            (#"{"input_reference": "https://example.org/a.png"}"#, "invalid_value", "input_reference"),
+            (
+                #"{"input_reference": "https://example.org/a.png"}"#, "invalid_value",
+                "input_reference"
+            ),
             (#"{"input_reference": "data:image/png;base64,"}"#, "invalid_value", "input_reference"),
             (#"{"input_reference": {"file_id": "x"}}"#, "unsupported_field", "input_reference"),
             (#"{"lora": {"path": "/etc/x"}}"#, "unknown_field", "lora[path]"),
@@ -205,16 +241,24 @@ private func code(_ body: () throws -> Void) -> String? {
             }
         }
         #expect(code { _ = try draft("{}").request(for: .wan21) { 1 } } == "missing_field")
-        #expect(code { _ = try draft(#"{"prompt": "a", "flow_shift": 3}"#).request(for: .wan21) { 1 } } == "conflict")
+        #expect(
+            code { _ = try draft(#"{"prompt": "a", "flow_shift": 3}"#).request(for: .wan21) { 1 } }
+                == "conflict")
     }
 }
 
 @Suite struct AccessTests {
-    private func check(_ options: ServiceOptions, _ path: String = "/v1/videos", _ headers: [(String, String)], host: String?) -> String? {
+    private func check(
+        _ options: ServiceOptions, _ path: String = "/v1/videos", _ headers: [(String, String)],
+        host: String?
+    ) -> String? {
         var fields = HTTPFields()
         for (name, value) in headers { fields.append(HTTPField(name: .init(name)!, value: value)) }
-        let head = HTTPRequest(method: .get, scheme: "http", authority: host, path: path, headerFields: fields)
-        return code { try Guard(options).check(Request(head: head, body: RequestBody(buffer: ByteBuffer()))) }
+        let head = HTTPRequest(
+            method: .get, scheme: "http", authority: host, path: path, headerFields: fields)
+        return code {
+            try Guard(options).check(Request(head: head, body: RequestBody(buffer: ByteBuffer())))
+        }
     }
 
     @Test("Without a key only this machine is let in, by a loopback name and not from another page")
@@ -226,9 +270,11 @@ private func code(_ body: () throws -> Void) -> String? {
         for host in ["evil.example", "127.0.0.1.evil.example", "localhost.evil:8000", nil] {
             #expect(check(options, [], host: host) == "foreign_host")
         }
-        #expect(check(options, [("Origin", "http://localhost:8000")], host: "localhost:8000") == nil)
+        #expect(
+            check(options, [("Origin", "http://localhost:8000")], host: "localhost:8000") == nil)
         for origin in ["http://localhost:9000", "https://evil.example", "null"] {
-            #expect(check(options, [("Origin", origin)], host: "localhost:8000") == "foreign_origin")
+            #expect(
+                check(options, [("Origin", origin)], host: "localhost:8000") == "foreign_origin")
         }
         options.allowedHosts = ["videos.example"]
         options.allowedOrigins = ["https://page.example"]
@@ -240,10 +286,18 @@ private func code(_ body: () throws -> Void) -> String? {
     func keys() {
         var options = ServiceOptions()
         options.keys = APIKeys(["0123456789abcdef", "fedcba9876543210"])
-        #expect(check(options, [("Authorization", "Bearer 0123456789abcdef")], host: "x.example") == nil)
-        #expect(check(options, [("Authorization", "bearer  fedcba9876543210")], host: "x.example") == nil)
-        for value in ["Bearer 0123456789abcdeF", "Bearer ", "Basic 0123456789abcdef", "0123456789abcdef", "Bearer 0123456789abcde"] {
-            #expect(check(options, [("Authorization", value)], host: "localhost") == "invalid_api_key")
+        #expect(
+            check(options, [("Authorization", "Bearer 0123456789abcdef")], host: "x.example") == nil
+        )
+        #expect(
+            check(options, [("Authorization", "bearer  fedcba9876543210")], host: "x.example")
+                == nil)
+        for value in [
+            "Bearer 0123456789abcdeF", "Bearer ", "Basic 0123456789abcdef", "0123456789abcdef",
+            "Bearer 0123456789abcde",
+        ] {
+            #expect(
+                check(options, [("Authorization", value)], host: "localhost") == "invalid_api_key")
         }
         #expect(check(options, [], host: "localhost") == "invalid_api_key")
         for path in ["/health", "/ready", "/openapi.json", "/", "/page/page.js"] {
@@ -289,13 +343,20 @@ private func code(_ body: () throws -> Void) -> String? {
 
     @Test("Messages for clients name no folder of this machine")
     func folders() {
-        #expect(APIError.hidingFolders("/srv/models/a b.pth is no model: see ./x/y.txt and w/o") == "a b.pth is no model: see y.txt and w/o")
+        #expect(
+            APIError.hidingFolders("/srv/models/a b.pth is no model: see ./x/y.txt and w/o")
+                == "a b.pth is no model: see y.txt and w/o")
     }
 
     @Test("Every file of the page and the description are embedded, and the description is JSON")
     func resources() throws {
-        let root = "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/") + "/Sources/ServiceResources"
-        let names = try FileManager.default.contentsOfDirectory(atPath: root + "/Page").map { ("Page/" + $0, $0) } + [("openapi.json", "openapi.json")]
+        let root =
+            "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+            + "/Sources/ServiceResources"
+        let names =
+            try FileManager.default.contentsOfDirectory(atPath: root + "/Page").map {
+                ("Page/" + $0, $0)
+            } + [("openapi.json", "openapi.json")]
         for (path, name) in names {
             let resource = try #require(Resource(name), "\(name)")
             #expect(Data(resource.bytes) == FileManager.default.contents(atPath: root + "/" + path))
@@ -332,6 +393,7 @@ private func code(_ body: () throws -> Void) -> String? {
         var late = 0
         for await _ in hub.listen(to: nil, first: { [("x", .null)] }) { late += 1 }
         #expect(late == 0)
-        #expect(ServerEvent(number: 3, name: "n", data: "{}").text == "id: 3\nevent: n\ndata: {}\n\n")
+        #expect(
+            ServerEvent(number: 3, name: "n", data: "{}").text == "id: 3\nevent: n\ndata: {}\n\n")
     }
 }

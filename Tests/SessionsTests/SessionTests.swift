@@ -27,7 +27,9 @@ private func tinyRequest(_ prompt: String = "a red cube spins on a green floor",
 private final class Folder {
     let path: String
     init() throws {
-        path = FileManager.default.temporaryDirectory.path + "/sessions-\(UInt64.random(in: 0...UInt64.max))"
+        path =
+            FileManager.default.temporaryDirectory.path
+            + "/sessions-\(UInt64.random(in: 0...UInt64.max))"
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     }
     func remove() { try? FileManager.default.removeItem(atPath: path) }
@@ -41,17 +43,22 @@ private final class Told: Sendable {
     func add(_ event: SessionEvent) { list.withLock { $0.append(event) } }
     var events: [SessionEvent] { list.withLock { $0 } }
     var started: [String] {
-        events.compactMap { if case .run(.stageStarted(let stage)) = $0 { stage.title } else { nil } }
+        events.compactMap {
+            if case .run(.stageStarted(let stage)) = $0 { stage.title } else { nil }
+        }
     }
     var fractions: [Double] {
         events.compactMap { if case .progress(let fraction) = $0 { fraction } else { nil } }
     }
     var previews: [(DenoisedStep, RGBImage)] {
-        events.compactMap { if case .preview(let step, let image) = $0 { (step, image) } else { nil } }
+        events.compactMap {
+            if case .preview(let step, let image) = $0 { (step, image) } else { nil }
+        }
     }
 }
 
-private func session(_ folder: Folder, change: (inout SessionOptions) -> Void = { _ in }) -> Session {
+private func session(_ folder: Folder, change: (inout SessionOptions) -> Void = { _ in }) -> Session
+{
     var options = SessionOptions()
     options.device = .cpu
     options.embeddings = EmbeddingCache(folder: folder.path + "/embeddings")
@@ -61,7 +68,9 @@ private func session(_ folder: Folder, change: (inout SessionOptions) -> Void = 
 
 @Suite(.serialized)
 struct SessionTests {
-    @Test("The second request loads nothing, a known prompt is not encoded again, and the frames are the same")
+    @Test(
+        "The second request loads nothing, a known prompt is not encoded again, and the frames are the same"
+    )
     func loaded() async throws {
         let folder = try Folder()
         defer { folder.remove() }
@@ -81,7 +90,9 @@ struct SessionTests {
         let again = try await session.prepare(tinyRequest(), try nano())
         _ = try await session.make(again, to: folder.path + "/b.mp4", events: second.add)
         #expect(!second.started.contains { $0.hasPrefix("load") || $0 == "text encoder" })
-        let videos = try ["a", "b"].map { try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4")) }
+        let videos = try ["a", "b"].map {
+            try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4"))
+        }
         #expect(videos[0] == videos[1])
 
         // Another prompt needs the encoder, which is still there.
@@ -105,7 +116,9 @@ struct SessionTests {
         let told = Told()
         _ = try await session.make(run, to: folder.path + "/b.mp4", events: told.add)
         #expect(told.started.contains("text encoder"))
-        let videos = try ["a", "b"].map { try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4")) }
+        let videos = try ["a", "b"].map {
+            try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4"))
+        }
         #expect(videos[0] == videos[1])
     }
 
@@ -148,7 +161,8 @@ struct SessionTests {
         let errors = zip(preview.pixels, picture.pixels).map { Double(Int($0) - Int($1)) }
         let error = (errors.reduce(0) { $0 + $1 * $1 } / Double(errors.count)).squareRoot()
         let mean = picture.pixels.reduce(0.0) { $0 + Double($1) } / Double(picture.pixels.count)
-        let spread = (picture.pixels.reduce(0.0) { $0 + (Double($1) - mean) * (Double($1) - mean) }
+        let spread =
+            (picture.pixels.reduce(0.0) { $0 + (Double($1) - mean) * (Double($1) - mean) }
             / Double(picture.pixels.count)).squareRoot()
         // A map that knows nothing would be wrong by the spread itself.
         #expect(error < 0.6 * spread, "\(error) of \(spread)")
@@ -239,10 +253,14 @@ struct SessionTests {
         let session = session(folder)
         var request = tinyRequest()
         request.width = 100
-        await #expect(throws: RequestError.self) { _ = try await session.prepare(request, try nano()) }
+        await #expect(throws: RequestError.self) {
+            _ = try await session.prepare(request, try nano())
+        }
         request = tinyRequest()
         request.loras = [RequestedLoRA(folder.path + "/none.safetensors")]
-        await #expect(throws: SessionError.self) { _ = try await session.prepare(request, try nano()) }
+        await #expect(throws: SessionError.self) {
+            _ = try await session.prepare(request, try nano())
+        }
         #expect(await session.residents().isEmpty)
     }
 }
