@@ -208,7 +208,7 @@ let package = Package(
             exclude: ["video-0.1.0.json"], swiftSettings: swift),
         .testTarget(
             name: "SessionsTests",
-            dependencies: ["Sessions", "Runs", "Catalog", "Families", "Media"],
+            dependencies: ["Sessions", "Runs", "Catalog", "Families", "Media", "Devices"],
             swiftSettings: swift),
         .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: swift),
         .testTarget(

@@ -224,9 +224,8 @@ public final class Session: Sendable {
         let changed = state.withLock { $0.known.changed(among: paths) }
         let engine = state.withLock { $0.engine }
         for path in changed { await engine.forget(path: path) }
-        if changed.contains(where: { path in prepared.run.request.loras.contains { $0.path == path }
-            })
-        {
+        let loras = prepared.run.request.loras.map(\.path)
+        if changed.contains(where: loras.contains) {
             for file in [ModelFile.transformer, .lowNoiseTransformer] {
                 if let path = prepared.models[file] { await engine.forget(path: path) }
             }

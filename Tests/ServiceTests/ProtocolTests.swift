@@ -1,5 +1,6 @@
 /// The protocol's pieces: forms, bodies, fields, keys, ranges, hosts.
 
+import Families
 import FoundationEssentials
 import HTTPTypes
 import Hummingbird
@@ -249,26 +250,28 @@ private func code(_ body: () throws -> Void) -> String? {
 
 @Suite struct AccessTests {
     private func check(
-        _ options: ServiceOptions, _ path: String = "/v1/videos", _ headers: [(String, String)],
+        _ options: ServiceOptions, path: String = "/v1/videos", _ headers: [(String, String)] = [],
         host: String?
     ) -> String? {
         var fields = HTTPFields()
-        for (name, value) in headers { fields.append(HTTPField(name: .init(name)!, value: value)) }
+        for (name, value) in headers {
+            guard let name = HTTPField.Name(name) else { continue }
+            fields.append(HTTPField(name: name, value: value))
+        }
         let head = HTTPRequest(
             method: .get, scheme: "http", authority: host, path: path, headerFields: fields)
-        return code {
-            try Guard(options).check(Request(head: head, body: RequestBody(buffer: ByteBuffer())))
-        }
+        let request = Request(head: head, body: RequestBody(buffer: ByteBuffer()))
+        return code { try Guard(options).check(request) }
     }
 
     @Test("Without a key only this machine is let in, by a loopback name and not from another page")
     func loopback() {
         var options = ServiceOptions()
         for host in ["127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000"] {
-            #expect(check(options, [], host: host) == nil, "\(host)")
+            #expect(check(options, host: host) == nil, "\(host)")
         }
         for host in ["evil.example", "127.0.0.1.evil.example", "localhost.evil:8000", nil] {
-            #expect(check(options, [], host: host) == "foreign_host")
+            #expect(check(options, host: host) == "foreign_host")
         }
         #expect(
             check(options, [("Origin", "http://localhost:8000")], host: "localhost:8000") == nil)
@@ -278,7 +281,7 @@ private func code(_ body: () throws -> Void) -> String? {
         }
         options.allowedHosts = ["videos.example"]
         options.allowedOrigins = ["https://page.example"]
-        #expect(check(options, [], host: "videos.example") == nil)
+        #expect(check(options, host: "videos.example") == nil)
         #expect(check(options, [("Origin", "https://page.example")], host: "localhost") == nil)
     }
 
@@ -299,12 +302,12 @@ private func code(_ body: () throws -> Void) -> String? {
             #expect(
                 check(options, [("Authorization", value)], host: "localhost") == "invalid_api_key")
         }
-        #expect(check(options, [], host: "localhost") == "invalid_api_key")
+        #expect(check(options, host: "localhost") == "invalid_api_key")
         for path in ["/health", "/ready", "/openapi.json", "/", "/page/page.js"] {
-            #expect(check(options, path, [], host: "x.example") == nil)
+            #expect(check(options, path: path, host: "x.example") == nil)
         }
-        #expect(check(options, "/metrics", [], host: "localhost") == "invalid_api_key")
-        #expect(check(options, "/page/../v1/videos", [], host: "localhost") == nil)
+        #expect(check(options, path: "/metrics", host: "localhost") == "invalid_api_key")
+        #expect(check(options, path: "/page/../v1/videos", host: "localhost") == nil)
     }
 }
 

@@ -1,6 +1,7 @@
 /// Sessions: what stays between requests, and what need not be done again.
 
 import Catalog
+import Devices
 import Families
 import FoundationEssentials
 import Media
