@@ -33,23 +33,28 @@ final class EventHub: Sendable {
 
     /// - Parameters:
     ///   - video: the one that is listened to; nil: all.
-    ///   - first: what the stream begins with, asked for when nothing that follows can be missed.
-    func listen(to video: String?, first: () -> [(name: String, data: JSON)]) -> AsyncStream<
-        ServerEvent
-    > {
+    ///   - first: what the stream begins with. Nobody tells anything meanwhile, so that nothing is missed or comes before
+    ///     it; it must not use the hub.
+    func listen(
+        to video: String?, first: () -> [(name: String, data: JSON)]
+    ) -> AsyncStream<ServerEvent> {
         let (stream, continuation) = AsyncStream.makeStream(
             of: ServerEvent.self, bufferingPolicy: .bufferingNewest(Self.bufferSize))
         let id = state.withLock { state -> Int? in
             guard !state.isClosed else { return nil }
             state.nextID += 1
             state.listeners[state.nextID] = Listener(video: video, continuation: continuation)
+            for (name, data) in first() {
+                state.number += 1
+                continuation.yield(
+                    ServerEvent(number: state.number, name: name, data: data.text))
+            }
             return state.nextID
         }
         guard let id else {
             continuation.finish()
             return stream
         }
-        for (name, data) in first() { continuation.yield(event(name, data)) }
         let heartbeat = Task { [weak self] in
             while !Task.isCancelled {
                 try? await Task.sleep(for: .seconds(15))

@@ -35,8 +35,13 @@ public final class Server: Sendable {
         let group = ServiceGroup(configuration: .init(services: [application], logger: logger))
         self.group.withLock { $0 = group }
         let service = service
+        let (host, port) = (service.options.host, service.options.port)
         try await withThrowingTaskGroup { tasks in
-            tasks.addTask { try await group.run() }
+            tasks.addTask {
+                do { try await group.run() } catch {
+                    throw ServiceError("\(host):\(port) cannot be listened on: \(error)")
+                }
+            }
             tasks.addTask {
                 try await service.run()
                 // Answers that are on their way arrive.
