@@ -29,7 +29,7 @@ final class EventHub: Sendable {
         var isClosed = false
     }
     private let state = Mutex(State())
-    private static let bufferSize = 256
+    private static let bufferSize = 2048
 
     /// - Parameters:
     ///   - video: the one that is listened to; nil: all.
