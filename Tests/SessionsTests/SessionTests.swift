@@ -185,13 +185,15 @@ struct SessionTests {
         _ = try await roomy.make(other, to: folder.path + "/b.mp4")
         #expect(await roomy.residents().filter { $0.part == .transformer }.count == 2)
 
-        let tight = session(folder) { $0.memoryLimit = run.plan.peakBytes + (8 << 20) }
+        let tight = session(folder) {
+            $0.memoryLimit = max(run.plan.peakBytes, other.plan.peakBytes) + (1 << 20)
+        }
         _ = try await tight.make(
             try await tight.prepare(tinyRequest(), try nano()), to: folder.path + "/c.mp4")
         _ = try await tight.make(
             try await tight.prepare(exact, try nano()), to: folder.path + "/d.mp4")
         let left = await tight.residents()
-        #expect(left.filter { $0.part == .transformer }.count == 1)
+        #expect(left.filter { $0.part == .transformer }.count <= 1)
         for (a, b) in [("a", "c"), ("b", "d")] {
             let videos = try [a, b].map {
                 try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4"))
@@ -273,7 +275,7 @@ struct SessionTests {
         defer { folder.remove() }
         var size = 0
         let session = session(folder) {
-            $0.embeddings = EmbeddingCache(folder: folder.path + "/embeddings", limit: 30 << 10)
+            $0.embeddings = EmbeddingCache(folder: folder.path + "/embeddings", limit: 8 << 10)
         }
         for index in 0..<6 {
             let run = try await session.prepare(tinyRequest("prompt number \(index)"), try nano())
@@ -285,6 +287,6 @@ struct SessionTests {
         }
         #expect(names.count < 6)
         // One may be there beyond the limit: the last that was written.
-        #expect(size <= 60 << 10)
+        #expect(size <= 16 << 10)
     }
 }
