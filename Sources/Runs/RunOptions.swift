@@ -1,16 +1,16 @@
-/// How a run is carried out: what does not change the frames of a request.
+/// How a run is carried out: choices that do not change the frames.
 
 public import Media
 
-/// Stages that start from a file or are written to one, and what stays in memory.
+/// Which results of stages are read from files or written to files, and what stays in memory.
 public struct RunOptions: Sendable, Hashable {
-    /// Files that stand in for a stage.
+    /// Paths of safetensors files with the results of stages.
     public struct Files: Sendable, Hashable {
-        /// The prompt as the text encoder makes it.
+        /// The text embeddings.
         public var text: String?
-        /// The picture as the transformer is told of it.
+        /// What the transformer is given of the picture.
         public var conditioning: String?
-        /// The sample before it is decoded.
+        /// The denoised latents, before decoding.
         public var latents: String?
 
         public init(text: String? = nil, conditioning: String? = nil, latents: String? = nil) {
@@ -20,25 +20,26 @@ public struct RunOptions: Sendable, Hashable {
         }
     }
 
-    /// Stages that are not computed but read. Latents leave only the decoder to be run.
+    /// Results that are read instead of computed. With latents, only the decoder runs.
     public var start = Files()
-    /// Results of stages that are written.
+    /// Results that are written.
     public var save = Files()
-    /// How frames are delivered: as pictures want them, or as video encoders do.
+    /// Format of the frames: RGB for pictures, or NV12 for video encoders.
     public var pixelFormat = PixelFormat.rgb24
-    /// Keep the text encoder on the device after use, for the next run.
+    /// Keeps the text encoder on the device after use, for the next run.
     public var keepsTextEncoder = false
-    /// The same for the autoencoder's half that takes pictures.
+    /// The same for the encoder half of the VAE.
     public var keepsImageEncoder = false
-    /// Keep the transformer on the device while frames are decoded, and for the next run.
+    /// Keeps the transformer on the device during decoding, and for the next run.
     public var keepsTransformer = true
-    /// Keep both experts on the device, where there are two.
+    /// Keeps both experts on the device, if there are two.
     public var keepsBothExperts = true
-    /// What of other runs may stay beside this one; nil: nothing that this one does not use.
+    /// Which models of other runs may stay on the device; nil: none that this run does not use.
     public var residency: Residency?
-    /// Keep what each step takes the video to be, for `RunHandle.preview`.
+    /// Keeps the video as each step predicts it, for `RunHandle.preview`.
     public var keepsPrediction = false
-    /// A transformer's weights come when they are first required, behind the computation, and not when it is loaded.
+    /// Copies a transformer's weights to the device when they are first required, in parallel with the computation,
+    /// instead of when it is loaded.
     package var defersWeights = true
 
     public init() {}

@@ -96,7 +96,7 @@ public final class Session: Sendable {
         let key = PlanKey(run, models)
         var plan: Plan
         if let known = state.withLock({ $0.plans[key] }) {
-            plan = known
+            plan = known.withNotices(of: run)
         } else {
             plan = try Plan(run)
             state.withLock { $0.plans[key] = plan }
