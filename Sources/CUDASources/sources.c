@@ -20,6 +20,12 @@ static const char wgmma_cuh[] = {
 static const char rows_cuh[] = {
 #embed "Kernels/rows.cuh"
     , 0};
+static const char norms_cuh[] = {
+#embed "Kernels/norms.cuh"
+    , 0};
+static const char normalization_sm90_cu[] = {
+#embed "Kernels/normalization_sm90.cu"
+    , 0};
 static const char normalization_cu[] = {
 #embed "Kernels/normalization.cu"
     , 0};
@@ -95,6 +101,9 @@ static const char attention_mma_cu[] = {
 static const char block_map_cu[] = {
 #embed "Kernels/block_map.cu"
     , 0};
+static const char block_list_cu[] = {
+#embed "Kernels/block_list.cu"
+    , 0};
 static const char linear_branch_cuh[] = {
 #embed "Kernels/linear_branch.cuh"
     , 0};
@@ -135,7 +144,9 @@ static const struct cuda_source sources[] = {
     SOURCE("tile.cuh", tile_cuh),
     SOURCE("wgmma.cuh", wgmma_cuh),
     SOURCE("rows.cuh", rows_cuh),
+    SOURCE("norms.cuh", norms_cuh),
     SOURCE("normalization.cu", normalization_cu),
+    SOURCE("normalization_sm90.cu", normalization_sm90_cu),
     SOURCE("elementwise.cu", elementwise_cu),
     SOURCE("frames.cu", frames_cu),
     SOURCE("layout.cu", layout_cu),
@@ -160,6 +171,7 @@ static const struct cuda_source sources[] = {
     SOURCE("attention_simt.cu", attention_simt_cu),
     SOURCE("attention_mma.cu", attention_mma_cu),
     SOURCE("block_map.cu", block_map_cu),
+    SOURCE("block_list.cu", block_list_cu),
     SOURCE("linear_branch.cuh", linear_branch_cuh),
     SOURCE("linear_branch.cu", linear_branch_cu),
     SOURCE("linear_branch_sm90.cu", linear_branch_sm90_cu),

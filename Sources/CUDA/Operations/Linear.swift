@@ -157,7 +157,7 @@ enum Linear {
                 LaunchShape(grid: Extents(tiles), block: 256, sharedBytes: mmaSharedBytes),
                 arguments)
         case .hopper(let height, let width, let cluster):
-            let kernel: Kernel<TensorMap, TensorMap, TensorMap, LinearArguments> = context.kernel(
+            let kernel: Kernel<TensorMap, TensorMap, TensorMap, TensorMap, LinearArguments> = context.kernel(
                 "linear_sm90<\(types), \(height), \(width), \(cluster)>", of: hopper[group]!)
             let tall = 128 * height > width
             // Each block of a pair loads half of what they share.
@@ -173,9 +173,13 @@ enum Linear {
                 box: [slice, wBox])
             let result: TensorMap.Element =
                 problem.output == .bf16 ? .bf16 : problem.output == .f32 ? .f32 : .uint8
-            let out = context.tensorMap(
-                result, at: arguments.out, extents: [problem.outputs, problem.rows],
-                box: [128 / result.byteCount, 64])
+            func results(_ place: DevicePointer) -> TensorMap {
+                context.tensorMap(
+                    result, at: place, extents: [problem.outputs, problem.rows],
+                    box: [128 / result.byteCount, 64])
+            }
+            let out = results(arguments.out)
+            let residual = problem.adds ? results(arguments.residual) : out
             let tiles =
                 ceilDivide(problem.rows, 128 * height * (cluster == 2 && !tall ? 2 : 1))
                 * ceilDivide(problem.outputs, width * (cluster == 2 && tall ? 2 : 1))
@@ -184,7 +188,7 @@ enum Linear {
                 LaunchShape(
                     grid: Extents(blocks), block: 384, sharedBytes: hopperSharedBytes,
                     cluster: Extents(cluster)),
-                x, w, out, arguments)
+                x, w, out, residual, arguments)
         }
     }
 }
