@@ -20,12 +20,6 @@ static const char wgmma_cuh[] = {
 static const char rows_cuh[] = {
 #embed "Kernels/rows.cuh"
     , 0};
-static const char norms_cuh[] = {
-#embed "Kernels/norms.cuh"
-    , 0};
-static const char normalization_sm90_cu[] = {
-#embed "Kernels/normalization_sm90.cu"
-    , 0};
 static const char normalization_cu[] = {
 #embed "Kernels/normalization.cu"
     , 0};
@@ -104,6 +98,9 @@ static const char block_map_cu[] = {
 static const char block_list_cu[] = {
 #embed "Kernels/block_list.cu"
     , 0};
+static const char attention_wide_sm90_cu[] = {
+#embed "Kernels/attention_wide_sm90.cu"
+    , 0};
 static const char linear_branch_cuh[] = {
 #embed "Kernels/linear_branch.cuh"
     , 0};
@@ -144,9 +141,7 @@ static const struct cuda_source sources[] = {
     SOURCE("tile.cuh", tile_cuh),
     SOURCE("wgmma.cuh", wgmma_cuh),
     SOURCE("rows.cuh", rows_cuh),
-    SOURCE("norms.cuh", norms_cuh),
     SOURCE("normalization.cu", normalization_cu),
-    SOURCE("normalization_sm90.cu", normalization_sm90_cu),
     SOURCE("elementwise.cu", elementwise_cu),
     SOURCE("frames.cu", frames_cu),
     SOURCE("layout.cu", layout_cu),
@@ -182,6 +177,7 @@ static const struct cuda_source sources[] = {
     SOURCE("attention_sm90.cu", attention_sm90_cu),
     SOURCE("sage_mma.cu", sage_mma_cu),
     SOURCE("attention_wide.cu", attention_wide_cu),
+    SOURCE("attention_wide_sm90.cu", attention_wide_sm90_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

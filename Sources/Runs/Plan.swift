@@ -102,10 +102,14 @@ public struct Plan: Sendable, Hashable, Codable {
             keepsBothExperts
             ? transformers.reduce(0) { $0 + $1.weightBytes }
             : transformers.map(weights).max() ?? 0
+        // The decoder comes behind the last step where the transformer stays.
+        let ahead =
+            keepsTransformer ? stages.first { $0.part == .decoder }?.weightBytes ?? 0 : 0
         peakBytes =
             stages.map { stage in
                 if stage.part.isTransformer {
                     return (keepsBothExperts ? kept : weights(in: stage)) + stage.activationBytes
+                        + ahead
                 }
                 let stays = stage.part == .decoder && keepsTransformer
                 return stage.weightBytes + stage.activationBytes + (stays ? kept : 0)

@@ -11,7 +11,7 @@ import Tokenizers
 
 extension Walk {
     /// Opens a checkpoint and makes a model of it, with progress by bytes.
-    func load(_ part: ModelPart) throws -> LoadedModel {
+    func load(_ part: ModelPart, tells: Bool = true) throws -> LoadedModel {
         let checkpoint = try run.models.checkpoint(part)
         let total = checkpoint.names.reduce(0) { $0 + (checkpoint.info($1)?.byteCount ?? 0) }
         // A number that is not finite may be lost on its way (a maximum, a softmax, a rounding to 8 bits) and still
@@ -23,6 +23,7 @@ extension Walk {
         var done = 0
         return try device.countingBytes { bytes in
             done += bytes
+            guard tells else { return }
             tell(
                 .stageProgress(
                     .load(part), fraction: min(1, Double(done) / Double(max(total, 1)))))

@@ -26,6 +26,8 @@ package struct Walk {
     package private(set) var reports: [StageReport] = []
     private let started = ContinuousClock.now
     private var decoding = (seconds: 0.0, peakBytes: 0)
+    /// A model that was loaded behind the last step, whose stage has not been told of yet.
+    private var loadedAhead: StageReport?
     /// Whether weights and results are searched for numbers that are not finite.
     package var inspectsNumbers = true
     /// Whether the device only counts: checkpoints are then shown without their numbers.
@@ -80,7 +82,14 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
-            if case .load(let part) = stage, adopt(part) { break }
+            if case .load(let part) = stage, adopt(part) {
+                if let report = loadedAhead, report.stage == stage {
+                    loadedAhead = nil
+                    tell(.stageStarted(stage))
+                    finish(report)
+                }
+                break
+            }
             yield = try perform(stage)
         case .read(let product): try read(product)
         case .write(let product): write(product)
@@ -132,6 +141,7 @@ package struct Walk {
         let start = ContinuousClock.now
         var next = state
         let step = try compute(stage, &next)
+        let ahead = loadAhead(of: stage, &next)
         try device.synchronize()
         try device.check()
         finish(
@@ -140,10 +150,26 @@ package struct Walk {
                 peakBytes: device.memory.peak))
         if inspectsNumbers { try inspect(stage, next) }
         state = next
-        if case .load(let part) = stage, let model = state.models[part] {
-            pool.keep(model, as: run.key(part))
+        loadedAhead = ahead
+        for case .load(let part) in [stage, ahead?.stage] {
+            if let model = state.models[part] { pool.keep(model, as: run.key(part)) }
         }
         return step.map(Yield.step)
+    }
+
+    /// Loads the decoder while the device still computes the last step, where weights may come behind a computation
+    /// and both models stay. Where that fails, the stage itself will tell why.
+    private func loadAhead(of stage: Stage, _ state: inout RunState) -> StageReport? {
+        guard case .step(let number, let count, _) = stage, number == count, !isPlanned,
+            run.options.defersWeights, run.options.keepsTransformer,
+            state.models[.decoder] == nil, pool.model(run.key(.decoder)) == nil
+        else { return nil }
+        let start = ContinuousClock.now
+        guard let model = try? load(.decoder, tells: false) else { return nil }
+        state.models[.decoder] = model
+        return StageReport(
+            stage: .load(.decoder), seconds: (ContinuousClock.now - start) / .seconds(1),
+            peakBytes: device.memory.peak)
     }
 
     /// Each stage, once: from the values that are there to those it makes.

@@ -179,8 +179,6 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
     F(cuLaunchKernelEx, "cuLaunchKernelEx",                                                         \
       (const CUlaunchConfig *config, CUfunction function,                                           \
        void *_Nullable *_Nullable parameters, void *_Nullable *_Nullable extra))                    \
-    F(cuOccupancyMaxActiveClusters, "cuOccupancyMaxActiveClusters",                                 \
-      (int *clusters, CUfunction function, const CUlaunchConfig *config))                           \
     F(cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled",                                             \
       (void *tensorMap, int dataType, uint32_t rank, void *globalAddress,                           \
        const uint64_t *globalDim, const uint64_t *globalStrides, const uint32_t *boxDim,            \

@@ -67,32 +67,6 @@ public final class Context {
     func launch(_ function: Function, _ shape: LaunchShape, _ arguments: LaunchArguments) {
         function.allowShared(shape.sharedBytes)
         guard device.failure == nil else { return }
-        device.lastKernel = function.name
-        withConfiguration(shape) { config in
-            device.check(
-                device.cuda.cuLaunchKernelEx(&config, function.handle, arguments.addresses, nil),
-                "launch of \(function.name), grid \(shape.grid.x) x \(shape.grid.y) x "
-                    + "\(shape.grid.z), block \(shape.block.count), "
-                    + "\(shape.sharedBytes) bytes of shared memory")
-        }
-        if waitsForEachKernel { launches.drain() }
-    }
-
-    /// How many clusters of a launch the device runs at one time; 0 after a failure.
-    func activeClusters(_ function: Function, _ shape: LaunchShape) -> Int {
-        function.allowShared(shape.sharedBytes)
-        guard device.failure == nil else { return 0 }
-        var count: Int32 = 0
-        withConfiguration(shape) { config in
-            device.check(
-                device.cuda.cuOccupancyMaxActiveClusters(&count, function.handle, &config),
-                "clusters of \(function.name)")
-        }
-        return Int(count)
-    }
-
-    /// The launch as the driver wants it, during `body`.
-    private func withConfiguration(_ shape: LaunchShape, _ body: (inout CUlaunchConfig) -> Void) {
         var attributes = (CUlaunchAttribute(), CUlaunchAttribute())
         var count: UInt32 = 0
         if shape.cluster.count > 1 {
@@ -109,6 +83,7 @@ public final class Context {
             if count == 0 { attributes.0 = overlap } else { attributes.1 = overlap }
             count += 1
         }
+        device.lastKernel = function.name
         withUnsafeMutablePointer(to: &attributes) { attributes in
             attributes.withMemoryRebound(to: CUlaunchAttribute.self, capacity: 2) { list in
                 var config = CUlaunchConfig(
@@ -117,8 +92,14 @@ public final class Context {
                     blockDimY: UInt32(shape.block.y), blockDimZ: UInt32(shape.block.z),
                     sharedMemBytes: UInt32(shape.sharedBytes), hStream: launches.handle,
                     attrs: list, numAttrs: count)
-                body(&config)
+                device.check(
+                    device.cuda.cuLaunchKernelEx(
+                        &config, function.handle, arguments.addresses, nil),
+                    "launch of \(function.name), grid \(shape.grid.x) x \(shape.grid.y) x "
+                        + "\(shape.grid.z), block \(shape.block.count), "
+                        + "\(shape.sharedBytes) bytes of shared memory")
             }
         }
+        if waitsForEachKernel { launches.drain() }
     }
 }

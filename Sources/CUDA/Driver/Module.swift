@@ -35,8 +35,6 @@ public final class Function {
     private let module: Module
     /// Dynamic shared memory it is allowed; the driver's default is 48 KiB together with the static.
     private var sharedLimit = 0
-    /// What ``Kernel/activeClusters(_:)`` has found.
-    var activeClusters: Int?
 
     fileprivate init(module: Module, handle: CUfunction, name: String) {
         self.module = module

@@ -27,15 +27,6 @@ public struct Kernel<each Argument: BitwiseCopyable> {
         for value in repeat each argument { scratch.append(value) }
         context.launch(function, shape, scratch)
     }
-
-    /// How many of the shape's clusters the device runs at one time, at least 1. The driver is asked once: a kernel
-    /// is always launched with the same clusters, block and shared memory.
-    func activeClusters(_ shape: LaunchShape) -> Int {
-        guard let function else { return 1 }
-        let count = function.activeClusters ?? context.activeClusters(function, shape)
-        function.activeClusters = count
-        return max(1, count)
-    }
 }
 
 /// Copies of the arguments of the launch in progress and their addresses, as the driver wants them.

@@ -99,7 +99,7 @@ extension CUDABackend {
             context.kernel("block_list<\(dim)>", of: BlockMaps.lists)
         kernel(
             LaunchShape(
-                grid: Extents(ceilDivide(queryBlocks, BlockMaps.listRows), heads), block: 128,
+                grid: Extents(ceilDivide(queryBlocks, BlockMaps.listRows), heads), block: 256,
                 sharedBytes: bytes),
             q.pointer, k.pointer, indices.pointer, Int32(queryBlocks), Int32(keyBlocks),
             Int32(selected), Int32(BlockMaps.listStride(keyBlocks: keyBlocks)))

@@ -118,20 +118,7 @@ enum Normalization {
                 }
         })
 
-    /// Layer norm to int8 in one pass: see normalization_sm90.cu.
-    static let hopper = KernelUnit(
-        "normalization_sm90.cu", for: .hopper,
-        kernels: RowPlan.warpRows(.bf16).flatMap { row in
-            [true, false].map { "layer_norm_int8_sm90<\(row), \($0)>" }
-        })
-    /// Blocks of its clusters, and the shared memory of one: 16 rows, their maxima, what two turns of a cluster
-    /// exchange, barriers.
-    static let hopperCluster = 8
-    static func hopperBytes(columns: Int) -> Int {
-        16 * columns * 2 + (8 + 2 * hopperCluster) * (columns / 128) * 4 + 10 * 8
-    }
-
-    static let units = [layerNorm, rmsNorm, quantized, hopper]
+    static let units = [layerNorm, rmsNorm, quantized]
 
     /// The original's fast layer norm counts the lanes up to the next power of two as zeros.
     static func padding(_ columns: Int, _ kind: NormKind) -> Float {
@@ -212,9 +199,6 @@ extension CUDABackend {
                 padding)
             return out
         case .int8Blocks:
-            if context.kernelArchitecture == .hopper, plan.inWarp, weight != nil, bias != nil {
-                return layerNormInt8(x, affine, plan, epsilon, padding)
-            }
             let statistics = storage(byteCount: x.shape.rows * 8)
             let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Float, Float> =
                 context.kernel(
@@ -224,29 +208,6 @@ extension CUDABackend {
                 padding)
             return normInt8(x, statistics, affine, "Affine", plan)
         }
-    }
-
-    /// Hopper's norm to int8.
-    private func layerNormInt8(
-        _ x: Tensor, _ affine: Affine, _ plan: RowPlan, _ epsilon: Float, _ padding: Float
-    ) -> Tensor {
-        let (rows, columns) = (x.shape.rows, x.shape.columns)
-        let down = ceilDivide(rows, 128)
-        let scales = storage(byteCount: down * (columns / 128) * 4)
-        let out = tensor(x.shape, .i8, scales: scales)
-        let kernel:
-            Kernel<DevicePointer, DevicePointer, DevicePointer, Affine, Int32, Float, Float> =
-                context.kernel(
-                    "layer_norm_int8_sm90<\(plan.row), \(affine.rounds != 0)>",
-                    of: Normalization.hopper)
-        let cluster = Normalization.hopperCluster
-        var shape = LaunchShape(
-            grid: Extents(cluster), block: 256,
-            sharedBytes: Normalization.hopperBytes(columns: columns), cluster: Extents(cluster))
-        shape.grid = Extents(min(down, kernel.activeClusters(shape)) * cluster)
-        kernel(
-            shape, out.pointer, scales.location, x.pointer, affine, Int32(rows), epsilon, padding)
-        return out
     }
 
     func rmsNorm(_ o: Operation.RMSNorm) -> Tensor {

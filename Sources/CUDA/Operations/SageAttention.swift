@@ -44,11 +44,7 @@ enum Sage {
 
 /// `SageArguments` of sage.cuh.
 private struct SageArguments: BitwiseCopyable {
-    var out, addend, outScales: DevicePointer
-    var halves = DevicePointer.null
-    var halfMaxima = DevicePointer.null
-    var arrivals = DevicePointer.null
-    var indices: DevicePointer
+    var out, addend, outScales, indices: DevicePointer
     var qScales, kScales, vScales: DevicePointer
     var q, k, v: DevicePointer
     var queries, keys, heads, queryBlocks, keyBlocks, selected: Int32
@@ -107,18 +103,6 @@ extension CUDABackend {
 
     private func hopperSage(_ arguments: SageArguments, _ operands: SageLayout, _ dim: Int) {
         let heads = Int(arguments.heads)
-        var arguments = arguments
-        var scratch: [DeviceStorage] = []
-        if arguments.outScales.address != 0 {
-            // A block of scales is of two query blocks: their rows, their maxima, how many are done.
-            let pairs = heads * ceilDivide(Int(arguments.queryBlocks), 2)
-            scratch = [2 * 64 * dim * 2, 2 * 4, 4].map { storage(byteCount: pairs * $0) }
-            arguments.halves = scratch[0].location
-            arguments.halfMaxima = scratch[1].location
-            arguments.arrivals = scratch[2].location
-            context.stream.fill(scratch[2].location, with: 0, byteCount: pairs * 4)
-        }
-        defer { withExtendedLifetime(scratch) {} }
         func rows(_ codes: Tensor, _ block: Int) -> TensorMap {
             context.tensorMap(
                 .uint8, at: codes.pointer, extents: [dim, codes.shape[1], heads],

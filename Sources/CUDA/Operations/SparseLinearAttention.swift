@@ -61,7 +61,9 @@ extension CUDABackend {
         ensure(
             bias?.dtype ?? .f32 == .f32,
             "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
-        guard let out = attended(q, o.format), o.format == .plain || spec.arithmetic != .exact else {
+        // Hopper's 8-bit kernel has blocks of 64 queries.
+        let quantizes = spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
+        guard let out = attended(q, o.format), o.format == .plain || quantizes else {
             return o.composed(on: self)
         }
         if spec.arithmetic == .exact {

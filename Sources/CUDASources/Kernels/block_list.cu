@@ -2,7 +2,7 @@
 // memory, and the lists of the best ones. The same lists as those of block_map.cu.
 #include "attention_tile.cuh"
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 constexpr int kRows = 32;  // query blocks of a block of threads
 constexpr int kTile = 64;  // key blocks that are multiplied at one time
 /// Pairs of scores of a lane: at most 1,280 key blocks.
@@ -12,6 +12,21 @@ constexpr int kMostPairs = 20;
 DEVICE u32 ordered(float score) {
     const u32 bits = __float_as_uint(round_bf16(score) + 0.0f) >> 16;
     return bits ^ (bits >> 15 ? 0xffffu : 0x8000u);
+}
+
+/// Two ordered scores as numbers that f16 comparison orders alike: the bits of the bf16 taken for those of an f16.
+/// (Scores from 2^121 on would be NaN to it. What is no score, 0, is: it is never counted.)
+DEVICE u32 as_halves(u32 pair) {
+    return pair ^ 0x80008000u ^ ((~pair >> 15 & 0x00010001u) * 0x7fffu);
+}
+
+/// count + 1 in each half of `pair` that is at least that of `limits`, all of them f16.
+DEVICE u32 count_halves(u32 count, u32 pair, u32 limits) {
+    u32 r;
+    asm("{\n\t.reg .b32 at_least;\n\tset.ge.f16x2.f16x2 at_least, %1, %2;\n\tadd.f16x2 %0, at_least, %3;\n\t}"
+        : "=r"(r)
+        : "r"(pair), "r"(limits), "r"(count));
+    return r;
 }
 
 /// q: bf16 [heads, query_blocks, kDim], k: bf16 [heads, key_blocks, kDim] → indices: i32 [heads, query_blocks, selected],
@@ -45,38 +60,33 @@ block_list(const bf16* q, const bf16* k, int* indices, int query_blocks, int key
     Queries::template load<kThreads>(q_shared, q + (i64(head) * query_blocks + first) * kDim, kDim,
                                      query_blocks - first, kDim);
     load(0);
-    const TileLane q_lane(q_shared, 0, TileLane::rows);
-    const TileLane k_lane(k_shared, warp_id() * 16, TileLane::columns);
+    const TileLane q_lane(q_shared, warp_id() / 4 * 16, TileLane::rows);
+    // Four warps side by side, two below each other.
+    const int half = warp_id() / 4 * 16;
+    const int part = warp_id() % 4 * 16;
+    const TileLane k_lane(k_shared, part, TileLane::columns);
     for (int tile = 0; tile < tiles; tile++) {
         load(tile + 1);
         cp_async_wait<1>();
         __syncthreads();
-        float s[2][2][4] = {};
+        float s[2][4] = {};
 #pragma unroll
         for (int step = 0; step < kDim / 16; step++) {
-            u32 b[4];
+            u32 a[4], b[4];
+            ldmatrix_x4(a, q_lane.at<kRows>(0, step));
             ldmatrix_x4(b, k_lane.at<kTile>(0, step) + tile % 2 * Keys::kBytes);
-#pragma unroll
-            for (int t = 0; t < 2; t++) {
-                u32 a[4];
-                ldmatrix_x4(a, q_lane.at<kRows>(t, step));
-                mma_m16n8k16_bf16(s[t][0], a, b[0], b[1]);
-                mma_m16n8k16_bf16(s[t][1], a, b[2], b[3]);
-            }
+            mma_m16n8k16_bf16(s[0], a, b[0], b[1]);
+            mma_m16n8k16_bf16(s[1], a, b[2], b[3]);
         }
 #pragma unroll
-        for (int t = 0; t < 2; t++) {
+        for (int j = 0; j < 2; j++) {
+            const int column = tile * kTile + part + 8 * j + 2 * (lane % 4);
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const int column = tile * kTile + warp_id() * 16 + 8 * j + 2 * (lane % 4);
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    // Zero, below all scores, where there is no key block.
-                    const u32 low = column < key_blocks ? ordered(s[t][j][2 * r]) : 0;
-                    const u32 high = column + 1 < key_blocks ? ordered(s[t][j][2 * r + 1]) : 0;
-                    *reinterpret_cast<u32*>(scores + (t * 16 + lane / 4 + 8 * r) * stride + column) =
-                        low | high << 16;
-                }
+            for (int r = 0; r < 2; r++) {
+                // Zero, below all scores, where there is no key block.
+                const u32 low = column < key_blocks ? ordered(s[j][2 * r]) : 0;
+                const u32 high = column + 1 < key_blocks ? ordered(s[j][2 * r + 1]) : 0;
+                *reinterpret_cast<u32*>(scores + (half + lane / 4 + 8 * r) * stride + column) = low | high << 16;
             }
         }
         __syncthreads();
@@ -85,21 +95,26 @@ block_list(const bf16* q, const bf16* k, int* indices, int query_blocks, int key
     const int pairs = ceil_div(key_blocks, 2);
     for (int r = warp_id(); r < kRows && first + r < query_blocks; r += kThreads / 32) {
         const u32* row = reinterpret_cast<const u32*>(scores + r * stride);
-        u32 pair[kMostPairs];
+        u32 pair[kMostPairs], halves[kMostPairs];
 #pragma unroll
-        for (int i = 0; i < kMostPairs; i++) pair[i] = 32 * i + lane < pairs ? row[32 * i + lane] : 0;
+        for (int i = 0; i < kMostPairs; i++) {
+            if (32 * i >= pairs) break;
+            pair[i] = 32 * i + lane < pairs ? row[32 * i + lane] : 0;
+            halves[i] = as_halves(pair[i]);
+        }
         u32 threshold = 0;
         int above = 0;  // how many are larger than every score with the threshold's prefix
         for (u32 bit = 0x8000; bit > 0; bit >>= 1) {
             const u32 candidate = threshold | bit;
-            u32 count = 0;
+            const u32 limits = as_halves(candidate | candidate << 16);
+            u32 counts[2] = {};
 #pragma unroll
             for (int i = 0; i < kMostPairs; i++) {
                 if (32 * i >= pairs) break;
-                count += (pair[i] & 0xffff) >= candidate;
-                count += pair[i] >= candidate << 16;
+                counts[i % 2] = count_halves(counts[i % 2], halves[i], limits);
             }
-            count = __reduce_add_sync(0xffffffffu, count);
+            const float2 low = unpack_f16(counts[0]), high = unpack_f16(counts[1]);
+            const u32 count = __reduce_add_sync(0xffffffffu, u32(low.x + low.y + high.x + high.y));
             if (int(count) >= selected) {
                 threshold = candidate;
                 if (int(count) == selected) {

@@ -19,7 +19,11 @@ DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
 
 /// kM64: times 64 rows of a consumer; kN: columns of a tile. 8-bit operands need kM64 = 2, kN = 128: room
 /// for the sums of a slice beside the accumulators, and a consumer's tile is one block of int8 scales.
-template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kM64, int kN,
+///
+/// kStages: the residual comes through the ring behind a tile's last slice, a stage for each piece of both consumers'
+/// results, while they still multiply. That hides it where the inner size is small; where it is large, the
+/// interruption of the ring costs more.
+template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, bool kStages, int kM64, int kN,
           int kCluster>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     linear_sm90(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
@@ -44,9 +48,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     constexpr int kPiece = kN < kFit ? kN : kFit;
     constexpr int kPanels = (kPiece + kPanel - 1) / kPanel;
     constexpr u32 kPieceBytes = kPanels * 8192;
-    // The residual comes through the ring behind a tile's last slice, a stage for each piece of both
-    // consumers, while they still multiply.
-    constexpr bool kStaged = kAdd && kConsumers * kPieceBytes <= S::kBytes;
+    constexpr bool kStaged = kAdd && kStages && kConsumers * kPieceBytes <= S::kBytes;
 
     extern __shared__ u8 shared[];
     const u32 ring_base = (shared_address(shared) + 1023) & ~1023u;

@@ -65,14 +65,6 @@ DEVICE void tma_prefetch(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// `bytes` contiguous bytes, a multiple of 16 as both addresses, counted at `barrier`.
-DEVICE void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared),
-        "l"(global), "r"(bytes), "r"(barrier)
-        : "memory");
-}
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /// Until at most kPending of this thread's store groups still read shared memory.
 template <int kPending>
@@ -133,16 +125,6 @@ DEVICE u32 cluster_rank() {
     u32 r;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
     return r;
-}
-/// 16 bytes to the same shared address of block `rank` of the cluster, counted at its barrier of that address.
-DEVICE void cluster_store(u32 shared, u32 barrier, int rank, uint4 x) {
-    asm volatile(
-        "{\n\t.reg .b32 remote, counter;\n\tmapa.shared::cluster.u32 remote, %0, %2;\n\t"
-        "mapa.shared::cluster.u32 counter, %1, %2;\n\t"
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [remote], {%3, %4, %5, %6}, "
-        "[counter];\n\t}" ::"r"(shared),
-        "r"(barrier), "r"(rank), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-        : "memory");
 }
 DEVICE void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

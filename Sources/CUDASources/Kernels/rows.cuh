@@ -256,15 +256,6 @@ struct WarpRow {
 #pragma unroll
         for (int i = 0; i < kVectors; ++i) kept[i].load(row + column(i));
     }
-    /// From shared memory.
-    DEVICE void load_shared(const u8* row) {
-#pragma unroll
-        for (int i = 0; i < kVectors; ++i) {
-            const uint4 raw = *reinterpret_cast<const uint4*>(row + 2 * column(i));
-            u32(&words)[4] = kept[i].words;
-            words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
-        }
-    }
 
     DEVICE void get(float (&to)[8], int i) const { kept[i].get(to); }
 
@@ -287,14 +278,12 @@ struct WarpRow {
         // exchanges for eight totals, and then those bits sum the totals.
 #pragma unroll
         for (int half = 4; half > 0; half /= 2) {
-            // Selected by PRMT: of a `?:` the compiler can make branches around the shuffles.
-            const u32 which = lane_id() & (half * 4) ? 0x7654 : 0x3210;
+            const bool upper = lane_id() & (half * 4);
 #pragma unroll
             for (int w = 0; w < half; ++w) {
-                const u32 low = __float_as_uint(totals[w]), high = __float_as_uint(totals[w + half]);
-                const u32 other = __byte_perm(high, low, which);
-                totals[w] = __uint_as_float(__byte_perm(low, high, which)) +
-                            __uint_as_float(__shfl_xor_sync(0xffffffffu, other, half * 4));
+                const float own = upper ? totals[w + half] : totals[w];
+                const float other = upper ? totals[w] : totals[w + half];
+                totals[w] = own + __shfl_xor_sync(0xffffffffu, other, half * 4);
             }
         }
         float total = totals[0];

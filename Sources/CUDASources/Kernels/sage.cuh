@@ -34,13 +34,8 @@ struct SageArguments {
     void* out;
     /// Added to the rounded result, rounded again. bf16 [queries, heads, dim] or null.
     const void* addend;
-    /// Of int8 results, in blocks of 128 queries of a head of 128: [ceil(queries / 128), heads]. Null: bf16.
+    /// Of int8 results of sage_mma, in blocks of 128 queries of a head of 128: [ceil(queries / 128), heads]. Null: bf16.
     float* out_scales;
-    /// With int8 results of sage_sm90: a place for the halves of such blocks, bf16 [heads, 2 ceil(queries / 128), 64,
-    /// 128] with their largest magnitudes, and how many halves of a block are done, zeros before.
-    bf16* halves;
-    float* half_maxima;
-    u32* arrivals;
     /// Ascending key blocks of each query block. [heads, query_blocks, selected]
     const int* indices;
     /// [heads, query_blocks], [heads, key_blocks], [heads, dim]

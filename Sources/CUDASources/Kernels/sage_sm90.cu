@@ -228,59 +228,10 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
                                 o[4 * j + 2 * r + 1] * inverse[r] * scale[1]);
         }
     }
-    const int own_row = int(threadIdx.x) / 32 * 16 + lane / 4;
-    const int row = query_block * kQueries + own_row;
+    const int row = query_block * kQueries + int(threadIdx.x) / 32 * 16 + lane / 4;
     const i64 stride = i64(a.heads) * kDim;
     const i64 first = row * stride + head * kDim;
     const int rows = a.queries - row;
     gather_rows(x, a.addend ? static_cast<const bf16*>(a.addend) + first : nullptr, stride, rows);
-    if (kDim != 128 || a.out_scales == nullptr) {
-        write_rows(static_cast<bf16*>(a.out) + first, stride, rows, x);
-        return;
-    }
-    // A block of scales has 128 queries. The block of threads that comes first leaves its half, the other one
-    // makes codes of both.
-    const int pair = query_block / 2;
-    const int pairs = (a.query_blocks + 1) / 2;
-    const i64 half = (i64(head) * pairs + pair) * 2 + query_block % 2;
-    const i64 other = half ^ 1;
-    const bool alone = query_block % 2 == 0 && query_block + 1 == a.query_blocks;
-    float* words = reinterpret_cast<float*>(shared + L::kQuery);
-    float largest = warp_max(largest_magnitude(x, rows));
-    if (!alone) write_rows(a.halves + half * (kQueries * kDim) + own_row * kDim, kDim, rows, x);
-    __syncthreads();  // nobody needs the queries any more
-    if (lane == 0) words[warp_id()] = largest;
-    __syncthreads();
-#pragma unroll
-    for (int w = 0; w < 4; w++) largest = fmaxf(largest, words[w]);
-    if (!alone) {
-        u32& arrived = reinterpret_cast<u32&>(words[4]);
-        if (threadIdx.x == 0) {
-            a.half_maxima[half] = largest;
-            __threadfence();
-            arrived = atomicAdd(a.arrivals + i64(head) * pairs + pair, 1u);
-            __threadfence();
-        }
-        __syncthreads();
-        if (arrived == 0) return;
-        largest = fmaxf(largest, __ldcg(a.half_maxima + other));
-    }
-    const float factor = code_factor(largest);
-    i8* out = static_cast<i8*>(a.out);
-    if (threadIdx.x == 0) a.out_scales[i64(pair) * a.heads + head] = code_scale(largest);
-    if (!alone) {
-        const bf16* from = a.halves + other * (kQueries * kDim) + own_row * kDim + lane % 4 * 8;
-        const int step = query_block % 2 ? -kQueries : kQueries;
-        u32 y[2][kDim / 8];
-#pragma unroll
-        for (int i = 0; i < kDim / 16; i++) {
-            const int r = i / (kDim / 32), j = i % (kDim / 32);
-            const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from + 8 * r * kDim + 32 * j));
-            y[r][4 * j] = raw.x, y[r][4 * j + 1] = raw.y, y[r][4 * j + 2] = raw.z, y[r][4 * j + 3] = raw.w;
-        }
-        write_codes(out + first, stride, rows, x, factor);
-        write_codes(out + first + step * stride, stride, rows - step, y, factor);
-    } else {
-        write_codes(out + first, stride, rows, x, factor);
-    }
+    write_rows(static_cast<bf16*>(a.out) + first, stride, rows, x);
 }

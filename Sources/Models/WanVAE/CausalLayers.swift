@@ -95,19 +95,25 @@ struct AttentionBlock: CausalLayer {
         proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
     }
 
-    /// x: [1, H, W, C]: a chunk has one frame at this resolution
+    /// x: [T, H, W, C] → same; each frame by itself
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
-        let (pixels, channels) = (x.shape.rows, x.shape[3])
-        let rows = device.reshape(x, [pixels, channels])
-        let y = norm(rows, silu: false, on: device)
-        func oneHead(_ part: Linear) -> Tensor {
-            device.reshape(part(y, on: device), [pixels, 1, channels])
+        let (frames, rows, channels) = (x.shape[0], x.shape.rows, x.shape[3])
+        let pixels = rows / frames
+        let flat = device.reshape(x, [rows, channels])
+        let y = norm(flat, silu: false, on: device)
+        let parts = [q, k, v].map { $0(y, on: device) }
+        let attended = (0..<frames).map { frame in
+            let heads = parts.map { part in
+                device.reshape(
+                    device.slice(part, frame * pixels..<(frame + 1) * pixels),
+                    [pixels, 1, channels])
+            }
+            return device.attention(
+                heads[0], heads[1], heads[2], scale: 1 / Float(channels).squareRoot())
         }
-        let attended = device.attention(
-            oneHead(q), oneHead(k), oneHead(v), scale: 1 / Float(channels).squareRoot())
+        let joined = frames == 1 ? attended[0] : device.concatenate(attended)
         let sum = proj.add(
-            device.reshape(attended, [pixels, channels]), to: rows, on: device)
+            device.reshape(joined, [rows, channels]), to: flat, on: device)
         return device.reshape(sum, x.shape)
     }
 }

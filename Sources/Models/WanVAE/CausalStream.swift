@@ -116,8 +116,20 @@ final class CausalStream {
 
     /// The next chunk. x: [T, H, W, C]; `isRepeated`: it equals the chunk before, bit for bit.
     func callAsFunction(_ x: consuming Tensor, isRepeated: Bool = false) -> Tensor {
+        run(stages.indices, x, isRepeated: isRepeated)
+    }
+
+    /// A chunk through the first stage alone.
+    func begin(_ x: consuming Tensor) -> Tensor { run(0..<1, x) }
+
+    /// What ``begin(_:)`` has made of a chunk, or a part of it, through the other stages.
+    func finish(_ x: consuming Tensor) -> Tensor { run(1..<stages.count, x) }
+
+    private func run(
+        _ part: Range<Int>, _ x: consuming Tensor, isRepeated: Bool = false
+    ) -> Tensor {
         var isRepeated = isRepeated
-        for index in stages.indices {
+        for index in part {
             let history = stages[index].history
             if isRepeated, history.isSteady, let last = stages[index].last {
                 x = last

@@ -81,6 +81,8 @@ extension WanVAE {
         let stream: CausalStream
         /// Latent frames decoded so far.
         public private(set) var decoded = 0
+        /// What the first stage has made of latent frames that come next, one by one.
+        private var begun: [Tensor] = []
 
         init(latents: Tensor, stream: CausalStream) {
             self.latents = latents
@@ -91,8 +93,19 @@ extension WanVAE {
         /// → [n, stride.h * H, stride.w * W, 3], nil after the last
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
-            defer { decoded += 1 }
-            return stream(stream.device.slice(latents, decoded..<decoded + 1))
+            if begun.isEmpty { begin() }
+            decoded += 1
+            return stream.finish(begun.removeFirst())
+        }
+
+        /// The first stage has the smallest frames: one of them does not fill a large device, so they go in pairs.
+        /// The first one stands alone in time.
+        private mutating func begin() {
+            let device = stream.device
+            let count = decoded == 0 ? 1 : Swift.min(2, latents.shape[0] - decoded)
+            let x = stream.begin(device.slice(latents, decoded..<decoded + count))
+            let frames = x.shape[0] / count
+            begun = (0..<count).map { device.slice(x, $0 * frames..<($0 + 1) * frames) }
         }
     }
 }
