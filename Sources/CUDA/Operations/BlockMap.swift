@@ -33,12 +33,12 @@ extension CUDABackend {
         requireHeads(o.q, "blockMap")
         let (pooledQ, pooledK) = pooled(o.q, o.k, mean: keyMean(o.k), o.spec)
         let map = selectBlocks(pooledQ, pooledK, o.spec)
-        // The lists that attention would use.
+        // The lists come from the kernel that attention uses.
         return BlockMap(
             scores: map.scores, indices: blockLists(pooledQ, pooledK, o.spec) ?? map.indices)
     }
 
-    /// The mean of k over the sequence, rounded to its dtype. k: [L, heads, dim] → [heads, dim]
+    /// The mean of k over the sequence, rounded to the dtype of k. k: [L, heads, dim] → [heads, dim]
     func keyMean(_ k: Tensor) -> Tensor {
         let (rows, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         ensure(256 % dim == 0, "blockMap: headDim \(dim) does not divide 256")
@@ -60,7 +60,7 @@ extension CUDABackend {
         return mean
     }
 
-    /// Block means of q and of k - mean. → [heads, blocks, dim] each
+    /// The means of q and of k - mean over blocks. → [heads, blocks, dim] each
     func pooled(_ q: Tensor, _ k: Tensor, mean: Tensor, _ spec: SparseAttention) -> (
         q: Tensor, k: Tensor
     ) {
@@ -80,12 +80,12 @@ extension CUDABackend {
         return (pool(q, .null, spec.queryBlock), pool(k, mean.pointer, spec.keyBlock))
     }
 
-    /// The indices of the block map. q, k as for ``selectBlocks(_:_:_:)``
+    /// The selected blocks alone. q, k as for ``selectBlocks(_:_:_:)``
     func selectedBlocks(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> Tensor {
         blockLists(q, k, spec) ?? selectBlocks(q, k, spec).indices
     }
 
-    /// The same by one kernel; nil where it does not take these tensors.
+    /// Computes the selected blocks with one kernel; nil if the kernel does not support these tensors.
     private func blockLists(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> Tensor? {
         let (heads, queryBlocks, dim) = (q.shape[0], q.shape[1], q.shape[2])
         let keyBlocks = k.shape[1]
@@ -95,8 +95,9 @@ extension CUDABackend {
         else { return nil }
         let selected = spec.selected(of: keyBlocks)
         let indices = tensor([heads, queryBlocks, selected], .i32)
-        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32, Int32> =
-            context.kernel("block_list<\(dim)>", of: BlockMaps.lists)
+        let kernel:
+            Kernel<DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32, Int32> =
+                context.kernel("block_list<\(dim)>", of: BlockMaps.lists)
         kernel(
             LaunchShape(
                 grid: Extents(ceilDivide(queryBlocks, BlockMaps.listRows), heads), block: 256,
@@ -106,7 +107,7 @@ extension CUDABackend {
         return indices
     }
 
-    /// q: [heads, queryBlocks, dim], k: [heads, keyBlocks, dim], pooled
+    /// Scores and selected blocks from block means. q: [heads, queryBlocks, dim], k: [heads, keyBlocks, dim]
     func selectBlocks(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
         let (heads, queryBlocks, dim) = (q.shape[0], q.shape[1], q.shape[2])
         let keyBlocks = k.shape[1]

@@ -1,4 +1,4 @@
-// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137): 8-bit operands, then one kernel.
+// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137), and the quantisation of their operands.
 
 import Ground
 import Tensors
@@ -26,7 +26,7 @@ enum Sage {
 
     static let units = [prepare, hopper, halves, eighths]
 
-    /// The cards that have this arithmetic.
+    /// The cards that can compute in this arithmetic.
     static func family(of architecture: SageArchitecture) -> KernelFamily {
         switch architecture {
         case .sm80: halves.family
@@ -35,10 +35,10 @@ enum Sage {
         }
     }
 
-    /// Shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
+    /// Bytes of shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 4 * 128 * dim + 64 * dim + 9 * 8 }
 
-    /// Shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
+    /// Bytes of shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
     static func mmaBytes(_ dim: Int) -> Int { (128 + 2 * 64) * 128 + 2 * 64 * dim }
 }
 
@@ -52,25 +52,25 @@ private struct SageArguments: BitwiseCopyable {
     var padding: Int32 = 0
 }
 
-/// Quantised q or k: int8 [heads, blocks * block, dim], f32 [heads, blocks], and the blocks' means, bf16 [heads, blocks,
-/// dim].
+/// Quantised q or k. Codes: int8 [heads, blocks * block, dim]; scales: f32 [heads, blocks]; block means: bf16 [heads,
+/// blocks, dim]
 struct SageRows {
     let codes, scales, pooled: Tensor
 }
 
-/// Quantised q, k and v as the kernels read them.
+/// Quantised q, k and v, in the layout that the kernels read.
 struct SageLayout {
     let q, k: SageRows
-    /// e4m3 [heads, dim, paddedKeys] in the kernels' order with f32 [heads, dim], or f16 [L, heads, dim].
+    /// e4m3 [heads, dim, paddedKeys] in the kernels' order, with scales f32 [heads, dim]; or f16 [L, heads, dim]
     let v: Tensor
     let vScales: Tensor?
 }
 
 extension CUDABackend {
     /// - Parameters:
-    ///   - rows: q, where it is quantised.
-    ///   - linear: the linear branch's share, added to the rounded result. bf16 [L, heads, dim]
-    ///   - indices: of the block map; nil where it is that of the bf16 q and k.
+    ///   - rows: quantised q; nil if q is still to be quantised.
+    ///   - linear: the result of the linear branch, which is added to the rounded result. bf16 [L, heads, dim]
+    ///   - indices: the selected blocks; nil if they are to be computed from the bf16 q and k.
     func sageAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ rows: SageRows?, _ branch: LinearBranch,
         _ linear: Tensor, _ indices: Tensor?, _ spec: SparseAttention,
@@ -79,7 +79,8 @@ extension CUDABackend {
         checkSageBlocks(spec, architecture)
         ensure(
             supports(.sage(architecture)),
-            "sparseLinearAttention: \(name) has not the arithmetic of \(architecture.rawValue)")
+            "sparseLinearAttention: \(name) cannot compute in the arithmetic of \(architecture.rawValue)"
+        )
         let operands = sageLayout(q, k, v, rows, branch, spec, architecture)
         let indices = indices ?? selectedBlocks(operands.q.pooled, operands.k.pooled, spec)
         let (length, heads, dim) = (linear.shape[0], linear.shape[1], linear.shape[2])
@@ -120,7 +121,7 @@ extension CUDABackend {
             rows(operands.q.codes, 64), rows(operands.k.codes, 128), values, arguments)
     }
 
-    /// The kernels for blocks of 128 x 64.
+    /// Launches the kernels for blocks of 128 x 64.
     private func mmaSage(
         _ arguments: SageArguments, _ dim: Int, _ product: String, _ unit: KernelUnit
     ) {
@@ -133,7 +134,7 @@ extension CUDABackend {
             arguments)
     }
 
-    /// Places for x in int8. x: [L, heads, dim]
+    /// Uninitialised memory for quantised x. x: [L, heads, dim]
     func sageRows(_ x: Tensor, _ block: Int) -> SageRows {
         let (length, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
         let blocks = ceilDivide(length, block)
@@ -142,7 +143,7 @@ extension CUDABackend {
             scales: tensor([heads, blocks], .f32), pooled: tensor([heads, blocks, dim], .bf16))
     }
 
-    /// x - mean in int8.
+    /// Quantises x - mean to int8.
     private func quantizedRows(_ x: Tensor, _ mean: Tensor?, _ block: Int) -> SageRows {
         let (length, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
         let rows = sageRows(x, block)
@@ -161,7 +162,7 @@ extension CUDABackend {
         return rows
     }
 
-    /// - Parameter rows: q, where it is quantised.
+    /// - Parameter rows: quantised q; nil if q is still to be quantised.
     func sageLayout(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ rows: SageRows?, _ branch: LinearBranch,
         _ spec: SparseAttention, _ architecture: SageArchitecture

@@ -1,5 +1,5 @@
-// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part, by the arithmetic asked for,
-// plus the linear branch over all keys.
+// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part in the requested arithmetic, plus the linear
+// branch over all keys.
 
 import Ground
 import Tensors
@@ -23,8 +23,8 @@ enum SparseLinearAttention {
         kernels: [64, 128].flatMap {
             ["linear_branch_sums_sm90<\($0)>", "linear_branch_project_sm90<\($0), false>"]
         } + ["linear_branch_project_sm90<128, true>"])
-    /// Shared memory of its projection: both matrices; two tiles of q of each of four warpgroups; the sums and the
-    /// bias; denominators, maxima and sums of eight pairs of rows of each warpgroup.
+    /// Shared memory of its projection: both matrices; two tiles of q for each of four warpgroups; the sums and the bias;
+    /// denominators, maxima, and sums of eight pairs of rows, for each warpgroup.
     static func hopperProjectBytes(_ dim: Int) -> Int {
         2 * dim * dim * 2 + 8 * 64 * dim * 2 + 2 * dim * 4 + 4 * (64 + 4 + 8 * dim) * 4
     }
@@ -32,7 +32,7 @@ enum SparseLinearAttention {
     static let units = [exact, rounded, hopper]
 }
 
-/// What the linear branch's pass over k and v leaves: the branch's operands, and what quantisation needs.
+/// The sums over k and v that the linear branch needs, and the statistics that quantisation needs.
 struct LinearBranch {
     /// bf16 [heads, dim, dim] and [heads, dim]
     let kv, featureSum: Tensor
@@ -61,7 +61,7 @@ extension CUDABackend {
         ensure(
             bias?.dtype ?? .f32 == .f32,
             "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
-        // Hopper's 8-bit kernel has blocks of 64 queries.
+        // Hopper's 8-bit kernel has blocks of 64 queries, but int8 scales belong to 128.
         let quantizes = spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
         guard let out = attended(q, o.format), o.format == .plain || quantizes else {
             return o.composed(on: self)
@@ -70,14 +70,15 @@ extension CUDABackend {
             exactSparseAttention(q, k, v, weight, bias, spec, into: out)
             return out
         }
-        // The original casts here: the block map is of the incoming dtype, everything else is bf16.
+        // As in the original, the block map is computed in the dtype of the inputs, and everything else in bf16.
         let indices = q.dtype == .bf16 ? nil : blockMap(q, k, spec).indices
         let (q16, k16, v16) = (
             converted(q, to: .bf16), converted(k, to: .bf16), converted(v, to: .bf16)
         )
         let branch = linearBranch(k16, v16)
-        // Where blocks of queries are those of the projection's tiles, q is quantised on that way.
-        let rows = spec.arithmetic == .sage(.sm90) && dim == 128 ? sageRows(q16, spec.queryBlock) : nil
+        // The projection's tiles are the blocks of queries here, so the same kernel quantises q.
+        let rows =
+            spec.arithmetic == .sage(.sm90) && dim == 128 ? sageRows(q16, spec.queryBlock) : nil
         let linear = projected(q16, branch, converted(weight, to: .bf16), bias, quantizing: rows)
         let half = q.dtype == .bf16 ? out : tensor(q.shape, .bf16)
         switch spec.arithmetic {
@@ -90,7 +91,7 @@ extension CUDABackend {
         return q.dtype == .bf16 ? half : converted(half, to: q.dtype)
     }
 
-    // MARK: The original's bf16 kernel
+    // MARK: In bf16
 
     private func bf16SparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
@@ -114,13 +115,13 @@ extension CUDABackend {
         context.attention(arguments, .bf16, .listed)
     }
 
-    /// Sums over the keys. k, v: bf16 [L, heads, dim]
+    /// Computes the sums over the keys. k, v: bf16 [L, heads, dim]
     func linearBranch(_ k: Tensor, _ v: Tensor) -> LinearBranch {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
         let hopper = context.kernelArchitecture == .hopper
-        // Hopper: a block a multiprocessor. Elsewhere about two of the largest cards'; the same sums on
-        // all of them.
+        // On Hopper one block per multiprocessor. On other cards always 264 blocks, about two per multiprocessor of the
+        // largest, so that all of them sum in the same order.
         let blocks = hopper ? context.properties.multiprocessors : 264
         let chunks = min(ceilDivide(keys, 64), max(1, blocks / heads))
         let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
@@ -156,8 +157,8 @@ extension CUDABackend {
         return result
     }
 
-    /// The linear branch's share of the result. q: bf16 [L, heads, dim] → the same
-    /// - Parameter rows: what Hopper's kernel writes q to in int8; blocks of 64 rows, heads of 128.
+    /// The result of the linear branch. q: bf16 [L, heads, dim] → same
+    /// - Parameter rows: where Hopper's kernel also writes quantised q; for blocks of 64 rows and heads of 128.
     func projected(
         _ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?,
         quantizing rows: SageRows? = nil
@@ -205,7 +206,7 @@ extension CUDABackend {
         return out
     }
 
-    // MARK: Nothing rounded
+    // MARK: In exact arithmetic
 
     private func exactSparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ weight: Tensor, _ bias: Tensor?,
@@ -266,7 +267,7 @@ extension CUDABackend {
 }
 
 extension AttentionArguments {
-    /// Visit only the blocks of the map's indices.
+    /// Restricts attention to these blocks. i32 [heads, queryBlocks, selected]
     mutating func list(_ blocks: Tensor, _ spec: SparseAttention) {
         indices = blocks.pointer
         selected = Int32(blocks.shape[2])

@@ -1,8 +1,9 @@
-// Attention of bf16 tensors with a head dimension of 384 on Hopper: the video autoencoder's.
+// Attention of bf16 tensors with a head dimension of 384 on Hopper, for the video autoencoder.
 //
-// The results of 64 queries fill one warpgroup's registers, so it is a block of threads, and does one thing after
-// the other: logits of 32 keys, softmax, P V. Two such blocks share a multiprocessor where there are enough
-// queries. Its first thread loads the next K as soon as a half of this one is used, the next V during the logits.
+// The results of 64 queries fill the registers of one warpgroup. So a block of threads is one warpgroup, which computes
+// the logits of 32 keys, their softmax, and P V, one after the other. Two such blocks share a multiprocessor if there
+// are enough queries. The first thread loads half of the next K as soon as that half of this one is used, and the next V
+// during the logits.
 #include "attention.cuh"
 #include "attention_tile.cuh"
 #include "softmax.cuh"

@@ -1,5 +1,5 @@
-// The block map of sparse-linear attention in one kernel, from pooled q and k in bf16: scores that stay in shared
-// memory, and the lists of the best ones. The same lists as those of block_map.cu.
+// Selects the key blocks of sparse-linear attention in one kernel, from the block means of q and k in bf16. The scores
+// stay in shared memory. The lists are those of block_map.cu.
 #include "attention_tile.cuh"
 
 constexpr int kThreads = 256;
@@ -14,13 +14,13 @@ DEVICE u32 ordered(float score) {
     return bits ^ (bits >> 15 ? 0xffffu : 0x8000u);
 }
 
-/// Two ordered scores as numbers that f16 comparison orders alike: the bits of the bf16 taken for those of an f16.
-/// (Scores from 2^121 on would be NaN to it. What is no score, 0, is: it is never counted.)
+/// Two ordered scores as f16 numbers of the same order: the bits of the bf16 scores, read as f16.
+/// Scores of 2^121 and more would become NaN. So does 0, which stands for "no key block" and so is never counted.
 DEVICE u32 as_halves(u32 pair) {
     return pair ^ 0x80008000u ^ ((~pair >> 15 & 0x00010001u) * 0x7fffu);
 }
 
-/// count + 1 in each half of `pair` that is at least that of `limits`, all of them f16.
+/// Adds 1 to each half of `count` where that half of `pair` is at least that of `limits`; all are f16.
 DEVICE u32 count_halves(u32 count, u32 pair, u32 limits) {
     u32 r;
     asm("{\n\t.reg .b32 at_least;\n\tset.ge.f16x2.f16x2 at_least, %1, %2;\n\tadd.f16x2 %0, at_least, %3;\n\t}"
@@ -33,8 +33,8 @@ DEVICE u32 count_halves(u32 count, u32 pair, u32 limits) {
 /// the `selected` largest scores q k^T of each row, rounded to bf16, ties to the lower index, ascending.
 /// grid (ceil(query_blocks / 32), heads); shared memory: q, two tiles of k, kRows rows of 2 (stride) bytes.
 ///
-/// The `selected`-th largest score is built bit by bit from the top. Those above it are in, of those equal to it the
-/// first ones as long as there is room.
+/// The `selected`-th largest score is found bit by bit from the top. All scores above it are selected, and then as many
+/// of those equal to it as are still missing, the first ones first.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads)
 block_list(const bf16* q, const bf16* k, int* indices, int query_blocks, int key_blocks, int selected,
@@ -118,7 +118,7 @@ block_list(const bf16* q, const bf16* k, int* indices, int query_blocks, int key
             if (int(count) >= selected) {
                 threshold = candidate;
                 if (int(count) == selected) {
-                    // All from here on: those larger than the number below.
+                    // Exactly these: the scores above the next lower number.
                     threshold--;
                     above = selected;
                     break;
