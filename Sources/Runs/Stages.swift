@@ -56,6 +56,25 @@ extension Walk {
         return (encode(prompt), inputs.negativePrompt.map(encode))
     }
 
+    /// The first device of a group encodes the prompts for all of them.
+    func sharedText(
+        _ encode: () throws -> (positive: TextEmbedding, negative: TextEmbedding?)
+    ) throws -> (TextEmbedding, TextEmbedding?) {
+        let membership = device.membership
+        let own = membership.isFirst ? try encode() : nil
+        guard membership.meeting != nil else { return own! }
+        func onHost(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.read(text.rows), count: text.count)
+        }
+        let told = membership.share(own.map { (onHost($0.positive), $0.negative.map(onHost)) })
+        if let own { return own }
+        guard let told else { throw CancellationError() }
+        func here(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.place(text.rows, as: text.rows.dtype), count: text.count)
+        }
+        return (here(told.0), told.1.map(here))
+    }
+
     /// What the transformer is given of the picture. → f32 [conditioningChannels, T', H', W']
     func encodeImage(_ state: RunState) throws -> Tensor {
         guard let image = inputs?.image else { programmingError("encodeImage without a picture") }

@@ -82,6 +82,7 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
+            if !device.membership.isFirst, stage == .load(.textEncoder) { break }
             if case .load(let part) = stage, adopt(part) {
                 if let report = loadedAhead, report.stage == stage {
                     loadedAhead = nil
@@ -92,7 +93,7 @@ package struct Walk {
             }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): write(product)
+        case .write(let product): if device.membership.isFirst { write(product) }
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):
@@ -176,7 +177,7 @@ package struct Walk {
     private func compute(_ stage: Stage, _ state: inout RunState) throws -> DenoisedStep? {
         switch stage {
         case .load(let part): state.models[part] = try load(part)
-        case .encodeText: state.texts = try encodeText(state)
+        case .encodeText: state.texts = try sharedText { try encodeText(state) }
         case .encodeImage: state.conditioning = try encodeImage(state)
         case .projectText(let part): state.contexts[part] = try projectText(state, part)
         case .step(let number, let count, _):

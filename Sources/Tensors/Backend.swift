@@ -14,6 +14,8 @@ import Ground
 public protocol Backend: AnyObject {
     /// Name for messages and reports: "CPU (2 threads)", "NVIDIA H200".
     var name: String { get }
+    /// Which device of a group this is.
+    var membership: Membership { get }
 
     /// Whether `sparseLinearAttention` can use this arithmetic on this device: some of them need certain cards.
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
@@ -65,6 +67,8 @@ public struct MemoryUse: Sendable, Hashable {
 }
 
 extension Backend {
+    public var membership: Membership { .alone }
+
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: LinearFormat) -> Bool { true }
 

@@ -11,6 +11,7 @@ open class ForwardingBackend: Backend {
     open func run(_ operation: Operation) -> [Tensor] { base.run(operation) }
 
     open var name: String { base.name }
+    open var membership: Membership { base.membership }
     open func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
         base.supports(arithmetic)
     }

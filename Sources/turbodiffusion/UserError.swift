@@ -35,6 +35,10 @@ extension UserError {
         case let error as CheckpointError: self.init("checkpoint", "\(error)")
         case let error as MediaError: self.init("media", "\(error)")
         case let error as MemoryShortage: self.init(error)
+        case let error as DeviceGroupError: self.init("device.group", "--devices: \(error)")
+        case let error as GroupError:
+            let cause = UserError(error.underlying, takesPicture: takesPicture)
+            self.init(cause.code, "\(error.device): \(cause.description)")
         case is CancellationError: self.init("cancelled", "cancelled")
         default: self.init("other", "\(error)")
         }
