@@ -16,7 +16,7 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
     "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification", "Benchmarks",
-    "Quality", "Terminal",
+    "Quality", "Terminal", "Training",
 ]
 
 let package = Package(
@@ -78,10 +78,14 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
+            name: "Training",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", system],
+            swiftSettings: numeric),
+        .target(
             name: "Verification",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-                "Families", "Runs", "Catalog", system,
+                "Families", "Runs", "Catalog", "Training", system,
             ],
             swiftSettings: numeric),
         .target(

@@ -114,6 +114,7 @@ public final class CPUBackend: Backend {
         case .interleaveTime(let o): [definitions.interleaveTime(o.x)]
         case .rgb8(let o): [definitions.rgb8(o.x)]
         case .nv12(let o): [definitions.nv12(o.x)]
+        case .training(let o): definitions.training(o)
         }
     }
 }

@@ -9,6 +9,7 @@
 //     Attention          dense, relative, SLA, SageSLA  Operations/*Attention.swift, BlockMap.swift
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
 
+import Ground
 public import Tensors
 
 /// One NVIDIA GPU as a machine for models. Stays on the thread that made it.
@@ -52,6 +53,8 @@ public final class CUDABackend: Backend {
     public func supports(_ format: ActivationFormat) -> Bool {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
+
+    public var supportsTraining: Bool { false }
 
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
     /// - Parameter progress: told of every kernel file that becomes ready, from any thread.
@@ -112,6 +115,7 @@ public final class CUDABackend: Backend {
         case .interleaveTime(let o): [interleaveTime(o)]
         case .rgb8(let o): [rgb8(o)]
         case .nv12(let o): [nv12(o)]
+        case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
         }
     }
 

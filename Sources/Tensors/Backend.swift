@@ -19,6 +19,8 @@ public protocol Backend: AnyObject {
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
     /// Whether `linear` multiplies weights of this format here.
     func supports(_ format: ActivationFormat) -> Bool
+    /// Whether the operations of `Operation.Training` are here.
+    var supportsTraining: Bool { get }
 
     /// Carries out an operation whose arguments are known to fit each other; does not wait for the device.
     /// → the results that the operation's facts tell of
@@ -66,6 +68,7 @@ public struct MemoryUse: Sendable, Hashable {
 extension Backend {
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: ActivationFormat) -> Bool { true }
+    public var supportsTraining: Bool { true }
 
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {
         place(host, as: dtype, in: nil)

@@ -78,7 +78,7 @@ public final class Verifier {
                 operation: operation
             ) { device, checks in
                 let fixture = try Fixture(json, at: path, in: folder)
-                guard let check = operationChecks[operation] else {
+                guard let check = operationChecks[operation] ?? derivativeCheck(operation) else {
                     throw FixtureError("unknown operation '\(operation)'")
                 }
                 try check(fixture, device, checks)
@@ -122,4 +122,17 @@ private let operationChecks: [String: OperationCheck] = [
     "t5_relative_position_bucket": checkPositionBuckets,
     "vae_decode": checkDecoder,
     "vae_encode": checkEncoder,
+    "sparse_linear_attention_vjp": checkSparseReverse,
+    "sparse_linear_attention_jvp": checkSparseForward,
+    "time_embedding_vjp": checkTimeReverse,
+    "time_embedding_jvp": checkTimeForward,
+    "wan21_t2v_vjp": checkTransformerReverse,
+    "wan21_t2v_jvp": checkTransformerForward,
 ]
+
+/// The derivative of a composition of operations: `…_vjp` in reverse, `…_jvp` in forward mode.
+private func derivativeCheck(_ operation: String) -> OperationCheck? {
+    if operation.hasSuffix("_vjp") { return checkReverse }
+    if operation.hasSuffix("_jvp") { return checkForward }
+    return nil
+}

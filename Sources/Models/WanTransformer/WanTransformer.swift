@@ -107,7 +107,15 @@ extension WanTransformer {
     /// The modulation of all blocks at a timestep in 0...1000; the sampler has rounded it as the
     /// model was trained.
     public func modulation(at timestep: Double, on device: any Backend) -> Modulation {
-        timeEmbedding(timestep, on: device)
+        modulation(
+            sinusoid: device.place(
+                TimeEmbedding.sinusoid(timestep, config.frequencyDim), as: .f32), on: device)
+    }
+
+    /// The same from the timestep's sinusoid, for who looks at how the timestep turns it.
+    /// sinusoid: f32 [1, frequencyDim]
+    package func modulation(sinusoid: Tensor, on device: any Backend) -> Modulation {
+        timeEmbedding(sinusoid, on: device)
     }
 }
 

@@ -43,6 +43,8 @@ public enum Operation {
     case interleaveTime(InterleaveTime)
     case rgb8(RGB8)
     case nv12(NV12)
+    // Gradients/Training.swift
+    case training(Training)
 
     public var facts: any OperationFacts {
         switch self {
@@ -75,6 +77,7 @@ public enum Operation {
         case .interleaveTime(let o): o
         case .rgb8(let o): o
         case .nv12(let o): o
+        case .training(let o): o.facts
         }
     }
 }
