@@ -44,6 +44,17 @@ public final class Parameters: Checkpoint {
         version = 0
     }
 
+    /// Some tensors by name.
+    public init(_ path: String, _ tensors: [(name: String, tensor: Tensor)], as dtype: DType) {
+        self.path = path
+        self.dtype = dtype
+        names = tensors.map(\.name)
+        for (name, tensor) in tensors {
+            set(name, Tensor(tensor.converted(to: dtype).floats(), tensor.shape))
+        }
+        version = 0
+    }
+
     /// Takes a new master.
     /// - Parameter seen: the number that the net sees, where it is at hand.
     public func set(_ name: String, _ master: Tensor, seen: Tensor? = nil) {
