@@ -177,6 +177,12 @@ let package = Package(
             ],
             exclude: ["Help"], swiftSettings: swift),
         .testTarget(
+            name: "TrainingTests",
+            dependencies: [
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+            ],
+            swiftSettings: swift),
+        .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
         .testTarget(

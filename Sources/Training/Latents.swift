@@ -30,6 +30,10 @@ public struct Latents: Sendable {
         Latents(shape: shape, values: values.map { Double(Float($0)) })
     }
 
+    public var zeros: Latents {
+        Latents(shape: shape, values: [Double](repeating: 0, count: values.count))
+    }
+
     public var isFinite: Bool { values.allSatisfy(\.isFinite) }
     public var hasNaN: Bool { values.contains(where: \.isNaN) }
     public var squares: Double { values.reduce(0) { $0 + $1 * $1 } }

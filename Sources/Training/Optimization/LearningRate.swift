@@ -46,14 +46,12 @@ public struct LearningRateSchedule: Sendable, Hashable, Codable {
         if n < cycle.warmup {
             return cycle.start + (cycle.highest - cycle.start) / Double(cycle.warmup) * Double(n)
         }
-        switch way {
-        case .linear:
-            return cycle.lowest
-                + (cycle.highest - cycle.lowest) * Double(cycle.length - n) / Double(cycle.length)
-        case .cosine:
-            let share = Double(n - cycle.warmup) / Double(cycle.length - cycle.warmup)
-            return cycle.lowest
-                + 0.5 * (cycle.highest - cycle.lowest) * (1 + cos(min(share, 1) * .pi))
-        }
+        let share = min(1, Double(n - cycle.warmup) / Double(cycle.length - cycle.warmup))
+        let height =
+            switch way {
+            case .linear: 1 - share
+            case .cosine: 0.5 * (1 + cos(share * .pi))
+            }
+        return cycle.lowest + (cycle.highest - cycle.lowest) * height
     }
 }

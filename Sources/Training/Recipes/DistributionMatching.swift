@@ -84,8 +84,10 @@ extension RCM {
             let isMasked = pull.hasNaN || made.hasNaN
             if made.hasNaN { result.isSpoiled = true }
             result.losses.append(isMasked ? 0 : settings.distributionLossScale * pull.squares)
-            if isMasked { continue }
-            result.add(pass.gradients(clean: 2 * settings.distributionLossScale * pull))
+            if isMasked, !settings.keepsPoison { continue }
+            result.add(
+                pass.gradients(
+                    clean: isMasked ? pull.zeros : 2 * settings.distributionLossScale * pull))
         }
         return result
     }

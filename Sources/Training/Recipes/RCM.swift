@@ -33,6 +33,9 @@ public struct RCM {
         public var discreteSteps = 48
         public var discreteSkip = 1
         public var discreteShift = 5.0
+        /// As the original: samples that are not finite are masked, and yet spoil what their zero cotangents meet on the
+        /// way back. Otherwise they are left out, and the step is told to be spoiled.
+        public var keepsPoison = false
 
         public init() {}
     }
@@ -82,15 +85,19 @@ public struct RCM {
             let isMasked = pull.hasNaN || field.hasNaN
             observe("scm.t", [t])
             observe("scm.F_teacher", target.values)
-            observe("scm.F_theta", field.values)
+            observe(
+                "scm.F_theta",
+                isMasked ? [Double](repeating: 0, count: field.values.count) : field.values)
             observe("scm.dF", tangent.values)
             observe("scm.g_normalised", pull.values)
             observe("scm.nan_mask", [isMasked ? 1 : 0])
             result.losses.append(isMasked ? 0 : settings.lossScale * pull.squares)
             if field.hasNaN || !sample.latents.isFinite { result.isSpoiled = true }
-            if isMasked { continue }
+            if isMasked, !settings.keepsPoison { continue }
             let pass = try student.recordedTrig(x, at: t, sample.text)
-            result.add(pass.gradients(field: -2 * settings.lossScale * pull))
+            result.add(
+                pass.gradients(
+                    field: isMasked ? pull.zeros : -2 * settings.lossScale * pull))
         }
         return result
     }
@@ -162,8 +169,10 @@ public struct RCM {
             let isMasked = difference.hasNaN
             if pass.clean.hasNaN { result.isSpoiled = true }
             result.losses.append(isMasked ? 0 : settings.lossScale * difference.squares)
-            if isMasked { continue }
-            result.add(pass.gradients(clean: 2 * settings.lossScale * difference))
+            if isMasked, !settings.keepsPoison { continue }
+            result.add(
+                pass.gradients(
+                    clean: isMasked ? difference.zeros : 2 * settings.lossScale * difference))
         }
         return result
     }

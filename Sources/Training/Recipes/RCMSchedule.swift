@@ -34,10 +34,11 @@ public struct RCMSchedule: Sendable, Hashable {
     /// Counts the critic's.
     public func effectiveCritic(_ iteration: Int) -> Int { iteration - effective(iteration) - 1 }
 
-    /// Steps of the simulation in this iteration.
+    /// Steps of the simulation in this iteration; 0 where it has none.
     public func steps(_ iteration: Int) -> Int {
+        guard matchesDistribution(iteration) || !isStudent(iteration) else { return 0 }
         let count = isStudent(iteration) ? effective(iteration) : effectiveCritic(iteration)
-        return ((count % simulationSteps) + simulationSteps) % simulationSteps + 1
+        return count % simulationSteps + 1
     }
 
     /// The tangent's weight.

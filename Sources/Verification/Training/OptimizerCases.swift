@@ -35,12 +35,16 @@ func checkAdam(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) thro
             warmup: try fixture.int("warm_up_steps"), start: try fixture.double("f_start"),
             highest: try fixture.double("f_max"), lowest: try fixture.double("f_min"))
     ])
+    let start = parameters.masters
+    var rates: [Double] = []
     for step in 1...(try fixture.int("steps")) {
+        let factor = schedule.factor(step - 1)
+        rates.append(Double(Float(adam.settings.learningRate * factor)))
         let gradients = Dictionary(
             uniqueKeysWithValues: try fixture.tensors("in.step\(step).grad.").map {
                 ($0.name, device.place($0.tensor, as: $0.tensor.dtype))
             })
-        adam.step(parameters, gradients, factor: schedule.factor(step - 1))
+        adam.step(parameters, gradients, factor: factor)
         for name in parameters.names {
             let found = [
                 ("master", parameters.masters[name]!), ("exp_avg", adam.means[name]!),
@@ -52,11 +56,18 @@ func checkAdam(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) thro
                     try checks.compare(full, device.read(tensor), in: fixture)
                 }
             }
+            let full = "out.step\(step).delta.\(name)"
+            guard fixture.has(full) else { continue }
+            let now = device.read(parameters.masters[name]!).floats()
+            let moved = zip(now, start[name]!.floats()).map { Double($0 - $1) }
+            try checks.compare(full, moved, in: fixture)
         }
     }
+    if fixture.has("out.lr") { try checks.compare("out.lr", rates, in: fixture) }
 }
 
-/// Four steps, then one more with the masters kept, and one as the original resumes: from the bf16 parameters.
+/// Some steps, then one more with the masters kept, and one as the original resumes: from the bf16 parameters, and with
+/// moments that loading has rounded to their type.
 func checkAdamResume(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let parameters = Parameters(fixture.name, try fixture.tensors("in.param."), as: .bf16)
     let adam = Adam(try fixture.optimizer(), on: device)
@@ -78,7 +89,11 @@ func checkAdamResume(_ fixture: Fixture, _ device: any Backend, _ checks: Checks
     let resumed = Parameters(
         fixture.name, parameters.names.map { ($0, parameters.tensor($0)!) }, as: .bf16)
     let other = Adam(adam.settings, on: device)
-    other.restore(means: adam.means, squares: adam.squares, steps: adam.steps)
+    func rounded(_ moments: [String: Tensor]) -> [String: Tensor] {
+        moments.mapValues { device.cast(device.cast($0, to: .bf16), to: .f32) }
+    }
+    other.restore(
+        means: rounded(adam.means), squares: rounded(adam.squares), steps: adam.steps)
     adam.step(parameters, try gradients(before + 1), factor: 1)
     try compare("kept.master", parameters)
     other.step(resumed, try gradients(before + 1), factor: 1)
