@@ -16,7 +16,8 @@ import Testing
     ) -> Net {
         Net(
             randomParameters(seed: seed, isSparse: topK != nil),
-            WanTransformerOptions(attention: topK.map { .sparse(sparse($0)) } ?? .original, heads: 2),
+            WanTransformerOptions(
+                attention: topK.map { .sparse(sparse($0)) } ?? .original, heads: 2),
             activations: .f32, recomputation: recomputation, on: device)
     }
 

@@ -110,7 +110,9 @@ private let cases: [Case] = [
         // Two central differences: the error of the fourth order is left.
         let (near, far) = (zip(at(h), at(-h)).map(-), zip(at(2 * h), at(-2 * h)).map(-))
         let slope = zip(near, far).map { (8 * $0 - $1) / (12 * Double(h)) }
-        let error = zip(slope, tangent.floats()).reduce(0) { $0 + ($1.0 - Double($1.1)) * ($1.0 - Double($1.1)) }
+        let error = zip(slope, tangent.floats()).reduce(0) {
+            $0 + ($1.0 - Double($1.1)) * ($1.0 - Double($1.1))
+        }
         let norm = slope.reduce(0) { $0 + $1 * $1 }
         #expect(norm > 0)
         #expect((error / norm).squareRoot() < 3e-4)

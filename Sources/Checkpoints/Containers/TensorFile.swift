@@ -31,7 +31,7 @@ final class TensorFile: Checkpoint, Sendable {
         format = contents.format
         metadata = contents.metadata
         var notes = contents.notes
-        let stored = contents.tensors.map { 
+        let stored = contents.tensors.map {
             (tensor: $0, unwrapped: UnwrappedName($0.name, asStored: asStored))
         }
         let averages = Set(stored.lazy.filter { $0.unwrapped.average != nil }.map(\.unwrapped.name))

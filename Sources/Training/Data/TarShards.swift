@@ -39,7 +39,8 @@ public final class TarShards {
             files.append(file)
         }
         guard !samples.isEmpty else {
-            throw DataError("\(paths[0]) holds no samples: members are called KEY.latent.pt and so on")
+            throw DataError(
+                "\(paths[0]) holds no samples: members are called KEY.latent.pt and so on")
         }
         self.paths = paths
         self.samples = samples

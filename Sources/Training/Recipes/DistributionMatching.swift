@@ -30,7 +30,8 @@ extension RCM {
                 for index in runs.indices {
                     runs[index].times.append(
                         min(
-                            runs[index].times.last!, settings.distributionTimes.angle(draws[index])))
+                            runs[index].times.last!, settings.distributionTimes.angle(draws[index]))
+                    )
                 }
             }
         }

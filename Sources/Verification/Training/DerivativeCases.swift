@@ -10,7 +10,8 @@ struct Composition: Sendable {
     /// Inputs that have a value for each sample; weights are shared.
     var inputs: [String]
     /// Results by name. `arguments` holds inputs and weights under their names without prefix.
-    var body: @Sendable (any Backend, _ arguments: [String: Tensor], Fixture) throws -> [String: Tensor]
+    var body:
+        @Sendable (any Backend, _ arguments: [String: Tensor], Fixture) throws -> [String: Tensor]
     /// Whether the first axis of the inputs is not one of samples.
     var isWhole = false
 }

@@ -26,7 +26,8 @@ func checkSparseReverse(_ fixture: Fixture, _ device: any Backend, _ checks: Che
         for sample in 0..<samples {
             func placed(_ name: String, _ dtype: DType, of sample: Int? = nil) throws -> Tensor {
                 let tensor = try fixture.f32(name)
-                return device.place((sample.map { tensor[$0] } ?? tensor).converted(to: dtype), as: dtype)
+                return device.place(
+                    (sample.map { tensor[$0] } ?? tensor).converted(to: dtype), as: dtype)
             }
             let names = ["q", "k", "v"]
             let heads = try names.map { try placed("in.\($0)", dtype, of: sample) }

@@ -50,7 +50,8 @@ extension Definitions {
 
     /// A new matrix whose rows `body` fills.
     func matrix(
-        _ rows: Int, _ columns: Int, _ body: (_ row: Int, _ out: UnsafeMutablePointer<Float>) -> Void
+        _ rows: Int, _ columns: Int,
+        _ body: (_ row: Int, _ out: UnsafeMutablePointer<Float>) -> Void
     ) -> Matrix {
         let result = matrix(rows, columns)
         threads.parallel(rows, grain: grain(columns)) { range in
@@ -88,7 +89,9 @@ extension Definitions {
             for index in range {
                 let (row, column) = (index / across * 32, index % across * 32)
                 for i in row..<min(row + 32, m) {
-                    for j in column..<min(column + 32, n) { result.base[j * m + i] = a.base[i * n + j] }
+                    for j in column..<min(column + 32, n) {
+                        result.base[j * m + i] = a.base[i * n + j]
+                    }
                 }
             }
         }

@@ -112,7 +112,9 @@ extension Operation.Patchify: DifferentiableOperation {
         var channel = 0
         for part in parts {
             let end = channel + part.shape[0]
-            if gradients.wants(part) { gradients.add(device.slice(latents, channel..<end), to: part) }
+            if gradients.wants(part) {
+                gradients.add(device.slice(latents, channel..<end), to: part)
+            }
             channel = end
         }
     }
