@@ -11,24 +11,26 @@ public import Runs
 import Tensors
 import Tokenizers
 
-/// Measures the stages of the run of a request. Each begins with its own model and with noise in place of what the
-/// stages before would have made, is carried out from copies of the run as it stands before it, and then once more with
-/// every operation timed.
+/// Measures the stages of the run of a request. Each stage starts with its own model, and with noise in place of the
+/// results of earlier stages. It is carried out several times, from copies of the run as it is before the stage, and
+/// then once more with every operation timed.
 public struct Bench {
     private let models: BenchModel
     private let request: Request
     private let part: BenchStage
-    /// On the backend that makes weights where there are none.
+    /// The device, behind a backend that makes random weights where there are none.
     private let device: OpenedDevice
     private let timer: OperationTimer
     private let repeats: Int
     private let tokens: Int
 
     /// - Parameters:
-    ///   - request: what is made. Its seed decides the weights too.
-    ///   - tokens: of the prompt; nil: as many as the model sees.
-    ///   - repeats: runs after the first one.
-    /// - Throws: ``BenchError``, `RequestError` or `RunError` for what could not be measured.
+    ///   - models: the model to measure.
+    ///   - request: what to make. Its seed is also that of random weights.
+    ///   - part: which stages to measure.
+    ///   - tokens: how many tokens the prompt has; nil: as many as the model takes.
+    ///   - repeats: how many times each stage is run after the first time.
+    /// - Throws: ``BenchError``, `RequestError` or `RunError` if this cannot be measured.
     public init(
         _ models: BenchModel, _ request: Request, _ part: BenchStage = .all,
         on device: OpenedDevice, tokens: Int? = nil, repeats: Int = 3
@@ -57,8 +59,8 @@ public struct Bench {
 
     static var hostMemory: Int { sysconf(Int32(_SC_PHYS_PAGES)) * sysconf(Int32(_SC_PAGESIZE)) }
 
-    /// Refuses random weights that would not fit in the host's memory, before any is made.
-    /// - Parameter present: bytes of the host's memory.
+    /// Refuses random weights that would not fit in the host's memory, before any are made.
+    /// - Parameter present: the host's memory in bytes.
     func checkMemory(present: Int = hostMemory) throws {
         guard models.isRandom else { return }
         let plan = try Plan(run(models))
@@ -87,10 +89,10 @@ public struct Bench {
 
     // MARK: Measuring
 
-    /// Measures in the order of a run.
+    /// Measures the stages in the order of a run.
     /// - Parameters:
-    ///   - ceilings: nil where single operations are not to be measured.
-    ///   - tell: given the figures as they come.
+    ///   - ceilings: nil if single operations are not to be measured.
+    ///   - tell: called with the figures as they come.
     public func measure(against ceilings: Ceilings?, tell: (BenchEvent) -> Void) throws {
         func stage(_ name: String, _ stage: Stage, of part: ModelPart) throws -> StageFigures? {
             let walk = try begin(with: part, tell)
@@ -123,8 +125,8 @@ public struct Bench {
         if part == .all { tell(.stage(.sum(whole.compactMap { $0 }))) }
     }
 
-    /// Brings a model to the device, from its file or made there.
-    /// - Returns: the run that goes on from there.
+    /// Brings a model to the device, from its file or with random weights.
+    /// - Returns: the run, ready for the model's stage.
     private func begin(with part: ModelPart, _ tell: (BenchEvent) -> Void) throws -> Walk {
         var models = models
         if part == .imageEncoder { models.family.conditioning = .firstFrame }
@@ -158,7 +160,7 @@ public struct Bench {
         return walk
     }
 
-    /// A first run, some more, and one whose operations are timed.
+    /// Measures a stage: a first run, `repeats` more, and one whose operations are timed.
     private func measure(
         _ name: String, _ stage: Stage, _ walk: Walk, against ceilings: Ceilings?,
         _ tell: (BenchEvent) -> Void
@@ -177,13 +179,13 @@ public struct Bench {
         return try finish(figures, against: ceilings, tell)
     }
 
-    /// One step, and all of them with what comes before: the text's projections, the first noise.
+    /// Measures one step, and all steps including what comes before them: the text's projections and the first noise.
     private func measureSteps(
         _ walk: Walk, against ceilings: Ceilings?, _ tell: (BenchEvent) -> Void
     ) throws -> StageFigures {
         let count = request.sampling.steps
         var peakBytes = 0
-        /// Seconds of all, and of each step.
+        /// Seconds of the whole, and of each step.
         func run(_ limit: Int) throws -> (all: Double, steps: [Double]) {
             var walk = walk
             var steps: [Double] = []
@@ -225,7 +227,7 @@ public struct Bench {
         return whole
     }
 
-    /// Adds what the timed operations tell, and tells it all.
+    /// Adds the figures of the timed operations and reports everything.
     private func finish(
         _ figures: StageFigures, against ceilings: Ceilings?, _ tell: (BenchEvent) -> Void
     ) throws -> StageFigures {
@@ -259,7 +261,7 @@ public struct Bench {
         return backend.combine([backend.noise(shape, generator: &generator)], [1], as: dtype)
     }
 
-    /// Runs `body` and waits for the device.
+    /// Runs `body` and waits for the device. → seconds
     private func time(_ body: () throws -> Void) throws -> Double {
         let start = ContinuousClock.now
         try body()
@@ -269,10 +271,10 @@ public struct Bench {
 }
 
 extension Walk {
-    /// Most device memory in any stage since the model was loaded.
+    /// The most device memory used by any stage since the model was loaded, in bytes.
     fileprivate var peakBytes: Int { reports.dropFirst().map(\.peakBytes).max() ?? 0 }
 
-    /// The next stage, to its end.
+    /// Carries out the next stage to its end.
     fileprivate mutating func carryOut(_ stage: Stage) throws {
         repeat { _ = try advance() } while upcoming == stage
     }

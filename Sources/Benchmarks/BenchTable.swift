@@ -6,7 +6,7 @@ public import Runs
 import SystemPackage
 import Tensors
 
-/// All figures, with the run that they are of.
+/// All figures, with the settings of the run that they belong to.
 public struct BenchTable {
     /// What was measured, and where.
     public struct Settings: Encodable, Sendable {
@@ -16,9 +16,9 @@ public struct BenchTable {
         public let model: String
         public let width, height, frames, steps: Int
         public let attention, linears, precision: String
-        /// nil where attention is dense.
+        /// nil if attention is dense.
         public let topK: Double?
-        /// What opening the device took, kernels included.
+        /// The time to open the device, kernels included.
         public let openingMilliseconds: Double
 
         private enum CodingKeys: String, CodingKey {
@@ -26,7 +26,12 @@ public struct BenchTable {
             case precision, topK, openingMilliseconds
         }
 
-        /// - Parameter program: name and version.
+        /// - Parameters:
+        ///   - program: its name and version.
+        ///   - machine: the machine that was measured.
+        ///   - model: the model's name.
+        ///   - request: what was made.
+        ///   - openingSeconds: the time to open the device.
         public init(
             program: String, _ machine: Machine, _ model: String, _ request: Request,
             openingSeconds: Double
@@ -51,9 +56,9 @@ public struct BenchTable {
         public var stage: String?
         public var operation, shapes, arithmetic: String?
         public var calls: Int?
-        /// Medians of warm runs; of an operation: all its calls in one run.
+        /// Of a stage, the median and best of warm runs, and the first run; of an operation, all its calls in one run.
         public var milliseconds, bestMilliseconds, coldMilliseconds: Double?
-        /// Of the time of its stage.
+        /// An operation's share of its stage's time.
         public var shareOfStage: Double?
         public var teraflops, gigabytesPerSecond: Double?
         public var shareOfCeiling: Double?
@@ -65,6 +70,7 @@ public struct BenchTable {
 
     public init(_ settings: Settings) { self.settings = settings }
 
+    /// Adds a record for each measured rate.
     public mutating func add(_ ceilings: Ceilings) {
         records.append(
             Record(
@@ -76,7 +82,8 @@ public struct BenchTable {
         }
     }
 
-    /// - Parameter ceilings: nil where single operations were not measured.
+    /// Adds the figures of a stage, or of its operations.
+    /// - Parameter ceilings: nil if single operations were not measured.
     public mutating func add(_ event: BenchEvent, against ceilings: Ceilings?) {
         switch event {
         case .stage(let figures):
@@ -110,7 +117,7 @@ public struct BenchTable {
 }
 
 extension Operation.Cost {
-    /// Floating-point operations in a second, in units of 10^12.
+    /// Floating-point operations per second, in units of 10^12.
     fileprivate func teraflops(in seconds: Double) -> Double { Double(flops) / seconds / 1e12 }
     fileprivate func gigabytes(in seconds: Double) -> Double { Double(bytes) / seconds / 1e9 }
 }
@@ -118,7 +125,7 @@ extension Operation.Cost {
 // MARK: - CSV
 
 extension BenchTable {
-    /// Every figure in one row, with the run's settings.
+    /// One row for each record, with the run's settings.
     public var csv: String {
         let run = [
             settings.machine.device, settings.model, "\(settings.width)x\(settings.height)",
@@ -146,11 +153,12 @@ extension BenchTable {
         return ([header] + lines).joined(separator: "\n") + "\n"
     }
 
+    /// Writes the table as CSV, replacing a file that exists.
     public func write(to path: String) throws(FileError) {
         try PendingFile.write(Array(csv.utf8), to: FilePath(path), overwrite: true)
     }
 
-    /// Refuses a file that could not be written, before anything is measured.
+    /// Throws if the file could not be written; to be called before anything is measured.
     public static func checkWritable(_ path: String) throws(FileError) {
         _ = try PendingFile(FilePath(path), overwrite: true)
     }

@@ -1,16 +1,16 @@
-/// The CPU as a backend: runs the fastest version of each operation that there is.
+/// The CPU as a backend. It runs the fastest version that exists of each operation.
 
 public import Tensors
 
-/// Operations on the processor's cores. Results do not depend on the number of threads.
+/// Computes on the cores of the processor. Results do not depend on the number of threads.
 public final class CPUBackend: Backend {
-    /// Which versions of the operations run.
+    /// Which versions of the operations are used.
     public enum Engine: Sendable {
-        /// The fastest that this machine and its libraries offer.
+        /// The fastest ones on this machine with its libraries.
         case automatic
-        /// oneDNN, where it is installed: what `automatic` chooses on processors without AVX-512 BF16.
+        /// oneDNN, if it is installed. `automatic` chooses it on processors without AVX-512 BF16.
         case oneDNN
-        /// The definitions, in plain Swift: the oracle for everything else.
+        /// The definitions, in plain Swift; all other versions are tested against them.
         case definition
     }
 
@@ -18,7 +18,7 @@ public final class CPUBackend: Backend {
     let definitions: Definitions
     private let fast: (any FastOperations)?
 
-    /// A backend on `threads` threads, the caller's included (nil: as many as processors may be used).
+    /// A backend with `threads` threads, the caller's included; nil for one per available processor.
     public init(threads: Int? = nil, engine: Engine = .automatic) {
         definitions = Definitions(
             memory: MemoryPool(), threads: Threads(count: threads ?? Threads.available))
@@ -34,7 +34,7 @@ public final class CPUBackend: Backend {
     public func resetPeak() { definitions.memory.resetPeak() }
     public func synchronize() throws {}
 
-    /// Shares the host's memory where nothing changes and the elements are aligned.
+    /// Shares the tensor's memory if its dtype stays the same and its elements are aligned.
     public func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         let target = host.dtype.isFloatingPoint ? dtype : host.dtype
         let aligned = Int(bitPattern: host.hostAddress) % host.dtype.byteCount == 0
@@ -55,7 +55,7 @@ public final class CPUBackend: Backend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         definitions.quantizedWeight(
             place(weight, as: weight.dtype, in: group), to: format)

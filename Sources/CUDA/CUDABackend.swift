@@ -1,4 +1,4 @@
-// The NVIDIA backend: where its operations are, and the memory they share.
+// The NVIDIA backend: its operations, listed below with their files, and the memory that they share.
 //
 //     Weights            place, require, read           Weights/
 //     Linear layers      linear, linearAdd, quantize    Operations/Linear*, Quantize*
@@ -12,23 +12,25 @@
 import Ground
 public import Tensors
 
-/// One NVIDIA GPU as a machine for models. Stays on the thread that made it.
+/// One NVIDIA GPU as a backend. Must stay on the thread that made it.
 public final class CUDABackend: Backend {
+    /// How the device is used.
     public struct Options: Sendable {
-        /// Folders to look for NVIDIA's libraries in first, separated by colons.
+        /// Folders to search first for NVIDIA's libraries, separated by colons.
         public var libraries: String?
-        /// A pack of compiled kernels; nil: the one beside the binary, if any.
+        /// Path of a pack of compiled kernels; nil for the one beside the binary, if there is one.
         public var pack: String?
         /// Waits for every kernel, so that a failure names the kernel that caused it. Slow.
         public var waitsForEachKernel = false
-        /// Chooses kernels as a card that has none of its own would: those on mma.sync. For testing them.
+        /// Uses the kernels on mma.sync, which run on every card, instead of the card's own. For testing them.
         public var usesGenericKernels = false
-        /// Fills new memory with NaN, so that what a kernel forgets to write shows. For testing.
+        /// Fills new memory with NaN, so that tests notice what a kernel forgets to write.
         public var poisonsMemory = false
-        /// The most device memory to take, in bytes; nil: all there is.
+        /// The most device memory to use, in bytes; nil for all there is.
         public var memoryLimit: Int?
-        /// The most bytes of grouped weights that stay on the device; the others come from host memory for
-        /// each use. nil: all stay.
+        /// The most bytes of grouped weights that stay on the device; the others are copied from host memory for each
+        /// use.
+        /// nil if all stay.
         public var residentWeights: Int?
 
         public init() {}
@@ -50,14 +52,14 @@ public final class CUDABackend: Backend {
         }
     }
 
-    public func supports(_ format: ActivationFormat) -> Bool {
+    public func supports(_ format: LinearFormat) -> Bool {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
 
     public var supportsTraining: Bool { false }
 
-    /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
-    /// - Parameter progress: told of every kernel file that becomes ready, from any thread.
+    /// Opens GPU number `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
+    /// - Parameter progress: is called, from any thread, with every kernel file that has been compiled.
     /// - Throws: ``CUDAUnavailable``, ``KernelError`` or ``CUDAError``.
     public init(
         ordinal: Int = 0, _ options: Options = Options(),
@@ -119,7 +121,7 @@ public final class CUDABackend: Backend {
         }
     }
 
-    // MARK: What operations are made of
+    // MARK: Memory for operations
 
     /// A new uninitialised tensor.
     func tensor(_ shape: Shape, _ dtype: DType, scales: Storage? = nil) -> Tensor {
@@ -128,8 +130,8 @@ public final class CUDABackend: Backend {
             scales: scales)
     }
 
-    /// New uninitialised memory: scales, partial results. Freed memory is given out again in stream
-    /// order, so scratch may be dropped as soon as the last launch that uses it is queued.
+    /// New uninitialised memory for scales or partial results. Freed memory is reused in the order of the stream, so
+    /// scratch memory may be released as soon as the last launch that uses it is queued.
     func storage(byteCount: Int) -> DeviceStorage {
         let buffer = context.buffer(byteCount: byteCount)
         if poisonsMemory {
@@ -138,18 +140,18 @@ public final class CUDABackend: Backend {
         return DeviceStorage(buffer, byteCount: byteCount)
     }
 
-    /// A small host array on the device. Keep the storage in a variable until the launch is queued: a
-    /// temporary's memory may be given to the next argument.
+    /// Copies a small host array to the device. Keep the storage in a variable until the launch is queued: the memory
+    /// of a temporary could be reused for the next argument.
     func upload<T: BitwiseCopyable>(_ values: [T]) -> DeviceStorage {
         let storage = storage(byteCount: values.count * MemoryLayout<T>.stride)
-        // Pageable memory: the copy returns when the values have been taken.
+        // The source is pageable memory, so the call returns only when the values have been read.
         values.withUnsafeBytes {
             context.stream.copy($0.baseAddress!, to: storage.location, byteCount: $0.count)
         }
         return storage
     }
 
-    /// Kernel name of a dtype: the C++ type of the elements.
+    /// The C++ type of a dtype's elements, as it appears in the names of kernels.
     static func typeName(_ dtype: DType) -> String {
         switch dtype {
         case .f64: "double"

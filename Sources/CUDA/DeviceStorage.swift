@@ -3,17 +3,16 @@
 import Ground
 public import Tensors
 
-/// Bytes on the GPU. The weights of a streamed group move: ask for the address at each launch and do
-/// not keep it.
+/// Bytes on the GPU. The weights of a streamed group move, so get the address for each launch and do not keep it.
 public final class DeviceStorage: Storage {
-    /// nil for weights that visit the device, and for those that have not come yet.
+    /// nil for weights that leave the device after use, and for those that have not been copied yet.
     private var buffer: DeviceBuffer?
-    /// Where the bytes are now; `.null` while a weight is away.
+    /// Where the bytes are now; `.null` while a weight is not on the device.
     var location: DevicePointer
-    /// Kept as long as these bytes: what counts them.
+    /// Kept alive as long as this storage; used to count its bytes.
     var token: AnyObject?
 
-    /// Bytes that stay where they are. `buffer` may be larger.
+    /// Bytes that stay in `buffer`, which may be larger.
     init(_ buffer: DeviceBuffer, byteCount: Int) {
         self.buffer = buffer
         location = buffer.pointer
@@ -29,7 +28,7 @@ public final class DeviceStorage: Storage {
 
     var isAway: Bool { buffer == nil && location == .null }
 
-    /// From now on the bytes stay in `buffer`.
+    /// Gives the bytes a place for good.
     func settle(in buffer: DeviceBuffer) {
         self.buffer = buffer
         location = buffer.pointer
@@ -37,7 +36,7 @@ public final class DeviceStorage: Storage {
 }
 
 extension Tensor {
-    /// The address of the first element, for a launch.
+    /// The address of the first element, for one launch.
     var pointer: DevicePointer {
         guard let storage = storage as? DeviceStorage else {
             programmingError("\(shape) \(dtype) is in host memory: place it on the device first")
@@ -56,6 +55,6 @@ extension Tensor {
         return storage.location
     }
 
-    /// Whether the rows of this tensor seen as a matrix start at multiples of 16 bytes.
+    /// Whether every row, with the tensor seen as a matrix, starts at a multiple of 16 bytes.
     var hasAlignedRows: Bool { byteOffset % 16 == 0 && shape.columns * dtype.byteCount % 16 == 0 }
 }

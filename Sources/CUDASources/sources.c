@@ -1,5 +1,5 @@
-// Embeds every file of Kernels/. A new kernel file is added twice: its text, and its row in `sources`
-// (a test compares the rows with the folder).
+// Embeds every file of Kernels/. A new kernel file is added in two places: its text, and its row in `sources` (a test
+// compares the rows with the folder).
 #include "cuda_sources.h"
 
 static const char numeric_cuh[] = {

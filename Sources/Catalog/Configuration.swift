@@ -1,4 +1,4 @@
-/// `config.json`: what a folder says of its model, as it is written with the built-in one.
+/// `config.json`: the description of the model in a folder, in the form that comes with the nano model.
 
 public import Families
 import FoundationEssentials
@@ -48,6 +48,7 @@ struct Configuration: Decodable {
     var sampler: DistilledSampler?
     var teacherSampler: FlowSampler?
     var sla: SparseAttention?
+    var trained: Training?
 
     init(path: String) throws(CatalogError) {
         let bytes: [UInt8]
@@ -67,7 +68,10 @@ struct Configuration: Decodable {
 }
 
 extension Configuration {
-    /// The family that the file tells of, with every number checked.
+    /// The family that the file describes, with every number checked.
+    /// - Parameters:
+    ///   - name: the name if the file has none.
+    ///   - conditioning: assumed if the file has no `in_dim`.
     func family(named name: String, conditioning: Family.Conditioning, path: String)
         throws(CatalogError) -> Family
     {
@@ -119,6 +123,7 @@ extension Configuration {
         family.textLength = textLen ?? family.textLength
         family.heads = model?.dit?.numHeads
         family.roundsTimesteps = sampler?.roundTimesteps ?? family.roundsTimesteps
+        family.training = trained
         try fill(&family.defaults, geometry, path)
         try family.check(in: path)
         return family
@@ -169,7 +174,7 @@ extension LatentGeometry {
 
 extension Family {
     /// Throws for the first number that no model can have. Keys are those of `config.json`.
-    /// - Parameter path: where the numbers are from.
+    /// - Parameter path: the file that the numbers are from, for the message.
     public func check(in path: String) throws(CatalogError) {
         try geometry.check(in: path)
         let check = RangeCheck(path: path)
@@ -200,7 +205,7 @@ extension Family {
     }
 }
 
-/// Refuses values of one file.
+/// Refuses values out of range, naming the file that they are from.
 private struct RangeCheck {
     let path: String
 
@@ -215,7 +220,7 @@ private struct RangeCheck {
 }
 
 extension DecodingError {
-    /// One line: where, and what.
+    /// One line: the place in the file, and what is wrong there.
     package var line: String {
         func text(_ context: Context) -> String {
             let path = context.codingPath.map(\.stringValue).joined(separator: ".")

@@ -1,13 +1,13 @@
-/// One device with the models that are on it, and the runs that it carries out.
+/// One device, the models on it, and the runs that it executes.
 
 import Families
 import Synchronization
 public import Tensors
 
-/// A device on its thread.
+/// An open device.
 public struct OpenedDevice {
     public let backend: any Backend
-    /// Whose 8-bit arithmetic SageSLA uses on this device.
+    /// The kind of card whose 8-bit arithmetic SageSLA uses on this device.
     public let sageArchitecture: SageArchitecture
 
     public init(_ backend: any Backend, sageArchitecture: SageArchitecture) {
@@ -16,7 +16,7 @@ public struct OpenedDevice {
     }
 }
 
-/// What an engine has on its device. Lives on the device's thread.
+/// Everything that an engine keeps on its device. Lives on the device's thread.
 final class Resident {
     var device: OpenedDevice?
     let pool = ModelPool()
@@ -24,7 +24,7 @@ final class Resident {
     var readAheads: [Int: ReadAhead] = [:]
 }
 
-/// Owns a device and its resident models, and hands out runs:
+/// Owns a device and the models on it, and starts runs:
 ///
 ///     let engine = Engine { OpenedDevice(CPUBackend(), sageArchitecture: .sm90) }
 ///     let run = engine.start(try Run(request, models))
@@ -32,7 +32,7 @@ final class Resident {
 ///     for try await chunk in run.frames { … }     // decode
 ///     let report = await run.report()
 ///
-/// Runs that are begun at once take turns: a step or a chunk of frames of one, then of another.
+/// Runs that are active at the same time take turns: a step or a chunk of frames of one, then of another.
 public actor Engine {
     private nonisolated let thread = DeviceThread(Resident())
     private let open: @Sendable () throws -> OpenedDevice
@@ -48,8 +48,8 @@ public actor Engine {
         thread.asUnownedSerialExecutor()
     }
 
-    /// A run that begins when its steps or frames are asked for.
-    /// - Parameter events: told what happens, on the device's thread.
+    /// Makes a run that begins when its steps or frames are asked for.
+    /// - Parameter events: is told what happens, on the device's thread.
     public nonisolated func start(
         _ run: Run, events: @escaping @Sendable (RunEvent) -> Void = { _ in }
     ) -> RunHandle {
@@ -57,8 +57,8 @@ public actor Engine {
             lastID.wrappingAdd(1, ordering: .relaxed).newValue, run, on: self, tell: events)
     }
 
-    /// Carries out a whole run.
-    /// - Parameter output: takes the frames as they are made; the next ones are decoded when it returns.
+    /// Executes a whole run.
+    /// - Parameter output: is given the frames as they are made. The next ones are decoded after it returns.
     public nonisolated func finish(
         _ run: Run, events: @escaping @Sendable (RunEvent) -> Void = { _ in },
         output: (FrameChunk) async throws -> Void
@@ -68,7 +68,7 @@ public actor Engine {
         return await handle.report()
     }
 
-    /// Opens the device, if no run has done it yet.
+    /// Opens the device, if no run has done so yet.
     /// - Returns: its name.
     public func openDevice() throws -> String { try openedDevice().backend.name }
 
@@ -89,14 +89,14 @@ public actor Engine {
         return nil
     }
 
-    /// Carries out instructions until there is something for the caller, or the next one is not wanted.
+    /// Executes instructions until there is a result for the caller, or until the next one is not wanted.
     private func advance(
         _ handle: RunHandle, while isWanted: (Walk) -> Bool
     ) async throws -> Yield? {
         let id = handle.id
         if resident.walks[id] == nil { resident.walks[id] = try begin(handle) }
         do {
-            // No copy of the walk is held while it goes on: it would hold the tensors that a stage lets go.
+            // No copy of the walk may exist while it advances: it would keep tensors alive that a stage releases.
             while resident.walks[id].map({ !$0.isDone && isWanted($0) }) == true {
                 if resident.walks[id]?.wantsInputs == true {
                     let inputs = try await handle.inputs.value
@@ -120,11 +120,12 @@ public actor Engine {
         }
         let parts = try run.parts
         try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
-        for notice in try run.fileNotices() { handle.tell(.notice(notice)) }
+        for notice in try run.requestNotices + run.fileNotices() { handle.tell(.notice(notice)) }
         if run.options.start.latents == nil {
             for notice in try run.loraNotices() { handle.tell(.notice(notice)) }
         }
-        // Models of other settings go before the memory is needed, and both experts where they are to take turns.
+        // Models with other settings leave before the memory is needed, and so do both experts if they have to take
+        // turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
         resident.pool.release(
             allBut: Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key)))

@@ -1,4 +1,4 @@
-/// The models on a device: opened when a run needs them, shared by runs that ask for the same.
+/// The models on a device: opened when a run needs them, and shared by runs that need the same ones.
 
 import Checkpoints
 import Families
@@ -24,9 +24,9 @@ struct ModelKey: Hashable {
     var loras: [RequestedLoRA] = []
 }
 
-/// Models by what they were made for. Lives on the thread of its device.
+/// Models, by everything that they depend on. Lives on the thread of its device.
 ///
-/// A run that holds a model keeps it, whatever happens here; the pool holds those that stay for the next run.
+/// The pool keeps models for the next run. A run keeps its own models alive, whatever the pool does.
 final class ModelPool {
     private var models: [ModelKey: LoadedModel] = [:]
 
@@ -34,7 +34,7 @@ final class ModelPool {
     func keep(_ model: LoadedModel, as key: ModelKey) { models[key] = model }
     func release(_ key: ModelKey) { models[key] = nil }
 
-    /// Lets go of all models but those that a run will use.
+    /// Drops all models except those with the given keys.
     func release(allBut keys: Set<ModelKey>) { models = models.filter { keys.contains($0.key) } }
 
     func holds(_ part: ModelPart) -> Bool { models.keys.contains { $0.part == part } }
@@ -52,8 +52,8 @@ extension Run {
             loras: request.loras(for: part))
     }
 
-    /// Makes a model of its checkpoint on `device`.
-    /// - Parameter isPlanned: the device reads no numbers, so that none need be computed.
+    /// Loads a model from its checkpoint onto `device`.
+    /// - Parameter isPlanned: the device does not read numbers, so none have to be computed.
     func open(
         _ part: ModelPart, _ checkpoint: any Checkpoint, sage: SageArchitecture,
         on device: any Backend, isPlanned: Bool
@@ -76,13 +76,13 @@ extension Run {
                     try WanTransformer(
                         weights, arithmetic.transformerOptions(sage: sage, family: family)))
             }
-        // What the header has told already, told again by what was read.
+        // Its notes repeat those of `fileNotices`.
         _ = try weights.finish()
         return model
     }
 
-    /// The transformer's checkpoint with the LoRAs of the request merged in, matrix by matrix as they are loaded.
-    /// - Throws: where a LoRA is of another model or changes nothing. No weight has been read then.
+    /// The transformer's checkpoint with the LoRAs of the request, each merged into a matrix when that is loaded.
+    /// - Throws: if a LoRA belongs to another model or changes nothing. This is known before any weight is read.
     private func adapted(_ checkpoint: any Checkpoint, _ part: ModelPart) throws
         -> AdaptedCheckpoint
     {
@@ -91,7 +91,7 @@ extension Run {
             by: try request.loras(for: part).map { try LoRA(path: $0.path, strength: $0.strength) })
     }
 
-    /// What the user should know of the files that the run loads, told by their headers.
+    /// What the user should know about the files that the run loads. Reads only headers.
     package func fileNotices() throws -> [Notice] {
         var told: Set<String> = []
         return try parts.filter { told.insert(models.path($0)).inserted }.flatMap { part in
@@ -101,13 +101,13 @@ extension Run {
         }
     }
 
-    /// What the LoRAs of the request will do, told by the headers of the files.
-    /// - Throws: see `adapted`; also where a LoRA is for an expert of a model that has none.
+    /// What the LoRAs of the request will change. Reads only headers.
+    /// - Throws: see `adapted`; also if a LoRA is for one expert and the model has only one transformer.
     package func loraNotices() throws -> [Notice] {
         if request.loras.isEmpty { return [] }
         if models.experts.count == 1, let lora = request.loras.first(where: { $0.expert != nil }) {
             throw RequestError.conflict(
-                .loras, with: "a model of one transformer",
+                .loras, with: "a model with one transformer",
                 advice: "\(lora.path) is for one of two experts; give it without an expert")
         }
         return try models.experts.flatMap { part -> [Notice] in
@@ -126,14 +126,14 @@ extension Run {
 // MARK: - Damaged files
 
 extension ModelSource {
-    /// Name of the first tensor of a part that holds a number that is not finite; nil also where the file cannot be
-    /// read again.
+    /// The name of the first tensor of a part that contains a NaN or an infinity; nil also if the file cannot be read
+    /// again.
     func firstNonFinite(_ part: ModelPart) -> String? {
         (try? checkpoint(part)).flatMap { nonFinite(in: $0, elementLimit: .max) }
     }
 }
 
-/// Name of the first tensor of at most `elementLimit` elements that holds a number that is not finite.
+/// The name of the first tensor of at most `elementLimit` elements that contains a NaN or an infinity.
 func nonFinite(in checkpoint: any Checkpoint, elementLimit: Int) -> String? {
     checkpoint.names.first { name in
         guard let info = checkpoint.info(name), info.dtype.isFloatingPoint,

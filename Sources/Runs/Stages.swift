@@ -1,4 +1,4 @@
-/// The stages of a run, each once: functions of the values that are there, the models, the family and the device.
+/// The stages of a run, each a function of the current values, the models, the family and the device.
 
 import Checkpoints
 import Diffusion
@@ -10,12 +10,13 @@ package import Tensors
 import Tokenizers
 
 extension Walk {
-    /// Opens a checkpoint and makes a model of it, with progress by bytes.
+    /// Loads a model from its checkpoint. Progress is counted in bytes.
     func load(_ part: ModelPart) throws -> LoadedModel {
         let checkpoint = try run.models.checkpoint(part)
         let total = checkpoint.names.reduce(0) { $0 + (checkpoint.info($1)?.byteCount ?? 0) }
-        // A number that is not finite may be lost on its way (a maximum, a softmax, a rounding to 8 bits) and still
-        // spoil the frames. Small tensors cost nothing to look at, nor do small files.
+        // A NaN or infinity can disappear (in a maximum, a softmax, a rounding to 8 bits) and still spoil the frames.
+        // So weights are checked where that costs little: in files of up to 1 GiB, and in tensors of up to 2^20
+        // elements.
         let limit = total <= 1 << 30 ? Int.max : 1 << 20
         if inspectsNumbers, let name = nonFinite(in: checkpoint, elementLimit: limit) {
             throw RunError.notFinite(.load(part), tensor: name)
@@ -54,7 +55,7 @@ extension Walk {
         return (encode(prompt), inputs.negativePrompt.map(encode))
     }
 
-    /// What the transformer is told of the picture. → f32 [conditioningChannels, T', H', W']
+    /// What the transformer is given of the picture. → f32 [conditioningChannels, T', H', W']
     func encodeImage(_ state: RunState) throws -> Tensor {
         guard let image = inputs?.image else { programmingError("encodeImage without a picture") }
         let picture = device.place(
@@ -68,7 +69,7 @@ extension Walk {
             latents, maskChannels: run.family.geometry.stride.t, on: device)
     }
 
-    /// The texts as a transformer sees them in every step.
+    /// The texts projected for a transformer, once for all steps.
     func projectText(_ state: RunState, _ part: ModelPart) throws -> (
         WanTransformer.Context, WanTransformer.Context?
     ) {
@@ -78,7 +79,7 @@ extension Walk {
             model.prepare(text, size: run.latents, on: device)
         }
         let contexts = (project(texts.positive), texts.negative.map(project))
-        // Takes the memory of all blocks, which may last, so that the first step does not wait for it.
+        // Allocates the memory of all blocks now. That can take long, and the first step should not wait for it.
         if run.options.keepsBothExperts { device.require(model.groups.blocks[0]) }
         return contexts
     }
@@ -90,7 +91,7 @@ extension Walk {
         state.denoiser = Denoiser(try run.sampler, noise: noise, on: device)
     }
 
-    /// One step of the sampler for all samples. The last one leaves the latents that the decoder takes.
+    /// One step of the sampler for all samples. The last one sets `latents`, the decoder's input.
     func step(_ state: inout RunState, _ number: Int, of count: Int, _ stage: Stage) throws
         -> DenoisedStep
     {
@@ -134,7 +135,7 @@ extension Walk {
 
     // MARK: Checks
 
-    /// Throws where a stage has made numbers that are not finite.
+    /// Throws if a stage has made numbers that are not finite.
     func inspect(_ stage: Stage, _ state: RunState) throws {
         switch stage {
         case .encodeText:
@@ -160,13 +161,13 @@ extension Walk {
     }
 }
 
-/// The picture as the autoencoder takes it, in -1 ... 1. → f32 [height, width, 3]
+/// The picture as the autoencoder takes it, with values in -1...1. → f32 [height, width, 3]
 package func normalized(_ image: RGBImage) -> Tensor {
     Tensor(
         image.pixels.map { (Float($0) / 255 - 0.5) / 0.5 }, [image.height, image.width, 3])
 }
 
-/// A mask that is 1 on the first latent frame, then the picture's latents.
+/// Channels of a mask that is 1 on the first latent frame and 0 elsewhere, then the picture's latents.
 /// latents: f32 [C, T, H, W] → f32 [maskChannels + C, T, H, W]
 package func firstFrameConditioning(
     _ latents: Tensor, maskChannels: Int, on device: any Backend

@@ -1,4 +1,4 @@
-/// Cases of positions and timesteps: rotary angles, their application, sinusoids.
+/// Cases of positions and timesteps: rotary angles and their application, sinusoids.
 
 import Models
 import Tensors
@@ -17,8 +17,8 @@ func checkRotaryTable(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     checks.skip("mid.freqs", "angles are kept as their cosines and sines")
 }
 
-/// in.x: [B, L, heads, headDim]. The operation normalises before it turns: its weight of 1 and the norm of each row,
-/// multiplied back here, leave the rotation alone.
+/// in.x: [B, L, heads, headDim]. The operation normalises before it rotates. With a weight of 1, and with the norm of
+/// each row multiplied back here, only the rotation remains.
 func checkRotary(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let table = try rotaryTable(fixture, on: device)
     let x = try fixture.f32("in.x")

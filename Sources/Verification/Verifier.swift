@@ -9,15 +9,19 @@ public final class Verifier {
     /// Whether results may use the tolerance of engines that keep more precision than the reference.
     private let acceptsLoose: Bool
 
-    /// - Parameter acceptsLoose: false for a backend that is a definition, true for one that may keep more precision.
+    /// - Parameters:
+    ///   - path: the folder.
+    ///   - device: the backend to check.
+    ///   - acceptsLoose: false for a backend that is the definition, true for one that may keep more precision.
+    /// - Throws: a one-line error if the folder does not exist or contains no fixtures.
     public init(folder path: String, on device: any Backend, acceptsLoose: Bool) throws {
         folder = try FixtureFolder(path)
         self.device = device
         self.acceptsLoose = acceptsLoose
     }
 
-    /// Runs the cases whose "group/name" or operation contains `filter` (all when nil), telling each result
-    /// as it comes.
+    /// Runs the cases whose "group/name" or operation contains `filter`; nil: all.
+    /// - Parameter each: called with each result as it comes.
     @discardableResult
     public func run(filter: String? = nil, each: (CaseResult) -> Void = { _ in }) -> [CaseResult] {
         var results: [CaseResult] = []

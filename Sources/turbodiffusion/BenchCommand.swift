@@ -18,8 +18,9 @@ struct BenchCommand: AsyncParsableCommand {
         discussion: """
             The named models are measured with random weights of the real shapes, made on the \
             device: nothing is downloaded. Times are medians; the first run, which loads kernels \
-            and fills pools, is shown apart. The ceiling of an operation is the larger of two \
-            times: its arithmetic at the machine's measured rate, its traffic at that of copying.
+            and fills pools, is shown separately. The ceiling of an operation is the larger of two \
+            times: its arithmetic at the machine's measured rate, and its memory traffic at the \
+            measured rate of copying.
             """)
 
     @Option(
@@ -28,19 +29,20 @@ struct BenchCommand: AsyncParsableCommand {
     var model = "nano"
     @Option(name: [.long, .customLong("size")], help: "480p, 720p, 480, 512, 720 or WIDTHxHEIGHT.")
     var resolution: String?
-    @Option(help: "Of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1.")
+    @Option(help: "Aspect ratio of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1.")
     var aspectRatio = "16:9"
-    @Option(help: "Frames, 4n + 1.")
+    @Option(help: "Number of frames: 4n + 1.")
     var numFrames: Int?
-    @Option(help: "Steps of the sampler, 1 to 4.")
+    @Option(help: "Sampling steps, 1 to 4.")
     var numSteps = 4
-    @Option(help: "Tokens of the prompt.")
+    @Option(help: "Number of prompt tokens.")
     var tokens: Int?
     @Option(help: "Self-attention: original, sla or sagesla.")
     var attentionType: AttentionChoice?
-    @Option(help: "Share of key blocks that SLA and SageSLA attend exactly.")
+    @Option(help: "Share of key blocks that SLA and SageSLA attend to exactly.")
     var slaTopk: Double?
-    @Option(help: "Linear layers: bf16, int8 or fp8 (default: int8, or as a folder's files are).")
+    @Option(
+        help: "Linear layers: bf16, int8 or fp8 (default: int8; for a folder, as in its files).")
     var linear: BenchLinears?
     @Option(help: "Arithmetic: f32 or bf16.")
     var precision = Precision.bf16
@@ -48,19 +50,19 @@ struct BenchCommand: AsyncParsableCommand {
     var norms = NormChoice.exact
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
-    @Option(help: "Threads of the CPU (default: all).")
+    @Option(help: "CPU threads (default: all).")
     var threads: Int?
     @Option(help: "What to measure: all, text, transformer, decode, encode or load.")
     var stage = BenchStage.all
-    @Flag(inversion: .prefixedNo, help: "Measure single operations too.")
+    @Flag(inversion: .prefixedNo, help: "Measure each operation too.")
     var operations = true
-    @Option(name: .customLong("repeat"), help: "Runs after the first one.")
+    @Option(name: .customLong("repeat"), help: "Timed runs after the first one.")
     var repeats = 3
-    @Option(help: "Determines the weights.")
+    @Option(help: "Seed of the random weights.")
     var seed: UInt64 = 0
-    @Flag(help: "Print JSON, one object a line.")
+    @Flag(help: "Print JSON, one object per line.")
     var json = false
-    @Option(name: .shortAndLong, help: "Write a table of all figures, as CSV.", completion: .file())
+    @Option(name: .shortAndLong, help: "Write all figures to this CSV file.", completion: .file())
     var output: String?
 
     func validate() throws {

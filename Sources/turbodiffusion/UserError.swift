@@ -1,4 +1,4 @@
-/// Errors as a person reads them: what the rooms throw, in the words of the command line.
+/// Errors as a user reads them: what the libraries throw, in the terms of the command line.
 
 import Catalog
 import Checkpoints
@@ -8,7 +8,7 @@ import Families
 import Media
 import Runs
 
-/// One line, and a name that stays the same for programs.
+/// One line for people, and a code for programs, which stays the same between versions.
 struct UserError: Error, CustomStringConvertible {
     let code: String
     let description: String
@@ -81,8 +81,8 @@ extension UserError {
                 channels == other.inputChannels
                     ? "\(path) is \(takesPicture ? "a text-to-video" : "an image-to-video") model; use "
                         + "'turbodiffusion \(takesPicture ? "t2v" : "i2v")'"
-                    : "\(path) takes \(channels) input channels, expected \(expected): models of other inputs, "
-                        + "such as Wan2.2 TI2V-5B and Fun-Control, are not run here")
+                    : "\(path) takes \(channels) input channels, expected \(expected): models with other inputs, "
+                        + "such as Wan2.2 TI2V-5B and Fun-Control, are not supported")
         case .noLinearBranch:
             self.init(
                 code,
@@ -103,6 +103,11 @@ extension UserError {
         case .missingFile(let file, _, _):
             self.init(
                 code, "\(error): \(file.option(takesPicture: takesPicture)) FILE names another")
+        case .missingFiles(let files, _):
+            let options = ModelFile.allCases.filter { files[$0] != nil }.map {
+                "\($0.option(takesPicture: takesPicture)) FILE"
+            }
+            self.init(code, "\(error): \(options.joined(separator: ", ")) name others")
         case .conditioning(_, let model):
             self.init(code, "\(error); use 'turbodiffusion \(model ? "i2v" : "t2v")'")
         default: self.init(code, "\(error)")
@@ -120,7 +125,7 @@ extension UserError {
             case .input(.latents, _, _): "--latents"
             case .lora: "--lora"
             }
-        self.init("repeat", "\(error)" + (option.map { "; \($0) FILE takes another" } ?? ""))
+        self.init("repeat", "\(error)" + (option.map { "; use another with \($0) FILE" } ?? ""))
     }
 }
 

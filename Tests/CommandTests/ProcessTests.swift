@@ -27,7 +27,7 @@ private func shell(_ script: String) throws -> [String] {
 }
 
 @Suite struct ProcessTests {
-    @Test("a result that cannot be written is an error, a reader that has gone needs no words")
+    @Test("a result that cannot be written is an error; a reader that has gone is not told")
     func outputs() throws {
         let lines = try shell(
             """

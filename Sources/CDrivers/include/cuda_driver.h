@@ -1,5 +1,5 @@
-// What we use of the CUDA driver API (libcuda.so.1, CUDA 12.0 and later): types, constants and a
-// table of functions that `cuda_driver_load` fills from an opened library.
+// The part of the CUDA driver API that we use (libcuda.so.1, CUDA 12.0 and later): types, constants, and a table of
+// functions that `cuda_driver_load` fills from an open library.
 // Values and signatures: https://docs.nvidia.com/cuda/cuda-driver-api
 #ifndef CUDA_DRIVER_H
 #define CUDA_DRIVER_H
@@ -87,7 +87,7 @@ enum {
     CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6,
 };
 
-/// The value is a union of 64 bytes; we use its first three words (cluster x, y, z, or a flag).
+/// The value is a union of 64 bytes, of which we use the first three words (cluster x, y, z, or a flag).
 typedef struct {
     int32_t id;
     char pad[4];
@@ -108,8 +108,8 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
 
 // ---- tensor maps ------------------------------------------------------------------------------
 
-// A CUtensorMap is 128 bytes at an address divisible by 64; passed as void * because Swift does not
-// import C structs aligned above 16 bytes.
+// A CUtensorMap is 128 bytes at an address that is a multiple of 64. It is passed as void * because Swift does not
+// import C structs with an alignment above 16 bytes.
 
 // ---- functions --------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ struct cuda_driver {
 #undef CUDA_DRIVER_FIELD
 };
 
-/// Fills `driver` from a library opened with dlopen. NULL, or the name of the first missing symbol.
+/// Fills `driver` from a library opened with dlopen. Returns NULL, or the name of the first missing symbol.
 const char *_Nullable cuda_driver_load(void *library, struct cuda_driver *driver);
 
 #pragma clang assume_nonnull end

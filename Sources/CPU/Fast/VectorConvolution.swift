@@ -1,4 +1,4 @@
-/// Causal convolutions by the vector kernels.
+/// Causal convolutions with the vector kernels.
 
 internal import CDrivers
 internal import Ground
@@ -21,7 +21,7 @@ extension VectorOperations {
             geometry.padding.top == geometry.padding.left
         else { return nil }
         if x.dtype == .bf16 && geometry.inputs % 2 != 0 {
-            // The kernels read pairs of channels.
+            // The bf16 kernels read channels in pairs.
             return evenConvolution(x, history: history, weight, geometry, residual: residual)
         }
         let kind = x.dtype == .f32 ? CPU_F32 : CPU_BF16
@@ -30,7 +30,7 @@ extension VectorOperations {
         let result = definitions.memory.tensor(shape, x.dtype)
         let inputFrame = geometry.height * geometry.width * geometry.inputs * x.dtype.byteCount
         let outputFrame = shape[1] * shape[2] * shape[3] * x.dtype.byteCount
-        // Every input frame in order; nil is one of zeros.
+        // The addresses of all input frames in order; nil for a frame of zeros.
         var frames = [UnsafeRawPointer?](repeating: nil, count: geometry.leadingZeros)
         for part in [history, x] {
             guard let part else { continue }
@@ -70,8 +70,9 @@ extension VectorOperations {
         return withExtendedLifetime((x, history, packed, residual)) { result }
     }
 
-    /// Rows of the result that one piece of work makes: about 2048 pixels, fewer where there would
-    /// be too few pieces. output: [T, H, W, C]
+    /// How many rows of the result make one piece of work: about 2048 pixels, or fewer if there would be too few
+    /// pieces.
+    /// output: [T, H, W, C]
     private func linesInPiece(_ output: Shape) -> Int {
         let large = max(1, 2048 / max(1, output[2]))
         let fair = output[0] * output[1] / (8 * definitions.threads.count)

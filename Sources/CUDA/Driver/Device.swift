@@ -1,18 +1,18 @@
-// One GPU: its properties, its primary context, and the first thing that went wrong on it.
+// One GPU: its properties, its primary context, and the first failure on it.
 
 internal import CDrivers
 
-/// What a device is and has; sizes in bytes.
+/// The properties of a device; sizes are in bytes.
 public struct DeviceProperties: Hashable, Sendable {
     public let name: String
     public let multiprocessors: Int
     public let architecture: Architecture
     public let totalMemory: Int
     public let l2Cache: Int
-    /// The most shared memory one block can have (static and dynamic together).
+    /// The most shared memory that one block can use (static and dynamic together).
     public let sharedMemoryPerBlock: Int
     public let sharedMemoryPerMultiprocessor: Int
-    /// kHz; 0 where the driver no longer tells.
+    /// In kHz; 0 if the driver does not tell.
     public let clockRate: Int
     /// The driver's version: "580.95.05 (CUDA 13.0)".
     public let driver: String
@@ -20,8 +20,8 @@ public struct DeviceProperties: Hashable, Sendable {
 
 /// A device with its primary context, current on the thread that made it.
 ///
-/// Not `Sendable`: a device and everything made from it stay on one thread. Operations do not throw:
-/// they report a failure here, later ones are then skipped, and ``Context/synchronize()`` throws it.
+/// Not `Sendable`: a device and everything made from it stay on one thread. Operations do not throw. They report a
+/// failure here; later ones are then skipped, and ``Context/synchronize()`` throws the failure.
 public final class Device {
     public let driver: Driver
     public let ordinal: Int
@@ -30,7 +30,7 @@ public final class Device {
     let context: CUcontext
     /// The first failure since the last synchronisation.
     public private(set) var failure: CUDAError?
-    /// The last kernel that was launched: the likeliest culprit of an asynchronous failure.
+    /// The last kernel that was launched, which is the most likely cause of an asynchronous failure.
     var lastKernel: String?
 
     var cuda: cuda_driver { driver.functions }
@@ -62,7 +62,7 @@ public final class Device {
 
     deinit { _ = cuda.cuDevicePrimaryCtxRelease(handle) }
 
-    /// Free memory of the device as the driver sees it, other processes included. Bytes.
+    /// Bytes of device memory that no process uses, as the driver reports them.
     public var freeMemory: Int {
         var free = 0
         var total = 0
@@ -70,8 +70,8 @@ public final class Device {
         return free
     }
 
-    /// Keeps `result` as the failure unless it is a success or there is one already.
-    /// - Returns: whether it is a success.
+    /// Records a failed `result`, unless a failure is already recorded.
+    /// - Returns: whether `result` is a success.
     @discardableResult
     func check(_ result: CUresult, _ call: @autoclosure () -> String) -> Bool {
         if result == 0 { return true }
@@ -79,13 +79,13 @@ public final class Device {
         return false
     }
 
-    /// Reports a failure of an operation; the first one is kept.
+    /// Records a failure of an operation, unless a failure is already recorded.
     public func fail(_ error: CUDAError) {
         if failure == nil { failure = error }
     }
 
-    /// The failure, which is thereby dealt with. Where it was the driver's and final (an illegal
-    /// address, for example), every later call fails again.
+    /// Returns the recorded failure and forgets it. After a fatal failure of the driver (an illegal address, for
+    /// example) every later call fails again.
     func takeFailure() -> CUDAError? {
         defer { failure = nil }
         return failure

@@ -22,7 +22,7 @@ extension CUDABackend {
         return selectBlocks(pooledQ, pooledK, o.spec)
     }
 
-    /// The mean of k over the sequence, rounded to its dtype. k: [L, heads, dim] → [heads, dim]
+    /// The mean of k over the sequence, rounded to the dtype of k. k: [L, heads, dim] → [heads, dim]
     func keyMean(_ k: Tensor) -> Tensor {
         let (rows, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         ensure(256 % dim == 0, "blockMap: headDim \(dim) does not divide 256")
@@ -44,7 +44,7 @@ extension CUDABackend {
         return mean
     }
 
-    /// Block means of q and of k - mean. → [heads, blocks, dim] each
+    /// The means of q and of k - mean over blocks. → [heads, blocks, dim] each
     func pooled(_ q: Tensor, _ k: Tensor, mean: Tensor, _ spec: SparseAttention) -> (
         q: Tensor, k: Tensor
     ) {
@@ -64,7 +64,7 @@ extension CUDABackend {
         return (pool(q, .null, spec.queryBlock), pool(k, mean.pointer, spec.keyBlock))
     }
 
-    /// q: [heads, queryBlocks, dim], k: [heads, keyBlocks, dim], pooled
+    /// Scores and selected blocks from block means. q: [heads, queryBlocks, dim], k: [heads, keyBlocks, dim]
     func selectBlocks(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
         let (heads, queryBlocks, dim) = (q.shape[0], q.shape[1], q.shape[2])
         let keyBlocks = k.shape[1]

@@ -1,4 +1,4 @@
-// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137): 8-bit operands, then one kernel.
+// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137), and the quantisation of their operands.
 
 import Ground
 import Tensors
@@ -26,7 +26,7 @@ enum Sage {
 
     static let units = [prepare, hopper, halves, eighths]
 
-    /// The cards that have this arithmetic.
+    /// The cards that can compute in this arithmetic.
     static func family(of architecture: SageArchitecture) -> KernelFamily {
         switch architecture {
         case .sm80: halves.family
@@ -35,10 +35,10 @@ enum Sage {
         }
     }
 
-    /// Shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
+    /// Bytes of shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 4 * 128 * dim + 64 * dim + 9 * 8 }
 
-    /// Shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
+    /// Bytes of shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
     static func mmaBytes(_ dim: Int) -> Int { (128 + 2 * 64) * 128 + 2 * 64 * dim }
 }
 
@@ -52,20 +52,20 @@ private struct SageArguments: BitwiseCopyable {
     var padding: Int32 = 0
 }
 
-/// Quantised q, k and v as the kernels read them.
+/// Quantised q, k and v, in the layout that the kernels read.
 struct SageLayout {
-    /// int8 [heads, blocks * block, dim]; scales f32 [heads, blocks]; block means bf16 [heads, blocks, dim]
+    /// Codes: int8 [heads, blocks * block, dim]; scales: f32 [heads, blocks]; block means: bf16 [heads, blocks, dim]
     let q, qScales, qPooled: Tensor
     let k, kScales, kPooled: Tensor
-    /// e4m3 [heads, dim, paddedKeys] in the kernels' order with f32 [heads, dim], or f16 [L, heads, dim].
+    /// e4m3 [heads, dim, paddedKeys] in the kernels' order, with scales f32 [heads, dim]; or f16 [L, heads, dim]
     let v: Tensor
     let vScales: Tensor?
 }
 
 extension CUDABackend {
     /// - Parameters:
-    ///   - linear: the linear branch's share, added to the rounded result. bf16 [L, heads, dim]
-    ///   - map: nil where it is the map of the bf16 q and k.
+    ///   - linear: the result of the linear branch, which is added to the rounded result. bf16 [L, heads, dim]
+    ///   - map: nil if it is to be computed from the bf16 q and k.
     func sageAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
         _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture,
@@ -74,7 +74,8 @@ extension CUDABackend {
         checkSageBlocks(spec, architecture)
         ensure(
             supports(.sage(architecture)),
-            "sparseLinearAttention: \(name) has not the arithmetic of \(architecture.rawValue)")
+            "sparseLinearAttention: \(name) cannot compute in the arithmetic of \(architecture.rawValue)"
+        )
         let operands = sageLayout(q, k, v, branch, spec, architecture)
         let indices = (map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)).indices
         let (length, heads, dim) = (linear.shape[0], linear.shape[1], linear.shape[2])
@@ -115,7 +116,7 @@ extension CUDABackend {
             rows(operands.q, 64), rows(operands.k, 128), values, arguments)
     }
 
-    /// The kernels for blocks of 128 x 64.
+    /// Launches the kernels for blocks of 128 x 64.
     private func mmaSage(
         _ arguments: SageArguments, _ dim: Int, _ product: String, _ unit: KernelUnit
     ) {

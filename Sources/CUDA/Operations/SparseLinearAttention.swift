@@ -1,5 +1,5 @@
-// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part, by the arithmetic asked for,
-// plus the linear branch over all keys.
+// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part in the requested arithmetic, plus the linear
+// branch over all keys.
 
 import Ground
 import Tensors
@@ -27,7 +27,7 @@ enum SparseLinearAttention {
     static let units = [exact, rounded, hopper]
 }
 
-/// What the linear branch's pass over k and v leaves: the branch's operands, and what quantisation needs.
+/// The sums over k and v that the linear branch needs, and the statistics that quantisation needs.
 struct LinearBranch {
     /// bf16 [heads, dim, dim] and [heads, dim]
     let kv, featureSum: Tensor
@@ -51,7 +51,7 @@ extension CUDABackend {
         ensure(
             bias?.dtype ?? .f32 == .f32,
             "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
-        // Hopper's 8-bit kernel has blocks of 64 queries.
+        // Hopper's 8-bit kernel has blocks of 64 queries, but int8 scales belong to 128.
         let quantizes = spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
         guard let out = attended(q, o.format), o.format == .plain || quantizes else {
             return o.composed(on: self)
@@ -60,7 +60,7 @@ extension CUDABackend {
             exactSparseAttention(q, k, v, weight, bias, spec, into: out)
             return out
         }
-        // The original casts here: the block map is of the incoming dtype, everything else is bf16.
+        // As in the original, the block map is computed in the dtype of the inputs, and everything else in bf16.
         let map = q.dtype == .bf16 ? nil : blockMap(q, k, spec)
         let (q16, k16, v16) = (
             converted(q, to: .bf16), converted(k, to: .bf16), converted(v, to: .bf16)
@@ -77,7 +77,7 @@ extension CUDABackend {
         return q.dtype == .bf16 ? half : converted(half, to: q.dtype)
     }
 
-    // MARK: The original's bf16 kernel
+    // MARK: In bf16
 
     private func bf16SparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
@@ -101,13 +101,13 @@ extension CUDABackend {
         context.attention(arguments, .bf16, .listed)
     }
 
-    /// Sums over the keys. k, v: bf16 [L, heads, dim]
+    /// Computes the sums over the keys. k, v: bf16 [L, heads, dim]
     func linearBranch(_ k: Tensor, _ v: Tensor) -> LinearBranch {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
         let hopper = context.kernelArchitecture == .hopper
-        // Hopper: a block a multiprocessor. Elsewhere about two of the largest cards'; the same sums on
-        // all of them.
+        // On Hopper one block per multiprocessor. On other cards always 264 blocks, about two per multiprocessor of the
+        // largest, so that all of them sum in the same order.
         let blocks = hopper ? context.properties.multiprocessors : 264
         let chunks = min(ceilDivide(keys, 64), max(1, blocks / heads))
         let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
@@ -143,7 +143,7 @@ extension CUDABackend {
         return result
     }
 
-    /// The linear branch's share of the result. q: bf16 [L, heads, dim] → the same
+    /// The result of the linear branch. q: bf16 [L, heads, dim] → same
     func projected(_ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?)
         -> Tensor
     {
@@ -163,7 +163,7 @@ extension CUDABackend {
                     "linear_branch_project_sm90<\(dim)>", of: SparseLinearAttention.hopper)
                 : context.kernel(
                     "linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
-        // Both matrices; tiles of q; the sums and either the bias and four times 64 denominators or 128.
+        // Both matrices; tiles of q; the sums, and either the bias and four times 64 denominators, or 128 denominators.
         let tileBytes = (hopper ? 8 * 64 : 128) * dim * 2
         let vectorBytes = (hopper ? 2 * dim + 4 * 64 : dim + 128) * 4
         project(
@@ -175,7 +175,7 @@ extension CUDABackend {
         return out
     }
 
-    // MARK: Nothing rounded
+    // MARK: In exact arithmetic
 
     private func exactSparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ weight: Tensor, _ bias: Tensor?,
@@ -236,7 +236,7 @@ extension CUDABackend {
 }
 
 extension AttentionArguments {
-    /// Visit only the map's blocks.
+    /// Restricts attention to the blocks of the map.
     mutating func list(_ map: BlockMap, _ spec: SparseAttention) {
         indices = map.indices.pointer
         selected = Int32(map.indices.shape[2])

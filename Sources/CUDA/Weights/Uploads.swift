@@ -1,14 +1,13 @@
-// From mapped files to the device: parallel copies into pinned memory, uploads behind them, and
-// conversion on the device.
+// Copies from mapped files to the device: all cores copy into pinned memory, and the copy engine follows.
 
 internal import Dispatch
 internal import Glibc
 internal import Ground
 import Tensors
 
-/// Fills a ring of pinned buffers with all cores while the copy engine empties it.
+/// A ring of pinned buffers, which all cores fill while the copy engine empties it.
 final class Uploads {
-    /// One buffer of the ring. Its event marks the upload that last read it.
+    /// One buffer of the ring. Its event marks the end of the last upload from it.
     private struct Slot {
         let pinned: PinnedBuffer
         let event: Event
@@ -19,14 +18,14 @@ final class Uploads {
     private var next = 0
     private static let slotCount = 4
     static let chunk = 16 << 20
-    /// More threads than this do not read memory faster.
+    /// At most 12: more threads do not read memory faster.
     private let threads = min(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 12)
 
     init(_ context: Context) throws(CUDAError) {
         self.context = context
     }
 
-    /// Queues the copy of host bytes to the device. They have been read when this returns.
+    /// Queues a copy of host bytes to the device. The bytes have been read when this returns.
     func copy(
         _ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int, in stream: Stream
     ) {
@@ -46,7 +45,7 @@ final class Uploads {
         }
     }
 
-    /// The next buffer of the ring, when the device has read it; nil after a failure.
+    /// The next buffer of the ring, after the device has read it; nil after a failure.
     private func freeSlot() -> Slot? {
         guard context.device.failure == nil else { return nil }
         if slots.count < Self.slotCount {
@@ -83,7 +82,7 @@ final class Uploads {
         }
     }
 
-    /// Gives the pinned buffers back; the next upload makes new ones.
+    /// Frees the pinned buffers; the next upload allocates new ones.
     func release() {
         for slot in slots { slot.event.synchronize() }
         slots = []

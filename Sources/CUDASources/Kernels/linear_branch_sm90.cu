@@ -1,7 +1,7 @@
-// The linear branch on Hopper: the kernels of linear_branch.cu on wgmma. See there for what they compute.
+// The linear branch on Hopper: the kernels of linear_branch.cu on wgmma. See that file for what they compute.
 //
-// Both are limited by memory if enough is on its way and the tensor cores run beside the softmax: 16 warps
-// share a multiprocessor, tiles are loaded two steps ahead, and products are waited for a tile later.
+// Both reach the speed of memory if enough bytes are in flight and the tensor cores work during the softmax. So 16
+// warps share a multiprocessor, tiles are loaded two steps ahead, and products are awaited one tile later.
 #include "linear_branch.cuh"
 #include "wgmma.cuh"
 
@@ -9,7 +9,7 @@ constexpr int kThreads = 512;
 constexpr int kGroups = kThreads / 128;
 constexpr int kRows = 64;  // of a tile
 
-/// Sums of one chunk of keys: as `linear_branch_sums`, kThreads threads.
+/// Sums over one chunk of keys: as `linear_branch_sums`, with kThreads threads.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
 linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* statistics, int keys,
@@ -17,7 +17,7 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
     using Rows = Tile<kRows, kDim>;
     constexpr int kStages = 4;
     constexpr int kColumnGroups = kGroups / (kDim / 64);  // warpgroups that share 64 rows of kv
-    constexpr int kColumns = kDim / kColumnGroups;        // of kv, of one warpgroup
+    constexpr int kColumns = kDim / kColumnGroups;        // columns of kv per warpgroup
     extern __shared__ __align__(1024) u8 shared[];        // stages of (k, v)
     const int head = blockIdx.y;
     const i64 stride = i64(heads) * kDim;
@@ -42,9 +42,9 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
     };
 
     float kv[kColumns / 2];
-    float feature_sum[4] = {};  // of 16 features, in all eight columns
+    float feature_sum[4] = {};  // sums of 16 features, the same in all eight columns
     float keys_sum[kDim / 64][8] = {};
-    u32 largest[kDim / 64][4] = {};  // pairs of |v| as integers, which are ordered alike
+    u32 largest[kDim / 64][4] = {};  // pairs of |v| as integers, which have the same order
     load(0);
     load(1);
 #pragma unroll 1
@@ -53,7 +53,7 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
         u8* v_tile = k_tile + Rows::kBytes;
         cp_async_wait<1>();
         fence_proxy_async();
-        __syncthreads();  // the tile is there; the products with the one two before are done
+        __syncthreads();  // the tile has arrived, and the products with the one two before it are done
         load(tile + 2);
         features<kRows, kDim, kThreads>(
             k_tile, threadIdx.x, count - tile * kRows,
@@ -76,7 +76,7 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
         __syncthreads();
 #pragma unroll
         for (int step = 0; step < kRows / 16; step++) {
-            // Rows of A are features: the matrices of the k tile's rows (keys) and columns, transposed.
+            // The rows of A are features, so the matrices of the k tile (rows are keys) are transposed.
             u32 a[4];
             const int row = step * 16 + lane % 8 + lane / 16 * 8;
             ldmatrix_x4_trans(a, shared_address(k_tile) +
@@ -135,15 +135,15 @@ struct ProjectLayout {
     static constexpr int kMatrixBytes = kDim * kDim * 2;
     static constexpr int kTileBytes = kRows * kDim * 2;
     static constexpr int kWeight = kMatrixBytes;
-    static constexpr int kTiles = 2 * kMatrixBytes;  // two of each warpgroup
+    static constexpr int kTiles = 2 * kMatrixBytes;  // two for each warpgroup
     static constexpr int kSums = kTiles + 2 * kGroups * kTileBytes;
     static constexpr int kBias = kSums + kDim * 4;
     static constexpr int kDenominators = kBias + kDim * 4;
     static constexpr int kBytes = kDenominators + kGroups * kRows * 4;
 };
 
-/// The branch's result: as `linear_branch_project`, kThreads threads; `chunk` is a multiple of 64 rows. The
-/// warpgroups take turns at the chunk's tiles and share the matrices alone.
+/// The result of the branch: as `linear_branch_project`, with kThreads threads; `chunk` is a multiple of 64 rows. The
+/// warpgroups share only the matrices; each takes every fourth tile of the chunk.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
 linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_sum, const bf16* weight,
@@ -191,7 +191,7 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
 #pragma unroll 1
     for (int n = 0; first < end; n++, first += kGroups * kRows) {
         cp_async_wait<0>();
-        bar_sync(1 + group, 128);  // the tile is there; all are done with the other one
+        bar_sync(1 + group, 128);  // the tile has arrived, and the warpgroup is done with the other one
         load(n + 1, first + kGroups * kRows);
         features<kRows, kDim, 128>(
             shared + tile_offset(n), thread, end - first,

@@ -1,14 +1,14 @@
-// Linear layers on Hopper: out = epilogue(x w^T) by wgmma on tiles that bulk tensor copies bring.
+// Linear layers on Hopper: out = epilogue(x w^T), on wgmma with tiles loaded by bulk tensor copies.
 //
-// Persistent blocks walk over the tiles. Two blocks of a cluster work side by side and share the operand
-// that they have in common by multicast: w where each has 128 rows of x, x where each has 128 rows of w.
+// Persistent blocks of threads visit the tiles. Two blocks of a cluster work on neighbouring tiles and share their
+// common operand by multicast: w if each has 128 rows of x, x if each has 128 rows of w.
 #include "gemm_epilogue.cuh"
 #include "gemm_sm90.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// Position of tile `index`, in units of what a cluster computes. Eight rows of tiles are walked
-/// together, so that what runs at one time shares its operands in L2.
+/// The position of tile `index`, in units of a cluster's tile. The order goes along bands of eight rows of tiles, so
+/// that tiles computed at the same time share their operands in L2.
 DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
     constexpr int kBand = 8;
     const int band = index / (kBand * tiles_n);
@@ -17,8 +17,8 @@ DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
     return make_int2(band * kBand + inside % height, inside / height);
 }
 
-/// kM64: times 64 rows of a consumer; kN: columns of a tile. 8-bit operands need kM64 = 2, kN = 128: room
-/// for the sums of a slice beside the accumulators, and a consumer's tile is one block of int8 scales.
+/// kM64: rows of a consumer, in units of 64; kN: columns of a tile. 8-bit operands need kM64 = 2 and kN = 128: then the
+/// sums of a slice fit beside the accumulators, and the tile of a consumer is one block with one int8 scale.
 template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kM64, int kN,
           int kCluster>
 __global__ void __launch_bounds__(kGemmThreads, 1)
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     constexpr int kSliceElements = kElement == Element::bf16 ? 64 : 128;
     using S = Stage<kM, kN, 128, kRingBytes>;
     using P = Pipeline<S::kCount, kCluster>;
-    // A cluster of two is wide where its tiles are tall.
+    // Two tall tiles of a cluster lie side by side, two wide ones above each other.
     constexpr bool kShareX = kCluster == 2 && kM > kN;
     constexpr bool kShareW = kCluster == 2 && !kShareX;
     constexpr int kClusterM = kShareW ? 2 * kM : kM;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 multiply<S, P, kM64, kN, 128>(acc, ring_base, pipeline, ring, slices,
                                               group * 64 * kM64, lane);
             } else {
-                // Tiles outside the matrix are computed from zeros; their scales must be readable.
+                // Tiles outside of the matrix are computed from zeros, but their scales must be readable.
                 const int block_row = min(row0, args.rows - 1) / 128;
                 const int block_column = min(column0, args.outputs - 1) / 128;
                 multiply_slices<kElement, S, P, kM64, kN>(
@@ -119,18 +119,18 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     args.w_scales + i64(block_column) * slices);
             }
             if (row0 >= args.rows || column0 >= args.outputs) continue;
-            // Or the compiler computes all addresses below once and keeps them, in memory.
+            // Keeps the compiler from computing all addresses below only once and spilling them.
             asm volatile("" : "+r"(thread_row), "+r"(thread_column));
 
             constexpr int kSize = kOutput == Output::f32 ? 4 : kOutput == Output::bf16 ? 2 : 1;
-            // thread_column * kSize is below 16 but for f32, where it reaches the next 16 bytes.
+            // thread_column * kSize is below 16, except for f32, where it can reach the next 16 bytes.
             const u32 staging_row = staging + thread_row * 128 + thread_column * kSize % 16;
             const u32 swizzle = thread_row % 8 * 16 ^ thread_column * kSize / 16 * 16;
-            // The result leaves in pieces of 64 rows through this group's staging memory.
+            // The result is stored in pieces of 64 rows, through this warpgroup's staging memory.
             constexpr int kPanel = 128 / kSize;  // columns in 128 bytes
             constexpr int kFit = kOutput == Output::i8 ? 128 : int(kStagingBytes) / 64 / kSize;
             constexpr int kPiece = kN < kFit ? kN : kFit;
-            // Loads of 32 columns are in flight together.
+            // The loads of 32 columns are in flight together.
             constexpr int kBatch = 4;
             float largest = 0.0f;
 #pragma unroll
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                         }
 #pragma unroll
                         for (int j = 0; j < kBatch; j++) {
-                            // Under the 128-byte swizzle; rows 8 apart have the same pattern.
+                            // Address with 128-byte swizzle; rows at a distance of 8 have the same pattern.
                             const int byte = 8 * (first_j + j) % kPanel * kSize;
                             const u32 address = staging_row + 8 * (first_j + j) / kPanel * 8192 +
                                                 ((byte & 0x70) ^ swizzle) + (byte & 0xf);
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 }
             }
             if constexpr (kOutput == Output::i8) {
-                // One scale for this group's 128x128 values, then the codes.
+                // First the scale of this warpgroup's 128x128 values, then the codes.
                 largest = warp_max(largest);
                 if (lane == 0) words[4 * group + warp % 4] = largest;
                 if (leader) bulk_wait_read<0>();
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         if (leader) bulk_wait<0>();
     }
     __syncwarp();
-    // A block's memory must outlive the copies and arrivals of its neighbour.
+    // The shared memory of a block must outlive the copies and arrivals of its neighbour.
     if constexpr (kCluster > 1) cluster_sync();
 }
 

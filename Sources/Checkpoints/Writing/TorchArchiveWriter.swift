@@ -1,11 +1,11 @@
-/// Writing what torch.load reads: a zip archive of stored members with a pickle of protocol 2.
+/// Writing what torch.load reads: an uncompressed zip archive with a pickle of protocol 2.
 ///
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/caffe2/serialize/inline_container.cc
 
 import Ground
 import Tensors
 
-/// Members are written one after the other; each one's checksum is put in its header afterwards.
+/// Writes members one after the other; each checksum is put into the member's header afterwards.
 struct TorchArchiveWriter {
     private struct Member {
         var name: String
@@ -22,7 +22,7 @@ struct TorchArchiveWriter {
 
     init(_ file: PendingFile) { self.file = file }
 
-    /// Everything before the storages, which must then be added in the order of `tensors`.
+    /// Writes everything before the storages, which must then be added in the order of `tensors`.
     mutating func begin(_ tensors: [TensorInfo]) throws(FileError) {
         try member("data.pkl", Pickler.stateDictionary(tensors))
         try member(".format_version", Array("1".utf8))
@@ -30,7 +30,7 @@ struct TorchArchiveWriter {
         try member("byteorder", Array("little".utf8))
     }
 
-    /// The elements of the next tensor.
+    /// Writes the elements of the next tensor.
     mutating func add(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
         try member("data/\(storages)", bytes)
         storages += 1
@@ -146,7 +146,7 @@ private struct Pickler {
         var pickler = Pickler()
         pickler.global("collections", "OrderedDict")
         pickler.bytes += Array(")R".utf8)
-        // SETITEMS takes what lies above the mark; pieces keep the reader's stack small.
+        // SETITEMS takes all values above the mark; pieces keep the reader's stack small.
         for start in stride(from: 0, to: tensors.count, by: 1000) {
             pickler.bytes.append(UInt8(ascii: "("))
             for index in start..<min(start + 1000, tensors.count) {
@@ -161,7 +161,7 @@ private struct Pickler {
 
     /// _rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())
     private mutating func tensor(_ info: TensorInfo, storage index: Int) {
-        // Types that came after typed storages are stored as bytes, the type beside them.
+        // Types newer than typed storages are stored as bytes, with the type beside them.
         let late = info.dtype.lateTorchName
         global("torch._utils", late == nil ? "_rebuild_tensor_v2" : "_rebuild_tensor_v3")
         bytes += Array("((".utf8)
@@ -231,7 +231,7 @@ extension DType {
         }
     }
 
-    /// The dtype's name where no typed storage exists for it.
+    /// The dtype's name, if it has no typed storage.
     fileprivate var lateTorchName: String? {
         switch self {
         case .f8e4m3: "float8_e4m3fn"

@@ -4,7 +4,7 @@
 import Checkpoints
 import Tensors
 
-/// Every token looks at the others: all of them, or a share of their blocks and a linear branch.
+/// Every token attends to all others, or to a share of their blocks plus a linear branch.
 struct SelfAttention {
     let q, k, v, o: Linear
     /// RMS norms over all heads together. f32 [dim]
@@ -15,7 +15,7 @@ struct SelfAttention {
 
     enum Kind {
         case dense
-        /// The linear branch of SLA goes through `projection`, [headDim, headDim].
+        /// SLA, whose linear branch passes through `projection`, [headDim, headDim].
         case sparse(SparseAttention, projection: Linear)
     }
 
@@ -51,7 +51,7 @@ struct SelfAttention {
         return device.joinHeads(attend(q, k, v, on: device))
     }
 
-    /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
+    /// The queries and keys, normalised and rotated. y: [tokens, dim] → [tokens, heads, headDim] each
     func queryKey(_ y: Tensor, rope: RotaryTable, on device: any Backend) -> (
         q: Tensor, k: Tensor
     ) {
@@ -80,7 +80,7 @@ struct SelfAttention {
     }
 }
 
-/// Every token looks at the text.
+/// Every token attends to the text.
 struct CrossAttention {
     let q, o: Linear
     /// f32 [dim]
@@ -113,21 +113,22 @@ struct CrossAttention {
 }
 
 extension Backend {
-    /// What attention gave as rows of all heads; those that it quantised are. [tokens, heads, headDim] → [tokens, dim]
+    /// Joins the heads of a result of attention; quantised results are already joined.
+    /// y: [tokens, heads, headDim] → [tokens, dim]
     fileprivate func joinHeads(_ y: Tensor) -> Tensor {
         y.format == .plain ? reshape(y, [y.shape[0], y.shape.tail.count]) : y
     }
 }
 
-/// What one block's cross attention sees of a prompt. key, value: [rows, heads, headDim]
+/// The keys and values of a prompt for the cross attention of one block. key, value: [rows, heads, headDim]
 struct TextKeys {
     let key, value: Tensor
-    /// The last rows stand for so many equal ones: the padding of the text.
+    /// How many equal rows each of the last rows stands for: the padding of the text.
     let lastKeyCounts: [Int]
 }
 
-/// Makes the keys and values of one block's cross attention: used once for each prompt, not in
-/// every step, and so a group of weights of its own.
+/// Makes the keys and values of one block's cross attention. It has its own weight group, because it is used once for
+/// each prompt instead of in every step.
 struct TextProjection {
     let k, v: Linear
     /// f32 [dim]
@@ -148,7 +149,7 @@ struct TextProjection {
         norms = options.norms
     }
 
-    /// text: parts [rows, dim], after the text embedding; together they are the rows of the keys
+    /// text: parts [rows, dim], after the text embedding, which together are the rows of the keys
     func callAsFunction(_ text: [Tensor], lastKeyCounts: [Int], on device: any Backend)
         -> TextKeys
     {

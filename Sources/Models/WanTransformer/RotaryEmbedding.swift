@@ -4,14 +4,14 @@ import Glibc
 import Ground
 package import Tensors
 
-/// A head's pairs of features are shared out to the three axes; pair i of an axis with `width`
-/// features turns by position * theta^(-2i / width).
+/// The pairs of features of a head are divided among the three axes. Pair i of an axis with `width` features is rotated
+/// by position * theta^(-2i / width).
 package enum RotaryEmbedding {
     static let theta = 10_000.0
-    /// Positions that the published models have been trained for, on each axis.
+    /// Number of positions on each axis for which the published models are made.
     static let longestAxis = 128
 
-    /// The angles of every token, (t, h, w) row-major with w fastest.
+    /// The angles of all tokens, in the order (t, h, w) with w fastest.
     /// size: the grid of tokens → cosine, sine: f32 [t * h * w, headDim / 2]
     package static func table(
         _ size: Extent, headDim: Int, on device: any Backend
@@ -53,7 +53,7 @@ package enum RotaryEmbedding {
         return RotaryTable(cosine: table(cos), sine: table(sin))
     }
 
-    /// [positions * pairs], the product rounded to f32 as the original does.
+    /// [positions * pairs]; the products are rounded to f32, as in the original.
     private static func angles(_ positions: Int, _ pairs: Int) -> [Float] {
         (0..<positions).flatMap { position in
             (0..<pairs).map { Float(position) * Float(pow(theta, -Double($0) / Double(pairs))) }

@@ -1,4 +1,4 @@
-/// From a timestep to the numbers that modulate every block, in f32 throughout.
+/// The embedding of a timestep, which modulates every block. All of it is f32.
 
 import Checkpoints
 import Glibc
@@ -13,10 +13,11 @@ public struct Modulation {
     public let head: Tensor
 }
 
+/// Computes the modulation from a timestep.
 package struct TimeEmbedding {
     let first, second, projection: Linear
     let frequencyDim: Int
-    /// What each block adds to the projection. f32 [layers, 6, dim], [2, dim]
+    /// What each block and the head add to the embedding. f32 [layers, 6, dim], [2, dim]
     let blockOffsets, headOffsets: Tensor
     /// Ones in the shapes of the offsets.
     let blockOnes, headOnes: Tensor
@@ -49,13 +50,13 @@ package struct TimeEmbedding {
     /// sinusoid: f32 [1, frequencyDim]
     package func embedding(_ sinusoid: Tensor, on device: any Backend) -> (e: Tensor, e0: Tensor) {
         let hidden = first(sinusoid, activation: .silu, on: device)
-        // Both e and SiLU(e) are needed: a second small product is cheaper than one more operation.
+        // Both e and SiLU(e) are needed. Computing the small product twice is cheaper than one more operation.
         let e = second(hidden, on: device)
         let e0 = projection(second(hidden, activation: .silu, on: device), on: device)
         return (e, e0)
     }
 
-    /// offset + e, the same e for every row: written as offset + 1 * e.
+    /// Adds e to every row of the offsets, as offset + 1 * e.
     /// sinusoid: f32 [1, frequencyDim]
     func callAsFunction(_ sinusoid: Tensor, on device: any Backend) -> Modulation {
         let (e, e0) = embedding(sinusoid, on: device)

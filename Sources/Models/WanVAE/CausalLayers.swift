@@ -4,7 +4,7 @@ import Checkpoints
 import Ground
 import Tensors
 
-/// A convolution that looks back in time only: zeros before the first frame, none after the last.
+/// A convolution that reads only earlier frames, with zeros before the first one.
 struct CausalConvolution {
     let weight: ConvolutionWeight
     let slot: Int
@@ -37,7 +37,7 @@ extension CausalConvolution: CausalLayer {
     }
 }
 
-/// x / ||x|| * sqrt(C) * gamma over the channels, then SiLU. gamma: f32 [C]
+/// x / ||x|| * sqrt(C) * gamma over the channels, then SiLU if asked for. gamma: f32 [C]
 struct ChannelNorm {
     let gamma: Tensor
 
@@ -55,7 +55,7 @@ struct ChannelNorm {
 struct ResidualBlock: CausalLayer {
     let norm1, norm2: ChannelNorm
     let conv1, conv2: CausalConvolution
-    /// Where the number of channels changes.
+    /// Present if the number of channels changes.
     let shortcut: Linear?
 
     init(_ weights: Weights, from inputs: Int, to outputs: Int, _ slots: inout Slots)
@@ -78,7 +78,7 @@ struct ResidualBlock: CausalLayer {
     }
 }
 
-/// x + proj(attention(norm x)): one head over the pixels of a frame.
+/// x + proj(attention(norm x)), with one head over the pixels of a frame.
 struct AttentionBlock: CausalLayer {
     let norm: ChannelNorm
     let q, k, v, proj: Linear
@@ -95,7 +95,7 @@ struct AttentionBlock: CausalLayer {
         proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
     }
 
-    /// x: [1, H, W, C]: a chunk has one frame at this resolution
+    /// x: [1, H, W, C] → same; at this resolution a chunk has one frame
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
         let (pixels, channels) = (x.shape.rows, x.shape[3])
@@ -112,7 +112,7 @@ struct AttentionBlock: CausalLayer {
     }
 }
 
-/// Half the height and width, and half the frames where there is a `timeConv`.
+/// Halves height and width, and also the number of frames if there is a `timeConv`.
 struct Downsample: CausalLayer {
     let conv: ConvolutionWeight
     let timeConv: (weight: ConvolutionWeight, slot: Int)?
@@ -138,7 +138,7 @@ struct Downsample: CausalLayer {
         guard let timeConv else { return y }
         let past = history[timeConv.slot]
         history.remember(y, last: 1, in: timeConv.slot)
-        // The first frame stands alone in time.
+        // The first frame is not combined with others in time.
         guard let past else { return y }
         return device.convolution(
             y, history: past, leadingZeros: 0, timeConv.weight, timeStride: 2, spatialStride: 1,
@@ -146,8 +146,7 @@ struct Downsample: CausalLayer {
     }
 }
 
-/// Twice the height and width with half the channels, and twice the frames where there is a
-/// `timeConv`.
+/// Doubles height and width and halves the channels, and also doubles the number of frames if there is a `timeConv`.
 struct Upsample: CausalLayer {
     let timeConv: CausalConvolution?
     let conv: ConvolutionWeight
@@ -166,7 +165,7 @@ struct Upsample: CausalLayer {
 
     /// x: [T, H, W, C] → [T, 2H, 2W, C/2] for the first frame, then [2T, 2H, 2W, C/2]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        // The first frame stands alone in time, and the frames after it do not see it.
+        // The first frame is not doubled in time, and the frames after it do not depend on it here.
         guard let timeConv, !history.isFirstChunk else { return enlarge(x, on: device) }
         return enlarge(device.interleaveTime(timeConv(x, history, on: device)), on: device)
     }
@@ -178,7 +177,7 @@ struct Upsample: CausalLayer {
     }
 }
 
-/// norm, SiLU and the convolution to the channels of the result.
+/// Norm, SiLU, and the convolution to the channels of the result.
 struct Head: CausalLayer {
     let norm: ChannelNorm
     let conv: CausalConvolution
@@ -196,7 +195,7 @@ struct Head: CausalLayer {
 }
 
 extension Weights {
-    /// The convolution here. A kernel without an axis of time is stored without it.
+    /// Loads a convolution. Two-dimensional kernels are stored without the axis of time.
     func convolution(from inputs: Int, to outputs: Int, kernel: (t: Int, h: Int, w: Int))
         throws(CheckpointError) -> ConvolutionWeight
     {
@@ -207,8 +206,7 @@ extension Weights {
 }
 
 extension Linear {
-    /// A 1x1 convolution: a linear layer over the channels. Takes `rows` out of `count` of its
-    /// outputs.
+    /// A 1x1 convolution, which is a linear layer over the channels. Only `rows` out of its `count` outputs are used.
     init(
         pointwise weights: Weights, from inputs: Int, to outputs: Int, rows: Range<Int>? = nil,
         of count: Int? = nil

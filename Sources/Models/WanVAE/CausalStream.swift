@@ -1,21 +1,21 @@
-/// Running causal layers through a video chunk by chunk.
+/// Running causal layers on a video chunk by chunk.
 
 import Tensors
 
-/// A layer that turns frames into frames and may remember some for the next chunk.
+/// A layer from frames to frames that may remember some of them for the next chunk.
 protocol CausalLayer {
     /// x: [T, H, W, C] → [T', H', W', C']
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor
 }
 
-/// The frames that the layers of one stage remember between chunks.
+/// The frames that the layers of one stage remember from chunk to chunk.
 final class FeatureHistory {
-    /// One entry for each layer that remembers; nil before its first chunk.
+    /// One entry for each layer that remembers frames; nil before its first chunk.
     private var entries: [Tensor?]
     private let device: any Backend
     private(set) var isFirstChunk = true
-    /// Whether the last chunk left every entry as it was, bit for bit. Only known where it was
-    /// asked for.
+    /// Whether the last chunk has left all entries unchanged, bit for bit. Known only if `process` was called with
+    /// `comparing`.
     private(set) var isSteady = false
     private var comparing = false
 
@@ -24,10 +24,10 @@ final class FeatureHistory {
         self.device = device
     }
 
-    /// What the layer that owns `slot` remembers. [n, H, W, C]
+    /// What the layer with this slot remembers. [n, H, W, C]
     subscript(slot: Int) -> Tensor? { entries[slot] }
 
-    /// Remembers the last `count` frames of (what was remembered, x). x: [T, H, W, C]
+    /// Remembers the last `count` frames of the remembered ones followed by x. x: [T, H, W, C]
     func remember(_ x: Tensor, last count: Int, in slot: Int) {
         let frames = x.shape[0]
         var recent = device.slice(x, max(0, frames - count)..<frames)
@@ -37,14 +37,14 @@ final class FeatureHistory {
                 device.slice(earlier, earlier.shape[0] - kept..<earlier.shape[0]), x,
             ])
         } else if frames > count {
-            // A copy: the slice would keep the whole chunk in memory.
+            // A copy, because the slice would keep the whole chunk in memory.
             recent = device.concatenate([recent])
         }
         if comparing && isSteady { isSteady = isUnchanged(recent, in: slot) }
         entries[slot] = recent
     }
 
-    /// Runs a stage on one chunk. `comparing` finds out whether the entries stay the same.
+    /// Runs a stage on one chunk. With `comparing`, finds out whether the entries stay the same.
     func process(_ x: Tensor, _ stage: Stage, comparing: Bool) -> Tensor {
         self.comparing = comparing
         isSteady = comparing
@@ -69,18 +69,17 @@ final class FeatureHistory {
     }
 }
 
-/// Layers that follow one another.
+/// Consecutive layers.
 struct Stage {
     let layers: [any CausalLayer]
     /// How many of them remember frames.
     let slots: Int
-    /// Longer chunks go through in pieces. With two frames, as many as a convolution remembers,
-    /// each piece is itself what is remembered: nothing is copied, and a chunk of four takes half
-    /// the memory.
+    /// Longer chunks are divided into pieces of this many frames. A convolution remembers two frames, so with two each
+    /// piece is itself what is remembered: nothing is copied, and a chunk of four frames takes half the memory.
     var framesAtOnce = 2
 }
 
-/// Hands out places in a stage's history while its layers are made.
+/// Assigns slots in a stage's history to its layers.
 struct Slots {
     private(set) var count = 0
     mutating func next() -> Int {
@@ -89,22 +88,21 @@ struct Slots {
     }
 }
 
-/// One video on its way through stages.
+/// One video that passes through stages.
 ///
-/// When a chunk repeats the one before bit for bit, and has left a stage's history as it was, then
-/// the stage has returned to the state it started from: the same chunk again must give the same
-/// result again. It is then not computed.
+/// If a chunk equals the one before bit for bit, and has left the history of a stage unchanged, then the stage is in
+/// the state that it started from, and the same chunk must give the same result again. It is then not computed.
 final class CausalStream {
     private struct Running {
         let stage: Stage
         let history: FeatureHistory
-        /// The result for the chunk before, kept while results may repeat.
+        /// The result for the last chunk, kept as long as it may repeat.
         var last: Tensor?
         var runs = 0
     }
     let device: any Backend
     private var stages: [Running]
-    /// How often each stage was computed.
+    /// How many times each stage has been computed.
     var runsComputed: [Int] { stages.map(\.runs) }
 
     init(_ stages: [Stage], on device: any Backend) {
@@ -114,7 +112,7 @@ final class CausalStream {
         }
     }
 
-    /// The next chunk. x: [T, H, W, C]; `isRepeated`: it equals the chunk before, bit for bit.
+    /// Processes the next chunk. x: [T, H, W, C]; `isRepeated`: whether it equals the last chunk, bit for bit
     func callAsFunction(_ x: consuming Tensor, isRepeated: Bool = false) -> Tensor {
         var isRepeated = isRepeated
         for index in stages.indices {

@@ -1,15 +1,15 @@
-/// Latents to frames. Port of Wan2.1 wan/modules/vae.py (Decoder3d, WanVAE_.decode).
+/// Decoding latents to frames. Port of Wan2.1 wan/modules/vae.py (Decoder3d, WanVAE_.decode).
 
 public import Checkpoints
 public import Tensors
 
 extension WanVAE {
-    /// The decoder's half of the autoencoder.
+    /// The decoder, one half of the autoencoder.
     public struct Decoder {
         public let config: WanVAEArchitecture
         let statistics: LatentStatistics
         let conv2: Linear
-        /// Cut where the number of frames doubles.
+        /// The layers, divided into stages where the number of frames doubles.
         let stages: [Stage]
         let activations: DType
 
@@ -64,7 +64,7 @@ extension WanVAE {
             self.stages = stages
         }
 
-        /// The frames of `latents`, chunk by chunk in order. latents: normalised, [C, T, H, W]
+        /// Decodes latents chunk by chunk. latents: normalised, [C, T, H, W]
         public func callAsFunction(_ latents: Tensor, on device: any Backend) -> Decoding {
             let (mean, inverse) = statistics.rounded(to: activations)
             let latents = device.channelsLast(
@@ -87,8 +87,8 @@ extension WanVAE {
             self.stream = stream
         }
 
-        /// The next frames, about -1...1 and not clamped: one, then `stride.t` for each latent frame.
-        /// → [n, stride.h * H, stride.w * W, 3], nil after the last
+        /// The next frames, with values of about -1...1 that are not clamped: one frame, then `stride.t` for each
+        /// latent frame; nil after the last. → [n, stride.h * H, stride.w * W, 3]
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
             defer { decoded += 1 }

@@ -1,15 +1,16 @@
-/// Frames to latents. Port of Wan2.1 wan/modules/vae.py (Encoder3d, WanVAE_.encode).
+/// Encoding frames to latents. Port of Wan2.1 wan/modules/vae.py (Encoder3d, WanVAE_.encode).
 
 public import Checkpoints
 import Ground
 public import Tensors
 
 extension WanVAE {
-    /// The encoder's half of the autoencoder.
+    /// The encoder, one half of the autoencoder.
     public struct Encoder {
         public let config: WanVAEArchitecture
         let statistics: LatentStatistics
-        /// Cut where the number of frames halves, so that each part can come to rest by itself.
+        /// The layers, divided into stages where the number of frames halves, so that each stage can become steady by
+        /// itself.
         let stages: [Stage]
         let activations: DType
 
@@ -76,13 +77,11 @@ extension WanVAE {
             return normalized(means, on: device)
         }
 
-        /// The normalised latents of a picture followed by mid-grey frames (zeros): the condition
-        /// of image-to-video.
+        /// The normalised latents of a picture followed by mid-grey frames (zeros), which condition image to video.
         ///
-        /// Equal to encoding all `frameCount` frames; see `CausalStream` for what need not be
-        /// computed.
+        /// Equal to encoding all `frameCount` frames; see `CausalStream` for what is not computed.
         /// picture: [H, W, 3] in -1...1, in the dtype of activations → f32 [C, n + 1, H/8, W/8]
-        /// - Parameter afterChunk: told how far the work is after each latent frame.
+        /// - Parameter afterChunk: called with the progress after each latent frame.
         public func encodeImage(
             _ picture: Tensor, frameCount: Int, on device: any Backend,
             afterChunk: (EncodingProgress) -> Void = { _ in }
@@ -121,12 +120,11 @@ extension WanVAE {
 }
 
 extension WanVAE {
-    /// How far the encoding of a picture is.
+    /// The progress of encoding a picture.
     public struct EncodingProgress: Sendable {
-        /// Latent frames known, of `count`.
+        /// Number of finished latent frames, out of `count`.
         public let done, count: Int
-        /// How often each stage of the network has run; a stage that has come to rest is not run
-        /// again.
+        /// How many times each stage of the network has run; a steady stage is not run again.
         public let stageRuns: [Int]
     }
 }

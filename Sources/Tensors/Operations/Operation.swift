@@ -1,11 +1,11 @@
-/// Operations as values: what models ask of a machine.
+/// Operations as values: what models ask of a device.
 
 import Ground
 
-/// One operation with all that it takes: activations, weights and attributes.
+/// One operation with all its arguments: activations, weights and attributes.
 ///
-/// The struct of a case says what is true of it on every machine. Each family of them is one file of this folder,
-/// with the methods of `Backend` by which models ask for them.
+/// The struct of each case states what holds on every device. Related operations share a file of this folder, with
+/// the methods of `Backend` that models call.
 public enum Operation {
     // Linear.swift
     case linear(Linear)
@@ -46,6 +46,7 @@ public enum Operation {
     // Gradients/Training.swift
     case training(Training)
 
+    /// The struct of the case.
     public var facts: any OperationFacts {
         switch self {
         case .linear(let o): o
@@ -82,21 +83,22 @@ public enum Operation {
     }
 }
 
-/// What is true of an operation on every machine.
+/// What holds for an operation on every device.
 ///
-/// A fused operation may have a `composed(on:)`: the same by simpler operations, for machines without a kernel of
-/// its own.
+/// A fused operation may have a method `composed(on:)`: the same made of simpler operations, for devices without a
+/// kernel for it.
 public protocol OperationFacts {
-    /// For reports and tables.
+    /// Name for reports and tables.
     static var name: String { get }
-    /// Whether shapes and types fit each other. Asked before the operation reaches a machine.
+    /// Whether the shapes and types of the arguments fit each other. Checked before the operation reaches a device.
     var fits: Bool { get }
     /// Shape and type of each result.
     var results: [Operation.ResultType] { get }
-    /// Multiplications and additions of matrix products, attention and convolutions.
+    /// Multiplications and additions in matrix products, attention and convolutions; 0 for all other operations.
     var flops: Int { get }
-    /// Shows every tensor that the machine reads, in the order of the arguments, and lets it be replaced.
+    /// Calls `tensor` with every tensor that the device reads, in the order of the arguments; it may replace them.
     mutating func visit(_ tensor: (inout Tensor, Operation.Role) -> Void)
+    /// This operation as a case of the enum.
     var operation: Operation { get }
 }
 
@@ -104,31 +106,33 @@ extension OperationFacts {
     public var flops: Int { 0 }
 }
 
-// MARK: - Facts in terms of each other
+// MARK: - Derived from the facts
 
 extension Operation {
-    /// What a result is before it is there.
+    /// The shape and type of a result, known before it is computed.
     public struct ResultType: Sendable, Hashable {
         public var shape: Shape
-        /// Of the elements, before `format` quantises them.
+        /// The type of the elements before `format` quantises them.
         public var dtype: DType
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
-        public init(_ shape: Shape, _ dtype: DType, _ format: ActivationFormat = .plain) {
+        public init(_ shape: Shape, _ dtype: DType, _ format: LinearFormat = .plain) {
             self.shape = shape
             self.dtype = dtype
             self.format = format
         }
     }
 
+    /// What a tensor is to an operation.
     public enum Role: Sendable, Hashable {
         /// Flows through the model: one row for each token, pixel or element.
         case activation
-        /// Belongs to a layer or to the whole step: matrices, biases, gains, gates, tables.
+        /// Belongs to a layer or to a whole step: matrices, biases, gains, gates, tables.
         case parameter
     }
 
-    /// What an operation takes at least: each input read once, each result written once.
+    /// The least work of an operation: kernel launches, floating-point operations, and bytes moved, with each input
+    /// read once and each result written once.
     public struct Cost: Sendable, Hashable {
         public var launches = 0
         public var flops = 0
@@ -145,10 +149,10 @@ extension Operation {
 
     public var name: String { type(of: facts).name }
 
-    /// Whether it only looks at its input under another shape: no machine computes anything.
+    /// Whether the result is its input under another shape, so that no device computes anything.
     public var isView: Bool { if case .view = self { true } else { false } }
 
-    /// The activations it reads.
+    /// The activations that it reads.
     public var activations: [Tensor] {
         var found: [Tensor] = []
         var facts = facts
@@ -156,13 +160,14 @@ extension Operation {
         return found
     }
 
-    /// The same on other tensors.
+    /// The same operation on other tensors.
     public func mapTensors(_ transform: (Tensor) -> Tensor) -> Operation {
         var facts = facts
         facts.visit { tensor, _ in tensor = transform(tensor) }
         return facts.operation
     }
 
+    /// All zero for a view.
     public var cost: Cost {
         var facts = facts
         var cost = Cost()
@@ -178,7 +183,7 @@ extension Operation {
 }
 
 extension Operation.ResultType {
-    /// Of the elements as they are stored.
+    /// The type of the elements as stored.
     public var element: DType {
         switch format {
         case .plain: dtype
@@ -189,11 +194,12 @@ extension Operation.ResultType {
 
     public var byteCount: Int { shape.count * element.byteCount }
 
+    /// Whether `x` has this shape and type.
     public func describes(_ x: Tensor) -> Bool {
         x.shape == shape && x.dtype == element && x.scales?.byteCount == scaleBytes
     }
 
-    /// Bytes of the scales of 8-bit activations.
+    /// Bytes of the scales of 8-bit activations; nil for plain ones.
     public var scaleBytes: Int? {
         switch format {
         case .plain: nil
@@ -203,10 +209,10 @@ extension Operation.ResultType {
     }
 }
 
-// MARK: - From the facts to a machine
+// MARK: - From the facts to a device
 
 extension Backend {
-    /// Has an operation carried out once its shapes are known to fit.
+    /// Checks that the arguments fit, then runs the operation.
     func results(of facts: some OperationFacts) -> [Tensor] {
         if !facts.fits { programmingError(misfit(facts)) }
         return run(facts.operation)
@@ -215,7 +221,7 @@ extension Backend {
     func result(of facts: some OperationFacts) -> Tensor { results(of: facts)[0] }
 }
 
-/// The operation with all its arguments: tensors by shape and type.
+/// An error message with the operation and all its arguments, tensors by shape and type.
 @inline(never)
 private func misfit<Facts: OperationFacts>(_ facts: Facts) -> String {
     let arguments = Mirror(reflecting: facts).children.compactMap { child -> String? in
@@ -230,7 +236,7 @@ private func misfit<Facts: OperationFacts>(_ facts: Facts) -> String {
     return "\(Facts.name): these do not fit together: \(arguments.joined(separator: ", "))"
 }
 
-// MARK: - What the facts are written with
+// MARK: - Helpers for writing the facts
 
 func visit(
     _ tensor: inout Tensor?, _ role: Operation.Role, _ body: (inout Tensor, Operation.Role) -> Void
