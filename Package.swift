@@ -116,7 +116,7 @@ let package = Package(
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
-                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
+                "Benchmarks", "Quality", "Devices", "Terminal", "Training", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: tests),

@@ -37,36 +37,58 @@ public final class Net {
     /// To what timesteps are rounded before the embedding: bf16 in the published models.
     public let timestepType: DType
     public let device: any Backend
-    public var recomputation: Recomputation
-    private var built: (version: Int, model: WanTransformer)?
+    public let recomputation: Recomputation
+    /// Adapters that are trained in place of the checkpoint's own tensors.
+    public let adapters: LowRankAdapters?
+    /// What the linear layers of the blocks become while they are placed.
+    public let linearFormat: LinearFormat
+    private let named: NamedCheckpoint
+    private var built: (version: Int, net: Built)?
+
+    /// A model and the backend that its operations go to.
+    private struct Built {
+        let model: WanTransformer
+        let device: any Backend
+    }
 
     /// - Parameter checkpoint: `Parameters` where they are trained.
     public init(
         _ checkpoint: any Checkpoint, _ options: WanTransformerOptions, activations: DType,
-        timestepType: DType? = nil, recomputation: Recomputation = .none, on device: any Backend
+        timestepType: DType? = nil, recomputation: Recomputation = .none,
+        adapters: LowRankAdapters? = nil, linearFormat: LinearFormat = .plain,
+        on device: any Backend
     ) {
         self.checkpoint = checkpoint
         self.options = options
         self.activations = activations
         self.timestepType = timestepType ?? activations
         self.recomputation = recomputation
+        self.adapters = adapters
+        self.linearFormat = linearFormat
         self.device = device
+        named = NamedCheckpoint(checkpoint)
     }
 
-    /// The parameters, where this net has some of its own to train.
-    public var parameters: Parameters? { checkpoint as? Parameters }
+    /// The parameters, where this net has some to train.
+    public var parameters: Parameters? { adapters?.parameters ?? checkpoint as? Parameters }
 
     /// The net of this moment's parameters.
-    public func model() throws(CheckpointError) -> WanTransformer {
+    public func model() throws(CheckpointError) -> WanTransformer { try current().model }
+
+    private func current() throws(CheckpointError) -> Built {
         let version = parameters?.version ?? 0
-        if let built, built.version == version { return built.model }
-        let model = try model(on: device)
-        built = (version, model)
-        return model
+        if let built, built.version == version { return built.net }
+        let net = try build(on: device)
+        built = (version, net)
+        return net
     }
 
-    private func model(on device: any Backend) throws(CheckpointError) -> WanTransformer {
-        try WanTransformer(Weights(checkpoint, on: device, activations: activations), options)
+    private func build(on base: any Backend) throws(CheckpointError) -> Built {
+        let device = adapters.map { AdaptedBackend(base, $0, names: named) } ?? base
+        let weights = Weights(
+            adapters == nil ? checkpoint : named, on: device, activations: activations,
+            linearFormat: linearFormat)
+        return Built(model: try WanTransformer(weights, options), device: device)
     }
 
     private func rounded(_ timestep: Double) -> Double {
@@ -97,7 +119,8 @@ public final class Net {
     public func velocity(_ x: Tensor, at timestep: Double, _ text: Text) throws(CheckpointError)
         -> Tensor
     {
-        let model = try model()
+        let net = try current()
+        let (model, device) = (net.model, net.device)
         let modulation = model.modulation(at: rounded(timestep), on: device)
         let context = context(model, text, x, on: device)
         return device.read(
@@ -112,6 +135,7 @@ public final class Net {
         _ x: Tensor, along tangent: Tensor, at timestep: Double, along timestepTangent: Double,
         _ text: Text
     ) throws(CheckpointError) -> (velocity: Tensor, tangent: Tensor) {
+        ensure(adapters == nil, "moving: adapters are trained without tangents")
         let model = try model()
         let context = context(model, text, x, on: device)
         let tangents = Tangents(device)
@@ -159,26 +183,27 @@ public final class Net {
         _ x: Tensor, at timestep: Double, _ text: Text, watchesLatents: Bool = false
     ) throws(CheckpointError) -> Recorded {
         let recorder = Recorder(device, names: parameters?.namesByStorage ?? [:])
-        let model = try model(on: recorder)
+        let net = try build(on: recorder)
+        let (model, device) = (net.model, net.device)
         let input = recorder.place(x, as: .f32)
         if watchesLatents { recorder.watch(input) }
-        let context = context(model, text, x, on: recorder)
-        let modulation = model.modulation(at: rounded(timestep), on: recorder)
-        var state = model.embed([input], on: recorder)
+        let context = context(model, text, x, on: device)
+        let modulation = model.modulation(at: rounded(timestep), on: device)
+        var state = model.embed([input], on: device)
         for index in 0..<model.config.layers {
             let before = state
-            func block(_ device: any Backend) -> Tensor {
+            func block() -> Tensor {
                 var state = before
                 model.step(&state, block: index, modulation, context, on: device)
                 return state
             }
-            state = recomputation == .block ? recorder.recomputed(block) : block(recorder)
+            state = recomputation == .block ? recorder.recomputed(block) : block()
         }
-        let result = recorder.unpatchify(
-            model.project(state, modulation, on: recorder), size: size(x),
+        let result = device.unpatchify(
+            model.project(state, modulation, on: device), size: size(x),
             patch: model.config.patch)
         return Recorded(
             velocity: device.read(result), result: result, input: input, recorder: recorder,
-            device: device)
+            device: self.device)
     }
 }

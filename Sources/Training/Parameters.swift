@@ -37,7 +37,16 @@ public final class Parameters: Checkpoint {
                     name, in: checkpoint.path, expected: "floating point",
                     found: checkpoint.info(name)?.dtype.description ?? "nothing")
             }
-            // A copy: `converted` gives f32 back as it is, and mapped files must not be written to.
+            guard tensor.isOnHost else {
+                // An outline's: a plan needs no numbers.
+                func unmade(_ dtype: DType) -> Tensor {
+                    let count = tensor.shape.count * dtype.byteCount
+                    return Tensor(tensor.shape, dtype, storage: Storage(byteCount: count))
+                }
+                set(name, unmade(.f32), seen: unmade(dtype))
+                continue
+            }
+            // A copy: the tensors of files may be mapped, and `converted` gives f32 back as it is.
             set(name, Tensor(tensor.converted(to: dtype).floats(), tensor.shape))
         }
         for (name, shape) in absent { set(name, .zeros(shape, .f32)) }

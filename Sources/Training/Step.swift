@@ -5,12 +5,12 @@ public import Tensors
 /// One sample of a batch.
 public struct Sample {
     /// Clean latents, [C, T, H, W]
-    public var latents: Latents
+    public var latents: LatentValues
     public var text: Text
     /// The negative prompt, for the teacher's guidance.
     public var negative: Text?
 
-    public init(latents: Latents, text: Text, negative: Text? = nil) {
+    public init(latents: LatentValues, text: Text, negative: Text? = nil) {
         self.latents = latents
         self.text = text
         self.negative = negative

@@ -62,5 +62,5 @@ public protocol RandomSource: AnyObject {
     /// In [0, 1).
     func uniforms(_ count: Int) -> [Float]
     /// Standard normal latents, one for each sample.
-    func noise(_ count: Int, _ shape: Shape) -> [Latents]
+    func noise(_ count: Int, _ shape: Shape) -> [LatentValues]
 }

@@ -113,7 +113,9 @@ import Testing
             $0.derivative = .difference
             $0.difference = 5e-3
         }.derivative(sample.latents, 0.9, along: flow, sample.text).tangent
-        func distance(_ a: Latents) -> Double { ((a - exact).squares / exact.squares).squareRoot() }
+        func distance(_ a: LatentValues) -> Double {
+            ((a - exact).squares / exact.squares).squareRoot()
+        }
         #expect(distance(finer) < 0.6 * distance(step))
         #expect(distance(finer) < 0.5)
     }
@@ -148,7 +150,7 @@ private final class FirstOfTwo: RandomSource {
     init(seed: UInt64) { all = TestDraws(seed: seed) }
     func normals(_ count: Int) -> [Float] { Array(all.normals(2).prefix(1)) }
     func uniforms(_ count: Int) -> [Float] { Array(all.uniforms(2).prefix(1)) }
-    func noise(_ count: Int, _ shape: Shape) -> [Latents] {
+    func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
         Array(all.noise(2, shape).prefix(1))
     }
 }

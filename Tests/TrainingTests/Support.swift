@@ -17,7 +17,7 @@ struct Random {
         Tensor((0..<shape.count).map { _ in center + scale * float() }, shape)
     }
 
-    mutating func latents(_ shape: Shape) -> Latents { Latents(tensor(shape)) }
+    mutating func latents(_ shape: Shape) -> LatentValues { LatentValues(tensor(shape)) }
 }
 
 func inner(_ a: Tensor, _ b: Tensor) -> Double {
@@ -57,7 +57,7 @@ final class TestDraws: RandomSource {
     init(seed: UInt64) { random = Random(seed) }
     func normals(_ count: Int) -> [Float] { (0..<count).map { _ in random.float() } }
     func uniforms(_ count: Int) -> [Float] { (0..<count).map { _ in abs(random.float()) * 0.99 } }
-    func noise(_ count: Int, _ shape: Shape) -> [Latents] {
+    func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
         (0..<count).map { _ in random.latents(shape) }
     }
 }

@@ -87,3 +87,30 @@ private func paxPath(_ bytes: UnsafeRawBufferPointer) -> String? {
     }
     return nil
 }
+
+/// The header of a regular file, and the zeros that fill its last block.
+func tarMember(_ name: String, _ content: [UInt8]) -> [UInt8] {
+    var header = [UInt8](repeating: 0, count: 512)
+    func put(_ text: String, at start: Int) {
+        for (index, byte) in text.utf8.enumerated() { header[start + index] = byte }
+    }
+    func octal(_ value: Int, digits: Int) -> String {
+        let text = String(value, radix: 8)
+        return String(repeating: "0", count: max(0, digits - text.count)) + text
+    }
+    ensure(name.utf8.count <= 100, "tarMember: the name '\(name)' is too long")
+    put(name, at: 0)
+    put(octal(0o644, digits: 7), at: 100)
+    for field in [108, 116] { put(octal(0, digits: 7), at: field) }
+    put(octal(content.count, digits: 11), at: 124)
+    put(octal(0, digits: 11), at: 136)
+    header[156] = UInt8(ascii: "0")
+    put("ustar\u{0}00", at: 257)
+    let sum = header.reduce(0) { $0 + Int($1) } + 8 * 0x20
+    put(octal(sum, digits: 6) + "\u{0} ", at: 148)
+    let padding = [UInt8](repeating: 0, count: roundUp(content.count, to: 512) - content.count)
+    return header + content + padding
+}
+
+/// What ends an archive.
+let tarEnd = [UInt8](repeating: 0, count: 1024)

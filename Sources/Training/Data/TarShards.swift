@@ -89,6 +89,13 @@ public final class TarShards {
         return found
     }
 
+    /// The parts of a sample as they are stored.
+    func bytes(_ index: Int) -> (latents: [UInt8], text: [UInt8], prompt: [UInt8]) {
+        let (sample, file) = (samples[index], files[samples[index].shard])
+        func part(_ range: Range<Int>) -> [UInt8] { Array(file.bytes[range]) }
+        return (part(sample.latents), part(sample.text), part(sample.prompt))
+    }
+
     /// latents: [16, T, h, w], text: [rows, textDim], as stored
     public func read(_ index: Int) throws(DataError) -> (
         latents: Tensor, text: Tensor, prompt: String

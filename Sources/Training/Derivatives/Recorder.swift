@@ -11,7 +11,7 @@ public final class Recorder: ForwardingBackend {
     private enum Entry {
         case operation(any DifferentiableOperation, result: Tensor)
         /// Computed without being recorded; `body` computes it again.
-        case segment(body: (Recorder) -> Tensor, result: Tensor)
+        case segment(body: () -> Tensor, result: Tensor)
     }
 
     private var entries: [Entry] = []
@@ -52,12 +52,12 @@ public final class Recorder: ForwardingBackend {
         return found
     }
 
-    /// Runs `body` and forgets what happened in it but for its result; on the way back it runs again. Its values must
-    /// come from outside or be made in it from there.
-    public func recomputed(_ body: @escaping (Recorder) -> Tensor) -> Tensor {
-        guard isKeeping else { return body(self) }
+    /// Runs `body`, whose operations come here, and forgets what happened in it but for its result; on the way back it
+    /// runs again. Its values must come from outside or be made in it from there.
+    public func recomputed(_ body: @escaping () -> Tensor) -> Tensor {
+        guard isKeeping else { return body() }
         isKeeping = false
-        let result = body(self)
+        let result = body()
         isKeeping = true
         if dependent.contains(result.identity) {
             entries.append(.segment(body: body, result: result))
@@ -107,7 +107,7 @@ public final class Recorder: ForwardingBackend {
                 guard let cotangent = gradients.take(result) else { continue }
                 let before = entries
                 entries = []
-                let again = body(self)
+                let again = body()
                 gradients.add(cotangent, to: again)
                 walkBack(gradients)
                 entries = before

@@ -7,7 +7,7 @@ import Tensors
 extension RCM {
     /// Latents that a student has made in some steps, and the last step's pass.
     private struct Simulation {
-        var state: Latents
+        var state: LatentValues
         var time: Double
         var times: [Double]
     }

@@ -103,8 +103,8 @@ public struct RCM {
     }
 
     /// F of the student, and cos t sin t times its derivative along the teacher's flow.
-    public func derivative(_ x: Latents, _ t: Double, along flow: Latents, _ text: Text)
-        throws(CheckpointError) -> (field: Latents, tangent: Latents)
+    public func derivative(_ x: LatentValues, _ t: Double, along flow: LatentValues, _ text: Text)
+        throws(CheckpointError) -> (field: LatentValues, tangent: LatentValues)
     {
         let (s, c) = (sin(t), cos(t))
         let direction = c * s * flow

@@ -1,23 +1,27 @@
-/// White-box tuning: a student imitates its teacher's velocity. Port of T2VModel_SLA.training_step.
+/// White-box tuning: a student imitates its teacher's velocity (port of T2VModel_SLA.training_step); without a teacher
+/// flow matching, whose target is the data's own velocity.
 
 public import Checkpoints
 import Glibc
 import Tensors
 
-/// Student against teacher at the same noisy latents, no guidance; the clean latents are only where noise is added.
+/// Student against target at the same noisy latents, no guidance. With a teacher the clean latents are only where noise
+/// is added.
 public struct WhiteBox {
-    public let student, teacher: Net
+    public let student: Net
+    /// nil: the target is noise - latents.
+    public let teacher: Net?
     public var times: TimeDistribution
     public var lossScale: Double
 
-    public init(student: Net, teacher: Net, times: TimeDistribution, lossScale: Double = 1) {
+    public init(student: Net, teacher: Net?, times: TimeDistribution, lossScale: Double = 1) {
         self.student = student
         self.teacher = teacher
         self.times = times
         self.lossScale = lossScale
     }
 
-    /// loss = mean over the batch and all elements of (student - teacher)^2.
+    /// loss = mean over the batch and all elements of (student - target)^2.
     public func step(
         _ batch: [Sample], _ random: any RandomSource, observe: StepObserver = { _, _ in }
     ) throws(CheckpointError) -> StepResult {
@@ -29,9 +33,12 @@ public struct WhiteBox {
             let t = times.rectifiedFlow(draws[index])
             let x = ((1 - t) * sample.latents + t * noises[index]).tensor
             let timestep = 1000 * t
-            let target = Latents(try teacher.velocity(x, at: timestep, sample.text))
+            let target =
+                try teacher.map { teacher throws(CheckpointError) in
+                    LatentValues(try teacher.velocity(x, at: timestep, sample.text))
+                } ?? noises[index] - sample.latents
             let pass = try student.recorded(x, at: timestep, sample.text)
-            let velocity = Latents(pass.velocity)
+            let velocity = LatentValues(pass.velocity)
             observe("t", [t])
             observe("student_v", velocity.values)
             observe("teacher_v", target.values)

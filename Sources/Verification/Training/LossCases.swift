@@ -30,9 +30,9 @@ final class StoredDraws: RandomSource {
 
     func normals(_ count: Int) -> [Float] { next([count, 1]).floats() }
     func uniforms(_ count: Int) -> [Float] { next([count, 1]).floats() }
-    func noise(_ count: Int, _ shape: Shape) -> [Latents] {
+    func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
         let all = next(Shape([count] + shape.dimensions))
-        return (0..<count).map { Latents(all[$0].reshaped(shape)) }
+        return (0..<count).map { LatentValues(all[$0].reshaped(shape)) }
     }
 }
 
@@ -84,7 +84,7 @@ extension Fixture {
         let negatives = has("in.uncond") ? try f32("in.uncond") : nil
         return (0..<latents.shape[0]).map { index in
             Sample(
-                latents: Latents(latents[index]), text: Text(contexts[index]),
+                latents: LatentValues(latents[index]), text: Text(contexts[index]),
                 negative: negatives.map { Text($0[min(index, $0.shape[0] - 1)]) })
         }
     }
@@ -216,8 +216,9 @@ func checkStudentField(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
     for (index, t) in try fixture.tensor("in.t").doubles().enumerated() {
         let scaling = TrigScaling(t)
         let x =
-            scaling.cosine * Latents(clean[index]) + scaling.sine * Latents(noise[index])
-        let found = try rcm.derivative(x, t, along: Latents(flow[index]), Text(contexts[index]))
+            scaling.cosine * LatentValues(clean[index]) + scaling.sine * LatentValues(noise[index])
+        let found = try rcm.derivative(
+            x, t, along: LatentValues(flow[index]), Text(contexts[index]))
         fields += found.field.values
         tangents += found.tangent.values
     }
@@ -251,7 +252,7 @@ func checkWhiteBoxStep(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
     let noise = try fixture.f32("in.eps")
     var maps: [String: [Double]] = [:]
     for (index, t) in times1.enumerated() {
-        let x = (1 - t) * batch[index].latents + t * Latents(noise[index])
+        let x = (1 - t) * batch[index].latents + t * LatentValues(noise[index])
         let found = try student.blockMaps(x.tensor, at: 1000 * t, batch[index].text)
         for (layer, map) in found.enumerated() {
             maps["mid.block\(layer).block_map", default: []] += map

@@ -26,10 +26,10 @@ private final class PooledDraws: RandomSource {
 
     func normals(_ count: Int) -> [Float] { take(count, from: &normalDraws) }
     func uniforms(_ count: Int) -> [Float] { take(count, from: &uniformDraws) }
-    func noise(_ count: Int, _ shape: Shape) -> [Latents] {
+    func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
         let one = noises[used % noises.shape[0]]
         used += 1
-        return (0..<count).map { Latents(one[$0].reshaped(shape)) }
+        return (0..<count).map { LatentValues(one[$0].reshaped(shape)) }
     }
 }
 
@@ -53,7 +53,7 @@ extension Fixture {
         let (latents, contexts) = (try f32("in.x0"), try f32("in.context"))
         let place = index % latents.shape[0]
         return Sample(
-            latents: Latents(latents[place][0]), text: Text(contexts[place][0]),
+            latents: LatentValues(latents[place][0]), text: Text(contexts[place][0]),
             negative: has("in.uncond") ? Text(try f32("in.uncond")) : nil)
     }
 }
@@ -120,7 +120,7 @@ func checkWhiteBoxRun(_ fixture: Fixture, _ device: any Backend, _ checks: Check
             if name == "t" { time = values[0] }
         }
         if fixture.has("mid.step\(iteration).block0.block_map") {
-            let noise = Latents(noises[iteration % noises.shape[0]][0])
+            let noise = LatentValues(noises[iteration % noises.shape[0]][0])
             let x = ((1 - time) * sample.latents + time * noise).tensor
             let maps = try student.blockMaps(x, at: 1000 * time, sample.text)
             for (layer, map) in maps.enumerated() {
