@@ -19,7 +19,7 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
     "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification", "Benchmarks",
-    "Quality", "Terminal",
+    "Quality", "Terminal", "Training",
 ]
 
 let package = Package(
@@ -81,10 +81,14 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
+            name: "Training",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", system],
+            swiftSettings: numeric),
+        .target(
             name: "Verification",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-                "Families", "Runs", "Catalog", system,
+                "Families", "Runs", "Catalog", "Training", system,
             ],
             swiftSettings: numeric),
         .target(
@@ -112,7 +116,7 @@ let package = Package(
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
-                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
+                "Benchmarks", "Quality", "Devices", "Terminal", "Training", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: tests),
@@ -176,6 +180,12 @@ let package = Package(
                 arguments,
             ],
             exclude: ["Help"], swiftSettings: tests),
+        .testTarget(
+            name: "TrainingTests",
+            dependencies: [
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+            ],
+            swiftSettings: swift),
         .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: tests),

@@ -127,6 +127,7 @@ public final class CPUBackend: Backend {
         case .rgb8(let o): [definitions.rgb8(o.x)]
         case .nv12(let o): [definitions.nv12(o.x)]
         case .exchange, .gather, .halo: programmingError("\(operation.name): no definition is asked")
+        case .training(let o): definitions.training(o)
         }
     }
 }

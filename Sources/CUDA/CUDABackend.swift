@@ -10,6 +10,7 @@
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
 //     Between GPUs       exchange, gather, halo         Operations/Collectives.swift
 
+import Ground
 public import Tensors
 
 /// One NVIDIA GPU as a backend. Must stay on the thread that made it.
@@ -61,6 +62,8 @@ public final class CUDABackend: Backend {
     public func supports(_ format: LinearFormat) -> Bool {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
+
+    public var supportsTraining: Bool { false }
 
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
     /// - Parameters:
@@ -133,6 +136,7 @@ public final class CUDABackend: Backend {
         case .exchange(let o): [collective(o)]
         case .gather(let o): [collective(o)]
         case .halo(let o): [collective(o)]
+        case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
         }
     }
 

@@ -21,6 +21,8 @@ public protocol Backend: AnyObject {
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
     /// Whether `linear` can multiply activations and weights of this format on this device.
     func supports(_ format: LinearFormat) -> Bool
+    /// Whether the operations of `Operation.Training` are on this device.
+    var supportsTraining: Bool { get }
 
     /// Starts an operation whose arguments are known to fit each other, without waiting for the device.
     /// - Returns: tensors of the shapes and types in `operation.facts.results`.
@@ -71,6 +73,7 @@ extension Backend {
 
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: LinearFormat) -> Bool { true }
+    public var supportsTraining: Bool { true }
 
     /// Copies a host tensor that belongs to no group to this device.
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {

@@ -16,6 +16,7 @@ open class ForwardingBackend: Backend {
         base.supports(arithmetic)
     }
     open func supports(_ format: LinearFormat) -> Bool { base.supports(format) }
+    open var supportsTraining: Bool { base.supportsTraining }
 
     open func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         base.place(host, as: dtype, in: group)

@@ -42,9 +42,24 @@ enum Interruption {
             &thread, nil,
             { reading in
                 var number: UInt8 = 0
-                while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                repeat {
+                    while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                } while Interruption.takesPause()
                 Interruption.end(by: Int32(number))
             }, reading)
+    }
+
+    private enum Pause: Int, AtomicRepresentable { case never, possible, asked }
+    private static let pause = Atomic(Pause.never)
+
+    /// From now on the first signal asks for a pause instead of ending the process; the next one ends it.
+    static func pauses() { pause.store(.possible, ordering: .relaxed) }
+
+    /// Whether a pause was asked for.
+    static var isPausing: Bool { pause.load(ordering: .relaxed) == .asked }
+
+    private static func takesPause() -> Bool {
+        pause.compareExchange(expected: .possible, desired: .asked, ordering: .relaxed).exchanged
     }
 
     /// Notes a finished file, which is mentioned if the process is stopped later.

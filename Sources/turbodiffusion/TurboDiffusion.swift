@@ -19,7 +19,7 @@ struct TurboDiffusion: AsyncParsableCommand {
             TextToVideoCommand.self, ImageToVideoCommand.self, InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
             CompareCommand.self, VerifyCommand.self, BenchCommand.self,
-            KernelsCommand.self, DoctorCommand.self,
+            KernelsCommand.self, DoctorCommand.self, TrainCommand.self, DatasetCommand.self,
         ])
 
     static func main() async {

@@ -97,8 +97,8 @@ extension WanVAE {
             let (height, width) = (picture.shape[0], picture.shape[1])
             let rows = pictureRows(height: height, width: width, on: device)
             let stream = CausalStream(stages, rows, on: device)
-            let first = device.reshape(picture, [1] + picture.shape)
-            var means = [stream(rows.own(of: first, on: device))]
+            let first = rows.own(of: device.reshape(picture, [1] + picture.shape), on: device)
+            var means = [stream(first)]
             let count = 1 + (frameCount - 1) / step
             func report() {
                 afterChunk(
@@ -107,7 +107,8 @@ extension WanVAE {
             }
             report()
             let grey = device.place(
-                .zeros([step] + own.shape, activations), as: activations)
+                .zeros([step] + Shape(first.shape.dimensions.dropFirst()), activations),
+                as: activations)
             for chunk in 1..<count {
                 means.append(stream(grey, isRepeated: chunk > 1))
                 report()

@@ -47,6 +47,8 @@ public enum Operation {
     case exchange(Exchange)
     case gather(Gather)
     case halo(Halo)
+    // Gradients/Training.swift
+    case training(Training)
 
     /// The struct of the case.
     public var facts: any OperationFacts {
@@ -83,6 +85,7 @@ public enum Operation {
         case .exchange(let o): o
         case .gather(let o): o
         case .halo(let o): o
+        case .training(let o): o.facts
         }
     }
 }
