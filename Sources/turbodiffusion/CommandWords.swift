@@ -34,18 +34,23 @@ extension TurboDiffusion {
                 TextStream.output.write(script + "\n")
                 return EXIT_SUCCESS
             }
-            var command = try await command(words)
+            let parsed = try await command(words)
             for note in repeatedOptions(normalized(words)) where !words.contains("--quiet") {
                 Output.note("note: \(note)")
             }
-            if var command = command as? any AsyncParsableCommand {
-                try await command.run()
-            } else {
-                try command.run()
-            }
+            try await carryOut(parsed)
             return EXIT_SUCCESS
         } catch {
             return end(error, words)
+        }
+    }
+
+    private static func carryOut(_ parsed: any ParsableCommand) async throws {
+        if var command = parsed as? any AsyncParsableCommand {
+            try await command.run()
+        } else {
+            var command = parsed
+            try command.run()
         }
     }
 
