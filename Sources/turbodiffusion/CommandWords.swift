@@ -133,7 +133,7 @@ extension TurboDiffusion {
         else { return nil }
         let owners = configuration.subcommands.filter { $0._commandName != command }.filter {
             helpMessage(for: $0, columns: 200).split { ", \n<".contains($0) }.contains(option)
-        }.map(\._commandName)
+        }.map { $0._commandName }
         let usual = ["t2v", "i2v"].filter(owners.contains)
         guard let owner = usual.first ?? (owners.count == 1 ? owners[0] : nil) else { return nil }
         return "\(command) has no option '\(option)'; 'turbodiffusion \(owner)' has it"
