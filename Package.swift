@@ -10,6 +10,9 @@ let swift: [SwiftSetting] = [
 /// The numeric rooms are compiled for AVX2 + FMA + F16C (every x86-64 server and desktop since 2013).
 let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"])]
 
+/// Tests are not optimised: what takes time in them is the rooms, which are.
+let tests: [SwiftSetting] = swift + [.unsafeFlags(["-Onone"])]
+
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 
@@ -112,59 +115,59 @@ let package = Package(
                 "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
             ],
             swiftSettings: swift),
-        .testTarget(name: "ArchitectureTests", swiftSettings: swift),
+        .testTarget(name: "ArchitectureTests", swiftSettings: tests),
         .testTarget(
-            name: "GroundTests", dependencies: ["Ground", system], swiftSettings: swift),
-        .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: swift),
-        .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: swift),
+            name: "GroundTests", dependencies: ["Ground", system], swiftSettings: tests),
+        .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: tests),
+        .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: tests),
         .testTarget(
             name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "DevicesTests", dependencies: ["Devices", "Tensors", "CPU", "CUDA"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
-            name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: swift),
+            name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: tests),
         .testTarget(
             name: "CheckpointsTests", dependencies: ["Ground", "Checkpoints", "Tensors"],
-            swiftSettings: swift),
-        .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: swift),
+            swiftSettings: tests),
+        .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: tests),
         .testTarget(
             name: "ModelsTests", dependencies: ["Models", "Checkpoints", "CPU", "Tensors"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "DiffusionTests", dependencies: ["Diffusion", "CPU", "Tensors"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "MediaTests", dependencies: ["CProcess", "Media", "Ground", system],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "FuzzTests", dependencies: ["Ground", "Media", "Tokenizers"], exclude: ["Corpus"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "RunsTests",
             dependencies: [
                 "Runs", "Families", "Catalog", "Models", "CPU", "Tensors", "Checkpoints", "Media",
                 "Ground", system,
             ],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "BenchmarksTests",
             dependencies: [
                 "Ground", "Benchmarks", "CPU", "Tensors", "Checkpoints", "Tokenizers", "Models",
                 "Families", "Runs", "Catalog",
             ],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "CatalogTests",
             dependencies: ["Catalog", "Families", "Models", "Checkpoints", "Tensors"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "DeliveryTests",
             dependencies: [
                 "Delivery", "Runs", "Catalog", "Families", "Media", "CPU", "Tensors",
             ],
-            exclude: ["video-0.1.0.json"], swiftSettings: swift),
+            exclude: ["video-0.1.0.json"], swiftSettings: tests),
         .testTarget(
             name: "CommandTests",
             dependencies: [
@@ -172,19 +175,19 @@ let package = Package(
                 "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", system,
                 arguments,
             ],
-            exclude: ["Help"], swiftSettings: swift),
+            exclude: ["Help"], swiftSettings: tests),
         .testTarget(
             name: "VerificationTests",
-            dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
+            dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: tests),
         .testTarget(
             name: "QualityTests",
             dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "NanoStudyTests",
             dependencies: [
                 "NanoStudy", "Quality", "CPU", "Tensors", "Catalog", "Families", "Runs",
             ],
-            path: "Studies/nano/Tests", swiftSettings: swift),
+            path: "Studies/nano/Tests", swiftSettings: tests),
     ]
 )

@@ -1,6 +1,7 @@
 /// Why something cannot be measured.
 
 import Families
+import Ground
 
 /// A measurement that is refused before it begins.
 public enum BenchError: Error, Sendable, Hashable {
@@ -14,8 +15,8 @@ extension BenchError: CustomStringConvertible {
     public var description: String {
         switch self {
         case .memory(let model, let part, let needed, let present):
-            "the weights of \(model)'s \(part) take \(needed >> 20) MiB, but this machine has "
-                + "\(present >> 20) MiB; measure other stages, or a smaller model"
+            "the weights of \(model)'s \(part) take \(describe(bytes: needed)), but this machine has "
+                + "\(describe(bytes: present)); measure other stages, or a smaller model"
         case .tokens(let count, let most):
             "\(count) tokens are more than the model takes (\(most))"
         }

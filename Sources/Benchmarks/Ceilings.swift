@@ -60,7 +60,7 @@ public struct Ceilings: Sendable {
         var rates: [ArithmeticKind: Double] = [:]
         for kind in ArithmeticKind.allCases {
             let side = kind == .f32 ? 4096 : 8192
-            let format: ActivationFormat =
+            let format: LinearFormat =
                 switch kind {
                 case .f32, .bf16: .plain
                 case .int8: .int8Blocks

@@ -59,7 +59,7 @@ final class RandomWeights: ForwardingBackend {
     }
 
     override func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         base.place(made(weight, as: .bf16), quantizedTo: format, in: group)
     }

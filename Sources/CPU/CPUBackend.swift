@@ -55,7 +55,7 @@ public final class CPUBackend: Backend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         definitions.quantizedWeight(
             place(weight, as: weight.dtype, in: group), to: format)

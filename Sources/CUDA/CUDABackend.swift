@@ -51,7 +51,7 @@ public final class CUDABackend: Backend {
         }
     }
 
-    public func supports(_ format: ActivationFormat) -> Bool {
+    public func supports(_ format: LinearFormat) -> Bool {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
 

@@ -1,5 +1,7 @@
 /// Opening the checkpoint of a model: whatever its header can reveal is checked before any work.
 
+import Tensors
+
 /// A checkpoint that holds a complete model which this program can run.
 public struct OpenedModel {
     /// The checkpoint, in original names and in forms that models take.
@@ -90,7 +92,7 @@ private func requireSharedForms(
     for block in 0..<model.layers {
         for group in WanTransformerArchitecture.sharedInputs {
             let forms = group.map { layer in
-                (layer, LinearStorage.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
+                (layer, LinearFormat.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
             }
             if let other = forms.first(where: { $0.1 != forms[0].1 }) {
                 throw .incompatible(

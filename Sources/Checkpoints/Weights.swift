@@ -1,6 +1,8 @@
 /// The cursor through a checkpoint: models ask for exact names and shapes and get tensors on a
 /// device. And the protocol of checkpoints.
 
+import Ground
+
 public import Tensors
 
 /// An opened checkpoint: named tensors in host memory, mapped rather than copied.
@@ -58,13 +60,13 @@ public struct Weights {
         let checkpoint: any Checkpoint
         let device: any Backend
         let activations: DType
-        let linearFormat: ActivationFormat
+        let linearFormat: LinearFormat
         let set: WeightSet
         var read: Set<String> = []
 
         init(
             _ checkpoint: any Checkpoint, _ device: any Backend, _ activations: DType,
-            _ linearFormat: ActivationFormat, _ set: WeightSet
+            _ linearFormat: LinearFormat, _ set: WeightSet
         ) {
             self.checkpoint = checkpoint
             self.device = device
@@ -86,7 +88,7 @@ public struct Weights {
     ///   - set: collects the groups.
     public init(
         _ checkpoint: any Checkpoint, on device: any Backend, activations: DType,
-        linearFormat: ActivationFormat = .plain, in set: WeightSet = WeightSet()
+        linearFormat: LinearFormat = .plain, in set: WeightSet = WeightSet()
     ) {
         context = Context(checkpoint, device, activations, linearFormat, set)
         path = ""
@@ -166,7 +168,7 @@ public struct Weights {
         let weight: LinearWeight
         if contains("int8_weight") {
             let codes = try host("int8_weight", [outputs, inputs], .i8)
-            let scale = try scales([(outputs + 127) / 128, (inputs + 127) / 128])
+            let scale = try scales([ceilDivide(outputs, 128), ceilDivide(inputs, 128)])
             weight = device.place(.int8Blocks(weight: codes, scale: scale), as: dtype, in: group)
         } else if contains("fp8_weight") {
             let codes = try host("fp8_weight", [outputs, inputs], .f8e4m3)

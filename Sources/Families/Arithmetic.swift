@@ -22,7 +22,7 @@ public enum LinearChoice: String, Codable, Sendable, CaseIterable {
     /// Dense ones are quantised while loading.
     case int8, fp8
 
-    public var format: ActivationFormat {
+    public var format: LinearFormat {
         switch self {
         case .stored: .plain
         case .int8: .int8Blocks

@@ -1,5 +1,7 @@
 // BoundedChannel: a queue of byte blocks between one sender and one receiver, with back-pressure.
 
+import Ground
+
 /// Holds at most `limit` bytes (or one block, however large): a sender that is ahead waits, so that
 /// memory stays bounded however slow the other end is.
 ///
@@ -19,7 +21,7 @@ actor BoundedChannel {
     /// - Throws: the error that the channel was closed with, or ``BoundedChannelClosed``.
     func send(_ block: [UInt8]) async throws {
         while !closed && bytes > 0 && bytes + block.count > limit {
-            precondition(waitingSender == nil, "BoundedChannel.send: one sender at a time")
+            ensure(waitingSender == nil, "BoundedChannel.send: one sender at a time")
             await withCheckedContinuation { waitingSender = $0 }
         }
         if closed { throw failure ?? BoundedChannelClosed() }
@@ -31,7 +33,7 @@ actor BoundedChannel {
     /// The next block in order; `nil` after the last one, if the channel was closed without an error.
     func receive() async throws -> [UInt8]? {
         while blocks.isEmpty && !closed {
-            precondition(waitingReceiver == nil, "BoundedChannel.receive: one receiver at a time")
+            ensure(waitingReceiver == nil, "BoundedChannel.receive: one receiver at a time")
             await withCheckedContinuation { waitingReceiver = $0 }
         }
         guard !blocks.isEmpty else {

@@ -1,5 +1,7 @@
 // RGBImage: one picture in memory, and the resizing that the image-to-video model was trained with.
 
+import Ground
+
 /// A picture of 8-bit RGB.
 public struct RGBImage: Sendable, Equatable {
     public let width: Int
@@ -8,7 +10,7 @@ public struct RGBImage: Sendable, Equatable {
     public var pixels: [UInt8]
 
     public init(width: Int, height: Int, pixels: [UInt8]) {
-        precondition(
+        ensure(
             width > 0 && height > 0 && pixels.count == width * height * 3,
             "RGBImage: \(width)x\(height) needs \(width * height * 3) bytes, found \(pixels.count)")
         self.width = width
@@ -18,7 +20,7 @@ public struct RGBImage: Sendable, Equatable {
 
     /// A picture of one colour.
     public init(width: Int, height: Int, red: UInt8, green: UInt8, blue: UInt8) {
-        precondition(width > 0 && height > 0, "RGBImage: \(width)x\(height) has no pixels")
+        ensure(width > 0 && height > 0, "RGBImage: \(width)x\(height) has no pixels")
         self.width = width
         self.height = height
         pixels = [UInt8](unsafeUninitializedCapacity: width * height * 3) { buffer, count in
@@ -28,23 +30,6 @@ public struct RGBImage: Sendable, Equatable {
                 buffer[i + 1] = green
                 buffer[i + 2] = blue
             }
-        }
-    }
-
-    /// The picture as the video model takes it: `(x / 255 - 0.5) / 0.5`.
-    /// - Returns: [3, height, width] in [-1, 1].
-    public func normalizedPlanes() -> [Float] {
-        let count = width * height
-        return [Float](unsafeUninitializedCapacity: 3 * count) { planes, used in
-            pixels.withUnsafeBufferPointer { pixels in
-                for channel in 0..<3 {
-                    for i in 0..<count {
-                        let x = Float(pixels[3 * i + channel]) / 255
-                        planes[channel * count + i] = (x - 0.5) / 0.5
-                    }
-                }
-            }
-            used = 3 * count
         }
     }
 }
@@ -58,7 +43,7 @@ public struct RGBImage: Sendable, Equatable {
 /// with `antialias=True` on a uint8 tensor (and Pillow's bilinear), to the bit where PyTorch takes
 /// its fixed-point path, otherwise within 1.
 public func resize(_ image: RGBImage, width: Int, height: Int) -> RGBImage {
-    precondition(width > 0 && height > 0, "resize: \(width)x\(height) has no pixels")
+    ensure(width > 0 && height > 0, "resize: \(width)x\(height) has no pixels")
     var pixels = image.pixels
     if width != image.width {
         pixels = resizeRows(

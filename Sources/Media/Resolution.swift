@@ -1,5 +1,7 @@
 // Resolution: names, aspect ratios and the adaptive rule that give a width and a height.
 
+import Ground
+
 /// The size of a video in pixels.
 public struct Resolution: Sendable, Equatable, CustomStringConvertible {
     public let width: Int
@@ -60,7 +62,7 @@ public struct Resolution: Sendable, Equatable, CustomStringConvertible {
     public func adapted(toImageWidth imageWidth: Int, height imageHeight: Int) throws(MediaError)
         -> Resolution
     {
-        precondition(
+        ensure(
             imageWidth > 0 && imageHeight > 0,
             "Resolution.adapted: an image of \(imageWidth)x\(imageHeight)")
         let area = Double(width * height)

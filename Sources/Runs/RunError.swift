@@ -1,5 +1,7 @@
 /// Why a valid run failed.
 
+import Ground
+
 public import Families
 
 /// A failure between the first stage and the last.
@@ -35,8 +37,8 @@ extension RunError: CustomStringConvertible {
         case .stored(let path, let expected, let found):
             "\(path): expected \(expected), found \(found)"
         case .memory(let needed, let limit):
-            "this request needs at least \(needed >> 20) MiB of device memory, the limit is "
-                + "\(limit >> 20) MiB: choose fewer frames or a smaller size"
+            "this request needs at least \(describe(bytes: needed)) of device memory, the limit is "
+                + "\(describe(bytes: limit)): choose fewer frames or a smaller size"
         }
     }
 }

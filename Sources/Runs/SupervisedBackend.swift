@@ -77,7 +77,7 @@ final class SupervisedBackend: ForwardingBackend {
     }
 
     override func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         defer { onPlacing?(weight.byteCount) }
         return super.place(weight, quantizedTo: format, in: group)

@@ -18,7 +18,7 @@ public protocol Backend: AnyObject {
     /// Whether `sparseLinearAttention` can use this arithmetic on this device: some of them need certain cards.
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
     /// Whether `linear` can multiply activations and weights of this format on this device.
-    func supports(_ format: ActivationFormat) -> Bool
+    func supports(_ format: LinearFormat) -> Bool
 
     /// Starts an operation whose arguments are known to fit each other, without waiting for the device.
     /// - Returns: tensors of the shapes and types in `operation.facts.results`.
@@ -33,7 +33,7 @@ public protocol Backend: AnyObject {
     /// A `.dense` weight is converted to `dtype`; quantised ones keep their format.
     func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?) -> LinearWeight
     /// Quantises a dense host weight while placing it.
-    func place(_ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?)
+    func place(_ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?)
         -> LinearWeight
     /// Copies the kernel of a convolution to this device, in the layout that its kernels need.
     /// kernel: [out, in, kernelTime, kernelHeight, kernelWidth], as checkpoints store it; bias: [out] or nil
@@ -66,7 +66,7 @@ public struct MemoryUse: Sendable, Hashable {
 
 extension Backend {
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
-    public func supports(_ format: ActivationFormat) -> Bool { true }
+    public func supports(_ format: LinearFormat) -> Bool { true }
 
     /// Copies a host tensor that belongs to no group to this device.
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {

@@ -14,7 +14,7 @@ open class ForwardingBackend: Backend {
     open func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
         base.supports(arithmetic)
     }
-    open func supports(_ format: ActivationFormat) -> Bool { base.supports(format) }
+    open func supports(_ format: LinearFormat) -> Bool { base.supports(format) }
 
     open func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         base.place(host, as: dtype, in: group)
@@ -25,7 +25,7 @@ open class ForwardingBackend: Backend {
         base.place(weight, as: dtype, in: group)
     }
     open func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         base.place(weight, quantizedTo: format, in: group)
     }

@@ -122,7 +122,7 @@ public final class NullBackend: Backend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         let (outputs, inputs) = (weight.shape[0], weight.shape[1])
         func scale(_ shape: Shape) -> Tensor {

@@ -53,7 +53,7 @@ public enum Int8Blocks {
         let rows = columns == 0 ? 0 : strip.count / columns
         for (block, start) in stride(from: 0, to: columns, by: side).enumerated() {
             let width = min(side, columns - start)
-            var largest = ActivationFormat.leastMaximum
+            var largest = LinearFormat.leastMaximum
             for row in 0..<rows {
                 let line = UnsafeBufferPointer(rebasing: strip[(row * columns + start)...])
                 for column in 0..<width {
@@ -130,7 +130,7 @@ public enum FP8Rows {
                     for row in range {
                         let start = (row - range.lowerBound) * columns
                         let line = UnsafeBufferPointer(rebasing: strip[start..<start + columns])
-                        var largest = ActivationFormat.leastMaximum
+                        var largest = LinearFormat.leastMaximum
                         for value in line {
                             let magnitude = value.magnitude
                             largest = largest >= magnitude || largest.isNaN ? largest : magnitude

@@ -85,7 +85,7 @@ public struct Tensor {
     public var byteCount: Int { shape.count * dtype.byteCount }
 
     /// The format of 8-bit activations; plain for everything else.
-    public var format: ActivationFormat {
+    public var format: LinearFormat {
         switch dtype {
         case .i8: .int8Blocks
         case .f8e4m3: .fp8Rows

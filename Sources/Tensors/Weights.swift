@@ -2,14 +2,15 @@
 
 import Ground
 
-/// The form in which a linear layer takes its input. The operation before it can write this form directly.
-public enum ActivationFormat: Sendable, Hashable {
-    /// The dtype of the operation's own input.
+/// How the two factors of a linear layer are stored: its weight, in a file and on a device, and its input, which the
+/// operation before it can write in this form directly. The raw values are the names in files and commands.
+public enum LinearFormat: String, Sendable, Hashable, CaseIterable {
+    /// Floating-point elements: a file's own type, or that of the operation that reads them.
     case plain
     /// int8, with one f32 scale for each block of 128x128; see `Int8Blocks`.
-    case int8Blocks
+    case int8Blocks = "int8"
     /// fp8 e4m3, with one f32 scale for each row; see `FP8Rows`.
-    case fp8Rows
+    case fp8Rows = "fp8"
 
     /// Lower bound of a block's or row's largest magnitude, so that no scale is zero. The original does this for int8;
     /// we do it for fp8 too.
@@ -38,7 +39,7 @@ public enum LinearWeight {
     }
 
     /// The format of the activations that this weight is multiplied with.
-    public var inputFormat: ActivationFormat {
+    public var inputFormat: LinearFormat {
         switch self {
         case .dense: .plain
         case .int8Blocks: .int8Blocks

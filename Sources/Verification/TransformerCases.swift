@@ -240,7 +240,7 @@ private struct TransformerRun {
             Weights(weights, on: device, activations: net.activations)["blocks"][0]["self_attn"][
                 "q"], from: dim, to: dim)
         let kind: NormKind = fixture.config["fast_norm"]?.bool == true ? .reference : .exact
-        func norm(_ format: ActivationFormat) -> Tensor {
+        func norm(_ format: LinearFormat) -> Tensor {
             device.modulatedLayerNorm(
                 x, shift: modulation.blocks[0][0], scale: modulation.blocks[0][1],
                 epsilon: 1e-6, kind: kind, format: format, dtype: nil)

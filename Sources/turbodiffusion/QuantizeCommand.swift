@@ -33,7 +33,7 @@ struct QuantizeCommand: AsyncParsableCommand {
         let source = try openCheckpoint(input)
         for note in source.notes { writing.note(note) }
         let base = try inOriginalNames(source)
-        let result = try quantized(base, to: format == .int8 ? .int8 : .fp8)
+        let result = try quantized(base, to: format == .int8 ? .int8Blocks : .fp8Rows)
         try writing.write(result.checkpoint, to: output)
         writing.note("\(output): \(result.layers.count) layers in \(format.rawValue)")
         writing.list("left as they are (width not a multiple of 128)", result.skipped)

@@ -270,7 +270,7 @@ struct AdapterTests {
     @Test("unsupported changes are refused and named")
     func refused() throws {
         for (parts, word) in [
-            (["oft_blocks"], "OFT"), (["lora_up.weight"], "not complete"),
+            (["oft_blocks"], "OFT"), (["lora_up.weight"], "incomplete change"),
             (["hada_w1_a", "hada_w1_b"], "LoHa"), (["lokr_w1"], "LoKr"),
             (["dora_scale"], "missing"),
             (["lora_up.weight", "lora_down.weight", "lora_mid.weight"], "LoCon"),

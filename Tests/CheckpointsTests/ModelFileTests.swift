@@ -52,7 +52,7 @@ struct ModelFileTests {
             ("vace_blocks.0.self_attn.q.weight", "VACE"), ("vace_patch_embedding.weight", "VACE"),
             ("blocks.1.self_attn.to_gate_compress.weight", "VSA"), ("ref_conv.weight", "reference"),
             ("blocks.0.cross_attn.k_img.weight", "CLIP"), ("audio_proj.proj1.weight", "sound"),
-            ("blocks.0.unheard_of.weight", "not known"), ("fps_embedding.weight", "SkyReels"),
+            ("blocks.0.unheard_of.weight", "unknown"), ("fps_embedding.weight", "SkyReels"),
             ("blocks.0.self_attn.q.lora_A.weight", "merged"),
         ] {
             let text = Self.refusal { _ = try Self.open(Self.net, [(name, [128, 128], .bf16)]) }

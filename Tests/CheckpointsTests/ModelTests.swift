@@ -58,7 +58,7 @@ struct ModelTests {
             list.append((variant, title, counts[0], elements[0]))
             variant.hasSparseLinearAttention = true
             list.append((variant, title, counts[1], elements[1]))
-            variant.linears = .int8
+            variant.linears = .int8Blocks
             list.append((variant, title, counts[2], elements[2]))
         }
         return list
@@ -99,7 +99,7 @@ struct ModelTests {
         let student = CheckpointSummary(try openCheckpoint(folder + "student_sla_quant.pth"))
         var expected = WanTransformerArchitecture.nano
         expected.hasSparseLinearAttention = true
-        expected.linears = .int8
+        expected.linears = .int8Blocks
         #expect(student.model == .wanTransformer(expected))
         #expect(student.model?.title == "nano")
         let text = CheckpointSummary(try openCheckpoint(folder + "text_encoder.safetensors"))

@@ -7,19 +7,30 @@ import Testing
 
 @testable import Media
 
-private let root = FilePath(
+private let project = FilePath(
     "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/"))
 
 @Suite("The process", .serialized)
 final class EndingTests {
+    /// Holds the other two.
+    private let root: FilePath
+    /// Where the program writes.
     private let folder: FilePath
+    /// Holds an `ffmpeg` that takes a second for each second of a video.
+    private let slow: FilePath
 
     init() throws {
         var template = Array("/tmp/turbodiffusion-process-XXXXXX".utf8CString)
-        folder = FilePath(platformString: try #require(mkdtemp(&template)))
+        root = FilePath(platformString: try #require(mkdtemp(&template)))
+        (folder, slow) = (root.appending("out"), root.appending("slow"))
+        for folder in [folder, slow] { mkdir(folder.string, 0o777) }
+        let ffmpeg = slow.appending("ffmpeg")
+        let script = "#!/bin/sh\nPATH=${PATH#*:}\nexec ffmpeg -re \"$@\"\n"
+        try PendingFile.write(Array(script.utf8), to: ffmpeg, overwrite: false)
+        chmod(ffmpeg.string, 0o755)
     }
 
-    deinit { _ = system("rm -rf '\(folder.string)'") }
+    deinit { _ = system("rm -rf '\(root.string)'") }
 
     private func names() throws -> [String] { try folder.fileNames() }
 
@@ -36,11 +47,30 @@ final class EndingTests {
                 + arguments)
     }
 
-    private func video(frames: Int) -> [String] {
+    private func video(frames: Int, fps: Int = 16) -> [String] {
         [
-            "t2v", "--model", root.appending("Models/nano").string, "--prompt", "a red ball",
-            "--num_frames", "\(frames)", "--save_path", folder.appending("v.mp4").string,
+            "t2v", "--model", project.appending("Models/nano").string, "--prompt", "a red ball",
+            "--num_frames", "\(frames)", "--fps", "\(fps)",
+            "--save_path", folder.appending("v.mp4").string,
         ]
+    }
+
+    /// Starts what is still encoding its video minutes later, and waits until it does.
+    private func startEncoding(after setting: String = "") async throws -> (
+        child: Child, encoders: [pid_t]
+    ) {
+        let child = try await start(
+            video(frames: 129, fps: 1), after: "PATH='\(slow.string)':$PATH\n\(setting)")
+        let process = try #require(child.process)
+        var encoders: [pid_t] = []
+        try #require(
+            wait {
+                encoders = children(of: process)
+                // One that only tries the encoder is gone soon.
+                usleep(500_000)
+                return encoders.contains { kill($0, 0) == 0 }
+            })
+        return (child, encoders)
     }
 
     /// The children of a process that run now.
@@ -57,10 +87,10 @@ final class EndingTests {
     }
 
     /// Waits for what comes soon, even where the machine has much else to do.
-    private func wait(until isDone: () throws -> Bool) async throws -> Bool {
+    private func wait(until isDone: () throws -> Bool) rethrows -> Bool {
         for _ in 0..<1200 {
             if try isDone() { return true }
-            try await Task.sleep(for: .milliseconds(50))
+            usleep(50_000)
         }
         return false
     }
@@ -69,34 +99,34 @@ final class EndingTests {
         "ended while a video is encoded, it leaves no file and no encoder, and ends by the signal",
         arguments: [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGKILL])
     func signals(number: Int32) async throws {
-        let child = try await start(video(frames: 129))
-        let process = try #require(child.process)
-        try #require(try await wait { !children(of: process).isEmpty })
-        let encoders = children(of: process)
-        try await Task.sleep(for: .milliseconds(300))
-        child.kill(by: number)
-        let remains = await child.remains
-        #expect(remains.ending == .signaled(number))
-        #expect(number == SIGKILL || remains.words.contains("stopped"))
-        #expect(try await wait { encoders.allSatisfy { kill($0, 0) != 0 } })
-        guard number == SIGKILL else { return #expect(try names() == []) }
-        // The sign that something is written stays until the next run in this folder, and takes no space.
-        #expect(
-            try names().allSatisfy { $0.hasSuffix(".part") && folder.appending($0).fileSize == 0 })
-        let next = try await start(video(frames: 5))
-        #expect(await next.remains.ending == .exited(0))
-        #expect(try names() == ["v.mp4"])
+        try await withTaskExecutorPreference(OwnThreads()) {
+            let (child, encoders) = try await startEncoding()
+            child.kill(by: number)
+            let remains = await child.remains
+            #expect(remains.ending == .signaled(number))
+            #expect(number == SIGKILL || remains.words.contains("stopped"))
+            #expect(wait { encoders.allSatisfy { kill($0, 0) != 0 } })
+            guard number == SIGKILL else { return #expect(try names() == []) }
+            // The sign that something is written stays until the next run in this folder, and takes no space.
+            #expect(
+                try names().allSatisfy {
+                    $0.hasSuffix(".part") && folder.appending($0).fileSize == 0
+                })
+            let next = try await start(video(frames: 5))
+            #expect(await next.remains.ending == .exited(0))
+            #expect(try names() == ["v.mp4"])
+        }
     }
 
     @Test("signals ignored by its parent stay ignored")
     func ignored() async throws {
-        let child = try await start(video(frames: 129), after: "trap '' HUP INT")
-        let process = try #require(child.process)
-        try #require(try await wait { !children(of: process).isEmpty })
-        for number in [SIGHUP, SIGINT] { child.kill(by: number) }
-        try await Task.sleep(for: .milliseconds(300))
-        child.kill(by: SIGTERM)
-        #expect(await child.remains.ending == .signaled(SIGTERM))
+        try await withTaskExecutorPreference(OwnThreads()) {
+            let (child, _) = try await startEncoding(after: "trap '' HUP INT")
+            for number in [SIGHUP, SIGINT] { child.kill(by: number) }
+            usleep(300_000)
+            child.kill(by: SIGTERM)
+            #expect(await child.remains.ending == .signaled(SIGTERM))
+        }
     }
 
     @Test("without standard descriptors, printed text does not end up in a file")
@@ -118,24 +148,33 @@ final class EndingTests {
         try PendingFile.write(length + Array(header.utf8), to: path, overwrite: false)
         try #require(truncate(path.string, off_t(8 + header.utf8.count + size)) == 0)
         let output = folder.appending("out.safetensors")
-        let child = try await start(["convert", path.string, output.string, "--dtype", "bf16"])
-        let process = try #require(child.process)
-        // Behind the header, once the file is mapped.
-        try #require(
-            try await wait {
-                guard let file = fopen("/proc/\(process)/maps", "r") else { return false }
-                defer { fclose(file) }
-                var line = [CChar](repeating: 0, count: 4096)
-                while fgets(&line, 4096, file) != nil {
-                    if String(cString: line).contains(".safetensors") { return true }
-                }
-                return false
-            })
-        truncate(path.string, 4096)
-        let remains = await child.remains
+        let remains = try await withTaskExecutorPreference(OwnThreads()) {
+            let child = try await start(["convert", path.string, output.string, "--dtype", "bf16"])
+            let process = try #require(child.process)
+            // Behind the header, once the file is mapped.
+            try #require(
+                wait {
+                    let maps = (try? FilePath("/proc/\(process)/maps").contents()) ?? []
+                    return String(decoding: maps, as: UTF8.self).contains(".safetensors")
+                })
+            truncate(path.string, 4096)
+            return await child.remains
+        }
         #expect(remains.ending == .exited(1))
         #expect(remains.words.summary.contains("was made shorter while it was in use"))
         #expect(remains.words.summary.contains("in"))
         #expect(try names() == ["in\n.safetensors"])
+    }
+}
+
+/// Runs each job of a task on a thread of its own: tests that fill the shared pool with computations must not keep one
+/// waiting that has to meet a process while it runs.
+private final class OwnThreads: TaskExecutor {
+    func enqueue(_ job: consuming ExecutorJob) {
+        let job = UnownedJob(job)
+        let executor = asUnownedTaskExecutor()
+        if !onThread({ job.runSynchronously(on: executor) }) {
+            job.runSynchronously(on: executor)
+        }
     }
 }

@@ -34,7 +34,7 @@ import Testing
     func step(planned: Case) throws {
         var sizes = planned.sizes
         sizes.hasSparseLinearAttention = true
-        sizes.linears = .int8
+        sizes.linears = .int8Blocks
         let clock = ContinuousClock()
         let start = clock.now
         let device = NullBackend()
@@ -144,7 +144,7 @@ import Testing
     func groups() throws {
         let device = NullBackend()
         var sizes = WanTransformerArchitecture.wan21T2V1B
-        sizes.linears = .int8
+        sizes.linears = .int8Blocks
         let net = try WanTransformer(
             Weights(
                 Outline(.wanTransformer(sizes), numbers: .bf16), on: device, activations: .bf16),

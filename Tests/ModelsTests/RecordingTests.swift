@@ -40,7 +40,7 @@ private final class Recorder: ForwardingBackend {
         -> LinearWeight
     { noted(super.place(weight, as: dtype, in: group)) }
     override func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight { noted(super.place(weight, quantizedTo: format, in: group)) }
     override func place(
         convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?

@@ -90,8 +90,8 @@ private struct SmallModels {
 struct LoRALoadingTests {
     @Test(
         "frames equal those of a checkpoint that was merged before",
-        arguments: [LinearStorage.plain, .int8, .fp8])
-    func equalToMerged(form: LinearStorage) async throws {
+        arguments: [LinearFormat.plain, .int8Blocks, .fp8Rows])
+    func equalToMerged(form: LinearFormat) async throws {
         let small = try SmallModels()
         var base = SmallModels.text
         if form != .plain {

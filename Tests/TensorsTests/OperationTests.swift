@@ -86,7 +86,7 @@ private final class Idle: ForwardingBackend {
         let device = NullBackend()
         let x = Tensor.zeros([130, 256], .bf16)
         for (format, dtype, scaleBytes) in [
-            (ActivationFormat.int8Blocks, DType.i8, 4 * 2 * 2), (.fp8Rows, .f8e4m3, 4 * 130),
+            (LinearFormat.int8Blocks, DType.i8, 4 * 2 * 2), (.fp8Rows, .f8e4m3, 4 * 130),
         ] {
             let y = device.quantize(x, to: format)
             #expect(y.shape == x.shape && y.dtype == dtype && y.format == format)

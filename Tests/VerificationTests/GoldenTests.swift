@@ -90,7 +90,7 @@ private final class Limited: ForwardingBackend {
     override func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
         arithmetic == .exact || arithmetic == .bf16
     }
-    override func supports(_ format: ActivationFormat) -> Bool { format != .fp8Rows }
+    override func supports(_ format: LinearFormat) -> Bool { format != .fp8Rows }
 
     override func run(_ operation: Operation) -> [Tensor] {
         switch operation {

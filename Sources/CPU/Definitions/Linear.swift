@@ -72,7 +72,7 @@ extension Definitions {
     }
 
     /// See `Operation.Quantize`; returns x itself if `format` is plain.
-    func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
+    func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor {
         switch format {
         case .plain: x
         case .int8Blocks: int8Blocks(x)
@@ -100,7 +100,7 @@ extension Definitions {
                         rows.load(first + row, from: start, n, into: block + row * n)
                     }
                     let amax = max(
-                        Vector.maximumMagnitude(block, m * n), ActivationFormat.leastMaximum)
+                        Vector.maximumMagnitude(block, m * n), LinearFormat.leastMaximum)
                     scale[index] = amax / 128
                     let inverse = 128 / amax
                     for row in 0..<m {
@@ -126,7 +126,7 @@ extension Definitions {
                 for row in range {
                     rows.load(row, rows.columns, into: line)
                     let amax = max(
-                        Vector.maximumMagnitude(line, rows.columns), ActivationFormat.leastMaximum)
+                        Vector.maximumMagnitude(line, rows.columns), LinearFormat.leastMaximum)
                     scale[row] = amax / 448
                     Vector.scale(line, rows.columns, by: 448 / amax)
                     codes.store(row, rows.columns, line)
@@ -137,7 +137,7 @@ extension Definitions {
     }
 
     /// Quantises a weight. weight: [out, in]
-    func quantizedWeight(_ weight: Tensor, to format: ActivationFormat) -> LinearWeight {
+    func quantizedWeight(_ weight: Tensor, to format: LinearFormat) -> LinearWeight {
         if format == .plain { return .dense(weight) }
         let quantized = quantize(weight, to: format)
         let codes = Tensor(weight.shape, quantized.dtype, storage: quantized.storage)

@@ -35,7 +35,7 @@ final class VectorOperations: FastOperations {
     ) {
         let chunks = ceilDivide(rows, step)
         let wanted = definitions.threads.count == 1 ? 1 : 8 * definitions.threads.count
-        let groups = max(1, min(panels, (wanted + chunks - 1) / max(1, chunks)))
+        let groups = max(1, min(panels, ceilDivide(wanted, max(1, chunks))))
         definitions.threads.parallel(chunks * groups) { range in
             for index in range {
                 let row = index / groups * step
@@ -132,7 +132,7 @@ extension VectorOperations {
         }
     }
 
-    private func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor? {
+    private func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor? {
         if format == .plain { return x }
         guard format == .int8Blocks, x.dtype == .f32 || x.dtype == .bf16 else { return nil }
         let (rows, columns) = (x.shape.rows, x.shape.columns)

@@ -1,5 +1,6 @@
 // Causal convolutions of frames with channels last.
 
+import Ground
 import Tensors
 
 /// `ConvolutionArguments` of conv.cuh.

@@ -15,7 +15,7 @@ extension CUDABackend {
 
     /// A tensor for the result of attention with queries q; nil if the kernels cannot write `format`. They can write
     /// int8 if headDim is 128, because their blocks of 128 queries of one head are then the blocks of the int8 scales.
-    func attended(_ q: Tensor, _ format: ActivationFormat) -> Tensor? {
+    func attended(_ q: Tensor, _ format: LinearFormat) -> Tensor? {
         if format == .plain { return tensor(q.shape, q.dtype) }
         guard format == .int8Blocks, q.dtype == .bf16, q.shape[2] == 128 else { return nil }
         let (rows, heads) = (q.shape[0], q.shape[1])

@@ -71,8 +71,6 @@ enum LinearPlan: Hashable {
     }
 }
 
-func ceilDivide(_ n: Int, _ d: Int) -> Int { (n + d - 1) / d }
-
 /// `LinearArguments` of gemm_epilogue.cuh.
 struct LinearArguments: BitwiseCopyable {
     var x, w, out: DevicePointer

@@ -156,7 +156,7 @@ extension CUDABackend {
 
     private func layerNorm(
         _ operation: String, _ x: Tensor, weight: Tensor?, bias: Tensor?, weightOffset: Float,
-        rounds: Bool, _ epsilon: Float, _ kind: NormKind, _ format: ActivationFormat,
+        rounds: Bool, _ epsilon: Float, _ kind: NormKind, _ format: LinearFormat,
         _ dtype: DType
     ) -> Tensor {
         requireActivations(x, operation)

@@ -37,7 +37,7 @@ extension CUDABackend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         guard format != .plain else { return place(.dense(weight), as: .bf16, in: group) }
         let (rows, columns) = (weight.shape[0], weight.shape[1])

@@ -1,5 +1,6 @@
 // How a weight in host memory is converted on its way to the device.
 
+import Ground
 import Tensors
 
 /// How the bytes of a host tensor become those of a weight.
@@ -8,7 +9,7 @@ enum Recipe {
     /// Converts to another dtype.
     case convert(DType)
     /// Quantises; the scales are written to `scales`, in memory that stays on the device.
-    case quantize(ActivationFormat, scales: DevicePointer)
+    case quantize(LinearFormat, scales: DevicePointer)
 }
 
 extension Uploads {

@@ -20,7 +20,7 @@ static_assert(sizeof(i64) == 8 && sizeof(u32) == 4 && sizeof(u16) == 2);
 constexpr __host__ __device__ __forceinline__ int ceil_div(int n, int d) { return (n + d - 1) / d; }
 
 /// Lower bound of a block's or row's largest magnitude, so that no 8-bit scale is zero:
-/// `ActivationFormat.leastMaximum`.
+/// `LinearFormat.leastMaximum`.
 constexpr float kLeastMaximum = 1e-8f;
 
 // ---- bf16 -------------------------------------------------------------------------------------

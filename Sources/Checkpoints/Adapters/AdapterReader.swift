@@ -222,7 +222,7 @@ struct AdapterReader {
     private mutating func append(_ change: Change, to target: String) throws(CheckpointError) {
         guard let stored = base.info(target),
             stored.dtype.isFloatingPoint || matrices.byCodes[target] != nil
-                || LinearStorage(codes: splitLeaf(target).leaf) != nil
+                || LinearFormat(codes: splitLeaf(target).leaf) != nil
         else {
             throw fail(
                 "it changes '\(target)', which has no floating-point numbers in \(base.path)")

@@ -70,8 +70,8 @@ public func adapted(
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {
         let (module, leaf) = splitLeaf(info.name)
-        let form = LinearStorage(codes: leaf)
-        if leaf == "scale", let form = LinearStorage.stored(module, in: base),
+        let form = LinearFormat(codes: leaf)
+        if leaf == "scale", let form = LinearFormat.stored(module, in: base),
             changes["\(module).\(form.rawValue)_weight"] != nil
         {
             continue  // made together with its codes
@@ -86,7 +86,7 @@ public func adapted(
                 defer { base.forget(info.name) }
                 let matrix = try changed(
                     try numbers(of: module, form, base), by: list, as: .f32, info.name, in: base)
-                return form == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
+                return form == .int8Blocks ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
             }
             continue
         }

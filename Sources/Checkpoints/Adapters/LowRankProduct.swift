@@ -43,7 +43,7 @@ struct LowRankProduct {
         columns = down.columns
         self.up = up
         let width = Self.width
-        var panels = [Float](repeating: 0, count: (columns + width - 1) / width * width * rank)
+        var panels = [Float](repeating: 0, count: ceilDivide(columns, width) * width * rank)
         for k in 0..<rank {
             for column in 0..<columns {
                 panels[(column / width * rank + k) * width + column % width] =

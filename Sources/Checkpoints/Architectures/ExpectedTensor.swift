@@ -1,5 +1,6 @@
 /// The tensors that an architecture expects in its checkpoints.
 
+import Ground
 import Tensors
 
 /// A tensor that a model of known sizes needs.
@@ -53,21 +54,16 @@ func shapesAgree(stored: [Int], wanted: [Int]) -> Bool {
         && stored.dropFirst().reduce(1, *) == wanted[1]
 }
 
-/// How the linear layers of a checkpoint are stored.
-public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
-    case plain
-    /// `int8_weight` and `scale`, the original's `-quant` checkpoints: 128x128 blocks.
-    case int8
-    /// `fp8_weight` (e4m3) and `scale`, one per row.
-    case fp8
-
+/// How the linear layers of a checkpoint are stored: `weight`; `int8_weight` and `scale`, as in the original's `-quant`
+/// checkpoints; or `fp8_weight` and `scale`.
+extension LinearFormat {
     var isQuantized: Bool { self != .plain }
 
     /// The form whose codes have this leaf.
     init?(codes leaf: String) {
         switch leaf {
-        case "int8_weight": self = .int8
-        case "fp8_weight": self = .fp8
+        case "int8_weight": self = .int8Blocks
+        case "fp8_weight": self = .fp8Rows
         default: return nil
         }
     }
@@ -76,13 +72,13 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     func tensors(_ name: String, _ outputs: Int, _ inputs: Int) -> [ExpectedTensor] {
         switch self {
         case .plain: [ExpectedTensor(name + ".weight", [outputs, inputs], .quantizableMatrix)]
-        case .int8:
+        case .int8Blocks:
             [
                 ExpectedTensor(name + ".int8_weight", [outputs, inputs], .int8Codes),
                 ExpectedTensor(
-                    name + ".scale", [(outputs + 127) / 128, (inputs + 127) / 128], .scales),
+                    name + ".scale", [ceilDivide(outputs, 128), ceilDivide(inputs, 128)], .scales),
             ]
-        case .fp8:
+        case .fp8Rows:
             [
                 ExpectedTensor(name + ".fp8_weight", [outputs, inputs], .fp8Codes),
                 ExpectedTensor(name + ".scale", [outputs], .scales),
@@ -91,9 +87,9 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     }
 
     /// The form in which the layer `name` is stored; nil if the checkpoint does not have it.
-    static func stored(_ name: String, in checkpoint: any Checkpoint) -> LinearStorage? {
-        if checkpoint.info(name + ".int8_weight") != nil { return .int8 }
-        if checkpoint.info(name + ".fp8_weight") != nil { return .fp8 }
+    static func stored(_ name: String, in checkpoint: any Checkpoint) -> LinearFormat? {
+        if checkpoint.info(name + ".int8_weight") != nil { return .int8Blocks }
+        if checkpoint.info(name + ".fp8_weight") != nil { return .fp8Rows }
         return checkpoint.info(name + ".weight") != nil ? .plain : nil
     }
 }

@@ -3,6 +3,8 @@
 /// Names and shapes as in
 /// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/networks/wan2pt1.py
 
+public import Tensors
+
 /// The sizes of a Wan transformer, detected from its tensors.
 public struct WanTransformerArchitecture: Sendable, Hashable {
     /// Width of the model.
@@ -21,7 +23,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     /// Whether it has the linear branch of sparse-linear attention (`proj_l`).
     public var hasSparseLinearAttention: Bool
     /// The form of most of the linear layers in the blocks.
-    public var linears: LinearStorage
+    public var linears: LinearFormat
     /// Whether it has a second cross attention, to CLIP features, as Wan2.1's image-to-video models do. Its
     /// tensors are not among `tensors`: this program does not run such models.
     public var hasImageBranch = false
@@ -33,7 +35,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     public init(
         dim: Int, layers: Int, feedForward: Int, heads: Int, inputChannels: Int = 16,
         outputChannels: Int = 16, patch: Int = 2, textDim: Int = 4096, frequencyDim: Int = 256,
-        hasSparseLinearAttention: Bool = false, linears: LinearStorage = .plain
+        hasSparseLinearAttention: Bool = false, linears: LinearFormat = .plain
     ) {
         self.dim = dim
         self.layers = layers
@@ -128,10 +130,10 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         else { return nil }
     }
 
-    private static func commonStorage(_ checkpoint: any Checkpoint) -> LinearStorage {
-        var counts: [LinearStorage: Int] = [:]
+    private static func commonStorage(_ checkpoint: any Checkpoint) -> LinearFormat {
+        var counts: [LinearFormat: Int] = [:]
         for layer in linears {
-            guard let form = LinearStorage.stored("blocks.0.\(layer)", in: checkpoint) else {
+            guard let form = LinearFormat.stored("blocks.0.\(layer)", in: checkpoint) else {
                 continue
             }
             counts[form, default: 0] += 1
@@ -172,7 +174,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
             let block = "blocks.\(block)."
             func linear(_ name: String, _ outputs: Int, _ inputs: Int) {
                 let form =
-                    checkpoint.flatMap { LinearStorage.stored(block + name, in: $0) } ?? linears
+                    checkpoint.flatMap { LinearFormat.stored(block + name, in: $0) } ?? linears
                 list += form.tensors(block + name, outputs, inputs)
                 list.append(ExpectedTensor(block + name + ".bias", [outputs]))
             }

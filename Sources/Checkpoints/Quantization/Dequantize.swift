@@ -17,7 +17,7 @@ public func dequantized(
             continue
         }
         let (layer, leaf) = splitLeaf(info.name)
-        if let form = LinearStorage(codes: leaf) {
+        if let form = LinearFormat(codes: leaf) {
             try checkQuantized(info, layer, form, base)
             let plain = TensorInfo(name: layer + ".weight", shape: info.shape, dtype: dtype)
             entries.append(
@@ -28,7 +28,7 @@ public func dequantized(
                 })
             continue
         }
-        if leaf == "scale", LinearStorage.stored(layer, in: base)?.isQuantized == true { continue }
+        if leaf == "scale", LinearFormat.stored(layer, in: base)?.isQuantized == true { continue }
         guard leaf != "weight" || info.dtype != .i8 else {
             throw .incompatible(
                 path: base.path, reason: "'\(info.name)' has codes without scales")
@@ -52,17 +52,17 @@ func splitLeaf(_ name: String) -> (module: String, leaf: String) {
 
 /// The weights of a layer in one of this program's own 8-bit forms, as f32. Shapes have been checked.
 func numbers(
-    of layer: String, _ form: LinearStorage, _ base: any Checkpoint
+    of layer: String, _ form: LinearFormat, _ base: any Checkpoint
 ) throws(CheckpointError) -> Tensor {
     let codes = try base.require("\(layer).\(form.rawValue)_weight")
     let scale = try positiveScales(layer + ".scale", in: base)
-    return form == .int8
+    return form == .int8Blocks
         ? Int8Blocks.dequantize(codes, scale: scale) : FP8Rows.dequantize(codes, scale: scale)
 }
 
 /// Checks that the codes and scales of a layer have the shapes and types that their names promise.
 func checkQuantized(
-    _ codes: TensorInfo, _ layer: String, _ form: LinearStorage, _ base: any Checkpoint
+    _ codes: TensorInfo, _ layer: String, _ form: LinearFormat, _ base: any Checkpoint
 ) throws(CheckpointError) {
     let scale = base.info(layer + ".scale")
     if codes.shape.count == 2, let scale {
@@ -129,7 +129,7 @@ extension QuantizedMatrices {
     /// share an input, otherwise plain.
     fileprivate func ownForm(
         of matrix: QuantizedMatrix, in base: any Checkpoint
-    ) -> LinearStorage {
+    ) -> LinearFormat {
         let (module, _) = splitLeaf(matrix.name)
         let parts = module.split(separator: ".", maxSplits: 2)
         guard parts.count == 3, parts[0] == "blocks",
@@ -140,15 +140,15 @@ extension QuantizedMatrices {
             ?? [String(parts[2])]
         let forms = group.compactMap { layer in
             let name = "\(parts[0]).\(parts[1]).\(layer)"
-            return byCodes[name + ".weight"].map(Self.form) ?? LinearStorage.stored(name, in: base)
+            return byCodes[name + ".weight"].map(Self.form) ?? LinearFormat.stored(name, in: base)
         }
         return forms.allSatisfy { $0 == forms[0] } ? forms[0] : .plain
     }
 
-    private static func form(of matrix: QuantizedMatrix) -> LinearStorage {
+    private static func form(of matrix: QuantizedMatrix) -> LinearFormat {
         guard matrix.codes.shape.count == 2 else { return .plain }
-        if matrix.type == .f8e4m3, matrix.grid.isByRows { return .fp8 }
-        return matrix.type == .i8 && matrix.grid.isByOwnBlocks ? .int8 : .plain
+        if matrix.type == .f8e4m3, matrix.grid.isByRows { return .fp8Rows }
+        return matrix.type == .i8 && matrix.grid.isByOwnBlocks ? .int8Blocks : .plain
     }
 }
 

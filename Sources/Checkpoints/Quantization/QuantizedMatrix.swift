@@ -15,7 +15,7 @@ struct QuantizedMatrix {
         var factor: Float = 1
     }
 
-    /// All namings except this program's own, which are in `LinearStorage`.
+    /// All namings except this program's own, which are in `LinearFormat`.
     static let namings = [
         // ComfyUI since 2025 and LightX2V; ComfyUI before and musubi-tuner; DeepSeek; others.
         Naming(

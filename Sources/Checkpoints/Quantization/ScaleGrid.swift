@@ -28,13 +28,13 @@ struct ScaleGrid: Equatable {
     }
 
     private static func block(_ extent: Int, _ scales: Int, mayEnd: Bool) -> Int? {
-        let isOfSides = (extent + Int8Blocks.side - 1) / Int8Blocks.side == scales
+        let isOfSides = ceilDivide(extent, Int8Blocks.side) == scales
         if isOfSides, mayEnd || extent % scales != 0 { return Int8Blocks.side }
         return extent % scales == 0 ? extent / scales : nil
     }
 
     /// Scales along a row of the matrix.
-    private var across: Int { (columns + columnBlock - 1) / columnBlock }
+    private var across: Int { ceilDivide(columns, columnBlock) }
 
     /// Whether there is one scale per row, or one for all.
     var isByRows: Bool { columnBlock == columns && (rowBlock == 1 || rowBlock == rows) }
@@ -57,7 +57,7 @@ struct ScaleGrid: Equatable {
     ) {
         ensure(
             numbers.count == range.count * columns
-                && scales.count == across * ((rows + rowBlock - 1) / rowBlock)
+                && scales.count == across * ceilDivide(rows, rowBlock)
                 && range.upperBound <= rows,
             "ScaleGrid: \(numbers.count) numbers and \(scales.count) scales for \(self)")
         for row in range {

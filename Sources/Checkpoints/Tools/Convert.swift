@@ -48,11 +48,11 @@ public func converted(
     }
     let entries = source.infos.map { info in
         let (layer, leaf) = splitLeaf(info.name)
-        let isOwn = leaf == "scale" || LinearStorage(codes: leaf) != nil
+        let isOwn = leaf == "scale" || LinearFormat(codes: leaf) != nil
         let keeps =
             !info.dtype.isFloatingPoint || matrices?.byCodes[info.name] != nil
             || matrices?.companions.contains(info.name) == true
-            || isOwn && LinearStorage.stored(layer, in: source)?.isQuantized == true
+            || isOwn && LinearFormat.stored(layer, in: source)?.isQuantized == true
         return DerivedCheckpoint.Entry.from(source, info, dtype: keeps ? nil : conversion.dtype)
     }
     return try DerivedCheckpoint(path: base.path, metadata: source.metadata, entries)

@@ -1,6 +1,8 @@
 /// Checkpoints derived from others: the tools describe their result, and the writer or a model asks
 /// for its tensors.
 
+import Ground
+
 private import Dispatch
 public import Tensors
 
@@ -103,7 +105,7 @@ func computed(
     let out = Tensor.host(shape, dtype)
     let (count, length) = (shape.count, max((1 << 18) / max(unit, 1), 1) * max(unit, 1))
     nonisolated(unsafe) let (target, piece) = (out.hostAddress, piece)
-    DispatchQueue.concurrentPerform(iterations: (count + length - 1) / length) { index in
+    DispatchQueue.concurrentPerform(iterations: ceilDivide(count, length)) { index in
         let range = index * length..<min((index + 1) * length, count)
         let values = Tensor(piece(range), [range.count]).converted(to: dtype)
         (target + range.lowerBound * dtype.byteCount).copyMemory(

@@ -1,7 +1,7 @@
 /// Plain transformer checkpoints → the original's `-quant` layout, or fp8 rows.
 
 import Ground
-import Tensors
+public import Tensors
 
 /// A quantised view of a checkpoint, and the layers that were left as they are.
 public struct QuantizedCheckpoint {
@@ -17,7 +17,7 @@ public struct QuantizedCheckpoint {
 /// - Parameter format: `.int8` (128x128 blocks) or `.fp8` (rows).
 /// - Throws: `.wrongModel`, or `.incompatible` if the layers are already quantised.
 public func quantized(
-    _ base: any Checkpoint, to format: LinearStorage
+    _ base: any Checkpoint, to format: LinearFormat
 ) throws(CheckpointError) -> QuantizedCheckpoint {
     ensure(format != .plain, "quantized: .plain is no quantised format")
     try CheckpointSummary(base).require(.wanTransformer)
@@ -42,7 +42,7 @@ public func quantized(
             continue
         }
         let layer = String(name.dropLast(".weight".count))
-        guard format == .fp8 || info.shape[1] % Int8Blocks.side == 0 else {
+        guard format == .fp8Rows || info.shape[1] % Int8Blocks.side == 0 else {
             skipped.append(layer)
             entries.append(.from(base, info, isFinite: true))
             continue
@@ -52,7 +52,7 @@ public func quantized(
             let matrix = try base.require(name)
             defer { base.forget(name) }
             try requireFinite(matrix, name, in: base)
-            return format == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
+            return format == .int8Blocks ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
         }
     }
     return QuantizedCheckpoint(
@@ -69,7 +69,7 @@ func isBlockLinear(_ info: TensorInfo) -> Bool {
 /// Entries for the codes and scales of one layer. `make` computes both together; the scales are kept,
 /// because the writer asks for them after the codes.
 func quantizedEntries(
-    _ layer: String, _ shape: [Int], _ format: LinearStorage,
+    _ layer: String, _ shape: [Int], _ format: LinearFormat,
     _ make: @escaping () throws(CheckpointError) -> (codes: Tensor, scale: Tensor)
 ) -> [DerivedCheckpoint.Entry] {
     final class Last {
@@ -81,7 +81,7 @@ func quantizedEntries(
         DerivedCheckpoint.Entry(
             info: TensorInfo(
                 name: tensors[0].name, shape: tensors[0].shape,
-                dtype: format == .int8 ? .i8 : .f8e4m3)
+                dtype: format == .int8Blocks ? .i8 : .f8e4m3)
         ) { () throws(CheckpointError) in
             let pair = try make()
             last.scale = pair.scale

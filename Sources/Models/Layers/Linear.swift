@@ -31,11 +31,11 @@ public struct Linear {
     }
 
     /// The format in which the operation before this layer should write its result.
-    public var inputFormat: ActivationFormat { weight.inputFormat }
+    public var inputFormat: LinearFormat { weight.inputFormat }
 
     /// x: [..., in] → [..., out]
     public func callAsFunction(
-        _ x: Tensor, activation: Activation = .none, format: ActivationFormat = .plain,
+        _ x: Tensor, activation: Activation = .none, format: LinearFormat = .plain,
         on device: any Backend
     ) -> Tensor {
         device.linear(

@@ -10,7 +10,7 @@ extension Operation {
         /// How many times each of the last keys counts (at most two keys); all others count once. In this way the equal
         /// rows of a text's padding are given as a single key.
         public var lastKeyCounts: [Int]
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && lastKeyCounts.count <= min(2, k.shape[0])
@@ -70,7 +70,7 @@ extension Tensor {
 
 extension Operation.ResultType {
     /// The result of attention with queries q.
-    static func attended(_ q: Tensor, _ format: ActivationFormat) -> Self {
+    static func attended(_ q: Tensor, _ format: LinearFormat) -> Self {
         Self(format == .plain ? q.shape : [q.shape[0], q.shape.tail.count], q.dtype, format)
     }
 }
@@ -79,7 +79,7 @@ extension Backend {
     /// See `Operation.Attention`.
     public func attention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int] = [],
-        format: ActivationFormat = .plain
+        format: LinearFormat = .plain
     ) -> Tensor {
         result(
             of: Operation.Attention(
@@ -87,7 +87,7 @@ extension Backend {
     }
 
     /// Quantises a result of attention, with all heads in one row. y: [L, heads, headDim] → [L, heads * headDim]
-    func quantizeHeads(_ y: Tensor, to format: ActivationFormat) -> Tensor {
+    func quantizeHeads(_ y: Tensor, to format: LinearFormat) -> Tensor {
         quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format)
     }
 

@@ -24,7 +24,7 @@ extension Operation {
         public static let name = "geluGate"
         public var gate, up: Tensor
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { gate.shape == up.shape && gate.dtype == up.dtype }
         public var results: [ResultType] { [ResultType(gate.shape, gate.dtype, format)] }
@@ -101,7 +101,7 @@ extension Backend {
     public func add(_ x: Tensor, _ y: Tensor) -> Tensor { gatedAdd(x, y, gate: nil) }
 
     /// See `Operation.GELUGate`.
-    public func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
+    public func geluGate(_ gate: Tensor, _ up: Tensor, format: LinearFormat) -> Tensor {
         result(of: Operation.GELUGate(gate: gate, up: up, format: format))
     }
 

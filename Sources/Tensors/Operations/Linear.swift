@@ -24,7 +24,7 @@ extension Operation {
         public var bias: Tensor?
         public var activation: Activation
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
         /// The dtype of the result; nil for that of a plain x, and for bf16 where x is quantised.
         public var dtype: DType?
 
@@ -82,7 +82,7 @@ extension Operation {
     public struct Quantize: OperationFacts {
         public static let name = "quantize"
         public var x: Tensor
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { x.format == .plain }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
@@ -104,7 +104,7 @@ extension Backend {
     /// See `Operation.Linear`.
     public func linear(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation = .none,
-        format: ActivationFormat = .plain, dtype: DType? = nil
+        format: LinearFormat = .plain, dtype: DType? = nil
     ) -> Tensor {
         result(
             of: Operation.Linear(
@@ -122,7 +122,7 @@ extension Backend {
     }
 
     /// Quantises x; returns x itself if `format` is plain.
-    public func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
+    public func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor {
         format == .plain ? x : result(of: Operation.Quantize(x: x, format: format))
     }
 }

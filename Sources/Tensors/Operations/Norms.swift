@@ -29,7 +29,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             weight.isVector(of: x.shape.columns) && bias.isVector(of: x.shape.columns)
@@ -52,7 +52,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
         /// The dtype of the result; nil for that of x.
         public var dtype: DType?
 
@@ -83,7 +83,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { weight.shape.count == x.shape.columns }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
@@ -147,7 +147,7 @@ extension Backend {
     /// See `Operation.LayerNorm`.
     public func layerNorm(
         _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
-        format: ActivationFormat
+        format: LinearFormat
     ) -> Tensor {
         result(
             of: Operation.LayerNorm(
@@ -157,7 +157,7 @@ extension Backend {
     /// See `Operation.ModulatedLayerNorm`.
     public func modulatedLayerNorm(
         _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
-        format: ActivationFormat, dtype: DType?
+        format: LinearFormat, dtype: DType?
     ) -> Tensor {
         result(
             of: Operation.ModulatedLayerNorm(
@@ -167,7 +167,7 @@ extension Backend {
 
     /// See `Operation.RMSNorm`.
     public func rmsNorm(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
+        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: LinearFormat
     ) -> Tensor {
         result(
             of: Operation.RMSNorm(

@@ -111,9 +111,9 @@ extension Operation {
         public var shape: Shape
         /// The type of the elements before `format` quantises them.
         public var dtype: DType
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
-        public init(_ shape: Shape, _ dtype: DType, _ format: ActivationFormat = .plain) {
+        public init(_ shape: Shape, _ dtype: DType, _ format: LinearFormat = .plain) {
             self.shape = shape
             self.dtype = dtype
             self.format = format

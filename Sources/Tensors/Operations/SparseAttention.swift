@@ -1,5 +1,7 @@
 /// Sparse-linear attention (SLA, arXiv 2509.24006), and those of its parts that can be checked alone.
 
+import Ground
+
 /// The 8-bit arithmetic of SageAttention on one family of cards (SpargeAttn's kernels).
 public enum SageArchitecture: String, Sendable, Hashable, CaseIterable {
     /// 128x64 blocks, int8 QK, fp16 PV with fp16 accumulators.
@@ -53,8 +55,8 @@ public struct SparseAttention: Sendable, Hashable {
 
     /// Numbers of query blocks and key blocks of a sequence, and of key blocks that each query block attends to.
     public func blocks(of tokens: Int) -> (queries: Int, keys: Int, selected: Int) {
-        let keys = (tokens + keyBlock - 1) / keyBlock
-        return ((tokens + queryBlock - 1) / queryBlock, keys, selected(of: keys))
+        let keys = ceilDivide(tokens, keyBlock)
+        return (ceilDivide(tokens, queryBlock), keys, selected(of: keys))
     }
 }
 
@@ -146,7 +148,7 @@ extension Operation {
         /// f32 [headDim]
         public var bias: Tensor?
         public var spec: SparseAttention
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && q.shape == k.shape
@@ -217,7 +219,7 @@ extension Backend {
     /// See `Operation.SparseLinearAttention`.
     public func sparseLinearAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention, format: ActivationFormat = .plain
+        _ spec: SparseAttention, format: LinearFormat = .plain
     ) -> Tensor {
         result(
             of: Operation.SparseLinearAttention(

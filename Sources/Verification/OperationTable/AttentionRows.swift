@@ -37,7 +37,7 @@ extension OperationTable.Rows {
                 ],
                 fast: isHalf ? [[32760, 61, 12, 128]] : [])
             // For the next linear layer: fused with heads of 128 in bf16.
-            for format in [ActivationFormat.int8Blocks, .fp8Rows] {
+            for format in [LinearFormat.int8Blocks, .fp8Rows] {
                 addDense(
                     dtype, last: [20], to: format,
                     right: [[300, 130, 3, 128], [128, 40, 1, 128], [77, 61, 2, 64]],
@@ -73,7 +73,7 @@ extension OperationTable.Rows {
 
     /// - Parameter last: how many times each of the last keys counts.
     private mutating func addDense(
-        _ dtype: DType, last: [Int] = [], to format: ActivationFormat = .plain, right: [[Int]],
+        _ dtype: DType, last: [Int] = [], to format: LinearFormat = .plain, right: [[Int]],
         fast: [[Int]] = []
     ) {
         let suffix =
@@ -109,7 +109,7 @@ extension OperationTable.Rows {
 
     private mutating func addSparse(
         _ variant: String, _ arithmetic: SparseAttention.Arithmetic, _ dtype: DType,
-        to format: ActivationFormat = .plain, _ tolerance: Tolerance
+        to format: LinearFormat = .plain, _ tolerance: Tolerance
     ) {
         var fast: [Sparse] = []
         if arithmetic != .exact {

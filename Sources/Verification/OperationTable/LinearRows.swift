@@ -44,10 +44,10 @@ extension OperationTable.Rows {
                 fast: gate ? projections + down : [])
         }
         addLinearAdd("bf16 to f32", .bf16, .plain, to: .f32, gate: true, single, right: small)
-        for format in [ActivationFormat.int8Blocks, .fp8Rows] { addQuantized(format) }
+        for format in [LinearFormat.int8Blocks, .fp8Rows] { addQuantized(format) }
     }
 
-    private mutating func addQuantized(_ format: ActivationFormat) {
+    private mutating func addQuantized(_ format: LinearFormat) {
         let isInt8 = format == .int8Blocks
         let bf16 = isInt8 ? product : eighths
         // Outputs that the copy engine of Hopper cannot address, and several tiles of each kind.
@@ -94,9 +94,9 @@ extension OperationTable.Rows {
     ///   - dtype: the type of x before it is quantised to `format`, and of the weight unless `weight` is given.
     ///   - right, fast: [rows, inputs, outputs]
     private mutating func addLinear(
-        _ variant: String, _ dtype: DType, _ format: ActivationFormat,
+        _ variant: String, _ dtype: DType, _ format: LinearFormat,
         _ activation: Activation = .none, weight: DType? = nil,
-        to output: ActivationFormat = .plain,
+        to output: LinearFormat = .plain,
         as result: DType? = nil, _ tolerance: Tolerance, right: [[Int]], fast: [[Int]] = []
     ) {
         add(
@@ -112,7 +112,7 @@ extension OperationTable.Rows {
     }
 
     private mutating func addLinearAdd(
-        _ variant: String, _ dtype: DType, _ format: ActivationFormat, to result: DType? = nil,
+        _ variant: String, _ dtype: DType, _ format: LinearFormat, to result: DType? = nil,
         gate: Bool, _ tolerance: Tolerance, right: [[Int]], fast: [[Int]] = []
     ) {
         add(
@@ -130,7 +130,7 @@ extension OperationTable.Rows {
 extension Operands {
     /// The operands of a linear layer and the axes of its result. size: [rows, inputs, outputs]
     fileprivate func linear(
-        _ size: [Int], _ dtype: DType, _ weight: DType, _ format: ActivationFormat
+        _ size: [Int], _ dtype: DType, _ weight: DType, _ format: LinearFormat
     ) -> (x: Tensor, w: LinearWeight, bias: Tensor, shape: [Axis]) {
         let shape = [axis(0, size[0]), axis(1, size[2])]
         let x = device.quantize(normal([shape[0], Axis(size[1])], dtype), to: format)

@@ -10,7 +10,7 @@ extension OperationTable.Rows {
             for kind in [NormKind.exact, .reference] {
                 addNorms(dtype, kind, .plain, right, dtype == .bf16 && kind == .exact ? fast : [])
             }
-            for format in [ActivationFormat.int8Blocks, .fp8Rows] {
+            for format in [LinearFormat.int8Blocks, .fp8Rows] {
                 addNorms(dtype, .exact, format, right, dtype == .bf16 ? fast : [])
             }
             add("gatedAdd", "\(dtype)", tolerance(dtype), right: right, fast: [[32760, 1536]]) {
@@ -54,7 +54,7 @@ extension OperationTable.Rows {
 
     /// right, fast: [rows, columns]
     private mutating func addNorms(
-        _ dtype: DType, _ kind: NormKind, _ format: ActivationFormat, _ right: [[Int]],
+        _ dtype: DType, _ kind: NormKind, _ format: LinearFormat, _ right: [[Int]],
         _ fast: [[Int]]
     ) {
         let variant = "\(dtype) \(format == .plain ? "\(kind)" : "to \(format)")"
