@@ -31,7 +31,7 @@ struct TurboDiffusion: AsyncParsableCommand {
             Output.note("Error: \(error)")
             code = ExitCode.validationFailure.rawValue
         }
-        // Whoever closed the pipe has seen enough; who lacks a part of the result must be told.
+        // A reader that closed the pipe has seen enough; any other failure means that output is missing.
         if let failure = TextStream.output.failure, code == EXIT_SUCCESS {
             if failure != .brokenPipe { Output.note("cannot write the output: \(failure)") }
             code = EXIT_FAILURE

@@ -109,7 +109,7 @@ extension UserError {
                     + "or name it with --tokenizer_path")
         case .missingFile(let file, _, _):
             self.init(
-                code, "\(error): \(file.option(takesPicture: takesPicture)) FILE names another")
+                code, "\(error); name another with \(file.option(takesPicture: takesPicture)) FILE")
         case .missingFiles(let files, _):
             let options = ModelFile.allCases.filter { files[$0] != nil }.map {
                 "\($0.option(takesPicture: takesPicture)) FILE"
