@@ -25,7 +25,7 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
     "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Jobs", "Service",
-    "Verification", "Benchmarks", "Quality", "Terminal",
+    "Verification", "Benchmarks", "Quality", "Terminal", "Training",
 ]
 
 let package = Package(
@@ -117,15 +117,18 @@ let package = Package(
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
                 "Delivery", "Devices", "Sessions", "Jobs", "ServiceResources", system, hummingbird,
-                nio,
-                httpTypes, logging, lifecycle,
+                nio, httpTypes, logging, lifecycle,
             ],
             swiftSettings: swift),
+        .target(
+            name: "Training",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", system],
+            swiftSettings: numeric),
         .target(
             name: "Verification",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-                "Families", "Runs", "Catalog", system,
+                "Families", "Runs", "Catalog", "Training", system,
             ],
             swiftSettings: numeric),
         .target(
@@ -153,8 +156,8 @@ let package = Package(
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
-                "Service",
-                "Verification", "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
+                "Service", "Verification", "Benchmarks", "Quality", "Devices", "Terminal",
+                "Training", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: tests),
@@ -213,12 +216,12 @@ let package = Package(
         .testTarget(
             name: "SessionsTests",
             dependencies: ["Sessions", "Runs", "Catalog", "Families", "Media", "Devices"],
-            swiftSettings: swift),
-        .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: swift),
+            swiftSettings: tests),
+        .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: tests),
         .testTarget(
             name: "ServiceTests",
             dependencies: ["Service", "Jobs", "Runs", "Families", httpTypes, hummingbird],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "CommandTests",
             dependencies: [
@@ -227,6 +230,12 @@ let package = Package(
                 arguments,
             ],
             exclude: ["Help"], swiftSettings: tests),
+        .testTarget(
+            name: "TrainingTests",
+            dependencies: [
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+            ],
+            swiftSettings: swift),
         .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: tests),

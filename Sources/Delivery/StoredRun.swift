@@ -54,13 +54,13 @@ extension StoredRunError: CustomStringConvertible {
         }
         return switch self {
         case .noRequest(let path):
-            "\(path) holds no request: it was not made by this program, or its metadata was lost"
+            "\(path) contains no request: it was not made by this program, or its metadata was lost"
         case .unreadable(let path, let reason): cannotRead(path, reason)
-        case .modelFile(let file, let name, let path): told(file.title, name, path)
-        case .input(.image, let name, let path): told("picture", name, path)
-        case .input(.text, let name, let path): told("text embedding", name, path)
-        case .input(let input, let name, let path): told("file of \(input.rawValue)", name, path)
-        case .lora(let name, let path): told("LoRA", name, path)
+        case .modelFile(let file, let name, let path): text(file.title, name, path)
+        case .input(.image, let name, let path): text("picture", name, path)
+        case .input(.text, let name, let path): text("text embedding", name, path)
+        case .input(let input, let name, let path): text("file of \(input.rawValue)", name, path)
+        case .lora(let name, let path): text("LoRA", name, path)
         }
     }
 }

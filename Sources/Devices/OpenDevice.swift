@@ -28,6 +28,8 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
     case fallsBack(CUDAUnavailable)
     /// Why the CPU does not compute at full speed.
     case slowCPU(advice: String)
+    /// Two GPUs of a group cannot write to each other's memory.
+    case noPeerAccess(from: Int, to: Int)
 
     public var description: String {
         switch self {
@@ -35,6 +37,8 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
             "kernels of \(file) ready after \(describe(seconds: seconds))"
         case .fallsBack(let reason): "\(reason); the CPU is used"
         case .slowCPU(let advice): advice
+        case .noPeerAccess(let from, let to):
+            "GPU \(from) has no access to the memory of GPU \(to): what they exchange goes by way of the host"
         }
     }
 }

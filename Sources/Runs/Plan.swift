@@ -21,6 +21,8 @@ public struct Plan: Sendable, Hashable, Codable {
         public var operations = 0.0
         /// Bytes read and written by all operations.
         public var traffic = 0.0
+        /// Bytes for the other devices of a group.
+        public var sentBytes = 0.0
 
         /// Bytes of the weights that never leave during the stage.
         fileprivate var fixedBytes: Int { weightBytes - groupedBytes }
@@ -49,10 +51,14 @@ public struct Plan: Sendable, Hashable, Codable {
     public private(set) var residentWeights: Int?
     public private(set) var keepsTransformer: Bool
     public private(set) var keepsBothExperts: Bool
+    public let devices: Int
 
     /// Plans a run. Reads the headers of its checkpoints, and the files that it starts from.
+    /// - Parameter devices: that make the video together; bytes and work are those of the first one, which has the largest
+    ///   share.
     /// - Throws: what the run itself would throw before its first stage.
-    public init(_ run: Run) throws {
+    public init(_ run: Run, devices: Int = 1) throws {
+        self.devices = devices
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
         try run.models.checkFit(run.parts, attention: run.request.arithmetic.attention)
@@ -143,10 +149,14 @@ public struct Plan: Sendable, Hashable, Codable {
             keepsBothExperts
             ? transformers.reduce(0) { $0 + $1.weightBytes }
             : transformers.map(weights).max() ?? 0
+        // The decoder comes behind the last step where the transformer stays.
+        let ahead =
+            keepsTransformer ? stages.first { $0.part == .decoder }?.weightBytes ?? 0 : 0
         peakBytes =
             stages.map { stage in
                 if stage.part.isTransformer {
                     return (keepsBothExperts ? kept : weights(in: stage)) + stage.activationBytes
+                        + ahead
                 }
                 let stays = stage.part == .decoder && keepsTransformer
                 return stage.weightBytes + stage.activationBytes + (stays ? kept : 0)
@@ -165,7 +175,8 @@ extension Plan {
         run.options.keepsTextEncoder = false
         run.options.keepsTransformer = false
         run.options.keepsBothExperts = true
-        let device = NullBackend(workspace: Self.workspace(of:))
+        let device = NullBackend(
+            workspace: Self.workspace(of:), membership: Membership(index: 0, of: devices))
         var walk = try Walk(
             run, ModelPool(), on: OpenedDevice(device, sageArchitecture: .sm90))
         walk.inspectsNumbers = false
@@ -203,6 +214,7 @@ extension Plan {
                     stages[index].activationBytes, device.memory.peak - weights)
                 stages[index].operations += Double(device.total.flops - before.flops)
                 stages[index].traffic += Double(device.total.bytes - before.bytes)
+                stages[index].sentBytes += Double(device.total.sentBytes - before.sentBytes)
             }
         }
     }

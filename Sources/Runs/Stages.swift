@@ -11,7 +11,7 @@ import Tokenizers
 
 extension Walk {
     /// Loads a model from its checkpoint. Progress is counted in bytes.
-    func load(_ part: ModelPart) throws -> LoadedModel {
+    func load(_ part: ModelPart, tells: Bool = true) throws -> LoadedModel {
         let checkpoint = try run.models.checkpoint(part)
         let total = checkpoint.names.reduce(0) { $0 + (checkpoint.info($1)?.byteCount ?? 0) }
         // A NaN or infinity can disappear (in a maximum, a softmax, a rounding to 8 bits) and still spoil the frames.
@@ -24,6 +24,7 @@ extension Walk {
         var done = 0
         return try device.countingBytes { bytes in
             done += bytes
+            guard tells else { return }
             tell(
                 .stageProgress(
                     .load(part), fraction: min(1, Double(done) / Double(max(total, 1)))))
@@ -53,6 +54,25 @@ extension Walk {
                 on: device)
         }
         return (encode(prompt), inputs.negativePrompt.map(encode))
+    }
+
+    /// The first device of a group encodes the prompts for all of them.
+    func sharedText(
+        _ encode: () throws -> (positive: TextEmbedding, negative: TextEmbedding?)
+    ) throws -> (TextEmbedding, TextEmbedding?) {
+        let membership = device.membership
+        let own = membership.isFirst ? try encode() : nil
+        guard membership.meeting != nil else { return own! }
+        func onHost(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.read(text.rows), count: text.count)
+        }
+        let told = membership.share(own.map { (onHost($0.positive), $0.negative.map(onHost)) })
+        if let own { return own }
+        guard let told else { throw CancellationError() }
+        func here(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.place(text.rows, as: text.rows.dtype), count: text.count)
+        }
+        return (here(told.0), told.1.map(here))
     }
 
     /// What the transformer is given of the picture. → f32 [conditioningChannels, T', H', W']

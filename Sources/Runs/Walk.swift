@@ -27,6 +27,8 @@ package struct Walk {
     package private(set) var reports: [StageReport] = []
     private let started = ContinuousClock.now
     private var decoding = (seconds: 0.0, peakBytes: 0)
+    /// The report of a model that was loaded during the last step; it is passed on when its own stage is reached.
+    private var loadedAhead: StageReport?
     /// Whether weights and results are checked for numbers that are not finite.
     package var inspectsNumbers = true
     /// Whether the device computes nothing; checkpoints are then read without their numbers.
@@ -81,10 +83,18 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
-            if case .load(let part) = stage, adopt(part) { break }
+            if !device.membership.isFirst, stage == .load(.textEncoder) { break }
+            if case .load(let part) = stage, adopt(part) {
+                if let report = loadedAhead, report.stage == stage {
+                    loadedAhead = nil
+                    tell(.stageStarted(stage))
+                    finish(report)
+                }
+                break
+            }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): write(product)
+        case .write(let product): if device.membership.isFirst { write(product) }
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):
@@ -154,6 +164,7 @@ package struct Walk {
         let start = ContinuousClock.now
         var next = state
         let step = try compute(stage, &next)
+        let ahead = loadAhead(of: stage, &next)
         try device.synchronize()
         try device.check()
         finish(
@@ -162,17 +173,35 @@ package struct Walk {
                 peakBytes: device.memory.peak))
         if inspectsNumbers { try inspect(stage, next) }
         state = next
-        if case .load(let part) = stage, let model = state.models[part] {
-            pool.keep(model, as: run.key(part), residency: run.options.residency)
+        loadedAhead = ahead
+        for case .load(let part) in [stage, ahead?.stage] {
+            if let model = state.models[part] {
+                pool.keep(model, as: run.key(part), residency: run.options.residency)
+            }
         }
         return step.map(Yield.step)
+    }
+
+    /// Loads the decoder while the device still computes the last step, if both models stay on the device. An error is
+    /// ignored here: the load stage will report it.
+    private func loadAhead(of stage: Stage, _ state: inout RunState) -> StageReport? {
+        guard case .step(let number, let count, _) = stage, number == count, !isPlanned,
+            run.options.defersWeights, run.options.keepsTransformer,
+            state.models[.decoder] == nil, pool.model(run.key(.decoder)) == nil
+        else { return nil }
+        let start = ContinuousClock.now
+        guard let model = try? load(.decoder, tells: false) else { return nil }
+        state.models[.decoder] = model
+        return StageReport(
+            stage: .load(.decoder), seconds: (ContinuousClock.now - start) / .seconds(1),
+            peakBytes: device.memory.peak)
     }
 
     /// Computes a stage from the current values and stores its results in `state`.
     private func compute(_ stage: Stage, _ state: inout RunState) throws -> DenoisedStep? {
         switch stage {
         case .load(let part): state.models[part] = try load(part)
-        case .encodeText: state.texts = try encodeText(state)
+        case .encodeText: state.texts = try sharedText { try encodeText(state) }
         case .encodeImage: state.conditioning = try encodeImage(state)
         case .projectText(let part): state.contexts[part] = try projectText(state, part)
         case .step(let number, let count, _):

@@ -14,11 +14,15 @@ import Ground
 public protocol Backend: AnyObject {
     /// Name for messages and reports: "CPU (2 threads)", "NVIDIA H200".
     var name: String { get }
+    /// Which device of a group this is.
+    var membership: Membership { get }
 
     /// Whether `sparseLinearAttention` can use this arithmetic on this device: some of them need certain cards.
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
     /// Whether `linear` can multiply activations and weights of this format on this device.
     func supports(_ format: LinearFormat) -> Bool
+    /// Whether the operations of `Operation.Training` are on this device.
+    var supportsTraining: Bool { get }
 
     /// Starts an operation whose arguments are known to fit each other, without waiting for the device.
     /// - Returns: tensors of the shapes and types in `operation.facts.results`.
@@ -70,8 +74,11 @@ public struct MemoryUse: Sendable, Hashable {
 }
 
 extension Backend {
+    public var membership: Membership { .alone }
+
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: LinearFormat) -> Bool { true }
+    public var supportsTraining: Bool { true }
 
     /// Copies a host tensor that belongs to no group to this device.
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {

@@ -17,7 +17,7 @@ struct DoctorCommand: AsyncParsableCommand {
         commandName: "doctor",
         abstract:
             "Look at the machine: processor, memory, disk, models, ffmpeg, GPU; test the GPU.",
-        discussion: "The exit status is 1 where a GPU is present but cannot be used.")
+        discussion: "The exit status is 1 if a GPU is present but cannot be used.")
 
     @Option(
         name: .customLong("cuda-libraries"),
@@ -120,7 +120,7 @@ struct DoctorCommand: AsyncParsableCommand {
         }
     }
 
-    /// Tried with the format that is written where nobody asks for another.
+    /// Looks for ffmpeg and tries to encode .mp4, the default format.
     private func ffmpeg() async -> Finding {
         do {
             let ffmpeg = try FFmpeg.find()

@@ -196,7 +196,7 @@ struct Generation {
         return (picture.width, picture.height)
     }
 
-    /// Every file that the run will open must be there.
+    /// Every file that the run will open must exist.
     private func check(_ run: Run, _ models: ModelSet, needing files: [ModelFile]) throws {
         try models.checkPresence(of: files)
         let start = run.options.start

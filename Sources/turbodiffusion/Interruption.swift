@@ -44,13 +44,24 @@ enum Interruption {
             &thread, nil,
             { reading in
                 var number: UInt8 = 0
-                while true {
+                repeat {
                     while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
-                    guard let body = Interruption.takeEnding() else { break }
-                    body()
-                }
+                } while Interruption.takesPause() || Interruption.takesEnding()
                 Interruption.end(by: Int32(number))
             }, reading)
+    }
+
+    private enum Pause: Int, AtomicRepresentable { case never, possible, asked }
+    private static let pause = Atomic(Pause.never)
+
+    /// From now on the first signal asks for a pause instead of ending the process; the next one ends it.
+    static func pauses() { pause.store(.possible, ordering: .relaxed) }
+
+    /// Whether a pause was asked for.
+    static var isPausing: Bool { pause.load(ordering: .relaxed) == .asked }
+
+    private static func takesPause() -> Bool {
+        pause.compareExchange(expected: .possible, desired: .asked, ordering: .relaxed).exchanged
     }
 
     /// Notes a finished file, which is mentioned if the process is stopped later.
@@ -59,11 +70,13 @@ enum Interruption {
     /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
     static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
 
-    private static func takeEnding() -> (@Sendable () -> Void)? {
-        ending.withLock { ending in
+    private static func takesEnding() -> Bool {
+        let body = ending.withLock { ending in
             defer { ending = nil }
             return ending
         }
+        body?()
+        return body != nil
     }
 
     private static func isIgnored(_ number: Int32) -> Bool {

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Checkpoints
+import Tensors
 
 struct QuantizeCommand: AsyncParsableCommand {
     enum Format: String, ExpressibleByArgument, CaseIterable {
