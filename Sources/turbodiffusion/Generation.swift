@@ -32,7 +32,7 @@ struct Generation {
         let printer = ProgressPrinter(
             json: execution.json, quiet: execution.quiet, verbose: execution.verbose)
         do {
-            if execution.dryRun { return try await printPlan(printer) }
+            if execution.dryRun { return try await printPlan() }
             if options.content.prompts != nil || options.content.seeds != nil {
                 return try await makeAll(printer)
             }
