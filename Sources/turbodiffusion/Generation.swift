@@ -94,7 +94,7 @@ struct Generation {
         }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
-            makesFolder: path.hasPrefix("output/"))
+            makesFolder: path.hasPrefix("output/") || item != nil)
         let stored =
             execution.dryRun
             ? nil
