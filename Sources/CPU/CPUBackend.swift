@@ -1,5 +1,6 @@
 /// The CPU as a backend. It runs the fastest version that exists of each operation.
 
+import CDrivers
 import Ground
 public import Tensors
 
@@ -70,6 +71,12 @@ public final class CPUBackend: Backend {
             place(weight, as: weight.dtype, in: group), to: format)
     }
 
+    /// Blocks kept for reuse go, and pages that the allocator keeps.
+    public func releaseUnusedMemory() {
+        definitions.memory.resetPeak()
+        heap_trim()
+    }
+
     public func read(_ x: Tensor) -> Tensor {
         let host = Tensor.host(x.shape, x.dtype)
         host.hostAddress.copyMemory(from: x.hostAddress, byteCount: x.byteCount)
@@ -129,6 +136,7 @@ public final class CPUBackend: Backend {
         case .nv12(let o): [definitions.nv12(o.x)]
         case .joinRows(let o): [definitions.joinRows(o)]
         case .exchange, .gather, .halo: programmingError("\(operation.name): no definition is asked")
+        case .training(let o): definitions.training(o)
         }
     }
 }

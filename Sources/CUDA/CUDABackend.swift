@@ -10,6 +10,7 @@
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
 //     Between GPUs       exchange, gather, halo         Operations/Collectives.swift
 
+import Ground
 public import Tensors
 
 /// One NVIDIA GPU as a backend. Must stay on the thread that made it.
@@ -62,6 +63,8 @@ public final class CUDABackend: Backend {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
 
+    public var supportsTraining: Bool { false }
+
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
     /// - Parameters:
     ///   - membership: its place in a group of GPUs.
@@ -99,6 +102,16 @@ public final class CUDABackend: Backend {
 
     public func resetPeak() { context.memory.resetPeak() }
 
+    public func limitResidentWeights(to byteCount: Int?) { weights.residentLimit = byteCount }
+
+    public func releaseUnusedMemory() {
+        weights.releaseScratch()
+        uploads.release()
+        // What was freed is still in use until the work that is queued has ended.
+        context.stream.drain()
+        context.memory.trim()
+    }
+
     public func run(_ operation: Operation) -> [Tensor] {
         switch operation {
         case .linear(let o): [linear(o)]
@@ -134,6 +147,7 @@ public final class CUDABackend: Backend {
         case .gather(let o): [collective(o)]
         case .halo(let o): [collective(o)]
         case .joinRows(let o): [joinRows(o)]
+        case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
         }
     }
 

@@ -11,7 +11,7 @@ import Tokenizers
 
 extension Walk {
     /// Loads a model from its checkpoint. Progress is counted in bytes.
-    func load(_ part: ModelPart) throws -> LoadedModel {
+    func load(_ part: ModelPart, tells: Bool = true) throws -> LoadedModel {
         let checkpoint = try run.models.checkpoint(part)
         let total = checkpoint.names.reduce(0) { $0 + (checkpoint.info($1)?.byteCount ?? 0) }
         // A NaN or infinity can disappear (in a maximum, a softmax, a rounding to 8 bits) and still spoil the frames.
@@ -24,6 +24,7 @@ extension Walk {
         var done = 0
         return try device.countingBytes { bytes in
             done += bytes
+            guard tells else { return }
             tell(
                 .stageProgress(
                     .load(part), fraction: min(1, Double(done) / Double(max(total, 1)))))
@@ -140,14 +141,21 @@ extension Walk {
                         answer, away: model(parts, modulation, negative, on: device),
                         by: run.request.sampling.guidance, on: device)
                 }
-                return device.reshape(
+                let velocity = device.reshape(
                     answers.count == 1 ? answers[0] : device.concatenate(answers), latents.shape)
+                if run.options.keepsPrediction {
+                    // x = (1 - t) x0 + t noise, velocity = noise - x0
+                    state.prediction = device.combine(
+                        [latents, velocity], [1, -step.t], as: .f32)
+                }
+                return velocity
             }
         }
         (state.denoiser, state.noise) = (denoiser, noise)
         if denoiser.next == nil {
             state.latents = denoiser.latents(on: device)
             (state.denoiser, state.contexts, state.texts) = (nil, [:], nil)
+            state.prediction = nil
         }
         return DenoisedStep(number: number, count: count, from: next.t, to: next.next)
     }

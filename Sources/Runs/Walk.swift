@@ -3,6 +3,7 @@
 import Diffusion
 import Families
 import Glibc
+import Media
 package import Tensors
 
 /// What an instruction may produce for the caller.
@@ -26,6 +27,8 @@ package struct Walk {
     package private(set) var reports: [StageReport] = []
     private let started = ContinuousClock.now
     private var decoding = (seconds: 0.0, peakBytes: 0)
+    /// The report of a model that was loaded during the last step; it is passed on when its own stage is reached.
+    private var loadedAhead: StageReport?
     /// Whether weights and results are checked for numbers that are not finite.
     package var inspectsNumbers = true
     /// Whether the device computes nothing; checkpoints are then read without their numbers.
@@ -81,7 +84,14 @@ package struct Walk {
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
             if !device.membership.isFirst, stage == .load(.textEncoder) { break }
-            if case .load(let part) = stage, adopt(part) { break }
+            if case .load(let part) = stage, adopt(part) {
+                if let report = loadedAhead, report.stage == stage {
+                    loadedAhead = nil
+                    tell(.stageStarted(stage))
+                    finish(report)
+                }
+                break
+            }
             yield = try perform(stage)
         case .read(let product): try read(product)
         case .write(let product): if device.membership.isFirst { write(product) }
@@ -99,6 +109,27 @@ package struct Walk {
 
     /// The latents after the last step. f32 [samples, C, T', H', W']
     package var currentLatents: Tensor? { state.latents ?? state.denoiser?.latents(on: device) }
+
+    /// What one sample looks like in its middle latent frame, by the family's linear map.
+    func preview(sample: Int) throws -> RGBImage? {
+        guard let map = run.family.preview, (0..<run.samples).contains(sample),
+            let latents = state.prediction ?? currentLatents
+        else { return nil }
+        let (channels, size) = (run.family.geometry.channels, run.latents)
+        // Only this frame is copied to the host: one plane for each channel.
+        let planes = device.reshape(
+            latents, [run.samples * channels * size.t, size.h * size.w])
+        let frame = device.concatenate(
+            (0..<channels).map { channel in
+                let row = (sample * channels + channel) * size.t + size.t / 2
+                return device.slice(planes, row..<row + 1)
+            })
+        let values = device.read(frame).floats()
+        try device.check()
+        return map.pixels(of: values, width: size.w, height: size.h).map {
+            RGBImage(width: size.w, height: size.h, pixels: $0)
+        }
+    }
 
     /// Drops all remaining instructions and all values.
     mutating func abandon() {
@@ -133,6 +164,7 @@ package struct Walk {
         let start = ContinuousClock.now
         var next = state
         let step = try compute(stage, &next)
+        let ahead = loadAhead(of: stage, &next)
         try device.synchronize()
         try device.check()
         finish(
@@ -141,10 +173,28 @@ package struct Walk {
                 peakBytes: device.memory.peak))
         if inspectsNumbers { try inspect(stage, next) }
         state = next
-        if case .load(let part) = stage, let model = state.models[part] {
-            pool.keep(model, as: run.key(part))
+        loadedAhead = ahead
+        for case .load(let part) in [stage, ahead?.stage] {
+            if let model = state.models[part] {
+                pool.keep(model, as: run.key(part), residency: run.options.residency)
+            }
         }
         return step.map(Yield.step)
+    }
+
+    /// Loads the decoder while the device still computes the last step, if both models stay on the device. An error is
+    /// ignored here: the load stage will report it.
+    private func loadAhead(of stage: Stage, _ state: inout RunState) -> StageReport? {
+        guard case .step(let number, let count, _) = stage, number == count, !isPlanned,
+            run.options.defersWeights, run.options.keepsTransformer,
+            state.models[.decoder] == nil, pool.model(run.key(.decoder)) == nil
+        else { return nil }
+        let start = ContinuousClock.now
+        guard let model = try? load(.decoder, tells: false) else { return nil }
+        state.models[.decoder] = model
+        return StageReport(
+            stage: .load(.decoder), seconds: (ContinuousClock.now - start) / .seconds(1),
+            peakBytes: device.memory.peak)
     }
 
     /// Computes a stage from the current values and stores its results in `state`.

@@ -66,7 +66,7 @@ struct ContentOptions: ParsableArguments {
         help: "A file with a prompt a line, - for standard input: a video of each, for every seed.",
         completion: .file())
     var prompts: String?
-    @Option(help: "Videos to make from one noise draw (default 1).")
+    @Option(help: "Number of videos to make from one noise draw (default 1).")
     var numSamples: Int?
     @Option(
         help: "Repeat the request stored in this video, changed by the other options.",

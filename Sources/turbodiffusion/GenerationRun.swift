@@ -2,6 +2,7 @@
 
 import Delivery
 import Devices
+import Families
 import Ground
 import Runs
 import Synchronization
@@ -30,7 +31,7 @@ extension Generation {
                 run, to: prepared.outputs, stored: stored,
                 watch: WriterWatch(written: { path in
                     files.withLock { $0.append(path) }
-                    Interruption.keeps(path)
+                    Interruption.noteFinished(path)
                 }),
                 events: printer.show)
             printer.showEnd(report, files: files.withLock { $0 }, stored: stored)

@@ -127,7 +127,14 @@ enum Attention {
     ]
     static let wide = KernelUnit("attention_wide.cu", kernels: wideTiles.map(\.kernel))
 
-    static let units = [simt, mma, hopper, wide]
+    /// The autoencoder's on Hopper: blocks of 64 queries, tiles of 32 keys.
+    static let hopperWide = KernelUnit(
+        "attention_wide_sm90.cu", for: .hopper, kernels: ["attention_wide_sm90<384>"])
+    static let hopperWideDim = 384
+    /// Queries, a tile of K and one of V, barriers.
+    static let hopperWideBytes = 2 * hopperWideDim * (64 + 2 * 32) + 5 * 8
+
+    static let units = [simt, mma, hopper, wide, hopperWide]
 }
 
 extension Context {
@@ -135,6 +142,7 @@ extension Context {
     func attention(_ arguments: AttentionArguments, _ dtype: DType, _ keys: AttentionKeys) {
         let dim = arguments.dim
         if dtype == .bf16, hopperAttention(arguments, keys) { return }
+        if dtype == .bf16, keys == .all, hopperWideAttention(arguments) { return }
         if dtype == .bf16, dim <= 128, dim % 8 == 0 {
             mmaAttention(arguments, keys)
         } else if dtype == .bf16, dim % 8 == 0, keys == .all, wideAttention(arguments) {
@@ -195,6 +203,33 @@ extension Context {
 }
 
 extension Context {
+    /// Attention of bf16 tensors on wgmma; dim: 384.
+    /// - Returns: false, without a launch, if this card or dim has no such kernel.
+    func hopperWideAttention(_ arguments: AttentionArguments) -> Bool {
+        let (dim, heads) = (Int(arguments.dim), Int(arguments.heads))
+        guard kernelArchitecture == .hopper, dim == Attention.hopperWideDim else { return false }
+        let kernel: Kernel<TensorMap, TensorMap, TensorMap, AttentionArguments> =
+            kernel("attention_wide_sm90<\(dim)>", of: Attention.hopperWide)
+        kernel(
+            LaunchShape(
+                grid: Extents(ceilDivide(Int(arguments.queries), 64), heads), block: 128,
+                sharedBytes: Attention.hopperWideBytes),
+            headMap(arguments, arguments.q, arguments.queries, box: 64),
+            headMap(arguments, arguments.k, arguments.keys, box: 32),
+            headMap(arguments, arguments.v, arguments.keys, box: 32), arguments)
+        return true
+    }
+
+    /// Describes q, k or v to the copy engine; a box has 64 columns of one head.
+    private func headMap(
+        _ arguments: AttentionArguments, _ pointer: DevicePointer, _ rows: Int32, box: Int
+    ) -> TensorMap {
+        let (dim, heads) = (Int(arguments.dim), Int(arguments.heads))
+        return tensorMap(
+            .bf16, at: pointer, extents: [dim, heads, Int(rows)],
+            strides: [dim * 2, heads * dim * 2], box: [64, 1, box])
+    }
+
     /// Attention of bf16 tensors on wgmma; dim: 64 or 128.
     /// - Returns: false, without a launch, if this card or dim has no such kernel.
     func hopperAttention(
@@ -207,11 +242,6 @@ extension Context {
         }
         guard kernelArchitecture == .hopper, let tile = fitting else { return false }
         let heads = Int(arguments.heads)
-        func map(_ pointer: DevicePointer, _ rows: Int32, box: Int) -> TensorMap {
-            tensorMap(
-                .bf16, at: pointer, extents: [dim, heads, Int(rows)],
-                strides: [dim * 2, heads * dim * 2], box: [64, 1, box])
-        }
         let kernel: Kernel<TensorMap, TensorMap, TensorMap, AttentionArguments> =
             kernel(tile.kernel, of: Attention.hopper)
         let items = ceilDivide(Int(arguments.queries), 128) * heads
@@ -219,9 +249,9 @@ extension Context {
             LaunchShape(
                 grid: Extents(min(properties.multiprocessors, items)), block: 384,
                 sharedBytes: tile.sharedBytes),
-            map(arguments.q, arguments.queries, box: 128),
-            map(arguments.k, arguments.keys, box: tile.keys),
-            map(arguments.v, arguments.keys, box: tile.keys), arguments)
+            headMap(arguments, arguments.q, arguments.queries, box: 128),
+            headMap(arguments, arguments.k, arguments.keys, box: tile.keys),
+            headMap(arguments, arguments.v, arguments.keys, box: tile.keys), arguments)
         return true
     }
 }

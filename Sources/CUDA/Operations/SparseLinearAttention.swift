@@ -21,8 +21,13 @@ enum SparseLinearAttention {
     static let hopper = KernelUnit(
         "linear_branch_sm90.cu", for: .hopper,
         kernels: [64, 128].flatMap {
-            ["linear_branch_sums_sm90<\($0)>", "linear_branch_project_sm90<\($0)>"]
-        })
+            ["linear_branch_sums_sm90<\($0)>", "linear_branch_project_sm90<\($0), false>"]
+        } + ["linear_branch_project_sm90<128, true>"])
+    /// Shared memory of its projection: both matrices; two tiles of q for each of four warpgroups; the sums and the bias;
+    /// denominators, maxima, and sums of eight pairs of rows, for each warpgroup.
+    static func hopperProjectBytes(_ dim: Int) -> Int {
+        2 * dim * dim * 2 + 8 * 64 * dim * 2 + 2 * dim * 4 + 4 * (64 + 4 + 8 * dim) * 4
+    }
 
     static let units = [exact, rounded, hopper]
 
@@ -39,6 +44,11 @@ struct LinearBranch {
     let keyMean: Tensor
     /// The largest magnitude of each channel of v. f32 [heads, dim]
     let valueMaximum: Tensor
+}
+
+/// `QuantizedRows` of linear_branch_sm90.cu.
+private struct QuantizedRows: BitwiseCopyable {
+    var codes, scales, pooled: DevicePointer
 }
 
 extension CUDABackend {
@@ -65,18 +75,22 @@ extension CUDABackend {
             return out
         }
         // As in the original, the block map is computed in the dtype of the inputs, and everything else in bf16.
-        let map = q.dtype == .bf16 ? nil : blockMap(q, k, spec)
+        let indices = q.dtype == .bf16 ? nil : blockMap(q, k, spec).indices
         let (q16, k16, v16) = (
             converted(q, to: .bf16), converted(k, to: .bf16), converted(v, to: .bf16)
         )
         let branch = linearBranch(k16, v16)
-        let linear = projected(q16, branch, converted(weight, to: .bf16), bias)
+        // The projection's tiles are the blocks of queries here, so the same kernel quantises q.
+        let rows =
+            spec.arithmetic == .sage(.sm90) && dim == 128 ? sageRows(q16, spec.queryBlock) : nil
+        let linear = projected(q16, branch, converted(weight, to: .bf16), bias, quantizing: rows)
         let half = q.dtype == .bf16 ? out : tensor(q.shape, .bf16)
         switch spec.arithmetic {
         case .sage(let architecture):
-            sageAttention(q16, k16, v16, branch, linear, map, spec, architecture, into: half)
+            sageAttention(
+                q16, k16, v16, rows, branch, linear, indices, spec, architecture, into: half)
         case .bf16, .exact:
-            bf16SparseAttention(q16, k16, v16, branch, linear, map, spec, into: half)
+            bf16SparseAttention(q16, k16, v16, branch, linear, indices, spec, into: half)
         }
         return q.dtype == .bf16 ? half : converted(half, to: q.dtype)
     }
@@ -85,22 +99,22 @@ extension CUDABackend {
 
     private func bf16SparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
-        _ map: BlockMap?, _ spec: SparseAttention, into out: Tensor
+        _ indices: Tensor?, _ spec: SparseAttention, into out: Tensor
     ) {
         let dim = q.shape[2]
         ensure(
             spec.queryBlock % 128 == 0 && spec.keyBlock % 64 == 0,
             "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
                 + "multiples of 128 x 64 wanted")
-        let map =
-            map
+        let indices =
+            indices
             ?? {
                 let (pooledQ, pooledK) = pooled(q, k, mean: branch.keyMean, spec)
-                return selectBlocks(pooledQ, pooledK, spec)
+                return selectedBlocks(pooledQ, pooledK, spec)
             }()
         var arguments = AttentionArguments(
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
-        arguments.list(map, spec)
+        arguments.list(indices, spec)
         arguments.addend = linear.pointer
         context.attention(arguments, .bf16, .listed)
     }
@@ -145,34 +159,51 @@ extension CUDABackend {
     }
 
     /// The result of the linear branch. q: bf16 [L, heads, dim] → same
-    func projected(_ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?)
-        -> Tensor
-    {
+    /// - Parameter rows: where Hopper's kernel also writes quantised q; for blocks of 64 rows and heads of 128.
+    func projected(
+        _ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?,
+        quantizing rows: SageRows? = nil
+    ) -> Tensor {
         let (queries, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        let hopper = context.kernelArchitecture == .hopper
-        let (rows, blocks) = hopper ? (64, context.properties.multiprocessors) : (128, 264)
-        let chunks = min(ceilDivide(queries, rows), max(1, blocks / heads))
-        let chunk = ceilDivide(ceilDivide(queries, chunks), rows) * rows
         let out = tensor(q.shape, .bf16)
+        func chunks(ofRows rows: Int, blocks: Int) -> (count: Int, rows: Int) {
+            let count = min(ceilDivide(queries, rows), max(1, blocks / heads))
+            return (count, ceilDivide(ceilDivide(queries, count), rows) * rows)
+        }
+        if context.kernelArchitecture == .hopper {
+            let chunk = chunks(ofRows: 64, blocks: context.properties.multiprocessors)
+            let quantized = QuantizedRows(
+                codes: rows?.codes.pointer ?? .null, scales: rows?.scales.pointer ?? .null,
+                pooled: rows?.pooled.pointer ?? .null)
+            let project:
+                Kernel<
+                    DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                    DevicePointer, QuantizedRows, Int32, Int32, Int32
+                > = context.kernel(
+                    "linear_branch_project_sm90<\(dim), \(rows != nil)>",
+                    of: SparseLinearAttention.hopper)
+            project(
+                LaunchShape(
+                    grid: Extents(chunk.count, heads), block: 512,
+                    sharedBytes: SparseLinearAttention.hopperProjectBytes(dim)),
+                q.pointer, branch.kv.pointer, branch.featureSum.pointer, weight.pointer,
+                bias?.pointer ?? .null, out.pointer, quantized, Int32(queries), Int32(heads),
+                Int32(chunk.rows))
+            return out
+        }
+        let chunk = chunks(ofRows: 128, blocks: 264)
         let project:
             Kernel<
                 DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
                 DevicePointer, Int32, Int32, Int32
-            > =
-                hopper
-                ? context.kernel(
-                    "linear_branch_project_sm90<\(dim)>", of: SparseLinearAttention.hopper)
-                : context.kernel(
-                    "linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
-        // Both matrices; tiles of q; the sums, and either the bias and four times 64 denominators, or 128 denominators.
-        let tileBytes = (hopper ? 8 * 64 : 128) * dim * 2
-        let vectorBytes = (hopper ? 2 * dim + 4 * 64 : dim + 128) * 4
+            > = context.kernel("linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
+        // Both matrices, a tile of q, the sums and 128 denominators.
         project(
             LaunchShape(
-                grid: Extents(chunks, heads), block: hopper ? 512 : 256,
-                sharedBytes: 2 * dim * dim * 2 + tileBytes + vectorBytes),
+                grid: Extents(chunk.count, heads), block: 256,
+                sharedBytes: 2 * dim * dim * 2 + 128 * dim * 2 + (dim + 128) * 4),
             q.pointer, branch.kv.pointer, branch.featureSum.pointer, weight.pointer,
-            bias?.pointer ?? .null, out.pointer, Int32(queries), Int32(heads), Int32(chunk))
+            bias?.pointer ?? .null, out.pointer, Int32(queries), Int32(heads), Int32(chunk.rows))
         return out
     }
 
@@ -230,17 +261,17 @@ extension CUDABackend {
 
         var arguments = AttentionArguments(
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
-        arguments.list(map, spec)
+        arguments.list(map.indices, spec)
         arguments.addend = linear.location
         context.simtAttention(arguments, q.dtype, .listed)
     }
 }
 
 extension AttentionArguments {
-    /// Restricts attention to the blocks of the map.
-    mutating func list(_ map: BlockMap, _ spec: SparseAttention) {
-        indices = map.indices.pointer
-        selected = Int32(map.indices.shape[2])
+    /// Restricts attention to these blocks. i32 [heads, queryBlocks, selected]
+    mutating func list(_ blocks: Tensor, _ spec: SparseAttention) {
+        indices = blocks.pointer
+        selected = Int32(blocks.shape[2])
         queryBlock = Int32(spec.queryBlock)
         keyBlock = Int32(spec.keyBlock)
     }

@@ -127,6 +127,8 @@ struct Columns {
     /// bf16 pairs, or floats as bits.
     u32 residual[2][kOutput == Output::f32 ? 2 : 1];
 
+    /// kResidual: loads the residual too, from global memory.
+    template <bool kResidual = true>
     DEVICE void load(const Place<kElement, kOutput, kAdd>& place, int offset) {
         const bool inside = offset < place.columns;
         bias = make_float2(0.0f, 0.0f);
@@ -136,6 +138,8 @@ struct Columns {
         if constexpr (kAdd) {
             gate = make_float2(1.0f, 1.0f);
             if (place.gate && inside) gate = round_between<kOutput>(load_pair(place.gate + offset));
+        }
+        if constexpr (kAdd && kResidual) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const bool read = inside && place.inside[h];
@@ -153,6 +157,22 @@ struct Columns {
                             load_pair(reinterpret_cast<const bf16*>(place.residual[h]) + offset);
                     }
                 }
+            }
+        }
+    }
+
+    /// Loads the residual from shared memory: that of row `row` is at `address`, that of row `row + 8` 1024 bytes further.
+    DEVICE void load_residual(u32 address) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if constexpr (kOutput == Output::f32) {
+                asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                             : "=r"(residual[h][0]), "=r"(residual[h][1])
+                             : "r"(address + 1024 * h));
+            } else {
+                asm volatile("ld.shared.u32 %0, [%1];"
+                             : "=r"(residual[h][0])
+                             : "r"(address + 1024 * h));
             }
         }
     }

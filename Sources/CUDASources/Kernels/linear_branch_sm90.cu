@@ -3,6 +3,7 @@
 // Both reach the speed of memory if enough bytes are in flight and the tensor cores work during the softmax. So 16
 // warps share a multiprocessor, tiles are loaded two steps ahead, and products are awaited one tile later.
 #include "linear_branch.cuh"
+#include "sage.cuh"
 #include "wgmma.cuh"
 
 constexpr int kThreads = 512;
@@ -139,15 +140,28 @@ struct ProjectLayout {
     static constexpr int kSums = kTiles + 2 * kGroups * kTileBytes;
     static constexpr int kBias = kSums + kDim * 4;
     static constexpr int kDenominators = kBias + kDim * 4;
-    static constexpr int kBytes = kDenominators + kGroups * kRows * 4;
+    static constexpr int kMaxima = kDenominators + kGroups * kRows * 4;
+    static constexpr int kPooled = kMaxima + kGroups * 4 * 4;  // eight pairs of rows of each group
+    static constexpr int kBytes = kPooled + kGroups * 8 * kDim * 4;
+};
+
+/// Where quantised q is written, as by sage_quantize_rows with blocks of 64 rows. Codes: int8 [heads, blocks * 64, dim];
+/// scales: f32 [heads, blocks]; block means: bf16 [heads, blocks, dim]
+struct QuantizedRows {
+    i8* codes;
+    float* scales;
+    bf16* pooled;
 };
 
 /// The result of the branch: as `linear_branch_project`, with kThreads threads; `chunk` is a multiple of 64 rows. The
-/// warpgroups share only the matrices; each takes every fourth tile of the chunk.
-template <int kDim>
+/// warpgroups share only the matrices; each takes every fourth tile of the chunk. kQuantizes: also quantises q, which
+/// then is read only once.
+template <int kDim, bool kQuantizes>
 __global__ void __launch_bounds__(kThreads, 1)
 linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_sum, const bf16* weight,
-                           const float* bias, bf16* out, int queries, int heads, int chunk) {
+                           const float* bias, bf16* out, QuantizedRows quantized, int queries, int heads,
+                           int chunk) {
+    static_assert(!kQuantizes || kDim == 128);  // the sums below
     using L = ProjectLayout<kDim>;
     using Rows = Tile<kRows, kDim>;
     using Matrix = Tile<kDim, kDim>;
@@ -157,6 +171,8 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
     float* biases = reinterpret_cast<float*>(shared + L::kBias);
     const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0);
     float* denominators = reinterpret_cast<float*>(shared + L::kDenominators) + group * kRows;
+    float* maxima = reinterpret_cast<float*>(shared + L::kMaxima) + group * 4;
+    float* pooled = reinterpret_cast<float*>(shared + L::kPooled) + group * 8 * kDim;  // [8][dim]
     const int thread = int(threadIdx.x) % 128;
     const int head = blockIdx.y;
     const i64 stride = i64(heads) * kDim;
@@ -193,6 +209,43 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
         cp_async_wait<0>();
         bar_sync(1 + group, 128);  // the tile has arrived, and the warpgroup is done with the other one
         load(n + 1, first + kGroups * kRows);
+        // For quantisation: this thread's values, their sums over its rows, and the largest magnitude.
+        constexpr int kOwn = kQuantizes ? kRows / 16 : 0;
+        uint4 raw[kOwn + 1][kDim / 64];
+        float largest = 0;
+        if constexpr (kQuantizes) {
+            float sum[kDim / 64][8] = {};
+#pragma unroll
+            for (int i = 0; i < kOwn * (kDim / 64); i++) {
+                const int pass = i / (kDim / 64), c = i % (kDim / 64);
+                raw[pass][c] = *reinterpret_cast<const uint4*>(
+                    shared + tile_offset(n) +
+                    Rows::offset(thread / 8 + pass * 16, (lane8 + 8 * c) * 16));
+                float x[8];
+                unpack_bf16(x, raw[pass][c]);
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    sum[c][e] += x[e];  // zero past the end
+                    largest = fmaxf(largest, fabsf(x[e]));
+                }
+            }
+            // Sums of pairs of rows. The mean is computed from eight of them, in the order of sage_quantize_rows.
+#pragma unroll
+            for (int i = 0; i < kDim / 64 * 8; i++) {
+                sum[i / 8][i % 8] += __shfl_xor_sync(0xffffffffu, sum[i / 8][i % 8], 8);
+            }
+            if (lane / 8 % 2 == 0) {
+                float* to = pooled + (thread / 32 * 2 + lane / 16) * kDim + lane8 * 8;
+#pragma unroll
+                for (int i = 0; i < kDim / 64 * 2; i++) {
+                    const float* s = sum[i / 2] + i % 2 * 4;
+                    *reinterpret_cast<float4*>(to + i / 2 * 64 + i % 2 * 4) =
+                        make_float4(s[0], s[1], s[2], s[3]);
+                }
+            }
+            largest = warp_max(largest);
+            if (lane == 0) maxima[thread / 32] = largest;
+        }
         features<kRows, kDim, 128>(
             shared + tile_offset(n), thread, end - first,
             [](int, const float(&)[kDim / 64][8]) {},
@@ -210,6 +263,25 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
             });
         fence_proxy_async();
         bar_sync(1 + group, 128);
+        if constexpr (kQuantizes) {
+            const int blocks = ceil_div(queries, kRows);
+            const i64 place = i64(head) * blocks + first / kRows;
+#pragma unroll
+            for (int w = 0; w < 4; w++) largest = fmaxf(largest, maxima[w]);
+            const float scale = sage_scale(largest);
+            const float inverse = 1.0f / scale;
+            if (thread == 0) quantized.scales[place] = scale;
+            float total = 0;
+#pragma unroll
+            for (int p = 0; p < 8; p++) total += pooled[p * kDim + thread];
+            quantized.pooled[place * kDim + thread] = bf16(total / float(min(kRows, queries - first)));
+#pragma unroll
+            for (int i = 0; i < kOwn * (kDim / 64); i++) {
+                const int p = i / (kDim / 64), c = i % (kDim / 64);
+                *reinterpret_cast<uint2*>(quantized.codes + (place * kRows + thread / 8 + p * 16) * kDim +
+                                          (lane8 + 8 * c) * 8) = sage_codes(raw[p][c], inverse);
+            }
+        }
 
         u32 quotient[kDim / 8][2];
         {

@@ -19,11 +19,16 @@ DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
 
 /// kM64: rows of a consumer, in units of 64; kN: columns of a tile. 8-bit operands need kM64 = 2 and kN = 128: then the
 /// sums of a slice fit beside the accumulators, and the tile of a consumer is one block with one int8 scale.
-template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kM64, int kN,
+///
+/// kStages: the producer loads the residual into the ring behind a tile's last slice, one stage for each piece of the
+/// results of both consumers, while they still multiply. This hides the loads if the inner size is small; if it is
+/// large, occupying the ring costs more than it gains.
+template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, bool kStages, int kM64, int kN,
           int kCluster>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     linear_sm90(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
-                const __grid_constant__ TensorMap out_map, const LinearArguments args) {
+                const __grid_constant__ TensorMap out_map,
+                const __grid_constant__ TensorMap residual_map, const LinearArguments args) {
     constexpr int kM = 64 * kM64 * kConsumers;
     constexpr int kSliceElements = kElement == Element::bf16 ? 64 : 128;
     using S = Stage<kM, kN, 128, kRingBytes>;
@@ -35,6 +40,15 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     constexpr int kClusterN = kShareX ? 2 * kN : kN;
     static_assert(kElement == Element::bf16 || (kM64 == 2 && kN == 128));
     static_assert(kOutput != Output::i8 || kElement == Element::i8);
+
+    constexpr int kSize = kOutput == Output::f32 ? 4 : kOutput == Output::bf16 ? 2 : 1;
+    // The result is stored in pieces of 64 rows, through a consumer's staging memory.
+    constexpr int kPanel = 128 / kSize;  // columns in 128 bytes
+    constexpr int kFit = kOutput == Output::i8 ? 128 : int(kStagingBytes) / 64 / kSize;
+    constexpr int kPiece = kN < kFit ? kN : kFit;
+    constexpr int kPanels = (kPiece + kPanel - 1) / kPanel;
+    constexpr u32 kPieceBytes = kPanels * 8192;
+    constexpr bool kStaged = kAdd && kStages && kConsumers * kPieceBytes <= S::kBytes;
 
     extern __shared__ u8 shared[];
     const u32 ring_base = (shared_address(shared) + 1023) & ~1023u;
@@ -50,6 +64,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         tma_prefetch(x_map);
         tma_prefetch(w_map);
         tma_prefetch(out_map);
+        if (kStaged) tma_prefetch(residual_map);
         pipeline.init();
     }
     sync_blocks<kCluster>();
@@ -91,6 +106,21 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     }
                     ring.advance();
                 }
+                if constexpr (kStaged) {
+                    for (int piece = 0; piece < kM64 * kN / kPiece; piece++) {
+                        mbarrier_wait(pipeline.empty(ring.stage), ring.parity ^ 1);
+                        const u32 full = pipeline.full(ring.stage);
+                        const u32 stage = ring_base + ring.stage * S::kBytes;
+                        mbarrier_arrive_expect_tx(full, kConsumers * kPieceBytes);
+                        for (int p = 0; p < kConsumers * kPanels; p++) {
+                            const int m = piece / (kN / kPiece), c = piece % (kN / kPiece);
+                            tma_load_2d(stage + p * 8192, residual_map, full,
+                                        column + c * kPiece + p % kPanels * kPanel,
+                                        row + 64 * (p / kPanels * kM64 + m));
+                        }
+                        ring.advance();
+                    }
+                }
             }
         }
     } else {
@@ -118,18 +148,22 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     args.x_scales + i64(block_row) * slices,
                     args.w_scales + i64(block_column) * slices);
             }
-            if (row0 >= args.rows || column0 >= args.outputs) continue;
+            if (row0 >= args.rows || column0 >= args.outputs) {
+                if constexpr (kStaged) {
+                    for (int piece = 0; piece < kM64 * kN / kPiece; piece++) {
+                        mbarrier_wait(pipeline.full(ring.stage), ring.parity);
+                        pipeline.release(ring.stage, lane);
+                        ring.advance();
+                    }
+                }
+                continue;
+            }
             // Keeps the compiler from computing all addresses below only once and spilling them.
             asm volatile("" : "+r"(thread_row), "+r"(thread_column));
 
-            constexpr int kSize = kOutput == Output::f32 ? 4 : kOutput == Output::bf16 ? 2 : 1;
             // thread_column * kSize is below 16, except for f32, where it can reach the next 16 bytes.
             const u32 staging_row = staging + thread_row * 128 + thread_column * kSize % 16;
             const u32 swizzle = thread_row % 8 * 16 ^ thread_column * kSize / 16 * 16;
-            // The result is stored in pieces of 64 rows, through this warpgroup's staging memory.
-            constexpr int kPanel = 128 / kSize;  // columns in 128 bytes
-            constexpr int kFit = kOutput == Output::i8 ? 128 : int(kStagingBytes) / 64 / kSize;
-            constexpr int kPiece = kN < kFit ? kN : kFit;
             // The loads of 32 columns are in flight together.
             constexpr int kBatch = 4;
             float largest = 0.0f;
@@ -151,12 +185,18 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                         if (leader) bulk_wait_read<0>();
                         bar_sync(1 + group, kGroupThreads);
                     }
+                    // The distance from the staging memory to the residual, which has the same layout.
+                    u32 to_residual = 0;
+                    if constexpr (kStaged) {
+                        mbarrier_wait(pipeline.full(ring.stage), ring.parity);
+                        to_residual = ring_base + ring.stage * S::kBytes + group * kPieceBytes - staging;
+                    }
 #pragma unroll
                     for (int first_j = 0; first_j < kPiece / 8; first_j += kBatch) {
                         Columns<kElement, kOutput, kAdd> columns[kBatch];
 #pragma unroll
                         for (int j = 0; j < kBatch; j++) {
-                            columns[j].load(place, c * kPiece + 8 * (first_j + j));
+                            columns[j].template load<!kStaged>(place, c * kPiece + 8 * (first_j + j));
                         }
 #pragma unroll
                         for (int j = 0; j < kBatch; j++) {
@@ -164,6 +204,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                             const int byte = 8 * (first_j + j) % kPanel * kSize;
                             const u32 address = staging_row + 8 * (first_j + j) / kPanel * 8192 +
                                                 ((byte & 0x70) ^ swizzle) + (byte & 0xf);
+                            if constexpr (kStaged) columns[j].load_residual(address + to_residual);
 #pragma unroll
                             for (int h = 0; h < 2; h++) {
                                 const int at = 4 * (c * kPiece / 8 + first_j + j) + 2 * h;
@@ -184,12 +225,17 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                             }
                         }
                     }
+                    if constexpr (kStaged) {
+                        __syncwarp();
+                        pipeline.release(ring.stage, lane);
+                        ring.advance();
+                    }
                     if constexpr (kOutput != Output::i8) {
                         fence_proxy_async();
                         bar_sync(1 + group, kGroupThreads);
                         if (leader) {
 #pragma unroll
-                            for (int p = 0; p < (kPiece + kPanel - 1) / kPanel; p++) {
+                            for (int p = 0; p < kPanels; p++) {
                                 tma_store_2d(out_map, staging + p * 8192,
                                              column0 + c * kPiece + p * kPanel, row0 + 64 * m);
                             }

@@ -3,6 +3,7 @@
 //     q, k - mean(k): int8, with one scale per block of rows: max|x| / 127 + 1e-7; halves are rounded away from zero
 //     v: e4m3, transposed, with one scale per channel: max|v| / 2.25; or f16
 #include "attention_tile.cuh"
+#include "sage.cuh"
 
 constexpr int kThreads = 256;
 
@@ -13,14 +14,6 @@ DEVICE uint4 centre(uint4 x, const float (&mean)[8]) {
     };
     return make_uint4(pair(x.x, mean[0], mean[1]), pair(x.y, mean[2], mean[3]),
                       pair(x.z, mean[4], mean[5]), pair(x.w, mean[6], mean[7]));
-}
-
-/// x rounded to the nearest integer, halves away from zero.
-DEVICE u32 round_away(float x) { return u32(int(x + copysignf(0.5f, x))); }
-
-/// The low bytes of four words.
-DEVICE u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
-    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
 /// Quantises one block of rows of one head. x: bf16 [rows, heads, dim]; mean: bf16 [heads, dim], with kMean →
@@ -84,7 +77,7 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     __syncthreads();
 #pragma unroll
     for (int warp = 0; warp < kThreads / 32; warp++) largest = fmaxf(largest, maxima[warp]);
-    const float scale = largest / 127.0f + 1e-7f;
+    const float scale = sage_scale(largest);
     const float inverse = 1.0f / scale;
     const i64 place = i64(head) * gridDim.y + block;
     if (threadIdx.x == 0) scales[place] = scale;
@@ -98,15 +91,8 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
         // Rows past the end are zeros, whose code is 0.
-        float y[8];
-        unpack_bf16(y, raw[i]);
-        u32 codes_of[8];
-#pragma unroll
-        for (int e = 0; e < 8; e++) codes_of[e] = round_away(y[e] * inverse);
         *reinterpret_cast<uint2*>(codes + (i64(head) * gridDim.y * kRows + first + i * kStep) * kDim +
-                                  chunk * 8) =
-            make_uint2(pack_bytes(codes_of[0], codes_of[1], codes_of[2], codes_of[3]),
-                       pack_bytes(codes_of[4], codes_of[5], codes_of[6], codes_of[7]));
+                                  chunk * 8) = sage_codes(raw[i], inverse);
     }
 }
 

@@ -105,7 +105,15 @@ extension WanTransformer {
 
     /// The modulation of all blocks at a timestep in 0...1000, which the sampler has rounded as in training.
     public func modulation(at timestep: Double, on device: any Backend) -> Modulation {
-        timeEmbedding(timestep, on: device)
+        modulation(
+            sinusoid: device.place(
+                TimeEmbedding.sinusoid(timestep, config.frequencyDim), as: .f32), on: device)
+    }
+
+    /// The same from the timestep's sinusoid, for who looks at how the timestep turns it.
+    /// sinusoid: f32 [1, frequencyDim]
+    package func modulation(sinusoid: Tensor, on device: any Backend) -> Modulation {
+        timeEmbedding(sinusoid, on: device)
     }
 }
 

@@ -110,23 +110,25 @@ struct AttentionBlock: CausalLayer {
         proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
     }
 
-    /// x: [1, H, W, C] → same; at this resolution a chunk has one frame. Own pixels look at those of the whole picture.
+    /// x: [T, H, W, C] → same; each frame by itself. A device's own pixels look at those of the whole picture.
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
-        let (pixels, channels) = (x.shape.rows, x.shape[3])
-        let rows = device.reshape(x, [pixels, channels])
-        let y = norm(rows, silu: false, on: device)
+        let channels = x.shape[3]
+        let flat = device.reshape(x, [x.shape.rows, channels])
+        let y = norm(flat, silu: false, on: device)
         func own(_ part: Linear) -> Tensor { device.reshape(part(y, on: device), x.shape) }
-        func oneHead(_ x: Tensor) -> Tensor {
-            device.reshape(x, [x.shape.rows, 1, channels])
+        func whole(_ part: Linear) -> Tensor { history.rows.whole(own(part), on: device) }
+        func oneHead(_ frames: Tensor, _ index: Int) -> Tensor {
+            let frame = device.entry(frames, index)
+            return device.reshape(frame, [frame.shape.rows, 1, channels])
         }
-        func all(_ part: Linear) -> Tensor {
-            oneHead(history.rows.whole(own(part), on: device))
+        let (q, k, v) = (own(q), whole(k), whole(v))
+        let attended = (0..<x.shape[0]).map { frame in
+            device.attention(
+                oneHead(q, frame), oneHead(k, frame), oneHead(v, frame),
+                scale: 1 / Float(channels).squareRoot())
         }
-        let attended = device.attention(
-            oneHead(own(q)), all(k), all(v), scale: 1 / Float(channels).squareRoot())
-        let sum = proj.add(
-            device.reshape(attended, [pixels, channels]), to: rows, on: device)
+        let joined = attended.count == 1 ? attended[0] : device.concatenate(attended)
+        let sum = proj.add(device.reshape(joined, flat.shape), to: flat, on: device)
         return device.reshape(sum, x.shape)
     }
 }

@@ -34,10 +34,13 @@ struct PictureRows {
         latents.map { $0.scaled(by: x.shape[1] / $0[index].count) }
     }
 
-    /// This device's rows of a whole picture. x: [H, W, C] → [own rows, W, C]
+    /// This device's rows of whole pictures. x: [T, H, W, C] → [T, own rows, W, C]
     func own(of x: Tensor, on device: any Backend) -> Tensor {
         guard let latents else { return x }
-        return device.slice(x, latents.scaled(by: x.shape[0] / latents.total)[index])
+        let own = latents.scaled(by: x.shape[1] / latents.total)[index]
+        let parts = (0..<x.shape[0]).map { device.slice(device.entry(x, $0), own) }
+        let joined = parts.count == 1 ? parts[0] : device.concatenate(parts)
+        return device.reshape(joined, [x.shape[0], own.count, x.shape[2], x.shape[3]])
     }
 
     /// Whole pictures on every device. x: [T, own rows, W, C] → [T, H, W, C]
@@ -169,8 +172,20 @@ final class CausalStream {
 
     /// The next chunk. x: [T, own rows, W, C]; `isRepeated`: it equals the chunk before, bit for bit.
     func callAsFunction(_ x: consuming Tensor, isRepeated: Bool = false) -> Tensor {
+        run(stages.indices, x, isRepeated: isRepeated)
+    }
+
+    /// A chunk through the first stage alone.
+    func begin(_ x: consuming Tensor) -> Tensor { run(0..<1, x) }
+
+    /// What ``begin(_:)`` has made of a chunk, or a part of it, through the other stages.
+    func finish(_ x: consuming Tensor) -> Tensor { run(1..<stages.count, x) }
+
+    private func run(
+        _ part: Range<Int>, _ x: consuming Tensor, isRepeated: Bool = false
+    ) -> Tensor {
         var isRepeated = isRepeated
-        for index in stages.indices {
+        for index in part {
             let history = stages[index].history
             if isRepeated, history.isSteady, let last = stages[index].last {
                 x = last

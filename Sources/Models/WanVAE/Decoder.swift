@@ -83,6 +83,8 @@ extension WanVAE {
         let stream: CausalStream
         /// Latent frames decoded so far.
         public private(set) var decoded = 0
+        /// What the first stage has made of latent frames that come next, one by one.
+        private var begun: [Tensor] = []
 
         init(latents: Tensor, stream: CausalStream) {
             self.latents = latents
@@ -93,11 +95,20 @@ extension WanVAE {
         /// latent frame; nil after the last. → [n, stride.h * H, stride.w * W, 3]
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
-            defer { decoded += 1 }
-            let (device, rows) = (stream.device, stream.rows)
-            let own = rows.own(of: device.entry(latents, decoded), on: device)
-            return rows.whole(
-                stream(device.reshape(own, [1] + own.shape)), on: device)
+            if begun.isEmpty { begin() }
+            decoded += 1
+            return stream.rows.whole(stream.finish(begun.removeFirst()), on: stream.device)
+        }
+
+        /// The first stage has the smallest frames: one of them does not fill a large device, so they go in pairs.
+        /// The first one stands alone in time.
+        private mutating func begin() {
+            let device = stream.device
+            let count = decoded == 0 ? 1 : Swift.min(2, latents.shape[0] - decoded)
+            let pictures = device.slice(latents, decoded..<decoded + count)
+            let x = stream.begin(stream.rows.own(of: pictures, on: device))
+            let frames = x.shape[0] / count
+            begun = (0..<count).map { device.slice(x, $0 * frames..<($0 + 1) * frames) }
         }
     }
 }

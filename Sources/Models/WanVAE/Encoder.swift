@@ -72,9 +72,7 @@ extension WanVAE {
             let rows = pictureRows(height: video.shape[1], width: video.shape[2], on: device)
             let stream = CausalStream(stages, rows, on: device)
             func own(_ frames: Range<Int>) -> Tensor {
-                if rows.latents == nil { return device.slice(video, frames) }
-                let parts = frames.map { rows.own(of: device.entry(video, $0), on: device) }
-                return device.reshape(device.concatenate(parts), [frames.count] + parts[0].shape)
+                rows.own(of: device.slice(video, frames), on: device)
             }
             var means = [stream(own(0..<1))]
             for start in stride(from: 1, to: count, by: step) {
@@ -99,8 +97,8 @@ extension WanVAE {
             let (height, width) = (picture.shape[0], picture.shape[1])
             let rows = pictureRows(height: height, width: width, on: device)
             let stream = CausalStream(stages, rows, on: device)
-            let own = rows.own(of: picture, on: device)
-            var means = [stream(device.reshape(own, [1] + own.shape))]
+            let first = rows.own(of: device.reshape(picture, [1] + picture.shape), on: device)
+            var means = [stream(first)]
             let count = 1 + (frameCount - 1) / step
             func report() {
                 afterChunk(
@@ -109,7 +107,8 @@ extension WanVAE {
             }
             report()
             let grey = device.place(
-                .zeros([step] + own.shape, activations), as: activations)
+                .zeros([step] + Shape(first.shape.dimensions.dropFirst()), activations),
+                as: activations)
             for chunk in 1..<count {
                 means.append(stream(grey, isRepeated: chunk > 1))
                 report()

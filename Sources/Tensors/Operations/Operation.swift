@@ -48,6 +48,8 @@ public enum Operation {
     case gather(Gather)
     case halo(Halo)
     case joinRows(JoinRows)
+    // Gradients/Training.swift
+    case training(Training)
 
     /// The struct of the case.
     public var facts: any OperationFacts {
@@ -85,6 +87,7 @@ public enum Operation {
         case .gather(let o): o
         case .halo(let o): o
         case .joinRows(let o): o
+        case .training(let o): o.facts
         }
     }
 }
