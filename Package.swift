@@ -233,7 +233,7 @@ let package = Package(
         .testTarget(
             name: "TrainingTests",
             dependencies: [
-                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models", system,
             ],
             swiftSettings: swift),
         .testTarget(
