@@ -21,4 +21,8 @@ int child_descriptor(pid_t child);
 /// one line that names the file.
 void mapped_files_may_shrink(void);
 
+/// Ends the process with exit status 1 and one line where the processor lacks instructions that the program is compiled
+/// for. Everything else may use them, so this must come first.
+void require_processor(void);
+
 #endif
