@@ -2,7 +2,10 @@
 #              OPTIONS: further options of `turbodiffusion t2v`, such as OPTIONS="--seed 7 --num_frames 81"
 # make test    installs what is missing, builds and runs every test
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
+# make wheel   a package for pip: program, nano, Python package (docs/python.md)
+# make python  the wheel in a fresh environment, in .venv-wheel, and the tests of the Python package there
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
+# make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 
@@ -32,6 +35,7 @@ build: $(BINARY)
 # Make, not SwiftPM, decides whether there is something to build: that takes no time.
 $(BINARY): $(SOURCES)
 	@Scripts/check-swift
+	@Scripts/install-packages --build
 	$(BUILD)
 	@touch $(BINARY)
 
@@ -43,8 +47,32 @@ dist: $(BINARY)
 	@mkdir -p dist
 	strip -o dist/turbodiffusion $(BINARY)
 
+.PHONY: wheel python
+wheel: dist
+	Scripts/wheel dist/turbodiffusion dist
+
+python: wheel packages
+	rm -rf .venv-wheel
+	python3 -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet dist/turbodiffusion_swift-*.whl
+	.venv-wheel/bin/python -m unittest discover --start-directory Python/tests --verbose
+
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
+
+# Python's packages for the tests of the service.
+CLIENT := .venv/bin/python
+$(CLIENT):
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet openai==3.57.0
+
+LOAD ?= --requests 1000 --clients 50 --kills 10
+.PHONY: load client
+load: $(BINARY) packages
+	python3 Tests/Service/load.py $(LOAD)
+
+client: $(BINARY) packages $(CLIENT)
+	$(CLIENT) Tests/Service/client.py
 
 # A study beside the program: it is built only here and for the tests.
 study:
@@ -58,7 +86,7 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Studies Tests
 
 clean:
-	rm -rf .build .build-test dist output
+	rm -rf .build .build-test .venv-wheel dist output
 
 .PHONY: swift packages
 swift:

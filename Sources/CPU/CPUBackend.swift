@@ -1,5 +1,6 @@
 /// The CPU as a backend. It runs the fastest version that exists of each operation.
 
+import CDrivers
 import Ground
 public import Tensors
 
@@ -68,6 +69,12 @@ public final class CPUBackend: Backend {
     ) -> LinearWeight {
         definitions.quantizedWeight(
             place(weight, as: weight.dtype, in: group), to: format)
+    }
+
+    /// Blocks kept for reuse go, and pages that the allocator keeps.
+    public func releaseUnusedMemory() {
+        definitions.memory.resetPeak()
+        heap_trim()
     }
 
     public func read(_ x: Tensor) -> Tensor {

@@ -102,6 +102,16 @@ public final class CUDABackend: Backend {
 
     public func resetPeak() { context.memory.resetPeak() }
 
+    public func limitResidentWeights(to byteCount: Int?) { weights.residentLimit = byteCount }
+
+    public func releaseUnusedMemory() {
+        weights.releaseScratch()
+        uploads.release()
+        // What was freed is still in use until the work that is queued has ended.
+        context.stream.drain()
+        context.memory.trim()
+    }
+
     public func run(_ operation: Operation) -> [Tensor] {
         switch operation {
         case .linear(let o): [linear(o)]

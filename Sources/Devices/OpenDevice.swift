@@ -11,6 +11,11 @@ public struct DeviceOptions: Sendable {
     public var threads: Int?
     /// Options for GPUs; ignored on the CPU.
     public var cuda = CUDABackend.Options()
+    /// The most memory to take of a GPU, in bytes; nil: all there is.
+    public var memoryLimit: Int? {
+        get { cuda.memoryLimit }
+        set { cuda.memoryLimit = newValue }
+    }
 
     public init() {}
 }

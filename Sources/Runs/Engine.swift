@@ -2,6 +2,7 @@
 
 import Families
 import Ground
+import Media
 import Synchronization
 public import Tensors
 
@@ -84,6 +85,21 @@ public actor Engine {
     /// - Returns: its name.
     public func openDevice() throws -> String { try openedDevice().backend.name }
 
+    // MARK: What stays
+
+    /// The models that stay on the device for the next run, the one that was used last first.
+    public var residents: [ResidentModel] { resident.pool.list }
+
+    /// Lets go of all models, and gives the memory that nobody uses any more back to the system. Runs on their way keep
+    /// what they have.
+    public func unload() {
+        resident.pool.releaseAll()
+        resident.device?.backend.releaseUnusedMemory()
+    }
+
+    /// Lets go of the models of a file, which is not what it was.
+    public func forget(path: String) { resident.pool.release(path: path) }
+
     // MARK: For handles
 
     func nextStep(of handle: RunHandle) async throws -> DenoisedStep? {
@@ -131,23 +147,37 @@ public actor Engine {
             throw RunError.unsupported(linears: linears, device: device.backend.name)
         }
         let parts = try run.parts
-        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
-        for notice in try run.requestNotices + run.fileNotices() { handle.tell(.notice(notice)) }
-        if run.options.start.latents == nil {
-            for notice in try run.loraNotices() { handle.tell(.notice(notice)) }
-        }
+        for notice in run.requestNotices { handle.tell(.notice(notice)) }
         // Models with other settings leave before the memory is needed, and so do both experts if they have to take
         // turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
         let keys = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
-        resident.pool.release(allBut: keys)
+        if let residency = run.options.residency {
+            resident.pool.makeRoom(for: keys, within: residency)
+        } else {
+            resident.pool.release(allBut: keys)
+        }
+        device.backend.limitResidentWeights(to: run.options.residency?.residentWeights)
+        let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
+        if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
         resident.beginOnFollowers(run, id: handle.id, handle.cancellation, releasingAllBut: keys)
         let tell = handle.tell
-        resident.readAheads[handle.id] = ReadAhead(
-            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path)
-        ) { tell(.notice(.damaged($0))) }
+        resident.readAheads[handle.id] = ReadAhead(missing.map(run.models.path)) {
+            tell(.notice(.damaged($0)))
+        }
         return try Walk(
             run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
+    }
+
+    /// Throws where the files of a run do not belong together, and tells what the user should know of them. A run whose
+    /// models are all there opens no file.
+    private func checkFiles(
+        of run: Run, _ parts: [ModelPart], tell: (RunEvent) -> Void
+    ) throws {
+        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
+        for notice in try run.fileNotices() { tell(.notice(notice)) }
+        guard run.options.start.latents == nil else { return }
+        for notice in try run.loraNotices() { tell(.notice(notice)) }
     }
 
     private func openedDevice() throws -> OpenedDevice {
@@ -163,6 +193,10 @@ public actor Engine {
         return Latents(
             samples: walk.run.samples, channels: walk.run.family.geometry.channels,
             extent: walk.run.latents, values: host.floats())
+    }
+
+    func preview(_ id: Int, sample: Int) throws -> RGBImage? {
+        try resident.walks[id]?.preview(sample: sample)
     }
 
     func report(_ id: Int) -> RunReport {

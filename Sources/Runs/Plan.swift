@@ -68,11 +68,31 @@ public struct Plan: Sendable, Hashable, Codable {
         updatePeak()
     }
 
+    /// The same plan with the notices of another request that differs in its words only.
+    package func withNotices(of run: Run) -> Plan {
+        var plan = self
+        let others = notices.filter { if case .untrained = $0 { false } else { true } }
+        plan.notices = run.requestNotices + others
+        return plan
+    }
+
     /// The run with the plan's decisions in its options.
     public func applied(to run: Run) -> Run {
         var run = run
         run.options.keepsTransformer = keepsTransformer
         run.options.keepsBothExperts = keepsBothExperts
+        return run
+    }
+
+    /// The run, set to keep what fits of its models, and of other runs' models, within `limit` bytes of device memory.
+    /// The plan must be fitted to that limit.
+    public func applied(to run: Run, keepingWithin limit: Int) -> Run {
+        var run = applied(to: run)
+        let residency = Residency(self, within: limit)
+        run.options.residency = residency
+        run.options.keepsTextEncoder = residency.kept.contains(.textEncoder)
+        run.options.keepsImageEncoder = residency.kept.contains(.imageEncoder)
+        run.options.keepsTransformer = residency.kept.contains { $0.isTransformer }
         return run
     }
 

@@ -141,14 +141,21 @@ extension Walk {
                         answer, away: model(parts, modulation, negative, on: device),
                         by: run.request.sampling.guidance, on: device)
                 }
-                return device.reshape(
+                let velocity = device.reshape(
                     answers.count == 1 ? answers[0] : device.concatenate(answers), latents.shape)
+                if run.options.keepsPrediction {
+                    // x = (1 - t) x0 + t noise, velocity = noise - x0
+                    state.prediction = device.combine(
+                        [latents, velocity], [1, -step.t], as: .f32)
+                }
+                return velocity
             }
         }
         (state.denoiser, state.noise) = (denoiser, noise)
         if denoiser.next == nil {
             state.latents = denoiser.latents(on: device)
             (state.denoiser, state.contexts, state.texts) = (nil, [:], nil)
+            state.prediction = nil
         }
         return DenoisedStep(number: number, count: count, from: next.t, to: next.next)
     }

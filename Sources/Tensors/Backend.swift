@@ -57,6 +57,11 @@ public protocol Backend: AnyObject {
     var memory: MemoryUse { get }
     /// Sets `memory.peak` to what is in use now.
     func resetPeak()
+    /// How many bytes of grouped weights may stay on the device, from the next model on; the others visit it for each
+    /// use. nil: all stay.
+    func limitResidentWeights(to byteCount: Int?)
+    /// Gives back to the system what nothing on this device holds any more. Waits for the device.
+    func releaseUnusedMemory()
 }
 
 /// Bytes of device memory in use now (`current`), and the most in use at once (`peak`).
@@ -89,6 +94,8 @@ extension Backend {
     }
 
     public func require(_ group: WeightGroup) {}
+    public func limitResidentWeights(to byteCount: Int?) {}
+    public func releaseUnusedMemory() {}
 
     public func beginRead(_ x: Tensor) -> HostCopy { HostCopy(x.isOnHost ? x : read(x)) }
 

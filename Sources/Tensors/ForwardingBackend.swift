@@ -43,4 +43,8 @@ open class ForwardingBackend: Backend {
     open func synchronize() throws { try base.synchronize() }
     open var memory: MemoryUse { base.memory }
     open func resetPeak() { base.resetPeak() }
+    open func limitResidentWeights(to byteCount: Int?) {
+        base.limitResidentWeights(to: byteCount)
+    }
+    open func releaseUnusedMemory() { base.releaseUnusedMemory() }
 }

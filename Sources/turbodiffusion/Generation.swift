@@ -34,7 +34,7 @@ struct Generation {
             json: execution.json, quiet: execution.quiet, verbose: execution.verbose,
             tellsResultsAsNotes: fillsStandardOutput)
         do {
-            if execution.dryRun { return try await printPlan(printer) }
+            if execution.dryRun { return try await printPlan() }
             if options.content.prompts != nil || options.content.seeds != nil {
                 return try await makeAll(printer)
             }
@@ -102,7 +102,7 @@ struct Generation {
         }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
-            makesFolder: path.hasPrefix("output/"))
+            makesFolder: path.hasPrefix("output/") || item != nil)
         let stored =
             execution.dryRun
             ? nil

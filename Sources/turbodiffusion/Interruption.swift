@@ -17,6 +17,8 @@ enum Interruption {
         SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM,
     ]
     private static let kept = Mutex<[String]>([])
+    /// What the first signal does instead of ending the process.
+    private static let ending = Mutex<(@Sendable () -> Void)?>(nil)
 
     /// Called once, before the first command runs.
     static func install() {
@@ -44,7 +46,7 @@ enum Interruption {
                 var number: UInt8 = 0
                 repeat {
                     while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
-                } while Interruption.takesPause()
+                } while Interruption.takesPause() || Interruption.takesEnding()
                 Interruption.end(by: Int32(number))
             }, reading)
     }
@@ -64,6 +66,18 @@ enum Interruption {
 
     /// Notes a finished file, which is mentioned if the process is stopped later.
     static func noteFinished(_ path: String) { kept.withLock { $0.append(path) } }
+
+    /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
+    static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
+
+    private static func takesEnding() -> Bool {
+        let body = ending.withLock { ending in
+            defer { ending = nil }
+            return ending
+        }
+        body?()
+        return body != nil
+    }
 
     private static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()

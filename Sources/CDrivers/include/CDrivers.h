@@ -2,8 +2,10 @@
 #ifndef CDRIVERS_H
 #define CDRIVERS_H
 
+#include "copy.h"
 #include "cpu_kernels.h"
 #include "cuda_driver.h"
+#include "heap.h"
 #include "nvrtc.h"
 #include "onednn.h"
 

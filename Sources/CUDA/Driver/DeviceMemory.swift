@@ -72,6 +72,19 @@ public final class DeviceMemory {
 
     fileprivate func deallocate(_ pointer: DevicePointer) { arena.deallocate(pointer.address) }
 
+    /// Gives back the memory at the end of the range that no buffer has. Nothing that uses it may be queued.
+    func trim() {
+        while let (handle, start, byteCount) = handles.last, device.failure == nil,
+            arena.freeTail(before: base + UInt64(mapped)) >= byteCount
+        {
+            arena.remove(Arena.Block(start: start, end: start + UInt64(byteCount)))
+            _ = device.cuda.cuMemUnmap(start, byteCount)
+            _ = device.cuda.cuMemRelease(handle)
+            handles.removeLast()
+            mapped -= byteCount
+        }
+    }
+
     // ---- growth ----
 
     private var property: CUmemAllocationProp {
