@@ -231,7 +231,8 @@ extension Outputs {
         let side = format == .webp ? 16383 : Resolution.longestSide
         for (what, size) in [("width", width * columns), ("height", height * rows)] {
             try require(
-                size <= side, samples > 1 && !isStream ? "the \(what) of the grid" : "the \(what)", size,
+                size <= side, samples > 1 && !isStream ? "the \(what) of the grid" : "the \(what)",
+                size,
                 "at most \(side)")
         }
         try require(

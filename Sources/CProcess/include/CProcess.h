@@ -1,5 +1,5 @@
-// What Swift cannot express about processes: a child that ends with its parent, and a handler for mapped files that
-// shrink.
+// What Swift cannot express about processes: a child that ends with its parent, a handler for mapped files that shrink,
+// and the processor that the program needs.
 #ifndef CPROCESS_H
 #define CPROCESS_H
 
