@@ -2,6 +2,8 @@
 #              OPTIONS: further options of `turbodiffusion t2v`, such as OPTIONS="--seed 7 --num_frames 81"
 # make test    installs what is missing, builds and runs every test
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
+# make wheel   a package for pip: program, nano, Python package (docs/python.md)
+# make python  the wheel in a fresh environment, in .venv-wheel, and the tests of the Python package there
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
@@ -45,6 +47,16 @@ dist: $(BINARY)
 	@mkdir -p dist
 	strip -o dist/turbodiffusion $(BINARY)
 
+.PHONY: wheel python
+wheel: dist
+	Scripts/wheel dist/turbodiffusion dist
+
+python: wheel packages
+	rm -rf .venv-wheel
+	python3 -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet dist/turbodiffusion_swift-*.whl
+	.venv-wheel/bin/python -m unittest discover --start-directory Python/tests --verbose
+
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
@@ -69,7 +81,7 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Studies Tests
 
 clean:
-	rm -rf .build .build-test dist output
+	rm -rf .build .build-test .venv-wheel dist output
 
 .PHONY: swift packages
 swift:

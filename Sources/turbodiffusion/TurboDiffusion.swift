@@ -1,6 +1,7 @@
 /// The command line: one file a command.
 
 import ArgumentParser
+import CProcess
 import Glibc
 import SystemPackage
 import Terminal
@@ -19,11 +20,12 @@ struct TurboDiffusion: AsyncParsableCommand {
             TextToVideoCommand.self, ImageToVideoCommand.self, ServeCommand.self,
             InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
-            CompareCommand.self, VerifyCommand.self, BenchCommand.self,
+            CompareCommand.self, EncodeCommand.self, VerifyCommand.self, BenchCommand.self,
             KernelsCommand.self, DoctorCommand.self, TrainCommand.self, DatasetCommand.self,
         ])
 
     static func main() async {
+        require_processor()
         Interruption.install()
         var code = EXIT_SUCCESS
         do {
