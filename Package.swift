@@ -121,7 +121,7 @@ let package = Package(
             name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
             swiftSettings: swift),
         .testTarget(
-            name: "DevicesTests", dependencies: ["Devices", "Tensors", "CPU", "CUDA"],
+            name: "DevicesTests", dependencies: ["Ground", "Devices", "Tensors", "CPU", "CUDA"],
             swiftSettings: swift),
         .testTarget(
             name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: swift),
@@ -139,8 +139,10 @@ let package = Package(
             name: "MediaTests", dependencies: ["CProcess", "Media", "Ground", system],
             swiftSettings: swift),
         .testTarget(
-            name: "FuzzTests", dependencies: ["Ground", "Media", "Tokenizers"], exclude: ["Corpus"],
-            swiftSettings: swift),
+            name: "FuzzTests",
+            dependencies: [
+                "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog", "Delivery",
+            ], exclude: ["Corpus"], swiftSettings: swift),
         .testTarget(
             name: "RunsTests",
             dependencies: [

@@ -11,7 +11,8 @@ public struct WriterWatch: Sendable {
 
     /// - Parameters:
     ///   - opened: called with the name of a file that is begun.
-    ///   - written: called with the name of one that is there, whole; see ``VideoWriter/Options/replaces``.
+    ///   - written: called with the name of one that is there, whole, products of stages among them; see
+    ///     ``VideoWriter/Options/replaces``.
     public init(
         opened: @escaping @Sendable (String) -> Void = { _ in },
         written: @escaping @Sendable (String) -> Void = { _ in }
@@ -34,9 +35,13 @@ extension Engine {
         var run = run
         run.options.pixelFormat = outputs.format.pixelFormat
         let files = OutputFiles(outputs, stored, watch)
-        let handle = self.start(run, events: events)
+        let handle = self.start(run) { event in
+            if case .notice(.saved(let path)) = event { return watch.written(path) }
+            events(event)
+        }
         do {
             for try await chunk in handle.frames { try await files.append(chunk) }
+            guard run.options.makesFrames else { return await handle.report() }
             let waiting = ContinuousClock.now
             events(.stageStarted(.deliver))
             try await files.finish()

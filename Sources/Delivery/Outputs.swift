@@ -20,7 +20,7 @@ public struct Outputs: Sendable, Equatable {
     /// As it was asked for, or numbered; of several samples, the grid.
     public let path: String
     public let format: VideoFormat
-    /// One for each sample, then the grid where there are several.
+    /// One for each sample, then the grid where there are several. None of a run that ends with its latents.
     public let files: [String]
     /// Of one video.
     let width, height, frames: Int
@@ -47,6 +47,10 @@ public struct Outputs: Sendable, Equatable {
         self.crf = crf
         self.makesFolder = makesFolder
         replaces = existing == .replace
+        guard run.options.makesFrames else {
+            (self.path, files) = (path, [])
+            return
+        }
         func isFree(_ path: String) -> Bool {
             !Self.files(path, run.samples).contains(where: isTaken)
         }
@@ -147,7 +151,7 @@ extension Outputs {
     ///   - metadata: what the files will say about their making.
     ///   - save: products of the run that are written too.
     public func check(metadata: String, save: RunOptions.Files = .init()) async throws {
-        try checkFormat(metadataBytes: metadata.utf8.count)
+        if !files.isEmpty { try checkFormat(metadataBytes: metadata.utf8.count) }
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
         for path in files + saved where !names.insert(FilePath(path)).inserted {
@@ -160,6 +164,7 @@ extension Outputs {
             if !replaces, FilePath(path).exists { throw OutputError.exists(path: path) }
             try checkWritable(path)
         }
+        if files.isEmpty { return }
         for path in files { try VideoWriter.check(path: probe(path)) }
         try await VideoWriter.check(
             VideoWriter.Options(

@@ -27,6 +27,8 @@ public enum Notice: Sendable, Hashable, Codable {
     case damaged(String)
     /// What reading a checkpoint had to decide.
     case checkpoint(part: ModelPart, note: String)
+    /// A product of the run is there.
+    case saved(path: String)
     /// A product of the run could not be written; the video is still made.
     case notSaved(path: String, reason: String)
     /// What devices and libraries have to say.
@@ -51,6 +53,7 @@ public enum Notice: Sendable, Hashable, Codable {
         case .unusedTensors(let part, let names):
             "tensors that the \(part.title) has no use for: \(list(names))"
         case .damaged(let text), .checkpoint(_, let text): text
+        case .saved(let path): "wrote \(path)"
         case .notSaved(let path, let reason): "\(path) was not written: \(reason)"
         case .device(let text): text
         }

@@ -24,6 +24,8 @@ public struct RunOptions: Sendable, Hashable {
     public var start = Files()
     /// Results of stages that are written.
     public var save = Files()
+    /// Whether the latents are decoded. A run that does not needs latents that are written.
+    public var makesFrames = true
     /// How frames are delivered: as pictures want them, or as video encoders do.
     public var pixelFormat = PixelFormat.rgb24
     /// Keep the text encoder on the device after use, for the next run.

@@ -83,7 +83,7 @@ package struct Walk {
             if case .load(let part) = stage, adopt(part) { break }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): write(product)
+        case .write(let product): try write(product)
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):

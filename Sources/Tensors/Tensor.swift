@@ -1,5 +1,6 @@
 /// Tensors: a shape, an element type and a place in some storage. Always contiguous, row-major.
 
+import Glibc
 public import Ground
 import Synchronization
 
@@ -36,7 +37,7 @@ public final class HostStorage: Storage {
 
     /// Uninitialised memory.
     public override init(byteCount: Int) {
-        base = .allocate(byteCount: max(byteCount, 64), alignment: 64)
+        base = hostBlock(byteCount: byteCount)
         owner = nil
         super.init(byteCount: byteCount)
     }
@@ -54,7 +55,7 @@ public final class HostStorage: Storage {
     /// Whether the bytes are somebody else's, such as a mapped file's.
     public var isBorrowed: Bool { owner != nil }
 
-    deinit { if owner == nil { base.deallocate() } }
+    deinit { if owner == nil { free(base) } }
 }
 
 /// A contiguous row-major array. Copying the value shares the storage; operations never write to their inputs.

@@ -33,7 +33,11 @@ struct Generation {
         let printer = ProgressPrinter(json: execution.json, quiet: execution.quiet)
         do {
             let prepared = try await prepare(tell: printer.note)
-            if execution.dryRun { return printPlan(try fitted(prepared)) }
+            if execution.dryRun {
+                let plan = try fitted(prepared)
+                try checkHost(plan, tell: printer.note)
+                return printPlan(plan)
+            }
             try await make(prepared, printer)
         } catch {
             let error = UserError(error, takesPicture: conditioning == .firstFrame)
@@ -152,6 +156,7 @@ struct Generation {
     private func make(_ prepared: Prepared, _ printer: ProgressPrinter) async throws {
         guard let outputs = prepared.outputs, let stored = prepared.stored else { return }
         let plan = try fitted(prepared)
+        try checkHost(plan, tell: printer.note)
         let run = plan.applied(to: prepared.run)
         printer.showStart(stored, outputs.files)
         let (execution, needed, resident) = (execution, plan.peakBytes, plan.residentWeights)

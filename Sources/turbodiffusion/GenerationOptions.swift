@@ -141,7 +141,9 @@ struct StageOptions: ParsableArguments {
     var saveConditioning: String?
     @Option(help: "Start from these latents: only decode.", completion: .file())
     var latents: String?
-    @Option(help: "Write the last latents to this file.", completion: .file())
+    @Option(
+        help: "Write the last latents to this file. Without --save_path no video is made of them.",
+        completion: .file())
     var saveLatents: String?
 }
 

@@ -20,6 +20,7 @@ enum Interruption {
     /// Called once, before the first command runs.
     static func install() {
         openStandardDescriptors()
+        requireMinimum()
         mapped_files_may_shrink()
         // Writing to a closed pipe, or more than a file may have, is an error to report and no reason to die silently.
         for number in [SIGPIPE, SIGXFSZ] { signal(number, SIG_IGN) }
@@ -71,6 +72,23 @@ enum Interruption {
         kill(getpid(), number)
         sleep(1)
         _exit(128 + number)
+    }
+
+    /// Below this nothing goes well, and not even ends well: who waits for a thread waits for ever.
+    private static func requireMinimum() {
+        let (threads, memory) = (12, 256 << 20)
+        var lack: String?
+        if let addresses = HostMemory.current.addresses, addresses < memory {
+            lack =
+                "\(describe(bytes: memory)) of memory, it may take \(describe(bytes: addresses)) (ulimit -v)"
+        } else if !canStartThreads(threads) {
+            lack =
+                "\(threads) threads, the system starts fewer (ulimit -u, or the container's limit)"
+        }
+        guard let lack else { return }
+        let line = "Error: turbodiffusion needs at least \(lack)\n"
+        _ = line.withCString { write(STDERR_FILENO, $0, strlen($0)) }
+        _exit(EXIT_FAILURE)
     }
 
     /// Opens those that are closed so that using them fails: the next file that is opened would have their number, and what

@@ -35,6 +35,7 @@ extension UserError {
         case let error as CheckpointError: self.init("checkpoint", "\(error)")
         case let error as MediaError: self.init("media", "\(error)")
         case let error as MemoryShortage: self.init(error)
+        case let error as HostMemoryShortage: self.init("host.memory", "\(error)")
         case is CancellationError: self.init("cancelled", "cancelled")
         default: self.init("other", "\(error)")
         }
