@@ -141,7 +141,8 @@ let package = Package(
         .testTarget(
             name: "FuzzTests",
             dependencies: [
-                "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog", "Delivery",
+                "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog",
+                "Delivery",
             ], exclude: ["Corpus"], swiftSettings: swift),
         .testTarget(
             name: "RunsTests",

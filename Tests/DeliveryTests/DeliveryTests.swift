@@ -1,6 +1,7 @@
 /// Frames → files: samples, the grid, and what is left when a run fails.
 
 import CPU
+import Families
 import FoundationEssentials
 import Media
 import Runs
