@@ -3,6 +3,9 @@
 # make test    installs what is missing, builds and runs every test
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
+# make sanitize  builds and runs every test under AddressSanitizer (half an hour)
+# make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
+# make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 
@@ -18,7 +21,7 @@ SOURCES := Package.swift $(shell find Sources -type f)
 # Without the local rpath: libraries are never looked for beside the program.
 BUILD := swift build -c release -Xswiftc -static-stdlib --disable-local-rpath --product turbodiffusion
 
-.PHONY: help video build test dist kernels study format lint clean
+.PHONY: help video build test dist kernels sanitize fuzz torture study format lint clean
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -46,6 +49,19 @@ dist: $(BINARY)
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
+# Leaks are not looked for: what Swift keeps to the end is none.
+sanitize: swift packages
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 swift test --sanitize=address \
+	    -c release -Xswiftc -enable-testing --scratch-path .build-sanitize $(if $(ONLY),--filter '$(ONLY)')
+
+fuzz: swift
+	TURBODIFFUSION_FUZZ=$(or $(RUNS),1000000) swift test -c release -Xswiftc -enable-testing \
+	    --scratch-path .build-test --filter 'Fuzz'
+
+torture: $(BINARY) packages
+	Scripts/torture kills $(or $(RUNS),200)
+	Scripts/torture commands $(or $(RUNS),200)0
+
 # A study beside the program: it is built only here and for the tests.
 study:
 	swift build -c release -Xswiftc -static-stdlib --product nano-study
@@ -58,7 +74,7 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Studies Tests
 
 clean:
-	rm -rf .build .build-test dist output
+	rm -rf .build .build-test .build-sanitize dist output
 
 .PHONY: swift packages
 swift:

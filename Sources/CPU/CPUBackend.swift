@@ -21,7 +21,7 @@ public final class CPUBackend: Backend {
     /// A backend on `threads` threads, the caller's included (nil: as many as processors may be used).
     public init(threads: Int? = nil, engine: Engine = .automatic) {
         definitions = Definitions(
-            memory: MemoryPool(), threads: Threads(count: threads ?? Threads.available))
+            memory: MemoryPool(), threads: Threads(count: min(threads ?? Threads.available, 4096)))
         fast = fastOperations(definitions, engine)
         let count = definitions.threads.count
         name =

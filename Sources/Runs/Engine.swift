@@ -119,7 +119,8 @@ public actor Engine {
             throw RunError.unsupported(linears: linears, device: device.backend.name)
         }
         let parts = try run.parts
-        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
+        try run.models.checkFit(
+            parts, attention: run.request.arithmetic.attention, linears: linears)
         for notice in try run.fileNotices() { handle.tell(.notice(notice)) }
         if run.options.start.latents == nil {
             for notice in try run.loraNotices() { handle.tell(.notice(notice)) }

@@ -41,7 +41,9 @@ public struct Plan: Sendable, Hashable, Codable {
     public init(_ run: Run) throws {
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
-        try run.models.checkFit(run.parts, attention: run.request.arithmetic.attention)
+        let arithmetic = run.request.arithmetic
+        try run.models.checkFit(
+            run.parts, attention: arithmetic.attention, linears: arithmetic.linears)
         notices = try run.fileNotices()
         if run.options.start.latents == nil { notices += try run.loraNotices() }
         try walk(run)

@@ -64,6 +64,7 @@ struct BenchCommand: AsyncParsableCommand {
     var output: String?
 
     func validate() throws {
+        try checkThreads(threads)
         if repeats < 1 { throw ValidationError("--repeat must be at least 1, not \(repeats)") }
         if let tokens, tokens < 1 {
             throw ValidationError("--tokens must be at least 1, not \(tokens)")
