@@ -154,8 +154,9 @@ extension Outputs {
         if !files.isEmpty { try checkFormat(metadataBytes: metadata.utf8.count) }
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
-        for path in files + saved where !names.insert(FilePath(path)).inserted {
-            throw OutputError.twice(path: path)
+        for path in files + saved {
+            let file = FilePath(path).followingLinks.lexicallyNormalized()
+            guard names.insert(file).inserted else { throw OutputError.twice(path: path) }
         }
         for path in saved {
             guard path.hasSuffix(".safetensors") else {
@@ -232,7 +233,10 @@ extension Outputs {
     private func checkWritable(_ path: String) throws {
         let folder = FilePath(path).folder
         guard folder.isFolder else { throw MediaError.noSuchFolder(path: folder.string) }
-        do throws(FileError) { _ = try ScratchFile(in: folder) } catch {
+        do throws(FileError) {
+            try FilePath(path).followingLinks.checkName()
+            _ = try ScratchFile(in: folder)
+        } catch {
             throw MediaError.unwritable(path: path, reason: error.reason)
         }
     }
