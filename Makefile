@@ -6,6 +6,7 @@
 # make sanitize  builds and runs every test under AddressSanitizer (half an hour)
 # make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
 # make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
+# make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 
@@ -35,6 +36,7 @@ build: $(BINARY)
 # Make, not SwiftPM, decides whether there is something to build: that takes no time.
 $(BINARY): $(SOURCES)
 	@Scripts/check-swift
+	@Scripts/install-packages --build
 	$(BUILD)
 	@touch $(BINARY)
 
@@ -61,6 +63,20 @@ fuzz: swift
 torture: $(BINARY) packages
 	Scripts/torture kills $(or $(RUNS),200)
 	Scripts/torture commands $(or $(RUNS),200)0
+
+# Python's packages for the tests of the service.
+CLIENT := .venv/bin/python
+$(CLIENT):
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet openai==3.57.0
+
+LOAD ?= --requests 1000 --clients 50 --kills 10
+.PHONY: load client
+load: $(BINARY) packages
+	python3 Tests/Service/load.py $(LOAD)
+
+client: $(BINARY) packages $(CLIENT)
+	$(CLIENT) Tests/Service/client.py
 
 # A study beside the program: it is built only here and for the tests.
 study:

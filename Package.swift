@@ -10,13 +10,22 @@ let swift: [SwiftSetting] = [
 /// The numeric rooms are compiled for AVX2 + FMA + F16C (every x86-64 server and desktop since 2013).
 let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"])]
 
+/// Tests are not optimised: what takes time in them is the rooms, which are.
+let tests: [SwiftSetting] = swift + [.unsafeFlags(["-Onone"])]
+
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
+let nio = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let lifecycle = Target.Dependency.product(
+    name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
-    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification", "Benchmarks",
-    "Quality", "Terminal",
+    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Jobs", "Service",
+    "Verification", "Benchmarks", "Quality", "Terminal", "Training",
 ]
 
 let package = Package(
@@ -28,6 +37,14 @@ let package = Package(
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
         .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),
+        // Without traits: they would bring the whole of Foundation, and ICU's 40 MB with it.
+        .package(
+            url: "https://github.com/hummingbird-project/hummingbird", exact: "2.28.1", traits: []),
+        .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-http-types", exact: "1.8.0", traits: []),
+        .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
+        .package(
+            url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
     ],
     targets: [
         .target(name: "Ground", dependencies: [system], swiftSettings: numeric),
@@ -78,10 +95,40 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
+            name: "Sessions",
+            dependencies: [
+                "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
+                "Delivery", "Devices", system,
+            ],
+            swiftSettings: swift),
+        // SQLite is linked statically: programs run where it is not installed.
+        .target(
+            name: "CSQLite", publicHeadersPath: "include",
+            linkerSettings: [.linkedLibrary(":libsqlite3.a")]),
+        .target(
+            name: "Jobs",
+            dependencies: ["CSQLite", "Ground", "Runs"],
+            swiftSettings: swift),
+        .target(
+            name: "ServiceResources", exclude: ["Page", "openapi.json"],
+            publicHeadersPath: "include", cSettings: [.unsafeFlags(["-std=gnu23"])]),
+        .target(
+            name: "Service",
+            dependencies: [
+                "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
+                "Delivery", "Devices", "Sessions", "Jobs", "ServiceResources", system, hummingbird,
+                nio, httpTypes, logging, lifecycle,
+            ],
+            swiftSettings: swift),
+        .target(
+            name: "Training",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", system],
+            swiftSettings: numeric),
+        .target(
             name: "Verification",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-                "Families", "Runs", "Catalog", system,
+                "Families", "Runs", "Catalog", "Training", system,
             ],
             swiftSettings: numeric),
         .target(
@@ -108,65 +155,76 @@ let package = Package(
             dependencies: [
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
-                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
-                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
+                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
+                "Service", "Verification", "Benchmarks", "Quality", "Devices", "Terminal",
+                "Training", system, arguments,
             ],
             swiftSettings: swift),
-        .testTarget(name: "ArchitectureTests", swiftSettings: swift),
+        .testTarget(name: "ArchitectureTests", swiftSettings: tests),
         .testTarget(
-            name: "GroundTests", dependencies: ["Ground", system], swiftSettings: swift),
-        .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: swift),
-        .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: swift),
+            name: "GroundTests", dependencies: ["Ground", system], swiftSettings: tests),
+        .testTarget(name: "TensorsTests", dependencies: ["Tensors"], swiftSettings: tests),
+        .testTarget(name: "CPUTests", dependencies: ["CPU", "Tensors"], swiftSettings: tests),
         .testTarget(
             name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "DevicesTests", dependencies: ["Ground", "Devices", "Tensors", "CPU", "CUDA"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
-            name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: swift),
+            name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: tests),
         .testTarget(
             name: "CheckpointsTests", dependencies: ["Ground", "Checkpoints", "Tensors"],
-            swiftSettings: swift),
-        .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: swift),
+            swiftSettings: tests),
+        .testTarget(name: "TokenizersTests", dependencies: ["Tokenizers"], swiftSettings: tests),
         .testTarget(
             name: "ModelsTests", dependencies: ["Models", "Checkpoints", "CPU", "Tensors"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "DiffusionTests", dependencies: ["Diffusion", "CPU", "Tensors"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "MediaTests", dependencies: ["CProcess", "Media", "Ground", system],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "FuzzTests",
             dependencies: [
                 "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog",
                 "Delivery",
-            ], exclude: ["Corpus"], swiftSettings: swift),
+            ], exclude: ["Corpus"], swiftSettings: tests),
         .testTarget(
             name: "RunsTests",
             dependencies: [
                 "Runs", "Families", "Catalog", "Models", "CPU", "Tensors", "Checkpoints", "Media",
+                "Ground", system,
             ],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "BenchmarksTests",
             dependencies: [
                 "Ground", "Benchmarks", "CPU", "Tensors", "Checkpoints", "Tokenizers", "Models",
                 "Families", "Runs", "Catalog",
             ],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "CatalogTests",
             dependencies: ["Catalog", "Families", "Models", "Checkpoints", "Tensors"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "DeliveryTests",
             dependencies: [
                 "Delivery", "Runs", "Catalog", "Families", "Media", "CPU", "Tensors",
             ],
-            exclude: ["video-0.1.0.json"], swiftSettings: swift),
+            exclude: ["video-0.1.0.json"], swiftSettings: tests),
+        .testTarget(
+            name: "SessionsTests",
+            dependencies: ["Sessions", "Runs", "Catalog", "Families", "Media", "Devices"],
+            swiftSettings: tests),
+        .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: tests),
+        .testTarget(
+            name: "ServiceTests",
+            dependencies: ["Service", "Jobs", "Runs", "Families", httpTypes, hummingbird],
+            swiftSettings: tests),
         .testTarget(
             name: "CommandTests",
             dependencies: [
@@ -174,19 +232,25 @@ let package = Package(
                 "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", system,
                 arguments,
             ],
-            exclude: ["Help"], swiftSettings: swift),
+            exclude: ["Help"], swiftSettings: tests),
+        .testTarget(
+            name: "TrainingTests",
+            dependencies: [
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+            ],
+            swiftSettings: swift),
         .testTarget(
             name: "VerificationTests",
-            dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: swift),
+            dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: tests),
         .testTarget(
             name: "QualityTests",
             dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media"],
-            swiftSettings: swift),
+            swiftSettings: tests),
         .testTarget(
             name: "NanoStudyTests",
             dependencies: [
                 "NanoStudy", "Quality", "CPU", "Tensors", "Catalog", "Families", "Runs",
             ],
-            path: "Studies/nano/Tests", swiftSettings: swift),
+            path: "Studies/nano/Tests", swiftSettings: tests),
     ]
 )

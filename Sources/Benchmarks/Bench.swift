@@ -5,30 +5,33 @@ import CUDA
 import Checkpoints
 import Families
 import Glibc
+import Ground
 import Media
 import Models
 public import Runs
 import Tensors
 import Tokenizers
 
-/// Measures the stages of the run of a request. Each begins with its own model and with noise in place of what the
-/// stages before would have made, is carried out from copies of the run as it stands before it, and then once more with
-/// every operation timed.
+/// Measures the stages of the run of a request. Each stage starts with its own model, and with noise in place of the
+/// results of earlier stages. It is carried out several times, from copies of the run as it is before the stage, and
+/// then once more with every operation timed.
 public struct Bench {
     private let models: BenchModel
     private let request: Request
     private let part: BenchStage
-    /// On the backend that makes weights where there are none.
+    /// The device, behind a backend that makes random weights where there are none.
     private let device: OpenedDevice
     private let timer: OperationTimer
     private let repeats: Int
     private let tokens: Int
 
     /// - Parameters:
-    ///   - request: what is made. Its seed decides the weights too.
-    ///   - tokens: of the prompt; nil: as many as the model sees.
-    ///   - repeats: runs after the first one.
-    /// - Throws: ``BenchError``, `RequestError` or `RunError` for what could not be measured.
+    ///   - models: the model to measure.
+    ///   - request: what to make. Its seed is also that of random weights.
+    ///   - part: which stages to measure.
+    ///   - tokens: how many tokens the prompt has; nil: as many as the model takes.
+    ///   - repeats: how many times each stage is run after the first time.
+    /// - Throws: ``BenchError``, `RequestError` or `RunError` if this cannot be measured.
     public init(
         _ models: BenchModel, _ request: Request, _ part: BenchStage = .all,
         on device: OpenedDevice, tokens: Int? = nil, repeats: Int = 3
@@ -57,8 +60,8 @@ public struct Bench {
 
     static var hostMemory: Int { sysconf(Int32(_SC_PHYS_PAGES)) * sysconf(Int32(_SC_PAGESIZE)) }
 
-    /// Refuses random weights that would not fit in the host's memory, before any is made.
-    /// - Parameter present: bytes of the host's memory.
+    /// Refuses random weights that would not fit in the host's memory, before any are made.
+    /// - Parameter present: the host's memory in bytes.
     func checkMemory(present: Int = hostMemory) throws {
         guard models.isRandom else { return }
         let plan = try Plan(run(models))
@@ -85,12 +88,21 @@ public struct Bench {
         return try Run(request, models, options)
     }
 
+    /// Carries out the steps, or the decoding, once and measures nothing.
+    /// - Parameter begin: called when the model is there.
+    func carryOut(begin: () -> Void) throws {
+        var walk = try self.begin(with: part == .decode ? .decoder : .transformer) { _ in }
+        begin()
+        if part == .decode { return try walk.carryOut(.decode) }
+        while walk.upcoming != .load(.decoder) { _ = try walk.advance() }
+    }
+
     // MARK: Measuring
 
-    /// Measures in the order of a run.
+    /// Measures the stages in the order of a run.
     /// - Parameters:
-    ///   - ceilings: nil where single operations are not to be measured.
-    ///   - tell: given the figures as they come.
+    ///   - ceilings: nil if single operations are not to be measured.
+    ///   - tell: called with the figures as they come.
     public func measure(against ceilings: Ceilings?, tell: (BenchEvent) -> Void) throws {
         func stage(_ name: String, _ stage: Stage, of part: ModelPart) throws -> StageFigures? {
             let walk = try begin(with: part, tell)
@@ -123,8 +135,8 @@ public struct Bench {
         if part == .all { tell(.stage(.sum(whole.compactMap { $0 }))) }
     }
 
-    /// Brings a model to the device, from its file or made there.
-    /// - Returns: the run that goes on from there.
+    /// Brings a model to the device, from its file or with random weights.
+    /// - Returns: the run, ready for the model's stage.
     private func begin(with part: ModelPart, _ tell: (BenchEvent) -> Void) throws -> Walk {
         var models = models
         if part == .imageEncoder { models.family.conditioning = .firstFrame }
@@ -158,7 +170,7 @@ public struct Bench {
         return walk
     }
 
-    /// A first run, some more, and one whose operations are timed.
+    /// Measures a stage: a first run, `repeats` more, and one whose operations are timed.
     private func measure(
         _ name: String, _ stage: Stage, _ walk: Walk, against ceilings: Ceilings?,
         _ tell: (BenchEvent) -> Void
@@ -166,8 +178,10 @@ public struct Bench {
         var figures = StageFigures(name: name)
         for index in 0...repeats {
             var walk = walk
-            let seconds = try time { try walk.carryOut(stage) }
+            var frames: [[UInt8]] = []
+            let seconds = try time { try walk.carryOut(stage) { frames.append($0.bytes) } }
             if index == 0 { figures.cold = seconds } else { figures.warm.append(seconds) }
+            if index == 0, stage == .decode { figures.digest = digest(frames) }
             figures.peakBytes = max(figures.peakBytes, walk.peakBytes)
         }
         if ceilings != nil {
@@ -177,13 +191,14 @@ public struct Bench {
         return try finish(figures, against: ceilings, tell)
     }
 
-    /// One step, and all of them with what comes before: the text's projections, the first noise.
+    /// Measures one step, and all steps including what comes before them: the text's projections and the first noise.
     private func measureSteps(
         _ walk: Walk, against ceilings: Ceilings?, _ tell: (BenchEvent) -> Void
     ) throws -> StageFigures {
         let count = request.sampling.steps
         var peakBytes = 0
-        /// Seconds of all, and of each step.
+        var made: String?
+        /// Seconds of the whole, and of each step.
         func run(_ limit: Int) throws -> (all: Double, steps: [Double]) {
             var walk = walk
             var steps: [Double] = []
@@ -197,6 +212,9 @@ public struct Bench {
                 }
             }
             peakBytes = max(peakBytes, walk.peakBytes)
+            if limit == count, let latents = walk.currentLatents {
+                made = digest([device.backend.read(latents).bytes])
+            }
             return (all, steps)
         }
         let first = try run(1).all
@@ -217,6 +235,7 @@ public struct Bench {
         whole.cold = first + Double(count - 1) * step.seconds
         whole.warm = warm.map(\.all)
         whole.peakBytes = peakBytes
+        whole.digest = made
         whole.cost = step.cost.map { cost in
             (0..<count).reduce(into: Operation.Cost()) { sum, _ in sum += cost }
         }
@@ -225,7 +244,7 @@ public struct Bench {
         return whole
     }
 
-    /// Adds what the timed operations tell, and tells it all.
+    /// Adds the figures of the timed operations and reports everything.
     private func finish(
         _ figures: StageFigures, against ceilings: Ceilings?, _ tell: (BenchEvent) -> Void
     ) throws -> StageFigures {
@@ -235,6 +254,12 @@ public struct Bench {
         tell(.stage(figures))
         if ceilings != nil { tell(.operations(operations, of: figures.name)) }
         return figures
+    }
+
+    private func digest(_ parts: [[UInt8]]) -> String {
+        var hash = SHA256()
+        for part in parts { part.withUnsafeBytes { hash.update($0) } }
+        return hash.finish()
     }
 
     // MARK: Inputs
@@ -259,7 +284,7 @@ public struct Bench {
         return backend.combine([backend.noise(shape, generator: &generator)], [1], as: dtype)
     }
 
-    /// Runs `body` and waits for the device.
+    /// Runs `body` and waits for the device. → seconds
     private func time(_ body: () throws -> Void) throws -> Double {
         let start = ContinuousClock.now
         try body()
@@ -269,12 +294,23 @@ public struct Bench {
 }
 
 extension Walk {
-    /// Most device memory in any stage since the model was loaded.
+    /// The most device memory used by any stage since the model was loaded, in bytes.
     fileprivate var peakBytes: Int { reports.dropFirst().map(\.peakBytes).max() ?? 0 }
 
-    /// The next stage, to its end.
-    fileprivate mutating func carryOut(_ stage: Stage) throws {
-        repeat { _ = try advance() } while upcoming == stage
+    /// Carries out the next stage to its end.
+    fileprivate mutating func carryOut(
+        _ stage: Stage, frames: (FrameChunk) -> Void = { _ in }
+    ) throws {
+        repeat {
+            if case .frames(let chunk) = try advance() { frames(chunk) }
+        } while upcoming == stage
+    }
+}
+
+extension Tensor {
+    /// Of a tensor in host memory.
+    fileprivate var bytes: [UInt8] {
+        [UInt8](UnsafeRawBufferPointer(start: hostAddress, count: byteCount))
     }
 }
 

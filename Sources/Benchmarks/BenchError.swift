@@ -1,11 +1,13 @@
 /// Why something cannot be measured.
 
 import Families
+import Ground
 
+/// A measurement that is refused before it begins.
 public enum BenchError: Error, Sendable, Hashable {
-    /// The host has too little memory for the made-up weights.
+    /// The host has too little memory for the random weights.
     case memory(model: String, part: String, neededBytes: Int, presentBytes: Int)
-    /// More tokens than the model's text has rows.
+    /// More tokens than the model takes.
     case tokens(Int, most: Int)
 }
 
@@ -13,10 +15,10 @@ extension BenchError: CustomStringConvertible {
     public var description: String {
         switch self {
         case .memory(let model, let part, let needed, let present):
-            "the weights of \(model)'s \(part) take \(needed >> 20) MiB, this machine has "
-                + "\(present >> 20) MiB; measure other stages, or a smaller model"
+            "the weights of \(model)'s \(part) take \(describe(bytes: needed)), but this machine has "
+                + "\(describe(bytes: present)); measure other stages, or a smaller model"
         case .tokens(let count, let most):
-            "\(count) tokens are more than the model's \(most)"
+            "\(count) tokens are more than the model takes (\(most))"
         }
     }
 }

@@ -1,4 +1,4 @@
-/// The models that are measured: of known sizes with random weights, or those of files.
+/// The models that are measured: models of known sizes with random weights, or models in files.
 
 public import Catalog
 public import Checkpoints
@@ -6,7 +6,7 @@ public import Families
 import Models
 import Tensors
 
-/// A model whose weights are made up, or read.
+/// A model whose weights are random or read from files.
 public struct BenchModel: ModelSource, Sendable {
     private enum Source {
         case random(Catalog.Entry)
@@ -17,8 +17,8 @@ public struct BenchModel: ModelSource, Sendable {
     public var family: Family
     private let source: Source
 
-    /// Random weights of a published model's shapes. Videos of large models have one size where nothing is said, so that
-    /// figures compare.
+    /// A published model's shapes with random weights. All large models have the same default size of video, so that
+    /// their figures can be compared.
     public init(random entry: Catalog.Entry) {
         name = entry.name
         family = entry.family
@@ -29,6 +29,7 @@ public struct BenchModel: ModelSource, Sendable {
         source = .random(entry)
     }
 
+    /// The model in files.
     public init(_ models: ModelSet) {
         name = models.name
         family = models.family
@@ -39,7 +40,7 @@ public struct BenchModel: ModelSource, Sendable {
         if case .random = source { true } else { false }
     }
 
-    /// One transformer takes all steps: another expert would take the same time.
+    /// One transformer makes all steps, as another expert would take the same time.
     public var experts: [ModelPart] { [.transformer] }
 
     public var tokenizer: String {
@@ -54,15 +55,7 @@ public struct BenchModel: ModelSource, Sendable {
         switch source {
         case .files(let models): return try models.file(part)
         case .random(let entry):
-            let model: DetectedModel
-            switch part {
-            case .textEncoder: model = .umT5(entry.textEncoder)
-            case .imageEncoder, .decoder: model = .wanVAE(entry.vae)
-            case .transformer, .lowNoiseTransformer:
-                var sizes = entry.transformer
-                sizes.hasSparseLinearAttention = true
-                model = .wanTransformer(sizes)
-            }
+            let model = entry.outline(part)
             return OpenedModel(
                 checkpoint: UnmadeCheckpoint(Outline(model, numbers: .f32)), model: model)
         }

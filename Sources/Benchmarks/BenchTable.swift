@@ -6,7 +6,7 @@ public import Runs
 import SystemPackage
 import Tensors
 
-/// All figures, with the run that they are of.
+/// All figures, with the settings of the run that they belong to.
 public struct BenchTable {
     /// What was measured, and where.
     public struct Settings: Encodable, Sendable {
@@ -16,21 +16,30 @@ public struct BenchTable {
         public let model: String
         public let width, height, frames, steps: Int
         public let attention, linears, precision: String
-        /// nil where attention is dense.
+        /// nil if attention is dense.
         public let topK: Double?
-        /// What opening the device took, kernels included.
+        /// The time to open the device, kernels included.
         public let openingMilliseconds: Double
+        public let devices: Int
 
         private enum CodingKeys: String, CodingKey {
-            case record, program, machine, model, width, height, frames, steps, attention, linears
+            case record, program, machine, devices, model, width, height, frames, steps, attention,
+                linears
             case precision, topK, openingMilliseconds
         }
 
-        /// - Parameter program: name and version.
+        /// - Parameters:
+        ///   - program: its name and version.
+        ///   - machine: the machine that was measured.
+        ///   - model: the model's name.
+        ///   - request: what was made.
+        ///   - openingSeconds: the time to open the device.
+        /// - Parameter devices: that computed together.
         public init(
             program: String, _ machine: Machine, _ model: String, _ request: Request,
-            openingSeconds: Double
+            openingSeconds: Double, devices: Int = 1
         ) {
+            self.devices = devices
             let arithmetic = request.arithmetic
             self.program = program
             self.machine = machine
@@ -51,13 +60,14 @@ public struct BenchTable {
         public var stage: String?
         public var operation, shapes, arithmetic: String?
         public var calls: Int?
-        /// Medians of warm runs; of an operation: all its calls in one run.
+        /// Of a stage, the median and best of warm runs, and the first run; of an operation, all its calls in one run.
         public var milliseconds, bestMilliseconds, coldMilliseconds: Double?
-        /// Of the time of its stage.
+        /// An operation's share of its stage's time.
         public var shareOfStage: Double?
         public var teraflops, gigabytesPerSecond: Double?
         public var shareOfCeiling: Double?
         public var peakBytes: Int?
+        public var digest: String?
     }
 
     public let settings: Settings
@@ -65,6 +75,7 @@ public struct BenchTable {
 
     public init(_ settings: Settings) { self.settings = settings }
 
+    /// Adds a record for each measured rate.
     public mutating func add(_ ceilings: Ceilings) {
         records.append(
             Record(
@@ -76,7 +87,8 @@ public struct BenchTable {
         }
     }
 
-    /// - Parameter ceilings: nil where single operations were not measured.
+    /// Adds the figures of a stage, or of its operations.
+    /// - Parameter ceilings: nil if single operations were not measured.
     public mutating func add(_ event: BenchEvent, against ceilings: Ceilings?) {
         switch event {
         case .stage(let figures):
@@ -88,7 +100,7 @@ public struct BenchTable {
                     teraflops: figures.cost.map { $0.teraflops(in: figures.seconds) },
                     gigabytesPerSecond: figures.cost.map { $0.gigabytes(in: figures.seconds) },
                     shareOfCeiling: figures.floor.map { $0 / figures.seconds },
-                    peakBytes: figures.peakBytes))
+                    peakBytes: figures.peakBytes, digest: figures.digest))
         case .operations(let operations, let stage):
             let total = operations.reduce(0) { $0 + $1.seconds }
             for entry in operations {
@@ -110,7 +122,7 @@ public struct BenchTable {
 }
 
 extension Operation.Cost {
-    /// Floating-point operations in a second, in units of 10^12.
+    /// Floating-point operations per second, in units of 10^12.
     fileprivate func teraflops(in seconds: Double) -> Double { Double(flops) / seconds / 1e12 }
     fileprivate func gigabytes(in seconds: Double) -> Double { Double(bytes) / seconds / 1e9 }
 }
@@ -118,7 +130,7 @@ extension Operation.Cost {
 // MARK: - CSV
 
 extension BenchTable {
-    /// Every figure in one row, with the run's settings.
+    /// One row for each record, with the run's settings.
     public var csv: String {
         let run = [
             settings.machine.device, settings.model, "\(settings.width)x\(settings.height)",
@@ -146,11 +158,12 @@ extension BenchTable {
         return ([header] + lines).joined(separator: "\n") + "\n"
     }
 
+    /// Writes the table as CSV, replacing a file that exists.
     public func write(to path: String) throws(FileError) {
         try PendingFile.write(Array(csv.utf8), to: FilePath(path), overwrite: true)
     }
 
-    /// Refuses a file that could not be written, before anything is measured.
+    /// Throws if the file could not be written; to be called before anything is measured.
     public static func checkWritable(_ path: String) throws(FileError) {
         _ = try PendingFile(FilePath(path), overwrite: true)
     }

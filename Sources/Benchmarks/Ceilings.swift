@@ -1,4 +1,4 @@
-/// What the machine can do at best: the measure for operations and stages.
+/// What the machine can do at best: operations and stages are compared with it.
 
 import CPU
 import CUDA
@@ -7,15 +7,16 @@ public import Tensors
 
 /// Measured rates of a machine.
 public struct Ceilings: Sendable {
-    /// Bytes in a second, read and written, by copying.
+    /// Bytes per second, read plus written, when copying.
     public var copy: Double
-    /// Operations in a second, two for a multiplication and its addition.
+    /// Operations per second, counting a multiplication and its addition as two.
     public var arithmetic: [ArithmeticKind: Double]
-    /// How the rates of arithmetic were found.
+    /// How the rates of arithmetic were measured.
     public var method: String
 
-    /// Takes about a second.
-    /// - Parameter threads: of the CPU; nil for all.
+    /// Measures the rates, in about a second.
+    /// - Parameter threads: CPU threads; nil: all.
+    /// - Throws: the device's errors.
     public static func measure(_ backend: any Backend, threads: Int?) throws -> Ceilings {
         if let gpu = backend as? CUDABackend { return try measure(gpu) }
         let found = CPUCeilings.measure(threads: threads)
@@ -25,7 +26,7 @@ public struct Ceilings: Sendable {
             method: found.isRegisterPeak ? "in registers" : "large matrix products")
     }
 
-    /// The least time in which this machine could do the work, in seconds; nil where its
+    /// The least time in which this machine could do the work, in seconds; nil if its kind of
     /// arithmetic was not measured.
     public func floor(_ cost: Operation.Cost, _ kind: ArithmeticKind) -> Double? {
         let traffic = Double(cost.bytes) / copy
@@ -38,7 +39,7 @@ public struct Ceilings: Sendable {
 
     private static func measure(_ gpu: CUDABackend) throws -> Ceilings {
         let stopwatch = EventStopwatch(gpu.context)
-        /// The median of five after a first one, in seconds.
+        /// The median of five runs after a first one, in seconds.
         func time(_ body: () -> Void) throws -> Double {
             body()
             let marks = (0..<5).map { _ in
@@ -59,7 +60,7 @@ public struct Ceilings: Sendable {
         var rates: [ArithmeticKind: Double] = [:]
         for kind in ArithmeticKind.allCases {
             let side = kind == .f32 ? 4096 : 8192
-            let format: ActivationFormat =
+            let format: LinearFormat =
                 switch kind {
                 case .f32, .bf16: .plain
                 case .int8: .int8Blocks

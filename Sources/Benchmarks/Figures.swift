@@ -1,32 +1,35 @@
-/// What measuring a model tells.
+/// The figures of a measurement.
 
 import Ground
 public import Tensors
 
-/// What is measured.
+/// The stages to measure.
 public enum BenchStage: String, Sendable, CaseIterable {
     case all, text, transformer, decode, encode
-    /// Only bringing the models to the device.
+    /// Only loading the models to the device.
     case load
 }
 
-/// What one stage took.
+/// The figures of one stage.
 public struct StageFigures: Sendable {
     public let name: String
-    /// Seconds of the first run, and of those after it; at least one of the two is there.
+    /// Seconds of the first run, and of those after it; at least one of the two is present.
     public var cold: Double?
     public var warm: [Double] = []
-    /// Most device memory during the stage, weights included.
+    /// The most device memory used during the stage, weights included.
     public var peakBytes = 0
-    /// Arithmetic, traffic and least time of one run; nil where operations were not measured.
+    /// Arithmetic and memory traffic of one run, and its least time in seconds (`floor`); nil if operations were not
+    /// measured.
     public var cost: Operation.Cost?
     public var floor: Double?
+    /// Of the latents or frames that were made: equal on machines that compute the same bits.
+    public var digest: String?
 
     /// The median of the warm runs, or the only one.
     public var seconds: Double { warm.isEmpty ? cold ?? .nan : median(warm) }
 }
 
-/// Told as the figures come.
+/// Figures, as they come.
 public enum BenchEvent: Sendable {
     case stage(StageFigures)
     /// The operations of one run of a stage, the slowest first.
@@ -34,7 +37,7 @@ public enum BenchEvent: Sendable {
 }
 
 extension StageFigures {
-    /// From the prompt to the frames, models loaded.
+    /// The sum of stages: from the prompt to the frames, without loading models.
     static func sum(_ stages: [StageFigures]) -> StageFigures {
         var sum = StageFigures(name: "whole (sum)")
         sum.cold = stages.reduce(0) { $0 + ($1.cold ?? $1.seconds) }
@@ -48,7 +51,7 @@ extension StageFigures {
         return sum
     }
 
-    /// Adds what the operations of one run tell.
+    /// Adds the arithmetic, traffic and least time of one run's operations.
     mutating func add(_ operations: [TimedOperation], against ceilings: Ceilings) {
         cost = operations.reduce(into: Operation.Cost()) { $0 += $1.cost }
         let floors = operations.compactMap { ceilings.floor($0.cost, $0.key.arithmetic) }

@@ -6,11 +6,12 @@ import Ground
 import SystemPackage
 public import Tensors
 
+/// The device and the processor of the machine.
 public struct Machine: Encodable, Sendable {
     public let device: String
     public let processor: String
     public let cores: Int
-    /// GPUs: the driver, multiprocessors, bytes of memory.
+    /// Of a GPU: the driver's version, the number of multiprocessors, and the bytes of memory.
     public let driver: String?
     public let multiprocessors: Int?
     public let memoryBytes: Int?
@@ -24,7 +25,7 @@ public struct Machine: Encodable, Sendable {
         memoryBytes = card?.totalMemory
     }
 
-    /// The name that Linux gives the processor, and how many of them may be used.
+    /// The processor's name and the number of logical cores, according to Linux.
     private static func processor() -> (name: String, cores: Int) {
         let cores = Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))
         let text = (try? FilePath("/proc/cpuinfo").contents()) ?? []

@@ -1,17 +1,18 @@
-/// Times every operation of a model, and counts what it had to do.
+/// Times every operation of a model, and counts its work.
 
 import CUDA
 public import Tensors
 
-/// Moments on the time line of a device. Times are known once the device has been waited for.
+/// Moments on the timeline of a device. Times are known once the host has waited for the device.
 protocol Stopwatch: AnyObject {
-    /// Notes the moment when the device has done what it was told so far.
+    /// Marks the moment when the device has finished all work queued so far.
+    /// - Returns: the number of the mark.
     func mark() -> Int
     func seconds(from start: Int, to end: Int) -> Double
     func reset()
 }
 
-/// For devices that have done their work when an operation returns.
+/// For devices that have finished an operation when the call returns.
 final class HostStopwatch: Stopwatch {
     private var marks: [ContinuousClock.Instant] = []
 
@@ -25,7 +26,7 @@ final class HostStopwatch: Stopwatch {
     func reset() { marks = [] }
 }
 
-/// Events in the stream of a GPU: the host does not wait, so that the work runs as it always does.
+/// Events in the stream of a GPU. The host does not wait for them, so the work runs as usual.
 final class EventStopwatch: Stopwatch {
     private let context: Context
     private var events: [Event] = []
@@ -38,7 +39,7 @@ final class EventStopwatch: Stopwatch {
             do {
                 events.append(try Event(context.device, timing: true))
             } catch {
-                // Reported by the next synchronisation, after which no times are asked for.
+                // The next synchronisation reports this, after which no times are asked for.
                 context.device.fail(error)
                 return 0
             }
@@ -53,11 +54,11 @@ final class EventStopwatch: Stopwatch {
     func reset() { used = 0 }
 }
 
-/// The kinds of arithmetic whose rate a machine limits.
+/// The kinds of arithmetic, which have different rates.
 public enum ArithmeticKind: String, Sendable, CaseIterable, Codable {
     case f32, bf16, int8, fp8
 
-    /// Of an operation on elements of this type.
+    /// The arithmetic of operations on elements of this type.
     init(_ dtype: DType) {
         switch dtype {
         case .bf16, .f16: self = .bf16
@@ -68,7 +69,7 @@ public enum ArithmeticKind: String, Sendable, CaseIterable, Codable {
     }
 }
 
-/// All calls of one operation with the same shapes.
+/// All calls of an operation with the same shapes.
 public struct TimedOperation: Sendable {
     public struct Key: Sendable, Hashable {
         public let operation, shapes: String
@@ -81,7 +82,7 @@ public struct TimedOperation: Sendable {
     public var cost = Operation.Cost()
 }
 
-/// Passes operations on between two marks of a stopwatch.
+/// Passes operations on, with a mark of the stopwatch before and after each.
 final class OperationTimer: ForwardingBackend {
     private let stopwatch: any Stopwatch
     private var calls: [(key: TimedOperation.Key, start: Int, end: Int, cost: Operation.Cost)] = []
@@ -96,16 +97,15 @@ final class OperationTimer: ForwardingBackend {
         let start = stopwatch.mark()
         let results = super.run(operation)
         let end = stopwatch.mark()
-        let inputs = Self.inputs(operation)
-        let detail = Self.detail(operation)
         let key = TimedOperation.Key(
-            operation: operation.name, shapes: Self.describe(inputs, results) + detail.text,
-            arithmetic: detail.arithmetic ?? ArithmeticKind(inputs.first?.dtype ?? .f32))
+            operation: operation.name,
+            shapes: Self.describe(Self.inputs(operation), results) + Self.detail(operation).text,
+            arithmetic: Self.arithmetic(of: operation))
         calls.append((key, start, end, operation.cost))
         return results
     }
 
-    /// What was done since the last call, the slowest first. Waits for the device.
+    /// The operations since the last call, the slowest first. Waits for the device.
     func takeOperations() throws -> [TimedOperation] {
         try synchronize()
         var found: [TimedOperation.Key: TimedOperation] = [:]
@@ -123,7 +123,7 @@ final class OperationTimer: ForwardingBackend {
         }
     }
 
-    /// What tells calls apart: not the frames that a convolution remembers, and the table of an embedding.
+    /// The inputs whose shapes tell calls apart: of a convolution not its history, of an embedding its table.
     private static func inputs(_ operation: Operation) -> [Tensor] {
         switch operation {
         case .convolution(let o): [o.x]
@@ -132,7 +132,12 @@ final class OperationTimer: ForwardingBackend {
         }
     }
 
-    /// Inputs, each shape once, and the result where it differs: `32760x1536 i8 → 32760x8960 bf16`.
+    /// The kind of arithmetic that limits an operation.
+    static func arithmetic(of operation: Operation) -> ArithmeticKind {
+        detail(operation).arithmetic ?? ArithmeticKind(inputs(operation).first?.dtype ?? .f32)
+    }
+
+    /// Inputs, each shape once, and the result if it differs: `32760x1536 i8 → 32760x8960 bf16`.
     private static func describe(_ inputs: [Tensor], _ results: [Tensor]) -> String {
         func text(_ tensor: Tensor) -> String {
             tensor.shape.dimensions.map(String.init).joined(separator: "x") + " \(tensor.dtype)"
@@ -146,7 +151,7 @@ final class OperationTimer: ForwardingBackend {
         return list.isEmpty ? result : list + " → " + result
     }
 
-    /// What shapes do not tell.
+    /// Details that shapes do not show.
     private static func detail(_ operation: Operation) -> (
         text: String, arithmetic: ArithmeticKind?
     ) {
@@ -166,7 +171,7 @@ final class OperationTimer: ForwardingBackend {
         }
     }
 
-    /// Plain activations are quantised on the way where the weight is.
+    /// With a quantised weight, plain activations are quantised within the operation.
     private static func detail(_ x: Tensor, _ weight: LinearWeight) -> (String, ArithmeticKind?) {
         let isPlain = x.format == .plain
         return switch weight.inputFormat {

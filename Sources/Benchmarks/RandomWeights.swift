@@ -1,11 +1,11 @@
-/// Random weights of the real shapes, made on the device.
+/// Random weights with the real shapes, made on the device.
 
 import Checkpoints
 import Ground
 import Models
 import Tensors
 
-/// The bytes of a tensor that is still to be made.
+/// The storage of a tensor that has not been made yet.
 final class UnmadeStorage: Storage {
     let name: String
 
@@ -15,7 +15,7 @@ final class UnmadeStorage: Storage {
     }
 }
 
-/// An outline whose tensors carry their names to the backend that makes them.
+/// An outline whose tensors carry their names, for the backend that makes them.
 final class UnmadeCheckpoint: Checkpoint {
     private let outline: Outline
 
@@ -33,11 +33,11 @@ final class UnmadeCheckpoint: Checkpoint {
     }
 }
 
-/// Makes what an ``UnmadeCheckpoint`` leaves open: matrices of normal numbers / sqrt(inputs), small
-/// biases, norms near one. The numbers depend on the seed and on the tensor's name alone.
+/// Makes the tensors of an ``UnmadeCheckpoint``: matrices of normal numbers / sqrt(inputs), small
+/// biases, norms near one. The numbers depend only on the seed and on the tensor's name.
 final class RandomWeights: ForwardingBackend {
     private let seed: UInt64
-    /// Rows that stand for those of an unmade vocabulary. [n, dim]
+    /// Rows used in place of those of an unmade vocabulary. [n, dim]
     private var vocabularyRows: Tensor?
 
     init(_ base: any Backend, seed: UInt64) {
@@ -59,7 +59,7 @@ final class RandomWeights: ForwardingBackend {
     }
 
     override func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         base.place(made(weight, as: .bf16), quantizedTo: format, in: group)
     }
@@ -70,7 +70,7 @@ final class RandomWeights: ForwardingBackend {
         guard kernel.storage is UnmadeStorage else {
             return base.place(convolution: kernel, bias: bias, as: dtype, in: group)
         }
-        // Random numbers need no rearranging: they are made with the channels last.
+        // Random numbers need no rearranging: they are made with channels last.
         let shape = kernel.shape
         let channelsLast = kernel.reshaped([shape[0], shape[2], shape[3], shape[4], shape[1]])
         return ConvolutionWeight(
@@ -92,7 +92,7 @@ final class RandomWeights: ForwardingBackend {
         return [base.embedding(o.ids.indices.map { Int32($0) }, hostTable: rows, as: o.dtype)]
     }
 
-    /// The tensor itself where it exists already.
+    /// Makes an unmade tensor; any other is returned as it is.
     private func made(_ tensor: Tensor, as dtype: DType) -> Tensor {
         guard let unmade = tensor.storage as? UnmadeStorage else { return tensor }
         let (shape, name) = (tensor.shape, unmade.name)

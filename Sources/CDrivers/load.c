@@ -1,9 +1,9 @@
-// Fills the tables of functions from opened libraries.
+// Fills the tables of functions from open libraries.
 #include "CDrivers.h"
 
 #include <dlfcn.h>
 
-// A dlsym result assigned through void **: ISO C has no conversion from data to function pointers.
+// The result of dlsym is assigned through void **, because ISO C cannot convert data pointers to function pointers.
 #define LOAD(table, field, symbol)                                                                  \
     do {                                                                                            \
         void *address = dlsym(library, symbol);                                                     \

@@ -1,25 +1,32 @@
-/// The CPU as a backend: runs the fastest version of each operation that there is.
+/// The CPU as a backend. It runs the fastest version that exists of each operation.
 
+import CDrivers
+import Ground
 public import Tensors
 
-/// Operations on the processor's cores. Results do not depend on the number of threads.
+/// Computes on the cores of the processor. Results do not depend on the number of threads.
 public final class CPUBackend: Backend {
-    /// Which versions of the operations run.
+    /// Which versions of the operations are used.
     public enum Engine: Sendable {
-        /// The fastest that this machine and its libraries offer.
+        /// The fastest ones on this machine with its libraries.
         case automatic
-        /// oneDNN, where it is installed: what `automatic` chooses on processors without AVX-512 BF16.
+        /// oneDNN, if it is installed. `automatic` chooses it on processors without AVX-512 BF16.
         case oneDNN
-        /// The definitions, in plain Swift: the oracle for everything else.
+        /// The definitions, in plain Swift; all other versions are tested against them.
         case definition
     }
 
     public let name: String
+    public let membership: Membership
     let definitions: Definitions
     private let fast: (any FastOperations)?
 
-    /// A backend on `threads` threads, the caller's included (nil: as many as processors may be used).
-    public init(threads: Int? = nil, engine: Engine = .automatic) {
+    /// A backend with `threads` threads, the caller's included; nil for one per available processor.
+    /// - Parameter membership: its place in a group of CPU backends.
+    public init(
+        threads: Int? = nil, engine: Engine = .automatic, membership: Membership = .alone
+    ) {
+        self.membership = membership
         definitions = Definitions(
             memory: MemoryPool(), threads: Threads(count: min(threads ?? Threads.available, 4096)))
         fast = fastOperations(definitions, engine)
@@ -28,13 +35,16 @@ public final class CPUBackend: Backend {
             "CPU (\(count) thread\(count == 1 ? "" : "s"), \(fast?.name ?? "definitions"))"
     }
 
+    /// Processors that are online.
+    public static var processors: Int { Threads.available }
+
     // MARK: Memory
 
     public var memory: MemoryUse { definitions.memory.use }
     public func resetPeak() { definitions.memory.resetPeak() }
     public func synchronize() throws {}
 
-    /// Shares the host's memory where nothing changes and the elements are aligned.
+    /// Shares the tensor's memory if its dtype stays the same and its elements are aligned.
     public func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         let target = host.dtype.isFloatingPoint ? dtype : host.dtype
         let aligned = Int(bitPattern: host.hostAddress) % host.dtype.byteCount == 0
@@ -55,10 +65,16 @@ public final class CPUBackend: Backend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         definitions.quantizedWeight(
             place(weight, as: weight.dtype, in: group), to: format)
+    }
+
+    /// Blocks kept for reuse go, and pages that the allocator keeps.
+    public func releaseUnusedMemory() {
+        definitions.memory.resetPeak()
+        heap_trim()
     }
 
     public func read(_ x: Tensor) -> Tensor {
@@ -79,6 +95,9 @@ public final class CPUBackend: Backend {
         switch operation {
         case .attention(let o) where o.format != .plain: [o.composed(on: self)]
         case .sparseLinearAttention(let o) where o.format != .plain: [o.composed(on: self)]
+        case .exchange(let o): [definitions.collective(o, membership)]
+        case .gather(let o): [definitions.collective(o, membership)]
+        case .halo(let o): [definitions.collective(o, membership)]
         default: fast?.run(operation) ?? define(operation)
         }
     }
@@ -114,6 +133,9 @@ public final class CPUBackend: Backend {
         case .interleaveTime(let o): [definitions.interleaveTime(o.x)]
         case .rgb8(let o): [definitions.rgb8(o.x)]
         case .nv12(let o): [definitions.nv12(o.x)]
+        case .exchange, .gather, .halo:
+            programmingError("\(operation.name): no definition is asked")
+        case .training(let o): definitions.training(o)
         }
     }
 }

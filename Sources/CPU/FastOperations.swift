@@ -1,11 +1,11 @@
-/// What may replace a definition: faster versions of some operations.
+/// The interface of faster versions of operations.
 
 import Tensors
 
-/// Faster versions of operations. Results are in memory of the pool that the implementation was made with.
+/// Faster versions of some operations. Results are in the memory pool that the implementation was made with.
 protocol FastOperations: AnyObject {
-    /// For the name of the backend: "oneDNN 2.6".
+    /// Part of the backend's name: "oneDNN 2.6".
     var name: String { get }
-    /// nil where there is none for these arguments: the definition runs.
+    /// nil if there is no faster version for these arguments, so that the definition has to run.
     func run(_ operation: Operation) -> [Tensor]?
 }

@@ -1,17 +1,17 @@
-/// The matrix product that the definitions share.
+/// The matrix product used by the definitions.
 
 import Ground
 import Tensors
 
-/// Products of f32 matrices given by their first element and the distance between rows.
+/// Products of f32 matrices, which are given by the address of their first element and the distance between rows.
 ///
-/// Each element of the result is one fused-multiply-add chain over ascending k, cut every `chunk`, so it does
-/// not depend on how the caller divides the work.
+/// Each element of the result is a chain of fused multiply-adds over ascending k, cut every `chunk`, so it does not
+/// depend on how the caller divides the work.
 enum MatrixProduct {
-    /// Products are summed in registers over this many k before they meet the result.
+    /// Products are summed in registers over this many k before they are added to the result.
     static let chunk = 512
 
-    /// c + a b (or a b) → c. a: [m, k], b: [k, n], c: [m, n]
+    /// c <- a b, or c + a b if `accumulate`. a: [m, k], b: [k, n], c: [m, n]
     static func run(
         m: Int, n: Int, k: Int, a: UnsafePointer<Float>, aStride: Int, b: UnsafePointer<Float>,
         bStride: Int, c: UnsafeMutablePointer<Float>, cStride: Int, accumulate: Bool = false
@@ -32,7 +32,7 @@ enum MatrixProduct {
         } while start < k
     }
 
-    /// Fewer than 16 columns: through a panel filled up with zeros.
+    /// Fewer than 16 columns, in a panel padded with zeros.
     private static func edge(
         _ m: Int, _ n: Int, _ k: Int, _ a: UnsafePointer<Float>, _ aStride: Int,
         _ b: UnsafePointer<Float>, _ bStride: Int, _ c: UnsafeMutablePointer<Float>, _ cStride: Int,
@@ -137,13 +137,13 @@ enum MatrixProduct {
     }
 }
 
-/// A transposed matrix in panels of 16 columns: what `MatrixProduct` reads as b with stride 16.
-/// Panel p holds rows 16 p ..< 16 p + 16 of the matrix as [n][16]; rows past the end are zeros.
+/// A transposed matrix in panels of 16 columns, which `MatrixProduct` reads as b with stride 16.
+/// Panel p contains rows 16 p ..< 16 p + 16 of the matrix as [n][16]; rows past the end are zeros.
 enum Panels {
-    /// Columns of the panels that hold `count` rows.
+    /// Number of columns of the panels for `count` rows.
     static func columns(_ count: Int) -> Int { roundUp(count, to: 16) }
 
-    /// Elements start ..< start + n of rows first, first + step, ... → panels of [n][16]
+    /// Packs elements start ..< start + n of the rows first, first + step, ... into panels of [n][16].
     static func pack(
         _ x: Rows, first: Int, count: Int, step: Int = 1, from start: Int = 0, _ n: Int,
         into panels: UnsafeMutablePointer<Float>
@@ -161,7 +161,7 @@ enum Panels {
         }
     }
 
-    /// a times the packed rows → c. a: [m, k], c: [m, columns], columns a multiple of 16
+    /// c <- a times the packed matrix, or plus c if `accumulate`. a: [m, k], c: [m, columns]; columns: a multiple of 16
     static func multiply(
         m: Int, k: Int, columns: Int, a: UnsafePointer<Float>, aStride: Int,
         panels: UnsafePointer<Float>, c: UnsafeMutablePointer<Float>, cStride: Int,

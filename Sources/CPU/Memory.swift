@@ -1,21 +1,21 @@
-/// Memory of the CPU backend: counted, and kept for reuse as far as the peak allows.
+/// The memory pool of the CPU backend.
 
 import Glibc
 import Ground
 import Synchronization
 import Tensors
 
-/// Hands out blocks of host memory and counts what is in use.
+/// Allocates blocks of host memory and counts what is in use.
 ///
-/// Freed blocks are kept for the next request of the same size, because fresh pages cost more than many
-/// operations. The blocks kept never make the total larger than the peak of what was in use.
+/// Freed blocks are kept for the next request of the same size, because fresh pages cost more than many operations.
+/// Kept blocks and blocks in use together never exceed the peak of what was in use.
 final class MemoryPool: Sendable {
     private struct State {
         var free: [Int: [UnsafeMutableRawPointer]] = [:]
         var cached = 0
         var use = MemoryUse(current: 0, peak: 0)
 
-        /// Gives kept blocks back to the system until use and kept blocks fit below the peak.
+        /// Returns kept blocks to the system until all blocks together do not exceed the peak.
         mutating func trim() {
             while use.current + cached > use.peak, let (size, blocks) = free.first {
                 for block in blocks { Glibc.free(block) }
@@ -36,7 +36,7 @@ final class MemoryPool: Sendable {
         }
     }
 
-    /// Multiples of a cache line, and of a page where blocks are large.
+    /// Rounds up to a multiple of a cache line, or of a page for large blocks.
     private static func rounded(_ byteCount: Int) -> Int {
         let unit = byteCount < 4096 ? 64 : 4096
         return max(1, ceilDivide(byteCount, unit)) * unit

@@ -1,18 +1,18 @@
-/// Tensors as rows of `Float`: the one place where the operations meet the element types.
+/// Tensors as rows of `Float`. All conversions of element types for the operations are here.
 
 import Ground
 import Tensors
 
-/// A host tensor seen as a matrix whose rows are read and written as `Float`, rounding to nearest even.
+/// A host tensor as a matrix whose rows are read and written as `Float`, rounded to nearest, ties to even.
 struct Rows {
     let dtype: DType
     let count: Int
     let columns: Int
     private let base: UnsafeMutableRawPointer
-    /// Keeps the memory alive as long as these rows.
+    /// Keeps the memory alive.
     private let storage: Storage
 
-    /// x: [..., columns] → count x columns
+    /// x: [..., columns]
     init(_ x: Tensor) { self.init(x, columns: x.shape.columns) }
 
     init(_ x: Tensor, columns: Int) {
@@ -34,7 +34,7 @@ struct Rows {
         load(rows.lowerBound, rows.count * columns, into: out)
     }
 
-    /// Reads n elements from element `start` of a row on; they may go on into the next rows.
+    /// Reads n elements beginning with element `start` of a row; they may extend into the next rows.
     func load(_ row: Int, from start: Int = 0, _ n: Int, into out: UnsafeMutablePointer<Float>) {
         let offset = row * columns + start
         switch dtype {
@@ -65,7 +65,7 @@ struct Rows {
         }
     }
 
-    /// Writes n elements from element `start` of a row on; they may go on into the next rows.
+    /// Writes n elements beginning with element `start` of a row; they may extend into the next rows.
     func store(_ row: Int, from start: Int = 0, _ n: Int, _ values: UnsafePointer<Float>) {
         let offset = row * columns + start
         switch dtype {
@@ -88,11 +88,11 @@ struct Rows {
     }
 }
 
-/// Values of the 8-bit codes.
+/// Fast conversions between f32 and e4m3 codes.
 enum Float8Values {
     static let e4m3: [Float] = (0...255).map { Float8E4M3.decode(UInt8($0)) }
 
-    /// The e4m3 codes nearest to x, as `Float8E4M3.encode` finds them one by one; this loop has no branches.
+    /// The same codes as `Float8E4M3.encode`, in a loop without branches.
     static func encode(
         _ x: UnsafePointer<Float>, _ n: Int, to codes: UnsafeMutablePointer<UInt8>
     ) {
@@ -100,7 +100,7 @@ enum Float8Values {
             let magnitude = x[i].magnitude
             let bits = magnitude.bitPattern
             let normal = ((bits &+ 0x7FFFF &+ ((bits >> 20) & 1)) >> 20) &- (120 << 3)
-            // Below 2^-6 the step is 2^-9 throughout: the unit in the last place of 1.5 * 2^14.
+            // Below 2^-6 the step is always 2^-9, which is the unit in the last place of 1.5 * 2^14.
             let small = (magnitude + 24_576).bitPattern & 0xF
             let finite = magnitude < 0x1p-6 ? small : (magnitude < 448 ? normal : 0x7E)
             let signed = finite | ((x[i].bitPattern >> 24) & 0x80)
@@ -109,7 +109,7 @@ enum Float8Values {
     }
 }
 
-/// Rounds in place to the values that `dtype` can hold; nothing for f32.
+/// Rounds in place to values that `dtype` can represent; does nothing for f32.
 func round(_ x: UnsafeMutablePointer<Float>, _ n: Int, to dtype: DType) {
     switch dtype {
     case .f32: break
@@ -119,7 +119,7 @@ func round(_ x: UnsafeMutablePointer<Float>, _ n: Int, to dtype: DType) {
     }
 }
 
-/// Memory for one chunk of a loop, uninitialised. It must not leave `body`.
+/// Calls `body` with uninitialised memory for `count` floats. The pointer must not leave `body`.
 func scratch<R>(_ count: Int, _ body: (UnsafeMutablePointer<Float>) -> R) -> R {
     withUnsafeTemporaryAllocation(
         byteCount: max(1, count) * MemoryLayout<Float>.stride, alignment: 64

@@ -1,26 +1,26 @@
-/// A pool of threads for loops whose iterations are independent.
+/// A thread pool for loops with independent iterations.
 
 import Glibc
 import Ground
 import Synchronization
 import Tensors
 
-/// Runs ranges of a loop on several threads.
+/// Runs loops on several threads.
 ///
-/// A loop is cut into chunks of `grain` iterations, whatever the number of threads, and no chunk sees
-/// another's results: what is computed does not depend on how many threads there are.
+/// A loop is cut into chunks of `grain` iterations, whatever the number of threads, and no chunk uses the results of
+/// another. So results do not depend on the number of threads.
 final class Threads: @unchecked Sendable {
-    /// Threads that take part, the caller's included.
+    /// Number of threads, the caller's included.
     var count: Int { workers.count + 1 }
     private let shared: Shared
     private var workers: [pthread_t] = []
 
-    /// Processors that are online.
+    /// Number of processors that are online.
     static var available: Int { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))) }
 
     init(count: Int = Threads.available) {
         shared = Shared()
-        // Workers must not take the signals that the program handles on its main thread.
+        // Workers must not receive the signals that the program handles on its main thread.
         var all = sigset_t()
         var before = sigset_t()
         sigfillset(&all)
@@ -49,8 +49,8 @@ final class Threads: @unchecked Sendable {
         for worker in workers { pthread_join(worker, nil) }
     }
 
-    /// Calls `body` once for each chunk of `grain` indices of `0..<count` and returns when all are done.
-    /// A loop inside a loop runs on the thread that reaches it.
+    /// Calls `body` once for each chunk of `grain` indices of `0..<count`, and returns when all are done.
+    /// A loop inside a loop runs on the thread that calls it.
     func parallel(_ count: Int, grain: Int = 1, _ body: (Range<Int>) -> Void) {
         let chunks = ceilDivide(count, grain)
         func chunk(_ index: Int) { body(index * grain..<min(count, (index + 1) * grain)) }
@@ -62,7 +62,7 @@ final class Threads: @unchecked Sendable {
     }
 }
 
-/// What the threads of a pool share. Everything but `next` is guarded by `mutex`.
+/// State shared by the threads of a pool. Everything except `next` is guarded by `mutex`.
 private final class Shared: @unchecked Sendable {
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let wake = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -73,7 +73,7 @@ private final class Shared: @unchecked Sendable {
     private var generation = 0
     private var busy = 0
     private var stopped = false
-    /// True from the start to the end of a loop; a worker can only look while one runs.
+    /// True while a loop runs. Workers read it without the mutex, but only during a loop, when it does not change.
     private(set) var isRunning = false
 
     init() {
@@ -102,7 +102,7 @@ private final class Shared: @unchecked Sendable {
         pthread_mutex_unlock(mutex)
         takeChunks(body, chunks)
         pthread_mutex_lock(mutex)
-        // Every chunk is taken: who has not joined by now need not, who has must finish.
+        // All chunks have been taken. Workers that have not joined need not any more; those that have must finish.
         self.body = nil
         while busy > 0 { pthread_cond_wait(done, mutex) }
         isRunning = false

@@ -1,4 +1,4 @@
-/// Arithmetic on rows of `Float`: eight lanes at a time, always in the same order.
+/// Arithmetic on rows of `Float`, eight lanes at a time and always in the same order.
 
 import Tensors
 
@@ -23,9 +23,9 @@ extension UnsafeMutablePointer<Float> {
     }
 }
 
-/// Rows of `Float` of any length. The tails are done one by one, with the same formulas.
+/// Operations on rows of any length n. The last elements are computed one by one, with the same formulas.
 enum Vector {
-    /// sum of term(x) over a row
+    /// The sum of term(x) over a row.
     @inline(__always)
     private static func reduce(
         _ x: UnsafePointer<Float>, _ n: Int, _ term: (Lanes) -> Lanes
@@ -178,7 +178,7 @@ enum Vector {
         for row in 0..<rows { map(x + row * n, y, n, f) }
     }
 
-    /// Softmax of a row in place, f32.
+    /// Softmax of a row, in place and in f32.
     static func softmax(_ x: UnsafeMutablePointer<Float>, _ n: Int) {
         let top = maximum(x, n)
         map(x, n) { exp($0 - top) }
@@ -196,14 +196,14 @@ enum Vector {
 
 // MARK: - Functions
 
-/// 2^x to two units in the last place; 0 below -126, NaN stays NaN.
+/// 2^x, accurate to two units in the last place; 0 for x below -126, NaN for NaN.
 @inline(__always)
 func exp2(_ x: Lanes) -> Lanes {
-    // Adding 1.5 * 2^23 leaves round(x) in the low bits of the sum.
+    // Adding 1.5 * 2^23 puts round(x) into the low bits of the sum.
     let magic = Lanes(repeating: 12_582_912)
     let shifted = x + magic
     let f = x - (shifted - magic)
-    // 2^f on [-1/2, 1/2]: the Taylor series of exp(f ln 2), whose first dropped term is below 6e-9.
+    // 2^f on [-1/2, 1/2] is the Taylor series of exp(f ln 2); the first dropped term is below 6e-9.
     var p = Lanes(repeating: 1.525_273_3e-5)
     p = Lanes(repeating: 1.540_353e-4).addingProduct(p, f)
     p = Lanes(repeating: 1.333_355_8e-3).addingProduct(p, f)
@@ -215,13 +215,13 @@ func exp2(_ x: Lanes) -> Lanes {
     return scaled(p, by: shifted, x, from: -126, to: 128)
 }
 
-/// e^x to two units in the last place; 0 where the result would be below 2^-126, NaN stays NaN.
+/// e^x, accurate to two units in the last place; 0 if the result would be below 2^-126, NaN for NaN.
 @inline(__always)
 func exp(_ x: Lanes) -> Lanes {
     let magic = Lanes(repeating: 12_582_912)
     let shifted = magic.addingProduct(x, Lanes(repeating: 1.442_695))
     let n = shifted - magic
-    // ln 2 in two parts keeps the remainder exact (Cody and Waite).
+    // Subtracting n ln 2 in two parts keeps the remainder exact (Cody and Waite).
     var r = x.addingProduct(n, Lanes(repeating: -0.693_145_75))
     r = r.addingProduct(n, Lanes(repeating: -1.428_606_8e-6))
     var p = Lanes(repeating: 1.984_127e-4)
@@ -235,7 +235,7 @@ func exp(_ x: Lanes) -> Lanes {
     return scaled(p, by: shifted, x, from: -87.336_54, to: 88.722_83)
 }
 
-/// p times 2 to the integer in the low bits of `shifted`; 0 and infinity where x is outside low...high.
+/// p times 2 to the power of the integer in the low bits of `shifted`; 0 if x < low, infinity if x > high.
 @inline(__always)
 private func scaled(
     _ p: Lanes, by shifted: Lanes, _ x: Lanes, from low: Float, to high: Float
@@ -253,7 +253,7 @@ private func scaled(
 @inline(__always)
 func silu(_ x: Lanes) -> Lanes { x / (1 + exp(-x)) }
 
-/// 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u)).
+/// 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), computed as x / (1 + e^(-2u)).
 @inline(__always)
 func geluTanh(_ x: Lanes) -> Lanes {
     let u = (x * x * x * 0.044715 + x) * Float(0.797_884_560_802_865_4)

@@ -1,4 +1,4 @@
-// Starts a program as a child that cannot outlive its parent, which posix_spawn has no word for.
+// Starts a program as a child that cannot outlive its parent, which posix_spawn cannot do.
 #define _GNU_SOURCE
 #include "CProcess.h"
 
@@ -13,7 +13,7 @@
 
 extern char **environ;
 
-// Between vfork and exec the child shares the parent's memory: only system calls here.
+// Runs in the child between vfork and exec. It shares the parent's memory, so it makes only system calls.
 static void become(const char *path, char *const arguments[], const int standard[3], pid_t parent) {
     struct sigaction action;
     sigset_t none;
@@ -26,20 +26,20 @@ static void become(const char *path, char *const arguments[], const int standard
         }
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    // The parent may have ended before it was asked for.
+    // The parent may have ended before prctl was called.
     if (getppid() != parent) return;
     for (int i = 0; i < 3; i++)
         if (dup2(standard[i], i) < 0) return;
-    // 4 is CLOSE_RANGE_CLOEXEC. Old kernels refuse; then what was opened without O_CLOEXEC is inherited.
+    // 4 is CLOSE_RANGE_CLOEXEC. Old kernels do not have the call; then descriptors without O_CLOEXEC are inherited.
     syscall(SYS_close_range, 3, ~0u, 4);
-    // What this thread blocks, and those of a pool block much, is nothing to the program.
+    // The program must not inherit the signals that this thread blocks; threads of a pool block many.
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     execve(path, arguments, environ);
 }
 
 int child_start(const char *path, char *const arguments[], const int standard[3], pid_t *child) {
-    // Above the standard descriptors, so that none is overwritten before it was copied.
+    // Copies above the standard descriptors, so that none is overwritten before it has been copied.
     int copies[3] = {-1, -1, -1};
     volatile int error = 0;
     for (int i = 0; i < 3 && error == 0; i++)

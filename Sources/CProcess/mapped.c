@@ -1,4 +1,4 @@
-// Ends the process with one line when a mapped file was made shorter, instead of a bare SIGBUS.
+// Ends the process with one line, instead of a bare SIGBUS, if a mapped file has become shorter.
 #define _GNU_SOURCE
 #include "CProcess.h"
 
@@ -9,11 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-// Everything from here on runs in a signal handler: system calls and memory of its own, nothing else.
+// Everything below runs in a signal handler, so it uses only system calls and its own static memory.
 
 static char line[4096 + 256];
 
-/// Reads one line of /proc/self/maps at a time into `line`. Its length; -1 at the end.
+/// Reads the next line of /proc/self/maps into `line`. Returns its length, or -1 at the end.
 static int next_line(int file) {
     static char buffer[1024];
     static ssize_t filled = 0, position = 0;
@@ -40,7 +40,7 @@ static uintptr_t hexadecimal(const char **text) {
     }
 }
 
-/// The name of the file that is mapped at `address`, its control characters as question marks; NULL where there is none.
+/// The name of the file that is mapped at `address`, with question marks for control characters; NULL if there is none.
 static const char *mapped_at(uintptr_t address) {
     int file = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
     if (file < 0) return NULL;
@@ -66,10 +66,10 @@ static void say(const char *text) {
 
 static void shrunk(int number, siginfo_t *info, void *context) {
     (void)context;
-    // Of several threads that meet the hole at once the first one speaks.
+    // If several threads get the signal at once, only the first one prints.
     static atomic_flag entered = ATOMIC_FLAG_INIT;
     while (atomic_flag_test_and_set(&entered)) pause();
-    // Sent by another process, or an address that no file explains: as without a handler.
+    // A signal from another process, or an address outside of all mapped files, is treated as without a handler.
     const char *name = info->si_code > 0 ? mapped_at((uintptr_t)info->si_addr) : NULL;
     if (!name) {
         signal(number, SIG_DFL);

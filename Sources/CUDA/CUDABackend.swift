@@ -1,4 +1,4 @@
-// The NVIDIA backend: where its operations are, and the memory they share.
+// The NVIDIA backend: its operations, listed below with their files, and the memory that they share.
 //
 //     Weights            place, require, read           Weights/
 //     Linear layers      linear, linearAdd, quantize    Operations/Linear*, Quantize*
@@ -8,27 +8,33 @@
 //     Tokens, latents    patchify, concatenate, …       Operations/Layout.swift
 //     Attention          dense, relative, SLA, SageSLA  Operations/*Attention.swift, BlockMap.swift
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
+//     Between GPUs       exchange, gather, halo         Operations/Collectives.swift
 
+import Ground
 public import Tensors
 
-/// One NVIDIA GPU as a machine for models. Stays on the thread that made it.
+/// One NVIDIA GPU as a backend. Must stay on the thread that made it.
 public final class CUDABackend: Backend {
+    /// How the device is used.
     public struct Options: Sendable {
-        /// Folders to look for NVIDIA's libraries in first, separated by colons.
+        /// Folders to search first for NVIDIA's libraries, separated by colons.
         public var libraries: String?
-        /// A pack of compiled kernels; nil: the one beside the binary, if any.
+        /// Path of a pack of compiled kernels; nil for the one beside the binary, if there is one.
         public var pack: String?
         /// Waits for every kernel, so that a failure names the kernel that caused it. Slow.
         public var waitsForEachKernel = false
-        /// Chooses kernels as a card that has none of its own would: those on mma.sync. For testing them.
+        /// Uses the kernels on mma.sync, which run on every card, instead of the card's own. For testing them.
         public var usesGenericKernels = false
-        /// Fills new memory with NaN, so that what a kernel forgets to write shows. For testing.
+        /// Fills new memory with NaN, so that tests notice what a kernel forgets to write.
         public var poisonsMemory = false
-        /// The most device memory to take, in bytes; nil: all there is.
+        /// The most device memory to use, in bytes; nil for all there is.
         public var memoryLimit: Int?
-        /// The most bytes of grouped weights that stay on the device; the others come from host memory for
-        /// each use. nil: all stay.
+        /// The most bytes of grouped weights that stay on the device; the others are copied from host memory for each
+        /// use.
+        /// nil if all stay.
         public var residentWeights: Int?
+        /// How bytes travel to the other GPUs of a group; where there is no peer access they go by the host's memory.
+        public var route = Route.engines
 
         public init() {}
     }
@@ -37,7 +43,11 @@ public final class CUDABackend: Backend {
     let uploads: Uploads
     let downloads: Downloads
     let weights: WeightStreaming
+    /// nil for a GPU that is in no group.
+    let exchanges: Exchanges?
     private let poisonsMemory: Bool
+
+    public let membership: Membership
 
     public var name: String { context.properties.name }
 
@@ -49,21 +59,32 @@ public final class CUDABackend: Backend {
         }
     }
 
-    public func supports(_ format: ActivationFormat) -> Bool {
+    public func supports(_ format: LinearFormat) -> Bool {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
 
+    public var supportsTraining: Bool { false }
+
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
-    /// - Parameter progress: told of every kernel file that becomes ready, from any thread.
+    /// - Parameters:
+    ///   - membership: its place in a group of GPUs.
+    ///   - group: the ordinals of the group's GPUs, in its order.
+    ///   - progress: told of every kernel file that becomes ready, from any thread.
     /// - Throws: ``CUDAUnavailable``, ``KernelError`` or ``CUDAError``.
     public init(
-        ordinal: Int = 0, _ options: Options = Options(),
-        progress: @Sendable (KernelSource.Built) -> Void = { _ in }
+        ordinal: Int = 0, _ options: Options = Options(), membership: Membership = .alone,
+        group: [Int] = [], progress: @Sendable (KernelSource.Built) -> Void = { _ in }
     ) throws {
         let driver = try Driver(libraries: options.libraries)
         let device = try Device(driver, ordinal: ordinal)
         let kernels = try KernelSource(pack: options.pack, libraries: options.libraries)
-        context = try Context(device, memoryLimit: options.memoryLimit, kernels: kernels)
+        context = try Context(
+            device, memoryLimit: options.memoryLimit, peers: group.filter { $0 != ordinal },
+            kernels: kernels)
+        self.membership = membership
+        exchanges =
+            membership.isAlone
+            ? nil : try Exchanges(context, ordinals: group, route: options.route)
         context.waitsForEachKernel = options.waitsForEachKernel
         if options.usesGenericKernels { context.useGenericKernels() }
         poisonsMemory = options.poisonsMemory
@@ -80,6 +101,16 @@ public final class CUDABackend: Backend {
     }
 
     public func resetPeak() { context.memory.resetPeak() }
+
+    public func limitResidentWeights(to byteCount: Int?) { weights.residentLimit = byteCount }
+
+    public func releaseUnusedMemory() {
+        weights.releaseScratch()
+        uploads.release()
+        // What was freed is still in use until the work that is queued has ended.
+        context.stream.drain()
+        context.memory.trim()
+    }
 
     public func run(_ operation: Operation) -> [Tensor] {
         switch operation {
@@ -112,10 +143,14 @@ public final class CUDABackend: Backend {
         case .interleaveTime(let o): [interleaveTime(o)]
         case .rgb8(let o): [rgb8(o)]
         case .nv12(let o): [nv12(o)]
+        case .exchange(let o): [collective(o)]
+        case .gather(let o): [collective(o)]
+        case .halo(let o): [collective(o)]
+        case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
         }
     }
 
-    // MARK: What operations are made of
+    // MARK: Memory for operations
 
     /// A new uninitialised tensor.
     func tensor(_ shape: Shape, _ dtype: DType, scales: Storage? = nil) -> Tensor {
@@ -124,8 +159,8 @@ public final class CUDABackend: Backend {
             scales: scales)
     }
 
-    /// New uninitialised memory: scales, partial results. Freed memory is given out again in stream
-    /// order, so scratch may be dropped as soon as the last launch that uses it is queued.
+    /// New uninitialised memory for scales or partial results. Freed memory is reused in the order of the stream, so
+    /// scratch memory may be released as soon as the last launch that uses it is queued.
     func storage(byteCount: Int) -> DeviceStorage {
         let buffer = context.buffer(byteCount: byteCount)
         if poisonsMemory {
@@ -134,18 +169,18 @@ public final class CUDABackend: Backend {
         return DeviceStorage(buffer, byteCount: byteCount)
     }
 
-    /// A small host array on the device. Keep the storage in a variable until the launch is queued: a
-    /// temporary's memory may be given to the next argument.
+    /// Copies a small host array to the device. Keep the storage in a variable until the launch is queued: the memory
+    /// of a temporary could be reused for the next argument.
     func upload<T: BitwiseCopyable>(_ values: [T]) -> DeviceStorage {
         let storage = storage(byteCount: values.count * MemoryLayout<T>.stride)
-        // Pageable memory: the copy returns when the values have been taken.
+        // The source is pageable memory, so the call returns only when the values have been read.
         values.withUnsafeBytes {
             context.stream.copy($0.baseAddress!, to: storage.location, byteCount: $0.count)
         }
         return storage
     }
 
-    /// Kernel name of a dtype: the C++ type of the elements.
+    /// The C++ type of a dtype's elements, as it appears in the names of kernels.
     static func typeName(_ dtype: DType) -> String {
         switch dtype {
         case .f64: "double"

@@ -1,12 +1,13 @@
-// What a machine has for CUDA work, and what to do where something is missing: `doctor` prints it.
+// What a machine has for CUDA, and what to do if something is missing. `doctor` prints it.
 
 internal import CDrivers
 
-/// One thing looked at.
+/// The result of one check.
 public struct Finding: Hashable, Sendable {
+    /// Whether something is in order, usable with a loss, or missing.
     public enum Verdict: Hashable, Sendable { case fine, warning, missing }
 
-    /// "driver", "card 0", …
+    /// What was checked: "driver", "card 0", …
     public let subject: String
     public let verdict: Verdict
     /// What was found.
@@ -22,8 +23,9 @@ public struct Finding: Hashable, Sendable {
     }
 }
 
+/// Checks of this machine.
 public enum Diagnosis {
-    /// Looks at driver, cards, compiler and compiled kernels; takes well under a second.
+    /// Checks driver, cards, compiler and compiled kernels; takes well under a second.
     public static func run(libraries: String? = nil, pack: String? = nil) -> [Finding] {
         var findings: [Finding] = []
         var newest: Int?
@@ -38,6 +40,7 @@ public enum Diagnosis {
             for ordinal in 0..<driver.deviceCount {
                 findings.append(card(driver, ordinal, &architectures))
             }
+            if driver.deviceCount > 1 { findings.append(group(driver)) }
             findings.append(start)
         } catch {
             findings.append(driverProblem(error))
@@ -70,8 +73,32 @@ public enum Diagnosis {
         }
     }
 
-    /// What a program waits for before its first launch, and how long, on the first card. To be called
-    /// before anything else looks at the card.
+    /// Whether the cards can make a video together.
+    private static func group(_ driver: Driver) -> Finding {
+        let cards = 0..<driver.deviceCount
+        let properties = cards.map { driver.properties(of: $0) }
+        let unlike = cards.first { properties[$0].architecture != properties[0].architecture }
+        if let unlike {
+            return Finding(
+                "group", .warning, "cards 0 and \(unlike) differ in compute capability",
+                advice: "--devices takes cards that are alike")
+        }
+        let apart = cards.flatMap { from in
+            cards.filter { $0 != from && !driver.canAccess(from: from, to: $0) }.map {
+                "\(from) to \($0)"
+            }
+        }
+        return Finding(
+            "group", .fine,
+            "\(cards.count) cards for --devices cuda:all; "
+                + (apart.isEmpty
+                    ? "each writes to the others' memory"
+                    : "by way of the host's memory: \(apart.prefix(4).joined(separator: ", "))"
+                        + (apart.count > 4 ? " and \(apart.count - 4) more" : "")))
+    }
+
+    /// Measures what a program has to wait for before its first launch, on the first card. Must be called before
+    /// anything else uses the card.
     private static func start(
         _ driver: Driver, _ opening: Double, _ libraries: String?, _ pack: String?
     ) -> Finding {
@@ -89,8 +116,8 @@ public enum Diagnosis {
                 let kernels = KernelLibrary(device, source)
                 let (_, loading) = try timed { try kernels.loadAll() }
                 text +=
-                    "; loading all files of kernels \(milliseconds(loading)), of which a run "
-                    + "loads those that it uses"
+                    "; loading all files of kernels \(milliseconds(loading)) (a run loads only "
+                    + "those that it uses)"
             }
             return Finding("start", .fine, text)
         } catch {

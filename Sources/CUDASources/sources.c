@@ -1,5 +1,5 @@
-// Embeds every file of Kernels/. A new kernel file is added twice: its text, and its row in `sources`
-// (a test compares the rows with the folder).
+// Embeds every file of Kernels/. A new kernel file is added in two places: its text, and its row in `sources` (a test
+// compares the rows with the folder).
 #include "cuda_sources.h"
 
 static const char numeric_cuh[] = {
@@ -95,6 +95,12 @@ static const char attention_mma_cu[] = {
 static const char block_map_cu[] = {
 #embed "Kernels/block_map.cu"
     , 0};
+static const char block_list_cu[] = {
+#embed "Kernels/block_list.cu"
+    , 0};
+static const char attention_wide_sm90_cu[] = {
+#embed "Kernels/attention_wide_sm90.cu"
+    , 0};
 static const char linear_branch_cuh[] = {
 #embed "Kernels/linear_branch.cuh"
     , 0};
@@ -160,6 +166,7 @@ static const struct cuda_source sources[] = {
     SOURCE("attention_simt.cu", attention_simt_cu),
     SOURCE("attention_mma.cu", attention_mma_cu),
     SOURCE("block_map.cu", block_map_cu),
+    SOURCE("block_list.cu", block_list_cu),
     SOURCE("linear_branch.cuh", linear_branch_cuh),
     SOURCE("linear_branch.cu", linear_branch_cu),
     SOURCE("linear_branch_sm90.cu", linear_branch_sm90_cu),
@@ -170,6 +177,7 @@ static const struct cuda_source sources[] = {
     SOURCE("attention_sm90.cu", attention_sm90_cu),
     SOURCE("sage_mma.cu", sage_mma_cu),
     SOURCE("attention_wide.cu", attention_wide_cu),
+    SOURCE("attention_wide_sm90.cu", attention_wide_sm90_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

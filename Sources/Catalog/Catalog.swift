@@ -1,4 +1,4 @@
-/// The published models by name, and what is known of each before a file is opened.
+/// The published models by name, and what is known about each before a file is opened.
 
 public import Checkpoints
 public import Families
@@ -7,20 +7,21 @@ public import Families
 public struct Catalog: Sendable {
     /// One model.
     public struct Entry: Sendable, Hashable {
-        /// Where the files of a model are when nobody says it.
+        /// Where the files of a model are looked for by default.
         public enum Files: Sendable, Hashable {
-            /// In a folder of the model's name with a `config.json`, which has the last word about the family.
+            /// In a folder with the model's name and a `config.json`, whose values override the entry's family.
             case folder
-            /// One by one; the first that exists is taken. Where no tokenizer is named, it stands beside the text encoder.
+            /// Candidates for each file; the first that exists is taken. Without a candidate for the tokenizer, it is
+            /// looked for beside the text encoder.
             case named([ModelFile: [String]])
         }
 
         public var name: String
         public var family: Family
         public var files: Files
-        /// The named resolution of its videos, to which an aspect ratio can be given; nil: only the family's own size.
+        /// The named resolution to which an aspect ratio applies; nil: only the family's own size.
         public var resolution: String?
-        // Sizes of its parts, for those who make up the weights.
+        // Sizes of the parts, for runs with random weights.
         public var transformer: WanTransformerArchitecture
         public var textEncoder: UMT5Architecture
         public var vae: WanVAEArchitecture
@@ -39,17 +40,31 @@ public struct Catalog: Sendable {
             self.vae = vae
         }
 
-        var hasTwoExperts: Bool {
+        /// What the file of a part holds, told by its sizes alone. Distilled transformers have the linear branch of SLA.
+        public func outline(_ part: ModelPart) -> DetectedModel {
+            switch part {
+            case .textEncoder: return .umT5(textEncoder)
+            case .imageEncoder, .decoder: return .wanVAE(vae)
+            case .transformer, .lowNoiseTransformer:
+                var sizes = transformer
+                sizes.hasSparseLinearAttention = true
+                return .wanTransformer(sizes)
+            }
+        }
+
+        public var hasTwoExperts: Bool {
             if case .named(let files) = files { files[.lowNoiseTransformer] != nil } else { false }
         }
     }
 
     public var entries: [Entry]
-    /// Folders with a folder `Models` in them.
+    /// Folders that may contain a folder `Models`.
     var places: [String]
 
-    /// - Parameter places: folders in which a `Models` folder is looked for; nil: the working folder, the program's
-    ///   own, and those above it.
+    /// - Parameters:
+    ///   - entries: the models, the default ones first.
+    ///   - places: folders in which a `Models` folder is looked for; nil: the working folder, the program's own, and
+    ///     those above it.
     public init(entries: [Entry], places: [String]? = nil) {
         self.entries = entries
         self.places = places ?? Self.usualPlaces
@@ -57,13 +72,14 @@ public struct Catalog: Sendable {
 
     public var names: [String] { entries.map(\.name) }
 
-    /// The model of a name, in upper or lower case.
+    /// The model with a name; case does not matter.
     public func entry(named name: String) -> Entry? {
         entries.first { $0.name.lowercased() == name.lowercased() }
     }
 }
 
 extension Catalog {
+    /// The models that this program knows by name.
     public static let published = Catalog(entries: [
         Entry(
             "nano", nano, .folder, transformer: .nano, textEncoder: .nano,

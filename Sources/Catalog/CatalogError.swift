@@ -1,16 +1,18 @@
 /// Why a model cannot be used.
 
-/// A model that cannot be found, or whose folder says what cannot be.
+/// A model that cannot be found, or whose description has impossible values.
 public enum CatalogError: Error, Sendable, Hashable, Codable {
     /// Neither a published model nor a folder.
     case unknown(name: String, known: [String], folders: [String])
-    /// A file of the model is not there.
+    /// A file of the model does not exist.
     case missingFile(ModelFile, model: String, path: String)
-    /// A description of a model that cannot be read.
+    /// Several of them.
+    case missingFiles([ModelFile: String], model: String)
+    /// The model's `config.json` cannot be read.
     case unreadable(path: String, reason: String)
-    /// A value in the description of a model that no model can have.
+    /// A value in a model's description that no model can have.
     case value(path: String, key: String, found: String, expected: String)
-    /// A model that begins with a picture where none is given, or the reverse.
+    /// A model that takes a picture was chosen for text to video, or the reverse.
     case conditioning(model: String, takesPicture: Bool)
 }
 
@@ -22,6 +24,11 @@ extension CatalogError: CustomStringConvertible {
                 + "(looked in \(folders.joined(separator: ", ")))"
         case .missingFile(let file, let model, let path):
             "no such file: \(path), the \(file.title) of \(model)"
+        case .missingFiles(let files, let model):
+            "no such files: "
+                + ModelFile.allCases.compactMap { file in
+                    files[file].map { "\($0) (the \(file.title))" }
+                }.joined(separator: ", ") + ", of \(model)"
         case .unreadable(let path, let reason):
             "\(path) is not a model configuration: \(reason)"
         case .value(let path, let key, let found, let expected):

@@ -1,4 +1,4 @@
-/// `config.json`: what a folder says of its model, as it is written with the built-in one.
+/// `config.json`: the description of the model in a folder, in the form that comes with the nano model.
 
 public import Families
 import FoundationEssentials
@@ -38,6 +38,11 @@ struct Configuration: Decodable {
         var shift, cfg: Double?
     }
     struct SparseAttention: Decodable { var topk: Double? }
+    /// From latents to small pictures.
+    struct Preview: Decodable {
+        var factors: [[Float]]
+        var bias: [Float]
+    }
 
     var name, negativePrompt: String?
     var model: Model?
@@ -48,6 +53,8 @@ struct Configuration: Decodable {
     var sampler: DistilledSampler?
     var teacherSampler: FlowSampler?
     var sla: SparseAttention?
+    var latentPreview: Preview?
+    var trained: Training?
 
     init(path: String) throws(CatalogError) {
         let bytes: [UInt8]
@@ -67,7 +74,10 @@ struct Configuration: Decodable {
 }
 
 extension Configuration {
-    /// The family that the file tells of, with every number checked.
+    /// The family that the file describes, with every number checked.
+    /// - Parameters:
+    ///   - name: the name if the file has none.
+    ///   - conditioning: assumed if the file has no `in_dim`.
     func family(named name: String, conditioning: Family.Conditioning, path: String)
         throws(CatalogError) -> Family
     {
@@ -101,6 +111,14 @@ extension Configuration {
                 expected: "\(geometry.channels), one for each latent channel")
         }
         family.statistics = LatentStatistics(mean: statistics.0, std: statistics.1)
+        // The usual map is of the usual autoencoder, which has these statistics.
+        if family.statistics != .wan || geometry.channels != family.preview?.factors.count {
+            family.preview = nil
+        }
+        if let latentPreview {
+            family.preview = LatentPreview(
+                factors: latentPreview.factors, bias: latentPreview.bias)
+        }
         family.conditioning = conditioning
         if let channels = model?.dit?.inDim {
             let all = [Family.Conditioning.none, .firstFrame]
@@ -119,6 +137,7 @@ extension Configuration {
         family.textLength = textLen ?? family.textLength
         family.heads = model?.dit?.numHeads
         family.roundsTimesteps = sampler?.roundTimesteps ?? family.roundsTimesteps
+        family.training = trained
         try fill(&family.defaults, geometry, path)
         try family.check(in: path)
         return family
@@ -169,7 +188,7 @@ extension LatentGeometry {
 
 extension Family {
     /// Throws for the first number that no model can have. Keys are those of `config.json`.
-    /// - Parameter path: where the numbers are from.
+    /// - Parameter path: the file that the numbers are from, for the message.
     public func check(in path: String) throws(CatalogError) {
         try geometry.check(in: path)
         let check = RangeCheck(path: path)
@@ -183,6 +202,18 @@ extension Family {
         try check(
             "latent_std", statistics.std.min(), Float.leastNormalMagnitude...Float.infinity,
             "above 0")
+        if let preview {
+            let rows = preview.factors + [preview.bias]
+            guard preview.factors.count == geometry.channels,
+                rows.allSatisfy({ $0.count == 3 && $0.allSatisfy(\.isFinite) })
+            else {
+                throw .value(
+                    path: path, key: "latent_preview",
+                    found: "factors of \(preview.factors.count) channels",
+                    expected: "three finite numbers for the bias and for each of "
+                        + "\(geometry.channels) channels")
+            }
+        }
         try check("text_len", textLength, 1...4096)
         try check("num_heads", heads, 1...1024)
         let (multiple, largest) = (geometry.multiple, geometry.largest)
@@ -200,7 +231,7 @@ extension Family {
     }
 }
 
-/// Refuses values of one file.
+/// Refuses values out of range, naming the file that they are from.
 private struct RangeCheck {
     let path: String
 
@@ -215,7 +246,7 @@ private struct RangeCheck {
 }
 
 extension DecodingError {
-    /// One line: where, and what.
+    /// One line: the place in the file, and what is wrong there.
     package var line: String {
         func text(_ context: Context) -> String {
             let path = context.codingPath.map(\.stringValue).joined(separator: ".")

@@ -1,16 +1,17 @@
-/// From what somebody says of a model to its files.
+/// From a choice of model to its files.
 
 public import Families
 import Glibc
 import SystemPackage
 
-/// A model as it is asked for.
+/// A model as a user asks for it.
 public struct ModelChoice: Sendable, Hashable {
-    /// Of a published model, or a folder with a `config.json`; nil: the first of the catalogue that fits the rest.
+    /// The name of a published model, or a folder with a `config.json`; nil: the first model of the catalogue that fits
+    /// the rest.
     public var name: String?
-    /// What the model is to be given beside the text; nil: whatever it takes.
+    /// What the model takes besides the text; nil: any.
     public var conditioning: Family.Conditioning?
-    /// Files that take the place of the model's own.
+    /// Files to use instead of the model's own.
     public var files: [ModelFile: String]
 
     public init(
@@ -24,8 +25,8 @@ public struct ModelChoice: Sendable, Hashable {
 }
 
 extension Catalog {
-    /// Finds the files of a model. Only a folder's `config.json` is read; whether the files are there is asked by
-    /// `checkPresence`, when it is known which of them are needed.
+    /// Finds the files of a model. Only a folder's `config.json` is read. `checkPresence` looks whether the files exist,
+    /// once it is known which of them are needed.
     public func open(_ choice: ModelChoice) throws(CatalogError) -> ModelSet {
         let known = choice.name.map(entry) ?? standard(for: choice)
         var models: ModelSet
@@ -43,7 +44,7 @@ extension Catalog {
         return models
     }
 
-    /// The first model of the table that is made of files like those that are given.
+    /// The first model of the table that fits the files that are given.
     private func standard(for choice: ModelChoice) -> Entry? {
         entries.first { entry in
             let isFolder = entry.files == .folder
@@ -70,7 +71,7 @@ extension Catalog {
             vae: find(.vae))
     }
 
-    /// Files that stand beside published text encoders.
+    /// The tokenizer in one of its usual places beside a text encoder.
     private static func tokenizer(beside textEncoder: String) -> String {
         let folder = FilePath(textEncoder).removingLastComponent()
         let candidates = ["", "google/umt5-xxl", "umt5-xxl", "tokenizer"].flatMap { place in
@@ -100,7 +101,7 @@ extension Catalog {
     {
         let folders =
             [name]
-            + places.map { place in
+            + (name.hasPrefix("/") ? [] : places).map { place in
                 (place == "." ? FilePath("Models") : FilePath(place).appending("Models"))
                     .appending(name).string
             }
@@ -113,8 +114,8 @@ extension Catalog {
 
     /// Reads `folder/config.json`. The model has the folder's name.
     /// - Parameters:
-    ///   - conditioning: what is taken for granted where the file says nothing.
-    ///   - files: those that take the place of the folder's.
+    ///   - conditioning: assumed if the file does not say; nil: none.
+    ///   - files: files to use instead of the folder's.
     public static func modelSet(
         folder: String, conditioning: Family.Conditioning? = nil, files: [ModelFile: String] = [:]
     ) throws(CatalogError) -> ModelSet {

@@ -2,16 +2,16 @@
 
 public import Families
 
-/// A file by its use.
+/// What a file of a model is used for.
 public enum ModelFile: String, Sendable, Hashable, Codable, CaseIterable, CodingKeyRepresentable {
-    /// The only transformer, or the expert for high noise.
+    /// The only transformer, or the high-noise expert.
     case transformer
     case lowNoiseTransformer = "low-noise-transformer"
     case textEncoder = "text-encoder"
     case tokenizer
     case vae
 
-    /// For people.
+    /// What messages call the file.
     public var title: String {
         switch self {
         case .transformer: "transformer"
@@ -24,6 +24,7 @@ public enum ModelFile: String, Sendable, Hashable, Codable, CaseIterable, Coding
 }
 
 extension ModelSet {
+    /// The path of a file. Setting nil only removes the low-noise transformer; the others are required.
     public subscript(_ file: ModelFile) -> String? {
         get {
             switch file {
@@ -45,7 +46,7 @@ extension ModelSet {
         }
     }
 
-    /// The files that a run opens which loads these parts.
+    /// The files that are needed to load these parts.
     public static func files(for parts: [ModelPart]) -> [ModelFile] {
         var files: [ModelFile] = []
         for part in parts {
@@ -59,11 +60,15 @@ extension ModelSet {
         return files
     }
 
-    /// Throws where a file that is needed is not there.
+    /// Throws if a needed file does not exist.
     public func checkPresence(of files: [ModelFile]) throws(CatalogError) {
+        var missing: [ModelFile: String] = [:]
         for file in files {
-            guard let path = self[file] else { continue }
-            if !exists(path) { throw .missingFile(file, model: name, path: path) }
+            if let path = self[file], !exists(path) { missing[file] = path }
+        }
+        if missing.count > 1 { throw .missingFiles(missing, model: name) }
+        if let (file, path) = missing.first {
+            throw .missingFile(file, model: name, path: path)
         }
     }
 }

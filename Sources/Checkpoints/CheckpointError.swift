@@ -3,34 +3,34 @@
 import Ground
 import SystemPackage
 
-/// One reason, naming the file; `description` is the line a user reads.
+/// A reason that names the file; `description` is the line that a user reads.
 public enum CheckpointError: Error, Sendable, Equatable {
     /// The file cannot be opened or mapped.
     case unreadable(path: String, reason: String)
     /// The bytes are not a checkpoint that this program accepts: damaged, hostile or of another
     /// kind.
     case malformed(path: String, reason: String)
-    /// A tensor that the model needs is not there.
+    /// A tensor that the model needs is missing.
     case missing(_ name: String, in: String, nearest: [String])
-    /// A tensor has another shape than the model needs.
+    /// A tensor does not have the shape that the model needs.
     case shape(_ name: String, in: String, expected: [Int], found: [Int])
-    /// A tensor has another element type than the model needs.
+    /// A tensor does not have the element type that the model needs.
     case dtype(_ name: String, in: String, expected: String, found: String)
     /// The result cannot be written.
     case unwritable(path: String, reason: String)
-    /// Checkpoints that were given together do not go together.
+    /// A checkpoint does not fit its use, or another checkpoint that it is used with.
     case incompatible(path: String, reason: String)
-    /// The checkpoint holds another model than asked for; the first differences.
+    /// The checkpoint holds another model than expected; `differences` are the first ones.
     case wrongModel(path: String, expected: String, found: String, differences: [String])
 }
 
 extension CheckpointError: CustomStringConvertible {
-    /// Names in it are those of a file: what steers a terminal is made visible.
+    /// Names in it come from a file, so control characters are made visible.
     public var description: String { line.printable }
 
     private var line: String {
         switch self {
-        case .unreadable(let path, let reason): "cannot read \(path): \(reason)"
+        case .unreadable(let path, let reason): cannotRead(path, reason)
         case .malformed(let path, let reason): "\(path) is not a usable checkpoint: \(reason)"
         case .missing(let name, let path, let nearest):
             "\(path) has no tensor '\(name)'"
@@ -49,12 +49,12 @@ extension CheckpointError: CustomStringConvertible {
 }
 
 extension CheckpointError {
-    /// A file that was to be read.
+    /// The error for a file that cannot be read.
     static func unreadable(_ error: FileError) -> CheckpointError {
         .unreadable(path: error.path.string, reason: error.reason)
     }
 
-    /// A file that was to be written.
+    /// The error for a file that cannot be written.
     static func unwritable(_ error: FileError) -> CheckpointError {
         let hint = if case .exists = error { "; --force replaces it" } else { "" }
         return .unwritable(path: error.path.string, reason: error.reason + hint)
@@ -62,7 +62,7 @@ extension CheckpointError {
 }
 
 /// Maps a checkpoint's file.
-/// - Throws: `.unreadable`, and `.malformed` where it is empty.
+/// - Throws: `.unreadable`, or `.malformed` if it is empty.
 func openFile(_ path: String) throws(CheckpointError) -> MappedFile {
     let file: MappedFile
     do { file = try MappedFile(FilePath(path)) } catch { throw .unreadable(error) }

@@ -1,4 +1,4 @@
-/// Which model a checkpoint holds, and what of it is missing or too much.
+/// Which model a checkpoint holds, and which of its tensors are missing, wrong or superfluous.
 
 public import Tensors
 
@@ -8,10 +8,10 @@ public enum DetectedModel: Sendable, Hashable {
     case umT5(UMT5Architecture)
     case wanVAE(WanVAEArchitecture)
 
-    /// nil where no part of any known model is there.
-    /// - Parameter heads: of a transformer whose head width is not 128 and whose file does not tell
-    ///   it.
-    /// - Parameter patch: of a transformer, rows and columns of latents that make one token.
+    /// nil if the checkpoint contains no known model.
+    /// - Parameters:
+    ///   - heads: needed for a transformer whose head width is not 128 and cannot be told from the file.
+    ///   - patch: for a transformer, rows and columns of latents that make one token.
     public init?(_ checkpoint: any Checkpoint, heads: Int? = nil, patch: Int = 2) {
         let transformer = WanTransformerArchitecture(
             detecting: checkpoint, heads: heads, patch: patch)
@@ -40,7 +40,7 @@ public enum DetectedModel: Sendable, Hashable {
         }
     }
 
-    /// The name of the published model of these sizes, or of the kind.
+    /// The name of the published model with these sizes, or of the kind.
     public var title: String {
         switch self {
         case .wanTransformer(let model): model.title
@@ -49,7 +49,7 @@ public enum DetectedModel: Sendable, Hashable {
         }
     }
 
-    /// Why this program does not run the model; nil where it does.
+    /// Why this program does not run the model; nil if it does.
     public var refusal: String? {
         switch self {
         case .wanTransformer(let model): model.refusal
@@ -58,7 +58,7 @@ public enum DetectedModel: Sendable, Hashable {
         }
     }
 
-    /// The tensors that this model needs; linear layers in the form that they have in `checkpoint`.
+    /// The tensors that this model needs, with linear layers in the form that they have in `checkpoint`.
     public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
         switch self {
         case .wanTransformer(let model): model.tensors(storedAs: checkpoint)
@@ -97,13 +97,13 @@ public enum DetectedModel: Sendable, Hashable {
     }
 }
 
-/// Everything about a checkpoint that its header tells.
+/// Everything that a checkpoint's header says about it.
 public struct CheckpointSummary: Sendable {
     public struct Mismatch: Sendable, Hashable {
         public let name: String
         public let expected, found: [Int]
         public let dtype: String
-        /// The element type that is expected, in words.
+        /// The expected element type, in words.
         public let type: String
     }
 
@@ -111,18 +111,18 @@ public struct CheckpointSummary: Sendable {
     public let format: CheckpointFormat?
     public let tensors: [TensorInfo]
     public let metadata: [String: String]
-    /// What reading had to decide.
+    /// Decisions made while reading.
     public let notes: [String]
     public let model: DetectedModel?
-    /// Why the tensors cannot be understood: a quantisation that is not read.
+    /// Why the tensors cannot be used, such as an unsupported quantisation.
     public let refusal: CheckpointError?
-    /// Whose names the tensors have; nil where no model is known.
+    /// Whose names the tensors have; nil if the model is unknown.
     public let layout: KeyLayout?
-    /// Tensors that the model needs and the file has not, in the model's order.
+    /// Tensors that the model needs but the file lacks, in the model's order.
     public let missing: [ExpectedTensor]
-    /// Tensors that the model has no use for, in the file's order.
+    /// Tensors that the model does not use, in the file's order.
     public let surplus: [String]
-    /// Tensors of another shape, or of a type that cannot stand for the wanted one.
+    /// Tensors with a shape or element type that does not fit.
     public let mismatched: [Mismatch]
 
     public var parameters: Int { tensors.reduce(0) { $0 + $1.shape.reduce(1, *) } }
@@ -135,7 +135,8 @@ public struct CheckpointSummary: Sendable {
             .sorted { ($0.2, $0.0.rawValue) > ($1.2, $1.0.rawValue) }
     }
 
-    /// Names of other programs are understood; what is missing is named in the original way.
+    /// Other programs' names are understood; missing tensors have their original names.
+    /// - Parameters: see ``DetectedModel/init(_:heads:patch:)``.
     public init(_ checkpoint: any Checkpoint, heads: Int? = nil, patch: Int = 2) {
         path = checkpoint.path
         format = checkpoint.format
@@ -168,12 +169,12 @@ public struct CheckpointSummary: Sendable {
         surplus = model == nil ? [] : original.names.filter { !known.contains($0) }
     }
 
-    /// The file holds all that its model needs, in the right shapes.
+    /// Whether the file has everything that its model needs, in the right shapes.
     public var isComplete: Bool {
         model != nil && missing.isEmpty && mismatched.isEmpty && refusal == nil
     }
 
-    /// The model, which must be of a kind.
+    /// The model, which must be of the given kind.
     /// - Throws: `.wrongModel`, naming the first differences.
     @discardableResult
     public func require(_ kind: DetectedModel.Kind) throws(CheckpointError) -> DetectedModel {
@@ -190,7 +191,7 @@ public struct CheckpointSummary: Sendable {
         let first = tensors.first.map { ["it begins with '\($0.name)' \($0.shape)"] } ?? []
         throw .wrongModel(
             path: path, expected: "a \(kind.rawValue)".replacingArticle,
-            found: model.map { "a \($0.title)".replacingArticle } ?? "no model that is known here",
+            found: model.map { "a \($0.title)".replacingArticle } ?? "no known model",
             differences: absent + first)
     }
 }

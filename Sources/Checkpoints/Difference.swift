@@ -9,7 +9,7 @@ public struct CheckpointDifference: Sendable {
     public struct Comparison: Sendable, Hashable {
         public let name: String
         public let first, second: TensorInfo
-        /// Of the values as real numbers; nil where the shapes differ or values were not compared.
+        /// The distance of the values; nil if the shapes differ or values were not compared.
         public let distance: ValueDistance?
 
         public var isEqual: Bool {
@@ -18,28 +18,29 @@ public struct CheckpointDifference: Sendable {
         }
     }
 
+    /// How far the values of two tensors of one shape are apart.
     public struct ValueDistance: Sendable, Hashable {
-        /// Infinite where a number stands against what is none.
+        /// The largest absolute difference; infinite if only one of two values is a finite number.
         public let largest: Double
-        /// ||first - second|| / ||second||, over the pairs of numbers.
+        /// ||first - second|| / ||second||, over the pairs of finite numbers.
         public let relative: Double
-        /// Pairs of which only one is a finite number, or whose infinities differ.
+        /// The number of pairs of which only one is finite, or whose infinities differ.
         public let nonFinite: Int
-        /// The values are the same, though perhaps not the bits (zeros, NaNs).
+        /// Whether the values are the same, though perhaps not the bits (zeros, NaNs).
         public let isEqual: Bool
     }
 
     /// In the order of the file that has them.
     public private(set) var onlyInFirst: [TensorInfo] = []
     public private(set) var onlyInSecond: [TensorInfo] = []
-    /// Tensors of both, in the order of the first file.
+    /// Tensors in both, in the order of the first file.
     public private(set) var common: [Comparison] = []
-    /// Tensors of one or both of an element type that is not read, and so not compared.
+    /// Tensors that were not compared because their element type is not supported.
     public private(set) var notCompared: [String] = []
 
-    /// Tensors of both with another shape, type or value.
+    /// Tensors in both that differ in shape, type or value.
     public var changes: [Comparison] { common.filter { !$0.isEqual } }
-    /// Tensors of both without any difference.
+    /// The number of tensors in both without any difference.
     public var equal: Int { common.count { $0.isEqual } }
 
     public var isEmpty: Bool {
@@ -48,8 +49,9 @@ public struct CheckpointDifference: Sendable {
     }
 
     /// - Parameters:
-    ///   - values: compare the elements too, which reads both files wholly.
-    ///   - progress: is told the share of the bytes compared so far.
+    ///   - values: whether to compare the elements too, which reads both files completely.
+    ///   - progress: called with the share of the bytes compared so far, 0...1.
+    /// - Throws: `.malformed` for damaged tensors.
     public init(
         _ first: any Checkpoint, _ second: any Checkpoint, values: Bool = true,
         progress: (Double) -> Void = { _ in }
@@ -85,7 +87,7 @@ extension CheckpointDifference.ValueDistance {
         var distance = Distance()
         var nonFinite = 0
         var isEqual = true
-        // Integers of more than 53 bits may differ where their doubles do not.
+        // Integers of more than 53 bits may differ although they are equal as doubles.
         let isExact = x.dtype != y.dtype || x.dtype != .i64
         // In pieces that fit the cache.
         for start in stride(from: 0, to: count, by: 1 << 16) {
@@ -116,7 +118,7 @@ extension CheckpointDifference.ValueDistance {
 }
 
 extension Tensor {
-    /// The elements of a host tensor as doubles, which hold every type but the widest integers.
+    /// The elements of a host tensor as doubles, which are exact for every type but the widest integers.
     fileprivate func doubles() -> [Double] {
         switch dtype {
         case .f64: withElements(Double.self) { Array($0) }

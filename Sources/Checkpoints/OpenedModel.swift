@@ -1,13 +1,15 @@
-/// Opening the checkpoint of a model: all that can be told by its header is told before any work.
+/// Opening the checkpoint of a model: whatever its header can reveal is checked before any work.
 
-/// A checkpoint that holds a whole model which this program runs.
+import Tensors
+
+/// A checkpoint that holds a complete model which this program can run.
 public struct OpenedModel {
-    /// In original names and forms that models take.
+    /// The checkpoint, in original names and in forms that models take.
     public let checkpoint: any Checkpoint
     public let model: DetectedModel
-    /// Tensors that the model has no use for.
+    /// Tensors that the model does not use.
     public let unused: [String]
-    /// What reading had to decide and a user should know: an average that was preferred, for example.
+    /// Decisions that a user should know of: that an average was preferred, for example.
     public let notes: [String]
 
     public init(
@@ -23,17 +25,17 @@ public struct OpenedModel {
 
 /// Opens a file, an index or a folder as a model of `kind`.
 /// - Parameters:
-///   - heads: of a transformer whose head width is not 128 and whose file does not tell it.
-///   - patch: of a transformer, rows and columns of latents that make one token.
-/// - Throws: a line that says why it is not such a model, lacks a part, or would compute something
-///   else than is meant.
+///   - heads: needed for a transformer whose head width is not 128 and cannot be told from the file.
+///   - patch: for a transformer, rows and columns of latents that make one token.
+/// - Throws: if it is not such a model, lacks a part, or has parts that are not supported and would
+///   change the result.
 public func openModel(
     _ path: String, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
 ) throws(CheckpointError) -> OpenedModel {
     try modelFile(try openCheckpoint(path), kind, heads: heads, patch: patch)
 }
 
-/// See `openModel`.
+/// Checks that an opened checkpoint is a model of `kind`; see `openModel`.
 public func modelFile(
     _ stored: any Checkpoint, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
 ) throws(CheckpointError) -> OpenedModel {
@@ -63,8 +65,8 @@ public func modelFile(
         checkpoint: checkpoint, model: model, unused: summary.surplus, notes: whole.notes)
 }
 
-/// A model out of a file that holds a whole pipeline, as ComfyUI's all-in-one checkpoints do; any
-/// other file as it is.
+/// Extracts a model from a file that holds a whole pipeline, such as ComfyUI's all-in-one
+/// checkpoints; any other file is returned as it is.
 private func part(
     _ kind: DetectedModel.Kind, of file: any Checkpoint
 ) throws(CheckpointError) -> any Checkpoint {
@@ -83,21 +85,21 @@ private func part(
         })
 }
 
-/// Layers that read one input must want it in one format.
+/// Checks that layers which share an input take it in the same format.
 private func requireSharedForms(
     _ model: WanTransformerArchitecture, _ file: any Checkpoint
 ) throws(CheckpointError) {
     for block in 0..<model.layers {
         for group in WanTransformerArchitecture.sharedInputs {
             let forms = group.map { layer in
-                (layer, LinearStorage.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
+                (layer, LinearFormat.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
             }
             if let other = forms.first(where: { $0.1 != forms[0].1 }) {
                 throw .incompatible(
                     path: file.path,
                     reason:
                         "'blocks.\(block).\(forms[0].0)' is stored as \(forms[0].1.rawValue) and "
-                        + "'\(other.0)' as \(other.1.rawValue), but both read one input; "
+                        + "'\(other.0)' as \(other.1.rawValue), but both read the same input; "
                         + "'turbodiffusion convert --dequantize' makes all of them plain")
             }
         }
@@ -116,8 +118,9 @@ func nearestNames(to name: String, in file: any Checkpoint) -> [String] {
         .sorted { $0.0 > $1.0 }.prefix(3).map(\.1)
 }
 
-/// The first tensor of a file whose bytes have another checksum than the file says; nil where there is
-/// none, or where the file holds no checksums.
+/// The error for the first tensor of a file whose bytes do not have the checksum stored in the file; nil if
+/// there is none, if the file has no checksums, or if it cannot be opened.
+/// - Parameter isWanted: asked before each tensor; false ends the search.
 public func damage(in path: String, while isWanted: () -> Bool) -> CheckpointError? {
     guard let file = try? openCheckpoint(path) else { return nil }
     for name in file.names where isWanted() {

@@ -1,9 +1,10 @@
 /// The cursor through a checkpoint: models ask for exact names and shapes and get tensors on a
-/// device.
+/// device. And the protocol of checkpoints.
 
+import Ground
 public import Tensors
 
-/// An opened checkpoint: named tensors in host memory, mapped and not copied.
+/// An opened checkpoint: named tensors in host memory, mapped rather than copied.
 public protocol Checkpoint: AnyObject {
     /// For messages.
     var path: String { get }
@@ -13,19 +14,19 @@ public protocol Checkpoint: AnyObject {
     func info(_ name: String) -> TensorInfo?
     /// The tensor as stored (mapped; contiguous); nil for an unknown name.
     func tensor(_ name: String) throws(CheckpointError) -> Tensor?
-    /// Free text that the file holds about itself (safetensors' `__metadata__`).
+    /// Free text in the file (safetensors' `__metadata__`).
     var metadata: [String: String] { get }
-    /// How the file is written; nil for tensors that come from elsewhere.
+    /// The file's format; nil for tensors that do not come from a file.
     var format: CheckpointFormat? { get }
-    /// What reading had to decide and a user should know.
+    /// Decisions made while reading that a user should know of.
     var notes: [String] { get }
-    /// Tensors that are there, but of element types that are not read: by name, the types.
+    /// The types, by name, of tensors with unsupported element types, which are not among `names`.
     var foreignTypes: [String: String] { get }
-    /// Compares the tensor's bytes with the checksum that the file holds, where it holds one.
-    /// - Throws: `.malformed` where they differ.
+    /// Compares the tensor's bytes with the checksum in the file, if there is one.
+    /// - Throws: `.malformed` if they differ.
     func verify(_ name: String) throws(CheckpointError)
-    /// The tensor's bytes are not needed soon: mapped pages may go; a later access reads them
-    /// again.
+    /// Says that the tensor's bytes will not be needed soon: mapped pages may be dropped; a later
+    /// access reads them again.
     func forget(_ name: String)
 }
 
@@ -38,7 +39,7 @@ extension Checkpoint {
     public func forget(_ name: String) {}
 }
 
-/// What a checkpoint says of a tensor before its bytes are read.
+/// What is known about a tensor before its bytes are read.
 public struct TensorInfo: Sendable, Hashable {
     public let name: String
     public let shape: [Int]
@@ -51,20 +52,20 @@ public struct TensorInfo: Sendable, Hashable {
     public var byteCount: Int { shape.reduce(1, *) * dtype.byteCount }
 }
 
-/// A place in the tree of names: `weights["blocks"][3]["self_attn"]`.
+/// A position in the tree of names: `weights["blocks"][3]["self_attn"]`.
 public struct Weights {
     /// What all cursors into one checkpoint share.
     private final class Context {
         let checkpoint: any Checkpoint
         let device: any Backend
         let activations: DType
-        let linearFormat: ActivationFormat
+        let linearFormat: LinearFormat
         let set: WeightSet
         var read: Set<String> = []
 
         init(
             _ checkpoint: any Checkpoint, _ device: any Backend, _ activations: DType,
-            _ linearFormat: ActivationFormat, _ set: WeightSet
+            _ linearFormat: LinearFormat, _ set: WeightSet
         ) {
             self.checkpoint = checkpoint
             self.device = device
@@ -75,18 +76,18 @@ public struct Weights {
     }
 
     private let context: Context
-    /// Dotted path to here, without a trailing dot; empty at the root.
+    /// The dotted path to this position, without a trailing dot; empty at the root.
     public let path: String
-    /// The group that the tensors asked for below here belong to.
+    /// The group that tensors from this position on belong to.
     public let group: WeightGroup?
 
     /// - Parameters:
     ///   - activations: the dtype that dense linear weights take (f32 or bf16).
-    ///   - linearFormat: what dense weights of layers that may be quantised become while loading.
-    ///   - set: takes the groups.
+    ///   - linearFormat: the format to which dense weights of quantisable layers are converted while loading.
+    ///   - set: collects the groups.
     public init(
         _ checkpoint: any Checkpoint, on device: any Backend, activations: DType,
-        linearFormat: ActivationFormat = .plain, in set: WeightSet = WeightSet()
+        linearFormat: LinearFormat = .plain, in set: WeightSet = WeightSet()
     ) {
         context = Context(checkpoint, device, activations, linearFormat, set)
         path = ""
@@ -102,8 +103,8 @@ public struct Weights {
     public subscript(_ name: String) -> Weights { Weights(context, full(name), group) }
     public subscript(_ index: Int) -> Weights { self[String(index)] }
 
-    /// This place, with everything asked for below it collected in one group for `Backend.require`.
-    /// - Parameter isTransient: whether they are used once for each prompt and not in every step.
+    /// This position, with all tensors from here on collected in one group for `Backend.require`.
+    /// - Parameter isTransient: whether they are used once for each prompt, not in every step.
     public func grouped(isTransient: Bool = false) -> Weights {
         Weights(context, path, WeightGroup(path, of: context.set, isTransient: isTransient))
     }
@@ -113,6 +114,7 @@ public struct Weights {
     /// The dtype of activations and dense linear weights.
     public var activations: DType { context.activations }
 
+    /// Whether the checkpoint has a tensor with this name, relative to this position.
     public func contains(_ name: String) -> Bool { context.checkpoint.info(full(name)) != nil }
 
     /// The stored shape of a tensor, for models that detect their sizes.
@@ -121,27 +123,28 @@ public struct Weights {
     /// Names of tensors that nobody has asked for, in file order.
     public var unread: [String] { context.checkpoint.names.filter { !context.read.contains($0) } }
 
-    /// To be called when a model has taken what it wants.
-    /// - Returns: tensors that are not used and belong to no model that is known.
-    /// - Throws: `.incompatible` where a tensor that was not asked for would change what is computed.
+    /// To be called when a model has taken all that it needs.
+    /// - Returns: unused tensors that do not belong to the model.
+    /// - Throws: `.incompatible` if an unused tensor would change the result.
     public func finish() throws(CheckpointError) -> [String] {
         let checkpoint = context.checkpoint
         guard let model = DetectedModel(checkpoint) else { return [] }
-        // Of a VAE only one half may be wanted, and dense attention has no use for a linear branch.
+        // Known tensors may be unused: half of a VAE, or the linear branch with dense attention.
         let known = Set(model.tensors(storedAs: checkpoint).map(\.name))
         let strangers = unread.filter { !known.contains($0) }
         try refuseForeignParts(strangers, model.kind, in: checkpoint)
         return strangers
     }
 
-    /// A tensor of numbers in host memory as stored. `shape` must have the stored extents, ignoring
-    /// those of one (`[1, 6, dim]` may be asked for as `[6, dim]`) or with the stored ones after the
+    /// A floating-point tensor in host memory, as stored. `shape` must have the stored extents, ignoring
+    /// those of one (`[1, 6, dim]` may be asked for as `[6, dim]`), or with the stored ones after the
     /// first folded into one: the patch embedding `[dim, in, 1, 2, 2]` as `[dim, in * 4]`.
+    /// - Throws: `.missing`, `.shape`, `.dtype`, `.malformed`.
     public func host(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor {
         try host(name, shape, nil)
     }
 
-    /// A tensor on the device as `dtype`.
+    /// A floating-point tensor on the device, as `dtype`. Shapes and errors are those of `host`.
     public func tensor(_ name: String, _ shape: Shape, as dtype: DType) throws(CheckpointError)
         -> Tensor
     {
@@ -150,12 +153,12 @@ public struct Weights {
         return placed
     }
 
-    /// The linear layer here: `weight`, `int8_weight` + `scale` (the original's `-quant`
-    /// checkpoints) or `fp8_weight` + `scale` (one a row), and `bias` where there is one (f32 on
-    /// the device).
+    /// The linear layer at this position: `weight`, `int8_weight` + `scale` (the original's `-quant`
+    /// checkpoints) or `fp8_weight` + `scale` (one per row), and `bias` if there is one (f32 on the
+    /// device, [outputs]).
     /// - Parameters:
-    ///   - quantizable: a dense weight here takes the `linearFormat` of the whole cursor.
-    ///   - dtype: what a dense weight becomes; nil for the dtype of activations.
+    ///   - quantizable: whether a dense weight is converted to the cursor's `linearFormat`.
+    ///   - dtype: the type for a dense weight; nil: the dtype of activations.
     public func linear(
         from inputs: Int, to outputs: Int, quantizable: Bool = false, as dtype: DType? = nil
     ) throws(CheckpointError) -> (weight: LinearWeight, bias: Tensor?) {
@@ -164,7 +167,7 @@ public struct Weights {
         let weight: LinearWeight
         if contains("int8_weight") {
             let codes = try host("int8_weight", [outputs, inputs], .i8)
-            let scale = try scales([(outputs + 127) / 128, (inputs + 127) / 128])
+            let scale = try scales([ceilDivide(outputs, 128), ceilDivide(inputs, 128)])
             weight = device.place(.int8Blocks(weight: codes, scale: scale), as: dtype, in: group)
         } else if contains("fp8_weight") {
             let codes = try host("fp8_weight", [outputs, inputs], .f8e4m3)
@@ -173,7 +176,7 @@ public struct Weights {
         } else {
             let dense = try host("weight", [outputs, inputs], nil)
             if quantizable, context.linearFormat != .plain {
-                // A maximum passes over NaNs: the codes would hide them.
+                // Taking a maximum ignores NaNs, so the codes would hide them.
                 if dense.isOnHost { try requireFinite(dense, full("weight"), in: checkpoint) }
                 weight = device.place(dense, quantizedTo: context.linearFormat, in: group)
             } else {
@@ -188,15 +191,15 @@ public struct Weights {
     /// The checkpoint that this cursor walks through.
     public var checkpoint: any Checkpoint { context.checkpoint }
 
-    /// The scales of the layer here as f32.
+    /// The scales of the layer at this position, as f32.
     private func scales(_ shape: Shape) throws(CheckpointError) -> Tensor {
         let scales = try host("scale", shape)
-        // Those of an outline have no memory.
+        // The tensors of an outline have no memory.
         if scales.isOnHost { _ = try positiveScales(full("scale"), in: context.checkpoint) }
         return scales.dtype == .f32 ? scales : scales.converted(to: .f32)
     }
 
-    /// A host tensor of a certain type; nil for floating point of any width.
+    /// A host tensor of type `dtype`; nil allows floating point of any width.
     private func host(
         _ name: String, _ shape: Shape, _ dtype: DType?
     ) throws(CheckpointError) -> Tensor {

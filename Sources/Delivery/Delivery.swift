@@ -1,17 +1,17 @@
-/// Carrying out a run to its files.
+/// Carries out a run and writes its frames to files.
 
 import Glibc
-import Media
+public import Media
 public import Runs
 import SystemPackage
 
-/// Told of the files of a run.
+/// Callbacks about the files of a run.
 public struct WriterWatch: Sendable {
     let opened, written: @Sendable (String) -> Void
 
     /// - Parameters:
-    ///   - opened: called with the name of a file that is begun.
-    ///   - written: called with the name of one that is there, whole, products of stages among them; see
+    ///   - opened: called with the path of each file when writing it begins.
+    ///   - written: called with the path of each finished file, saved products among them, which may have a number; see
     ///     ``VideoWriter/Options/replaces``.
     public init(
         opened: @escaping @Sendable (String) -> Void = { _ in },
@@ -23,23 +23,33 @@ public struct WriterWatch: Sendable {
 }
 
 extension Engine {
-    /// Carries out a whole run. A file is there when it is whole; samples that were finished stay where a later one fails.
+    /// Carries out a whole run. A file appears only when it is complete; finished samples stay if a later one fails.
     /// - Parameters:
-    ///   - outputs: as checked before.
-    ///   - stored: what the files say about their making.
+    ///   - outputs: already checked, see ``Outputs/check(metadata:save:triesEncoder:)``.
+    ///   - stored: what the files say about how they were made.
+    ///   - preview: gets a small picture of the first sample after each step.
+    /// - Returns: the run's report, with a stage for the wait for the last encoder. Seconds count from this call.
+    /// - Throws: the errors of the run, `MediaError` and ``OutputError`` of its files, `CancellationError`.
     public nonisolated func deliver(
         _ run: Run, to outputs: Outputs, stored: StoredRun, watch: WriterWatch = WriterWatch(),
+        preview: (@Sendable (DenoisedStep, RGBImage) -> Void)? = nil,
         events: @escaping @Sendable (RunEvent) -> Void = { _ in }
     ) async throws -> RunReport {
         let start = ContinuousClock.now
         var run = run
         run.options.pixelFormat = outputs.format.pixelFormat
+        run.options.keepsPrediction = preview != nil
         let files = OutputFiles(outputs, stored, watch)
         let handle = self.start(run) { event in
             if case .notice(.saved(let path)) = event { return watch.written(path) }
             events(event)
         }
         do {
+            if let preview {
+                for try await step in handle.steps {
+                    if let image = try await handle.preview() { preview(step, image) }
+                }
+            }
             for try await chunk in handle.frames { try await files.append(chunk) }
             guard run.options.makesFrames else { return await handle.report() }
             let waiting = ContinuousClock.now
@@ -61,14 +71,14 @@ extension Engine {
     }
 }
 
-/// Takes chunks of frames, sample after sample.
+/// Writes chunks of frames to files, sample after sample.
 private final class OutputFiles {
     private let outputs: Outputs
     private let stored: StoredRun
     private let watch: WriterWatch
     private var sample = -1
     private var current: VideoWriter?
-    /// The sample before, whose encoder may still be at work.
+    /// The previous sample, whose encoder may still be at work.
     private var ending: (writer: VideoWriter, task: Task<String, any Error>)?
     private var grid: Grid?
     private var madeFolder: FilePath?
@@ -98,7 +108,7 @@ private final class OutputFiles {
     }
     private var gridWriter: VideoWriter?
 
-    /// Lets the encoder of the current sample come to its end beside the next sample.
+    /// Lets the encoder of the current sample finish while the next sample is computed.
     private func end() async throws {
         try await waitForLast()
         guard let writer = current else { return }
@@ -119,12 +129,12 @@ private final class OutputFiles {
         watch.written(try await gridWriter.finish())
     }
 
-    /// Removes what is not whole.
+    /// Removes unfinished files.
     func cancel() async {
         for writer in [current, ending?.writer, gridWriter] {
             await writer?.cancel()
         }
-        // Only an empty folder goes.
+        // This removes the folder only if it is empty.
         if let madeFolder { rmdir(madeFolder.string) }
     }
 

@@ -1,10 +1,10 @@
-/// What tells one file from another without reading gigabytes.
+/// Identifies a file by its content, without reading gigabytes.
 
 import Glibc
 import Ground
 import SystemPackage
 
-/// A file by name, size and a hash of pieces from all over it. Where it lies does not matter.
+/// A file's name, size, and a hash of pieces spread over its content. Its folder does not matter.
 public struct FileIdentity: Codable, Sendable, Hashable {
     public var name: String
     public var bytes: Int
@@ -14,8 +14,8 @@ public struct FileIdentity: Codable, Sendable, Hashable {
     private static let pieces = 32
     private static let pieceBytes = 16 << 10
 
-    /// - Parameter path: of a file; of a folder, or of an index of shards, which stands for the folder it is in.
-    /// - Throws: where it cannot be read.
+    /// - Parameter path: a file, a folder, or an index of shards, which stands for the folder it is in.
+    /// - Throws: `StoredRunError.unreadable`.
     public init(path: String) throws(StoredRunError) {
         let path = FilePath(path)
         let isIndex = path.string.hasSuffix(".index.json")
@@ -31,8 +31,8 @@ public struct FileIdentity: Codable, Sendable, Hashable {
         fingerprint = String(repeating: "0", count: 16 - digits.count) + digits
     }
 
-    /// Hashes the pieces.
-    /// - Returns: how many bytes there are in all.
+    /// Adds pieces of a file, or of each file in a folder, to the hash.
+    /// - Returns: the size of all of them in bytes.
     private static func read(_ path: FilePath, into hash: inout FNV1a) throws -> Int {
         // Opening a pipe must not wait for a writer.
         let file = try FileDescriptor.open(path, .readOnly, options: [.nonBlocking, .closeOnExec])
@@ -55,7 +55,7 @@ public struct FileIdentity: Codable, Sendable, Hashable {
                 let start = (size - pieceBytes) / (pieces - 1) * piece
                 try add(file, start..<start + pieceBytes, to: &hash)
             }
-            // Archives end with a list of what they hold and its checksums.
+            // Archives end with a table of contents that includes checksums.
             try add(file, size - pieceBytes..<size, to: &hash)
         }
         return size

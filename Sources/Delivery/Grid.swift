@@ -1,12 +1,12 @@
-/// Several videos as one: frame by frame beside and below each other.
+/// Joins several videos into one that shows them side by side, in rows and columns.
 
 import Ground
 import Media
 import Runs
 import SystemPackage
 
-/// Keeps the frames of all samples but the last in a file without a name, which vanishes with this object, and puts each
-/// frame of the last one together with theirs.
+/// Keeps the frames of all samples but the last in a nameless file, which vanishes with this object, and joins each frame
+/// of the last sample with theirs.
 final class Grid {
     private let samples, columns, rows: Int
     /// Of one video.
@@ -14,7 +14,7 @@ final class Grid {
     private let format: PixelFormat
     private let frameBytes: Int
     private let file: ScratchFile
-    /// Frames of the current sample that were taken.
+    /// How many frames of the current sample were taken.
     private var taken = 0
     private var sample = 0
 
@@ -32,7 +32,7 @@ final class Grid {
     /// Width and height of the grid.
     var size: (Int, Int) { (width * columns, height * rows) }
 
-    /// - Returns: frames of the grid, for a chunk of the last sample.
+    /// - Returns: frames of the grid for a chunk of the last sample; nil for earlier samples.
     func take(_ chunk: FrameChunk) throws(OutputError) -> [UInt8]? {
         if chunk.sample != sample { (sample, taken) = (chunk.sample, 0) }
         defer { taken += chunk.count }
@@ -56,7 +56,7 @@ final class Grid {
         return images
     }
 
-    /// Pictures side by side, row after row; places that are left are black.
+    /// Puts pictures side by side, row after row; unused places are black.
     static func joined(
         _ pictures: [[UInt8]], columns: Int, rows: Int, width: Int, height: Int,
         _ format: PixelFormat
@@ -81,7 +81,7 @@ final class Grid {
         return image
     }
 
-    /// A frame of an earlier sample: they lie one behind the other.
+    /// Reads a frame of an earlier sample; the samples are stored one after the other.
     private func read(_ sample: Int, _ frame: Int) throws(OutputError) -> [UInt8] {
         do throws(FileError) {
             return try file.read(

@@ -1,4 +1,4 @@
-/// What videos of version 0.1.0 say about their making.
+/// The metadata of videos made by version 0.1.0.
 
 import Catalog
 import Families
@@ -6,7 +6,7 @@ import Models
 import Runs
 import Tensors
 
-/// A flat request, and a model whose files are known by their paths.
+/// A flat request, and a model whose files are named by their paths.
 struct LegacyStoredRun: Decodable {
     struct Request: Decodable {
         var prompt: String
@@ -52,7 +52,9 @@ struct LegacyStoredRun: Decodable {
     var request: Request
     var models: Models
 
-    /// - Parameter path: of the video.
+    /// The same run in today's form.
+    /// - Parameter path: the video, for messages.
+    /// - Throws: ``StoredRunError`` for an unknown sampler, `CatalogError` for values that no model can have.
     func stored(path: String) throws -> StoredRun {
         StoredRun(
             program: program, request: try newRequest(path), model: models.name, files: [:],

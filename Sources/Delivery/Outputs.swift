@@ -1,5 +1,5 @@
-/// The files of a run: one video, or one for each sample and a grid of them all. Everything that can be known to be
-/// wrong with them is found before the run begins.
+/// The files of a run: one video, or one for each sample and a grid of them all. Whatever can be wrong with them is found
+/// before the run begins, as far as possible.
 
 import Families
 import Ground
@@ -10,32 +10,33 @@ import Tensors
 
 /// Where the frames of a run go.
 public struct Outputs: Sendable, Equatable {
-    /// What happens to files that are there already.
+    /// What to do about files that exist already.
     public enum Existing: Sendable, Hashable {
         case refuse, replace
-        /// They stay; the new ones are called `video-2.mp4`, and so on.
+        /// Keep them; name the new ones `video-2.mp4`, and so on.
         case number
     }
 
-    /// As it was asked for, or numbered; of several samples, the grid.
+    /// The path that was asked for, perhaps with a number; with several samples, the grid.
     public let path: String
     public let format: VideoFormat
-    /// One for each sample, then the grid where there are several. None of a run that ends with its latents.
+    /// One file for each sample, then the grid if there are several. None for a run that ends with its latents.
     public let files: [String]
     /// Of one video.
     let width, height, frames: Int
     public let samples: Int
     public let framesPerSecond: Int
-    /// Quality, where it was chosen.
+    /// The quality, if one was chosen.
     public let crf: Int?
     let replaces: Bool
-    /// Made for the run, where it is missing.
+    /// Whether the innermost folder is made if it is missing.
     let makesFolder: Bool
 
     /// - Parameters:
     ///   - path: its ending, or a pattern of picture names, decides the format.
-    ///   - makesFolder: whether the innermost folder is made where it is missing.
-    /// - Throws: `MediaError` for a name that no format has, ``OutputError`` for files that are there already.
+    ///   - crf: the quality; nil: the format's default.
+    ///   - makesFolder: whether the innermost folder is made if it is missing.
+    /// - Throws: `MediaError` for a name that no format has, ``OutputError`` for files that exist already.
     public init(
         of run: Run, path: String, crf: Int? = nil, existing: Existing = .refuse,
         makesFolder: Bool = false
@@ -83,7 +84,7 @@ public struct Outputs: Sendable, Equatable {
         return renamed(path) { "\($0)_\(sample)" }
     }
 
-    /// Another stem, in the same folder and with the same extension.
+    /// Replaces the stem; folder and extension stay.
     private static func renamed(_ path: String, _ name: (String) -> String) -> String {
         let path = FilePath(path)
         guard let last = path.lastComponent else { return path.string }
@@ -91,20 +92,20 @@ public struct Outputs: Sendable, Equatable {
         return path.removingLastComponent().appending(name(last.stem) + ending).string
     }
 
-    /// Columns and rows of the grid: as near to a square as whole rows allow.
+    /// Columns and rows of the grid: the smallest square that holds all samples, without empty rows.
     var grid: (columns: Int, rows: Int) {
         var columns = 1
         while columns * columns < samples { columns += 1 }
         return (columns, ceilDivide(samples, columns))
     }
 
-    /// Bytes of the frames that wait for the grid.
+    /// Bytes of the frames that must be kept for the grid.
     var waitingBytes: Int {
         (samples - 1) * frames * format.pixelFormat.frameBytes(width: width, height: height)
     }
 }
 
-/// Whether a file of that name is there; of a pattern, one of its pictures.
+/// Whether the file exists; for a pattern, whether one of its pictures does.
 private func isTaken(_ path: String) -> Bool {
     guard case .pngSequence(let names)? = try? VideoFormat(path: path) else {
         return FilePath(path).exists
@@ -115,11 +116,11 @@ private func isTaken(_ path: String) -> Bool {
 /// Files that cannot be written.
 public enum OutputError: Error, Sendable, Hashable, Codable {
     case exists(path: String)
-    /// The name says something else than what will be in the file.
+    /// The file's ending does not fit its content.
     case suffix(path: String, expected: String)
-    /// Two results of one name.
+    /// Two results have the same name.
     case twice(path: String)
-    /// More than the format can hold.
+    /// A value that the format cannot hold.
     case limit(path: String, what: String, found: String, expected: String)
     case space(folder: String, neededBytes: Int, freeBytes: Int)
     case temporary(folder: String, reason: String)
@@ -128,16 +129,16 @@ public enum OutputError: Error, Sendable, Hashable, Codable {
 extension OutputError: CustomStringConvertible {
     public var description: String {
         switch self {
-        case .exists(let path): "\(path) exists already"
+        case .exists(let path): "\(path) already exists"
         case .suffix(let path, let expected): "\(path): the name must end in \(expected)"
-        case .twice(let path): "\(path) is named for two results"
+        case .twice(let path): "\(path) is the name of two results"
         case .limit(let path, let what, let found, let expected):
             "\(path): \(what) must be \(expected), not \(found)"
         case .space(let folder, let needed, let free):
-            "the frames that wait for the grid take \(needed >> 20) MiB, \(folder) has \(free >> 20) MiB: "
+            "the frames kept for the grid take \(needed >> 20) MiB, but \(folder) has only \(free >> 20) MiB free: "
                 + "set TMPDIR to a folder with more space"
         case .temporary(let folder, let reason):
-            "the frames that wait for the grid cannot be kept in \(folder): \(reason)"
+            "the frames for the grid cannot be kept in \(folder): \(reason)"
         }
     }
 }
@@ -145,12 +146,16 @@ extension OutputError: CustomStringConvertible {
 // MARK: - Checks
 
 extension Outputs {
-    /// Refuses what would fail after the work: folders, formats, space, and an encoder that cannot do it, which is tried
-    /// with a black frame. Leaves nothing behind.
+    /// Refuses what would otherwise fail after the work: folders, formats, free space, and an encoder that does not work,
+    /// which is tried with a black frame. Leaves nothing behind.
     /// - Parameters:
-    ///   - metadata: what the files will say about their making.
-    ///   - save: products of the run that are written too.
-    public func check(metadata: String, save: RunOptions.Files = .init()) async throws {
+    ///   - metadata: what the files will say about how they were made.
+    ///   - save: intermediate results of the run that are written too.
+    ///   - triesEncoder: false if the same encoder is known to work for such a video.
+    /// - Throws: ``OutputError``, `MediaError`.
+    public func check(
+        metadata: String, save: RunOptions.Files = .init(), triesEncoder: Bool = true
+    ) async throws {
         if !files.isEmpty { try checkFormat(metadataBytes: metadata.utf8.count) }
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
@@ -167,19 +172,25 @@ extension Outputs {
         }
         if files.isEmpty { return }
         for path in files { try VideoWriter.check(path: probe(path)) }
-        try await VideoWriter.check(
-            VideoWriter.Options(
-                path: probe(path), replaces: replaces, width: width, height: height,
-                framesPerSecond: Double(framesPerSecond),
-                pixelFormat: format.pixelFormat, crf: crf, metadata: metadata),
-            frames: frames)
+        if triesEncoder {
+            try await tryEncoder(metadata)
+        }
         guard samples > 1 else { return }
         let folder = FilePath.temporaryFolder
         guard let free = folder.freeBytes, waitingBytes > free else { return }
         throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
     }
 
-    /// A name that can be tried: one beside the folder that is yet to be made.
+    private func tryEncoder(_ metadata: String) async throws {
+        try await VideoWriter.check(
+            VideoWriter.Options(
+                path: probe(path), replaces: replaces, width: width, height: height,
+                framesPerSecond: Double(framesPerSecond),
+                pixelFormat: format.pixelFormat, crf: crf, metadata: metadata),
+            frames: frames)
+    }
+
+    /// The path to try instead of `path` if its folder does not exist yet: beside that folder.
     private func probe(_ path: String) -> String {
         let folder = FilePath(path).removingLastComponent()
         guard makesFolder, !folder.isEmpty, !folder.exists, let name = FilePath(path).lastComponent
@@ -229,7 +240,7 @@ extension Outputs {
             "at most \(96 << 10) bytes (shorten the prompt)")
     }
 
-    /// Proves that a file can be made beside `path`, by making one.
+    /// Checks that a file can be made beside `path`, by making one.
     private func checkWritable(_ path: String) throws {
         let folder = FilePath(path).folder
         guard folder.isFolder else { throw MediaError.noSuchFolder(path: folder.string) }

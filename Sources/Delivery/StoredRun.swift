@@ -1,4 +1,4 @@
-/// What a video says about its making, enough to make it again.
+/// What a video's metadata says about how it was made: enough to make it again.
 
 public import Catalog
 public import Families
@@ -7,27 +7,27 @@ import Ground
 public import Runs
 import SystemPackage
 
-/// A run as it is kept in a video's metadata.
+/// A run as it is stored in a video's metadata.
 public struct StoredRun: Sendable, Hashable {
     /// "turbodiffusion 0.2.0"
     public var program: String
     public var request: Request
-    /// The model by name, and those of its files that the run opened.
+    /// The model's name, and those of its files that the run opened.
     public var model: String
     public var files: [ModelFile: FileIdentity]
     /// Other files that the run was made from.
     public var inputs: [StoredInput: FileIdentity] = [:]
     /// In the order of the request.
     public var loras: [FileIdentity] = []
-    /// Which of several samples the file is, from 0; nil: the only one, or all of them in a grid.
+    /// Which of several samples the file holds, from 0; nil: the only one, or all of them in a grid.
     public var sample: Int?
-    /// Quality, where it was chosen.
+    /// The quality, if one was chosen.
     public var crf: Int?
-    /// Of a video of version 0.1.0, which names all files by their paths.
+    /// The model of a video made by version 0.1.0, whose files are named by their paths.
     var legacyModels: ModelSet?
 }
 
-/// A file beside those of the model.
+/// An input file that is not part of the model.
 public enum StoredInput: String, Codable, Sendable, Hashable, CaseIterable, CodingKeyRepresentable {
     case image, text, conditioning, latents
 }
@@ -37,30 +37,30 @@ public enum StoredRunError: Error, Sendable, Hashable, Codable {
     /// The file holds no request.
     case noRequest(path: String)
     case unreadable(path: String, reason: String)
-    /// A file of the model. `path`: one of that name that holds something else; nil: there is none.
+    /// A file of the model is missing. `path`: a file of that name with other content; nil: there is none.
     case modelFile(ModelFile, name: String, path: String?)
-    /// Another file that the video was made from.
+    /// Another file that the video was made from is missing.
     case input(StoredInput, name: String, path: String?)
     case lora(name: String, path: String?)
 }
 
 extension StoredRunError: CustomStringConvertible {
     public var description: String {
-        func told(_ what: String, _ name: String, _ path: String?) -> String {
+        func text(_ what: String, _ name: String, _ path: String?) -> String {
             path.map {
                 "\($0) is not the \(what) that the video was made with: its content differs"
             }
-                ?? "the \(what) that the video was made with is not here: \(name)"
+                ?? "the \(what) that the video was made with was not found: \(name)"
         }
         return switch self {
         case .noRequest(let path):
-            "\(path) holds no request: it was not made by this program, or its metadata was lost"
-        case .unreadable(let path, let reason): "\(path) cannot be read: \(reason)"
-        case .modelFile(let file, let name, let path): told(file.title, name, path)
-        case .input(.image, let name, let path): told("picture", name, path)
-        case .input(.text, let name, let path): told("text embedding", name, path)
-        case .input(let input, let name, let path): told("file of \(input.rawValue)", name, path)
-        case .lora(let name, let path): told("LoRA", name, path)
+            "\(path) contains no request: it was not made by this program, or its metadata was lost"
+        case .unreadable(let path, let reason): cannotRead(path, reason)
+        case .modelFile(let file, let name, let path): text(file.title, name, path)
+        case .input(.image, let name, let path): text("picture", name, path)
+        case .input(.text, let name, let path): text("text embedding", name, path)
+        case .input(let input, let name, let path): text("file of \(input.rawValue)", name, path)
+        case .lora(let name, let path): text("LoRA", name, path)
         }
     }
 }
@@ -68,29 +68,35 @@ extension StoredRunError: CustomStringConvertible {
 // MARK: - Making
 
 extension StoredRun {
-    /// Reads a little of every file that the run will open.
+    /// Describes a run. Reads a little of every file that the run will open.
     /// - Parameters:
-    ///   - program: its name and version.
-    ///   - models: those of the run.
-    public init(_ run: Run, of models: ModelSet, program: String, crf: Int? = nil) throws {
+    ///   - models: the models of the run.
+    ///   - program: this program's name and version.
+    ///   - crf: the quality, if one was chosen.
+    ///   - identity: returns the identity of the file at a path.
+    /// - Throws: ``StoredRunError/unreadable(path:reason:)``.
+    public init(
+        _ run: Run, of models: ModelSet, program: String, crf: Int? = nil,
+        identity: (String) throws -> FileIdentity = { try FileIdentity(path: $0) }
+    ) throws {
         self.program = program
         request = run.request
         model = models.name
         files = [:]
         for file in ModelSet.files(for: try run.parts) {
-            if let path = models[file] { files[file] = try FileIdentity(path: path) }
+            if let path = models[file] { files[file] = try identity(path) }
         }
         let start = run.options.start
         if let latents = start.latents {
-            inputs[.latents] = try FileIdentity(path: latents)
+            inputs[.latents] = try identity(latents)
         } else {
-            if let text = start.text { inputs[.text] = try FileIdentity(path: text) }
+            if let text = start.text { inputs[.text] = try identity(text) }
             if let conditioning = start.conditioning {
-                inputs[.conditioning] = try FileIdentity(path: conditioning)
+                inputs[.conditioning] = try identity(conditioning)
             } else if let image = request.image {
-                inputs[.image] = try FileIdentity(path: image)
+                inputs[.image] = try identity(image)
             }
-            loras = try request.loras.map { try FileIdentity(path: $0.path) }
+            loras = try request.loras.map { try identity($0.path) }
         }
         self.crf = crf
     }
@@ -107,9 +113,9 @@ extension StoredRun {
 // MARK: - Reading
 
 extension StoredRun {
-    /// - Parameter path: of the file that the text is from.
-    /// - Throws: ``StoredRunError`` where the text is not one of this program's, `CatalogError` for numbers that no model
-    ///   can have.
+    /// - Parameter path: the file that the text is from, for messages.
+    /// - Throws: ``StoredRunError`` if this program did not write the text, `CatalogError` for numbers that no model can
+    ///   have.
     public init(json: String, path: String) throws {
         let (decoder, data) = (JSONDecoder(), Data(json.utf8))
         if let stored = try? decoder.decode(StoredRun.self, from: data) {
@@ -121,17 +127,18 @@ extension StoredRun {
         }
     }
 
-    /// Whether the video began with a picture.
+    /// Whether the video starts with a picture.
     public var takesPicture: Bool { request.image != nil || inputs[.conditioning] != nil }
 
-    /// The model that the video was made with: found by its name, and compared file by file.
-    /// - Parameter changes: a model or files to take instead, which are not compared.
+    /// Finds the model that the video was made with by its name, and compares it file by file.
+    /// - Parameter changes: a model or files to use instead, which are not compared.
+    /// - Throws: ``StoredRunError`` for a file with other content, `CatalogError` for a model that is not found.
     public func models(changedBy changes: ModelChoice, in catalog: Catalog) throws -> ModelSet {
         if changes.name == nil, var models = legacyModels {
             for (file, path) in changes.files { models[file] = path }
             return models
         }
-        // A name alone says nothing of a second expert.
+        // A name alone does not say whether the model takes a picture.
         var choice = changes
         choice.name = changes.name ?? model
         choice.conditioning = takesPicture ? .firstFrame : Family.Conditioning.none
@@ -150,10 +157,11 @@ extension StoredRun {
         return models
     }
 
-    /// Throws where a file beside the model's is not the one that the video was made from, and none is named instead.
+    /// Throws if an input file is not the one that the video was made from, and no other is named instead.
     /// - Parameters:
-    ///   - request: the stored one with changes.
+    ///   - request: the stored request with changes.
     ///   - start: files that the run will start from.
+    /// - Throws: ``StoredRunError``.
     public func checkInputs(of request: Request, _ start: RunOptions.Files) throws(StoredRunError) {
         func check(_ input: StoredInput, _ given: String?, _ isWanted: Bool, _ known: String?)
             throws(StoredRunError)
@@ -179,7 +187,7 @@ extension StoredRun {
 }
 
 extension FileIdentity {
-    /// The first of the paths that holds this file.
+    /// The first of the paths whose file has this content.
     fileprivate func find(
         in paths: [String], otherwise error: (String?) -> StoredRunError
     ) throws(StoredRunError) -> String {

@@ -1,16 +1,17 @@
-/// Which machine computes, by name: what a user or a program asks for.
+/// The choice of a device by name.
 
+/// A device, as users and programs name it.
 public enum DeviceChoice: Sendable, Hashable, LosslessStringConvertible {
-    /// The first GPU where there is a usable one, otherwise the CPU.
+    /// The first GPU if it is usable, otherwise the CPU.
     case automatic
     case cpu
-    /// GPUs are numbered from 0.
+    /// A GPU; they are numbered from 0.
     case cuda(ordinal: Int)
 
-    /// How choices are written; N stands for a number.
+    /// The names of all choices, where N stands for a number.
     public static let names = ["auto", "cpu", "cuda", "cuda:N"]
 
-    /// nil for what is none of `names`.
+    /// nil if the name is none of `names`.
     public init?(_ name: String) {
         switch name {
         case "auto": self = .automatic

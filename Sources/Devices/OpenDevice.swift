@@ -1,4 +1,4 @@
-/// Opening a device, and what the user should be told of it.
+/// Opening a device, and what the user should know about that.
 
 public import CPU
 public import CUDA
@@ -7,22 +7,29 @@ public import Tensors
 
 /// How a device is opened.
 public struct DeviceOptions: Sendable {
-    /// Threads of the CPU; nil for all.
+    /// Number of threads for the CPU; nil for one per processor.
     public var threads: Int?
-    /// What a GPU may take and where its kernels come from; the CPU ignores it.
+    /// Options for GPUs; ignored on the CPU.
     public var cuda = CUDABackend.Options()
+    /// The most memory to take of a GPU, in bytes; nil: all there is.
+    public var memoryLimit: Int? {
+        get { cuda.memoryLimit }
+        set { cuda.memoryLimit = newValue }
+    }
 
     public init() {}
 }
 
-/// What a user should know of a device that is being opened.
+/// Something that the user should know about a device that is being opened.
 public enum DeviceNote: Sendable, CustomStringConvertible {
-    /// A file of kernels was compiled or loaded.
+    /// A file of kernels has been compiled or loaded.
     case kernels(file: String, seconds: Double)
-    /// A GPU was looked for and there is one, but it cannot be used: the CPU takes its place.
+    /// There is a GPU, but it cannot be used, so the CPU is used instead.
     case fallsBack(CUDAUnavailable)
-    /// Why the CPU does not compute at its full speed.
+    /// Why the CPU does not compute at full speed.
     case slowCPU(advice: String)
+    /// Two GPUs of a group cannot write to each other's memory.
+    case noPeerAccess(from: Int, to: Int)
 
     public var description: String {
         switch self {
@@ -30,12 +37,14 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
             "kernels of \(file) ready after \(describe(seconds: seconds))"
         case .fallsBack(let reason): "\(reason); the CPU is used"
         case .slowCPU(let advice): advice
+        case .noPeerAccess(let from, let to):
+            "GPU \(from) has no access to the memory of GPU \(to): what they exchange goes by way of the host"
         }
     }
 }
 
 extension DeviceChoice {
-    /// Whether a GPU will be opened, as far as that can be told without opening it.
+    /// Whether a GPU will be opened, as far as this can be known without opening it.
     public var isGPU: Bool {
         switch self {
         case .cpu: false
@@ -44,9 +53,9 @@ extension DeviceChoice {
         }
     }
 
-    /// Opens the device. The backend belongs to the thread that calls this.
-    /// - Parameter note: told from any thread.
-    /// - Throws: what ``CUDABackend`` throws, where a GPU was named or has failed.
+    /// Opens the device. The backend must stay on the calling thread.
+    /// - Parameter note: may be called from any thread.
+    /// - Throws: what ``CUDABackend`` throws, if a GPU was named or has failed.
     public func open(
         _ options: DeviceOptions = DeviceOptions(),
         note: @escaping @Sendable (DeviceNote) -> Void = { _ in }
@@ -75,7 +84,7 @@ extension DeviceChoice {
 }
 
 extension CUDAUnavailable {
-    /// Whether this machine simply has no NVIDIA GPU, of which a user of the CPU need not hear.
+    /// Whether this machine simply has no NVIDIA GPU, which a user of the CPU need not be told.
     var meansNoGPU: Bool {
         switch self {
         case .noDevice: true

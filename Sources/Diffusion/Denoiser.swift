@@ -1,13 +1,13 @@
-/// The denoising loop, for every model, sampler and number of samples.
+/// The denoising loop, for all models, samplers and numbers of samples.
 
 public import Tensors
 
-/// A sampler and its state, advanced step by step by whoever wants the result.
+/// A sampler and its state, which the caller advances step by step.
 public struct Denoiser {
     private var sampler: any Sampler
-    /// Steps done.
+    /// Number of finished steps.
     public private(set) var count = 0
-    /// [samples, C, T, H, W], f64 (rCM) or f32
+    /// The current state: [samples, C, T, H, W], f64 (rCM) or f32
     public private(set) var state: Tensor
 
     /// - Parameter noise: f32 [samples, C, T, H, W], standard normal.
@@ -16,13 +16,13 @@ public struct Denoiser {
         state = sampler.start(noise, on: device)
     }
 
-    /// The step that `advance` would take, nil at the end.
+    /// The step that `advance` takes next; nil at the end.
     public var next: DenoisingStep? { count < sampler.steps.count ? sampler.steps[count] : nil }
 
     /// Takes one step.
     /// - Parameters:
-    ///   - draw: fresh standard normal numbers of the state's shape, asked for by samplers that add noise.
-    ///   - velocity: the model's answer, f32 [samples, C, T, H, W], to a state in f32 of that shape.
+    ///   - draw: draws new standard normal numbers of the state's shape, for samplers that add noise.
+    ///   - velocity: evaluates the model. f32 [samples, C, T, H, W] → same
     public mutating func advance(
         on device: any Backend, draw: () -> Tensor,
         velocity: (Tensor, DenoisingStep) throws -> Tensor
@@ -46,5 +46,5 @@ public func guided(
     device.combine([negative, positive], [1 - guidance, guidance], as: .f32)
 }
 
-/// Which of two experts answers at noise level `t`: the low-noise one strictly below the boundary.
+/// Whether the low-noise expert is used at noise level `t`, which is strictly below the boundary.
 public func usesLowNoiseExpert(at t: Double, boundary: Double) -> Bool { t < boundary }

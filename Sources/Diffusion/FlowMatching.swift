@@ -1,16 +1,18 @@
-/// Samplers for undistilled flow-matching models: Euler and UniPC, with a shifted schedule.
+/// Samplers for flow-matching models that are not distilled: Euler and UniPC, with a shifted schedule.
 
 import Glibc
 public import Tensors
 
-/// A schedule of noise levels sigma = shift s / (1 + (shift - 1) s), s falling evenly from a start to zero.
+/// A schedule of noise levels sigma = shift s / (1 + (shift - 1) s), where s falls evenly from a start to zero.
 /// Source: `FlowEulerSampler` and `FlowUniPCMultistepSampler` of thu-ml/TurboDiffusion (rcm/samplers), and
 /// wan/utils/fm_solvers_unipc.py of Wan-Video/Wan2.1.
 public struct FlowSchedule: Sendable, Hashable {
-    /// `count` levels before each step, then the last one, 0.
+    /// The noise level before each of `count` steps, then 0.
     public let sigmas: [Double]
+    /// What the model is given at each step, in 0...1000.
     public let timesteps: [Double]
 
+    /// Makes a schedule.
     /// - Parameter sigmaMax: noise-to-signal ratio of the first step; nil starts from pure noise (sigma 1).
     public init(count: Int, shift: Double, sigmaMax: Double? = nil) throws(SamplerError) {
         try Self.check(count, shift)
@@ -27,11 +29,11 @@ public struct FlowSchedule: Sendable, Hashable {
         timesteps = levels.map { $0 * 1000 }
     }
 
-    /// Wan2.1's own scheduler: starts at sigma 0.999 before the shift, timesteps cut to integers.
+    /// Wan2.1's own schedule: starts at sigma 0.999 before the shift, and truncates timesteps to integers.
     public static func wan(count: Int, shift: Double) throws(SamplerError) -> FlowSchedule {
         try check(count, shift)
-        // The reference builds 1000 training levels from 1 - 1/1000 in f32 and shifts them once, to find
-        // its largest level; `levels` then shifts again, as the reference's set_timesteps does.
+        // The original makes 1000 training levels from 1 - 1/1000 in f32 and shifts them once to find the largest
+        // level; `levels` then shifts again, like the original's set_timesteps.
         let largest = Double(Float(1 - Float(1) / 1000))
         let levels = levels(count, from: largest, shift: shift)
         return FlowSchedule(
@@ -67,7 +69,7 @@ public struct FlowSchedule: Sendable, Hashable {
     }
 }
 
-/// x <- x + (next - t) v, state in f32.
+/// x <- x + (next - t) v, with the state in f32.
 public struct EulerSampler: Sampler, Sendable {
     public let steps: [DenoisingStep]
     public init(_ schedule: FlowSchedule) { steps = schedule.steps }
@@ -82,14 +84,14 @@ public struct EulerSampler: Sampler, Sendable {
     }
 }
 
-/// UniPC (arXiv 2302.04867) of order two on the sample prediction, variant bh2, with the corrector from the
-/// second step on and a first-order last step. State in f32.
+/// UniPC (arXiv 2302.04867) of order two on the predicted sample, variant bh2, with the corrector from the second step
+/// on and a last step of order one. The state is f32.
 public struct UniPCSampler: Sampler {
     public let steps: [DenoisingStep]
     private let sigmas: [Double]
-    /// Sample predictions of the step before last and of the last step.
+    /// The predicted samples of the last two steps, the older one first.
     private var predictions: [Tensor] = []
-    /// The state from which the last step was predicted, and the order it used.
+    /// The state before the last prediction, and the order of that.
     private var last: (x: Tensor, order: Int)?
 
     public init(_ schedule: FlowSchedule) {
@@ -114,7 +116,7 @@ public struct UniPCSampler: Sampler {
         return predict(x, order: order, at: step.index, on: device)
     }
 
-    /// UniP: from level `index` to level `index + 1`.
+    /// UniP: predicts the state at level `index + 1` from that at level `index`.
     private func predict(_ x: Tensor, order: Int, at index: Int, on device: any Backend) -> Tensor {
         let move = Move(from: sigmas[index], to: sigmas[index + 1])
         let m0 = predictions[predictions.count - 1]
@@ -128,7 +130,7 @@ public struct UniPCSampler: Sampler {
             [move.keep, -move.alpha * move.phi1 - weight, weight], as: .f32)
     }
 
-    /// UniC: the state at level `index` again, from the one before it and the new prediction.
+    /// UniC: corrects the state at level `index`, from the state before it and the new prediction.
     private func correct(
         _ x: Tensor, _ prediction: Tensor, order: Int, at index: Int, on device: any Backend
     ) -> Tensor {
@@ -150,8 +152,8 @@ public struct UniPCSampler: Sampler {
             [move.keep, scale - older - scale * rho1, older, scale * rho1], as: .f32)
     }
 
-    /// The quantities of one step in lambda = log((1 - sigma) / sigma); a sigma of 1 or 0 makes them infinite,
-    /// and every use below stays finite.
+    /// The quantities of one step in terms of lambda = log((1 - sigma) / sigma). They are infinite for a sigma of 1 or
+    /// 0, but all results computed from them are finite.
     private struct Move {
         let lambda, h: Double
         /// sigma_t / sigma_s
@@ -173,7 +175,7 @@ public struct UniPCSampler: Sampler {
 
         func ratio(to sigma: Double) -> Double { (Self.lambda(sigma) - lambda) / h }
 
-        /// b_1, b_2 of the paper's system.
+        /// b_1 and b_2 of the system of equations in the paper.
         var rightHandSide: (Double, Double) {
             let first = phi1 / -h - 1
             let second = first / -h - 0.5

@@ -3,11 +3,12 @@
 import Glibc
 public import Tensors
 
-/// Consistency sampling of rCM (arXiv 2510.08431) on the rectified-flow line.
+/// Consistency sampling of rCM (arXiv 2510.08431), in rectified-flow parametrisation.
 ///
-/// Angles atan(sigma_max), 1.5, 1.4, 1.0, 0 become t = sin a / (cos a + sin a); the state is f64 and starts as
-/// noise * t[0]. Source: turbodiffusion/inference/wan2.1_t2v_infer.py of thu-ml/TurboDiffusion.
+/// The angles a = atan(sigma_max), 1.5, 1.4, 1.0, 0 become noise levels t = sin a / (cos a + sin a). The state is f64
+/// and starts as noise * t[0]. Source: turbodiffusion/inference/wan2.1_t2v_infer.py of thu-ml/TurboDiffusion.
 public struct RCMSampler: Sampler, Sendable {
+    /// Whether noise is added between steps.
     public enum Solver: String, Sendable, Hashable {
         /// Fresh noise after every step.
         case sde
@@ -20,8 +21,9 @@ public struct RCMSampler: Sampler, Sendable {
 
     /// - Parameters:
     ///   - count: 1...4.
-    ///   - sigmaMax: noise level of the first step, above tan(1.5) = 14.1 so that levels fall.
-    ///   - roundTimesteps: the model is told bf16(1000 t), as the original's scripts do.
+    ///   - sigmaMax: noise level of the first step, above tan(1.5) = 14.1 so that levels fall; any positive one for a
+    ///     single step.
+    ///   - roundTimesteps: whether the model is given bf16(1000 t), as in the original's scripts.
     public init(
         count: Int, sigmaMax: Double, solver: Solver = .sde, roundTimesteps: Bool = true
     ) throws(SamplerError) {
@@ -52,8 +54,8 @@ public struct RCMSampler: Sampler, Sendable {
         _ x: Tensor, velocity: Tensor, step: DenoisingStep, draw: () -> Tensor,
         on device: any Backend
     ) -> Tensor {
-        // The original draws on the last step too, where the noise counts nothing: the generator's state
-        // stays in step with it.
+        // The original also draws in the last step, where noise has the factor 0. So do we, to keep the generator in
+        // the same state.
         let noise = solver == .sde ? draw() : nil
         return device.rcmStep(x, velocity: velocity, noise: noise, t: step.t, next: step.next)
     }

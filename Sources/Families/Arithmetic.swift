@@ -1,14 +1,14 @@
-/// In what arithmetic a run is computed.
+/// The arithmetic of a run: precision, attention, linear layers, norms.
 
 public import Models
 public import Tensors
 
-/// Which attention the transformer's self-attention uses.
+/// The kind of the transformer's self-attention: dense, SLA, or SLA with 8-bit kernels.
 public enum AttentionChoice: String, Codable, Sendable, CaseIterable {
     case original, sla, sagesla
 }
 
-/// Arithmetic of activations and dense weights.
+/// Type of the activations and dense weights.
 public enum Precision: String, Codable, Sendable, CaseIterable {
     case f32, bf16
 
@@ -19,10 +19,10 @@ public enum Precision: String, Codable, Sendable, CaseIterable {
 public enum LinearChoice: String, Codable, Sendable, CaseIterable {
     /// As the checkpoint stores them.
     case stored
-    /// Plain ones are quantised while loading.
+    /// Dense ones are quantised while loading.
     case int8, fp8
 
-    public var format: ActivationFormat {
+    public var format: LinearFormat {
         switch self {
         case .stored: .plain
         case .int8: .int8Blocks
@@ -31,12 +31,12 @@ public enum LinearChoice: String, Codable, Sendable, CaseIterable {
     }
 }
 
-/// Everything about a run's arithmetic that a request may choose.
+/// All choices of arithmetic that a request makes.
 public struct Arithmetic: Sendable, Hashable, Codable {
     public var precision: Precision
     public var linears: LinearChoice
     public var attention: AttentionChoice
-    /// Share of the key blocks that SLA and SageSLA attend exactly, in (0, 1].
+    /// Share of the key blocks to which SLA and SageSLA attend exactly, in (0, 1].
     public var topK: Double
     /// The textbook norms, or the original's fast ones.
     public var norms: NormKind
@@ -52,10 +52,10 @@ public struct Arithmetic: Sendable, Hashable, Codable {
         self.norms = norms
     }
 
-    /// What the transformer is asked to do.
+    /// The transformer's options.
     /// - Parameters:
-    ///   - sage: whose 8-bit arithmetic SageSLA uses.
-    ///   - family: tells the heads and patches that a checkpoint may not tell.
+    ///   - sage: the kind of card whose 8-bit arithmetic SageSLA uses.
+    ///   - family: supplies the number of heads and the patch size, which a checkpoint may not contain.
     public func transformerOptions(sage: SageArchitecture, family: Family)
         -> WanTransformerOptions
     {

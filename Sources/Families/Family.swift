@@ -1,5 +1,4 @@
-/// A family of models: what its latents are, what conditions it, what its parts must fit, and what a request looks
-/// like when nothing is said.
+/// A family of models: its latents, its conditioning, and the defaults of a request.
 
 public import Models
 public import Tensors
@@ -25,30 +24,34 @@ extension LatentStatistics: Codable {
     }
 }
 
-/// What all models of one kind share. Everything that a run needs to know beyond its files and its request.
+/// What all models of one family share: everything that a run needs to know beyond its files and its request.
 public struct Family: Sendable, Hashable, Codable {
     public var name: String
     public var geometry: LatentGeometry
-    /// Mean and deviation of each latent channel.
+    /// Mean and standard deviation of each latent channel.
     public var statistics: LatentStatistics
     public var conditioning: Conditioning
-    /// Rows of the text that the transformer sees, padding included.
+    /// Rows of the text embedding, padding included.
     public var textLength: Int
-    /// Heads of the transformer; nil: as its file tells, or width / 128.
+    /// Number of the transformer's attention heads; nil for what its file says, or else width / 128.
     public var heads: Int?
-    /// The model was trained with timesteps rounded to bf16, as the published ones run.
+    /// Whether timesteps are rounded to bf16, as in the published models.
     public var roundsTimesteps: Bool
     public var defaults: Defaults
+    /// How latents become small pictures without decoding; nil if no such map is known.
+    public var preview: LatentPreview? = .wan
+    /// What a small model was trained on; nil: nothing is known, or nearly everything.
+    public var training: Training?
 
-    /// What is given to the transformer beside text and noise.
+    /// What the transformer is given besides text and noise.
     public enum Conditioning: String, Sendable, Hashable, Codable {
         /// Nothing: text to video.
         case none
-        /// A mask that marks the first frame, and the latents of a video that begins with a picture and goes on in grey.
+        /// A mask of the first frame, and the latents of a video that begins with the picture and continues in grey.
         case firstFrame
     }
 
-    /// What a request for this family looks like when nothing is said.
+    /// The values of a request that are not given.
     public struct Defaults: Sendable, Hashable, Codable {
         public var width = 832
         public var height = 480
@@ -58,10 +61,10 @@ public struct Family: Sendable, Hashable, Codable {
         public var flow = Sampling.Flow()
         public var attention = AttentionChoice.sagesla
         public var topK = 0.1
-        /// What guidance leads away from. The text is Wan2.1's own (wan/configs/shared_config.py): garish,
+        /// The prompt that guidance leads away from. It is Wan2.1's own (wan/configs/shared_config.py): garish,
         /// overexposed, static, blurred, subtitles, and so on.
         public var negativePrompt = wanNegativePrompt
-        /// Of two experts the low-noise one answers strictly below this noise level.
+        /// Noise level strictly below which the low-noise of two experts takes the steps, in 0...1.
         public var boundary = 0.875
 
         public init() {}
@@ -83,19 +86,19 @@ public struct Family: Sendable, Hashable, Codable {
         self.defaults = defaults
     }
 
-    /// Channels that condition the transformer: a mask value for each frame of a latent, then the picture's latents.
+    /// Channels of the conditioning: a mask value for each frame of a latent, then the picture's latents.
     public var conditioningChannels: Int {
         conditioning == .none ? 0 : geometry.stride.t + geometry.channels
     }
-    /// Channels that the transformer takes in.
+    /// Channels of the transformer's input.
     public var inputChannels: Int { geometry.channels + conditioningChannels }
 }
 
 extension Family {
-    /// Wan2.1 text to video, 1.3B and 14B.
+    /// Wan2.1 text to video: 1.3B and 14B.
     public static let wan21 = Family(name: "Wan2.1")
 
-    /// Wan2.2 image to video, A14B: two experts.
+    /// Wan2.2 image to video: A14B, with two experts.
     public static let wan22I2V: Family = {
         var family = Family(name: "Wan2.2 I2V", conditioning: .firstFrame)
         family.defaults.distilled.sigmaMax = 200

@@ -1,31 +1,32 @@
-/// What the parts of a model must fit, told by the headers of their files before gigabytes are read.
+/// Whether the parts of a model fit together. Only the headers of their files are read, before gigabytes are loaded.
 
 public import Checkpoints
 import Ground
 import Models
 public import Tensors
 
-/// A part that does not belong to its model.
+/// A part of a model that does not fit.
 public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
-    /// Half of an autoencoder, and not the half that is needed.
+    /// The file has only the other half of an autoencoder.
     case half(path: String, part: ModelPart)
-    /// The transformer takes another input: an image-to-video model for a request without a picture, or the reverse.
+    /// The transformer takes another number of input channels: it is for image to video instead of text to video, or
+    /// the reverse.
     case conditioning(path: String, channels: Int, expected: Int)
-    /// Two experts of different models.
+    /// The two experts belong to different models.
     case experts(first: String, second: String, difference: String)
     /// A size that two parts must share.
     case size(
         what: String, path: String, found: Int, otherPath: String, expected: Int)
-    /// An autoencoder that makes latents of another size.
+    /// One latent of the autoencoder stands for another number of pixels.
     case strides(path: String, found: Extent, family: String, expected: Extent)
     /// A size that the arithmetic that was asked for cannot have.
     case width(what: String, path: String, found: Int, expected: String)
-    /// Sparse-linear attention was asked for, and the checkpoint has no weights for it.
+    /// The checkpoint has no weights for sparse-linear attention, which was asked for.
     case noLinearBranch(path: String)
 
     public var description: String {
         switch self {
-        case .half(let path, let part): "\(path) holds no \(part.title)"
+        case .half(let path, let part): "\(path) contains no \(part.title)"
         case .conditioning(let path, let channels, let expected):
             "\(path) is \(channels > expected ? "an image-to-video" : "a text-to-video") model "
                 + "(\(channels) input channels), expected \(expected) channels"
@@ -45,12 +46,12 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
 }
 
 extension ModelSource {
-    /// The checkpoint of a part, in the original's names.
+    /// The checkpoint of a part, with the tensor names of the original.
     public func checkpoint(_ part: ModelPart) throws -> any Checkpoint {
         try file(part).checkpoint
     }
 
-    /// The sizes of a transformer, from its header.
+    /// The sizes of a transformer, from the header of its file.
     public func transformerSizes(_ part: ModelPart) throws -> WanTransformerArchitecture {
         guard case .wanTransformer(let sizes) = try file(part).model else {
             programmingError("transformerSizes: \(part.title)")
@@ -58,11 +59,12 @@ extension ModelSource {
         return sizes
     }
 
-    /// Checks that the parts that a run will use fit each other and the family.
+    /// Checks that the parts of a run fit each other and the family.
     /// - Parameters:
-    ///   - attention: what the transformers are asked to do.
-    ///   - linears: likewise.
-    ///   - parts: those that the run will load.
+    ///   - parts: the parts that the run will load.
+    ///   - attention: the attention that the transformers must support.
+    ///   - linears: the form of linear layers that they must support.
+    /// - Throws: `FittingError`, or what reading the headers throws.
     public func checkFit(
         _ parts: [ModelPart], attention: AttentionChoice, linears: LinearChoice = .stored
     ) throws {

@@ -1,16 +1,16 @@
-/// How the latents of a family of models lie in a video.
+/// How a family's videos, latents and tokens relate in size.
 
 public import Tensors
 
-/// Channels, strides and patches: from pixels to latents to tokens.
+/// The sizes that lead from pixels to latents to tokens.
 public struct LatentGeometry: Sendable, Hashable, Codable {
     /// Channels of the latents.
     public var channels: Int
-    /// Frames (after the first, which stands alone), rows and columns of pixels for one latent.
+    /// Frames, rows and columns of pixels per latent; the first frame has a latent of its own.
     public var stride: Extent
-    /// Rows and columns of latents that make one token of the transformer.
+    /// Rows and columns of latents per token of the transformer.
     public var patch: Int
-    /// Positions along each axis: where the rotary tables of the published models end.
+    /// Number of token positions along each axis: the length of the published models' rotary tables.
     public var positions: Int
 
     public init(
@@ -23,24 +23,24 @@ public struct LatentGeometry: Sendable, Hashable, Codable {
         self.positions = positions
     }
 
-    /// The latents of a video in pixels: its first frame, then one for every `stride.t` frames.
+    /// The size of a video's latents. video: in pixels
     public func latents(of video: Extent) -> Extent {
         Extent(t: 1 + (video.t - 1) / stride.t, h: video.h / stride.h, w: video.w / stride.w)
     }
 
-    /// The video that latents decode to.
+    /// The size in pixels of the video that latents decode to.
     public func video(of latents: Extent) -> Extent {
         Extent(
             t: 1 + (latents.t - 1) * stride.t, h: latents.h * stride.h, w: latents.w * stride.w)
     }
 
-    /// Tokens of the transformer's sequence.
+    /// Length of the transformer's sequence.
     public func tokens(of latents: Extent) -> Int {
         latents.t * (latents.h / patch) * (latents.w / patch)
     }
 
-    /// Heights are multiples of `multiple.h`, widths of `multiple.w`; numbers of frames are one more than a
-    /// multiple of `multiple.t`.
+    /// What video sizes must be multiples of: heights of `multiple.h`, widths of `multiple.w`, and numbers of frames
+    /// minus one of `multiple.t`.
     public var multiple: Extent {
         Extent(t: stride.t, h: stride.h * patch, w: stride.w * patch)
     }

@@ -1,21 +1,22 @@
-/// The models that a run is made of.
+/// The parts of a model that a run uses.
 
 public import Checkpoints
 
-/// One model with a file of its own, or one half of the autoencoder.
+/// A network with its own file, or one half of the autoencoder.
 public enum ModelPart: String, Sendable, Hashable, Codable, CaseIterable {
     case textEncoder = "text-encoder"
-    /// The autoencoder's half that makes latents of a picture.
+    /// The half of the autoencoder that makes latents from a picture.
     case imageEncoder = "vae-encoder"
-    /// The only transformer, or the expert for high noise.
+    /// The only transformer, or the expert for high noise levels.
     case transformer
     case lowNoiseTransformer = "low-noise-transformer"
-    /// The autoencoder's half that makes frames of latents.
+    /// The half of the autoencoder that makes frames from latents.
     case decoder = "vae"
 
+    /// Whether this is the transformer or one of the two experts.
     public var isTransformer: Bool { self == .transformer || self == .lowNoiseTransformer }
 
-    /// What its file must hold.
+    /// The kind of model that its file must contain.
     public var kind: DetectedModel.Kind {
         switch self {
         case .textEncoder: .umT5
@@ -24,7 +25,7 @@ public enum ModelPart: String, Sendable, Hashable, Codable, CaseIterable {
         }
     }
 
-    /// For people: "text encoder".
+    /// Name for people: "text encoder".
     public var title: String {
         switch self {
         case .textEncoder: "text encoder"

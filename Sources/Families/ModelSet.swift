@@ -1,9 +1,9 @@
-/// Which files make a model, and of which family it is.
+/// The files of a model, and its family.
 
 public import Checkpoints
 import Models
 
-/// The files of one model.
+/// A model: the paths of its files, and its family.
 public struct ModelSet: Sendable, Hashable, Codable {
     public var name: String
     public var family: Family
@@ -28,7 +28,7 @@ public struct ModelSet: Sendable, Hashable, Codable {
         self.vae = vae
     }
 
-    /// The file of a part.
+    /// The path of a part's file.
     public func path(_ part: ModelPart) -> String {
         switch part {
         case .textEncoder: textEncoder
@@ -44,17 +44,17 @@ public struct ModelSet: Sendable, Hashable, Codable {
     }
 }
 
-/// Where the weights of a run's models come from: files, or numbers that are made up.
+/// Where the weights of a run's models come from: files, or random numbers.
 public protocol ModelSource {
     var family: Family { get }
     /// The transformers, in the order of their use.
     var experts: [ModelPart] { get }
-    /// The tokenizer's file.
+    /// The path of the tokenizer's file.
     var tokenizer: String { get }
-    /// What a part is known by: its file.
+    /// The path of a part's file, which also identifies the part.
     func path(_ part: ModelPart) -> String
-    /// The opened file of a part: a whole model of its kind.
-    /// - Throws: what its header tells against it.
+    /// Opens the file of a part.
+    /// - Throws: if its header shows that it is not a complete model of the part's kind.
     func file(_ part: ModelPart) throws -> OpenedModel
 }
 

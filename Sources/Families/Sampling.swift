@@ -1,4 +1,4 @@
-/// How a run goes from noise to a sample.
+/// The choice of a sampler, which leads from noise to a sample.
 
 public import Diffusion
 
@@ -9,12 +9,13 @@ public enum Sampling: Sendable, Hashable {
     /// Undistilled flow-matching models.
     case flow(Flow)
 
+    /// Settings of the rCM sampler.
     public struct Distilled: Sendable, Hashable, Codable {
         /// 1...4
         public var steps: Int
         /// Noise level of the first step, above 14.1.
         public var sigmaMax: Double
-        /// Without fresh noise between steps.
+        /// Solves the ODE: no fresh noise between steps.
         public var ode: Bool
 
         public init(steps: Int = 4, sigmaMax: Double = 80, ode: Bool = false) {
@@ -24,20 +25,22 @@ public enum Sampling: Sendable, Hashable {
         }
     }
 
+    /// How a flow-matching model's ODE is solved.
     public enum Solver: String, Sendable, Hashable, Codable, CaseIterable {
         case unipc, euler
-        /// UniPC on the noise levels and whole timesteps of Wan2.1's own generate.py.
+        /// UniPC with the noise levels and whole timesteps of Wan2.1's own generate.py.
         case wanUniPC = "wan-unipc"
     }
 
+    /// Settings of the samplers for flow-matching models.
     public struct Flow: Sendable, Hashable, Codable {
         public var solver: Solver
         public var steps: Int
-        /// Shift of the schedule.
+        /// Shift of the schedule of noise levels; larger values spend more steps at high noise.
         public var shift: Double
-        /// Noise level of the first step; nil begins with pure noise.
+        /// Noise level of the first step; nil for pure noise.
         public var sigmaMax: Double?
-        /// negative + guidance (positive - negative); 1 asks about the prompt alone.
+        /// Factor in negative + guidance * (positive - negative); 1 evaluates the prompt alone.
         public var guidance: Double
 
         public init(
@@ -71,15 +74,16 @@ public enum Sampling: Sendable, Hashable {
         }
     }
 
-    /// 1 where there is none.
+    /// 1 if there is no guidance.
     public var guidance: Double {
         if case .flow(let settings) = self { settings.guidance } else { 1 }
     }
-    /// Whether the model is also asked about the negative prompt.
+    /// Whether the model is also evaluated with the negative prompt.
     public var isGuided: Bool { guidance != 1 }
 
+    /// Makes the sampler.
     /// - Parameter roundTimesteps: see ``RCMSampler``.
-    /// - Throws: where the settings make no schedule.
+    /// - Throws: if the settings make no schedule.
     public func sampler(roundTimesteps: Bool) throws(SamplerError) -> any Sampler {
         switch self {
         case .distilled(let settings):
@@ -104,7 +108,7 @@ extension Sampling.Flow {
     }
 }
 
-/// One flat object: `{"solver": "rcm", "steps": 4, "sigmaMax": 80, "ode": false}`.
+/// Coded as one flat object: `{"solver": "rcm", "steps": 4, "sigmaMax": 80, "ode": false}`.
 extension Sampling: Codable {
     private enum Key: String, CodingKey { case solver, steps, sigmaMax, ode, shift, guidance }
     private static let distilledName = "rcm"

@@ -1,6 +1,6 @@
-/// Numbers and texts out of bytes that nobody vouches for: never past the end.
+/// Reading numbers and text from untrusted bytes, never past their end.
 
-/// Reads little-endian numbers one after the other.
+/// Reads little-endian numbers one after another.
 public struct ByteReader {
     public let bytes: UnsafeRawBufferPointer
     public private(set) var position: Int
@@ -12,44 +12,45 @@ public struct ByteReader {
 
     public var remaining: Int { bytes.count - position }
 
-    /// nil past the end.
+    /// The next number; nil past the end.
     public mutating func integer<T: FixedWidthInteger>(_ type: T.Type) -> T? {
         guard remaining >= MemoryLayout<T>.size else { return nil }
         defer { position += MemoryLayout<T>.size }
         return T(littleEndian: bytes.loadUnaligned(fromByteOffset: position, as: T.self))
     }
 
-    /// nil past the end, and where no `Int` holds the number.
+    /// The next number as an `Int`; nil past the end, and if it does not fit.
     public mutating func count<T: FixedWidthInteger>(_ type: T.Type) -> Int? {
         integer(type).flatMap { Int(exactly: $0) }
     }
 
-    /// The place of the next `count` bytes; nil past the end.
+    /// Skips the next `count` bytes and returns their range; nil past the end.
     public mutating func take(_ count: Int) -> Range<Int>? {
         guard count >= 0, count <= remaining else { return nil }
         defer { position += count }
         return position..<position + count
     }
 
+    /// The bytes of a range, which must lie within `bytes`.
     public func slice(_ range: Range<Int>) -> UnsafeRawBufferPointer {
         UnsafeRawBufferPointer(rebasing: bytes[range])
     }
 
-    /// UTF-8 text; nil where the bytes are not UTF-8.
+    /// The bytes of a range as UTF-8 text; nil if they are not UTF-8.
     public func text(_ range: Range<Int>) -> String? {
         String(validating: slice(range), as: UTF8.self)
     }
 }
 
 extension RandomAccessCollection<UInt8> {
-    /// The number in the `count` bytes from `offset` on, the first byte the highest; nil past the end.
+    /// The number in the `count` bytes from `offset` on, with the highest byte first; nil past the end.
     /// - Parameter count: at most 7.
     public func bigEndian(_ offset: Int, _ count: Int) -> Int? {
         guard offset >= 0, offset <= self.count - count else { return nil }
         return dropFirst(offset).prefix(count).reduce(0) { $0 << 8 | Int($1) }
     }
 
-    /// The number in the `count` bytes from `offset` on, the first byte the lowest; nil past the end.
+    /// The number in the `count` bytes from `offset` on, with the lowest byte first; nil past the end.
     /// - Parameter count: at most 7.
     public func littleEndian(_ offset: Int, _ count: Int) -> Int? {
         guard offset >= 0, offset <= self.count - count else { return nil }

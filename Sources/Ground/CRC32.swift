@@ -1,6 +1,6 @@
-/// CRC-32 of ISO 3309: the checksum of zip archives and PNG files.
+/// CRC-32 (ISO 3309), the checksum of zip archives and PNG files.
 
-/// A running checksum: polynomial 0xEDB88320 (reflected), eight bytes a step.
+/// A running checksum: polynomial 0xEDB88320 (reflected), computed eight bytes at a time.
 public struct CRC32 {
     /// [8 * 256]: entry `level * 256 + byte` is the checksum of `byte` followed by `level` zeros.
     private static let table: [UInt32] = {
@@ -22,12 +22,14 @@ public struct CRC32 {
 
     public init() {}
 
+    /// The checksum of all `bytes`.
     public static func checksum(_ bytes: UnsafeRawBufferPointer) -> UInt32 {
         var crc = CRC32()
         crc.update(bytes)
         return crc.value
     }
 
+    /// Adds bytes to the checksum.
     public mutating func update(_ bytes: UnsafeRawBufferPointer) {
         Self.table.withUnsafeBufferPointer { table in
             var position = 0

@@ -1,10 +1,10 @@
-/// `ensure`: a precondition whose message is printed in optimised builds as well.
+/// `ensure`: a precondition whose message is printed in optimised builds too.
 
-/// Ends the program with `message` unless `condition` holds. For what only a mistake in this program
-/// can break, such as shapes that do not fit; what a user can cause is a typed error instead.
+/// Ends the program with `message` unless `condition` is true. Only for conditions that a mistake in this program can
+/// violate, such as shapes that do not fit; what a user can cause is a thrown error instead.
 ///
-/// Swift's `precondition` traps without its message in optimised builds, and the message, with the
-/// operation and both shapes, is what a report of such a failure needs.
+/// Swift's `precondition` does not print its message in optimised builds, but a report of such a failure needs it, with
+/// the operation and both shapes.
 @inlinable
 @inline(__always)
 public func ensure(
@@ -14,7 +14,7 @@ public func ensure(
     if !condition() { programmingError(message(), file: file, line: line) }
 }
 
-/// Ends the program with `message`: `ensure` where no condition is left to test.
+/// Ends the program with `message`, like `ensure` with a false condition.
 @inline(never)
 public func programmingError(
     _ message: String, file: StaticString = #fileID, line: UInt = #line

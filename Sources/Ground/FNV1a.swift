@@ -1,4 +1,4 @@
-/// FNV-1a, 64 bits: quick hashes that are the same in every run, against damage and mistakes and not against attackers.
+/// FNV-1a with 64 bits: quick hashes that are the same in every run. They detect damage and mistakes, not attacks.
 ///
 /// http://www.isthe.com/chongo/tech/comp/fnv/
 
@@ -8,24 +8,24 @@ public struct FNV1a: Sendable {
 
     public init() {}
 
-    /// The hash of the text's UTF-8, byte by byte.
+    /// The hash of the UTF-8 bytes of a text.
     public static func hash(_ text: String) -> UInt64 {
         var hash = FNV1a()
         for byte in text.utf8 { hash.add(UInt64(byte)) }
         return hash.value
     }
 
-    /// As ``add(words:)``: not the published hash of these bytes, and eight times as fast.
+    /// The hash by ``add(words:)``, which differs from the published hash of these bytes and is eight times as fast.
     public static func hash(words bytes: UnsafeRawBufferPointer) -> UInt64 {
         var hash = FNV1a()
         hash.add(words: bytes)
         return hash.value
     }
 
-    /// A byte, or a word where all agree on words.
+    /// Adds a byte, or a word where words are hashed instead of bytes.
     public mutating func add(_ word: UInt64) { value = (value ^ word) &* 0x100_0000_01b3 }
 
-    /// Takes eight bytes a step, and single ones at the end.
+    /// Adds words of eight bytes, and single bytes at the end.
     public mutating func add(words bytes: UnsafeRawBufferPointer) {
         let words = bytes.count / 8
         for index in 0..<words {

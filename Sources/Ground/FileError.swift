@@ -1,18 +1,19 @@
-/// What can go wrong with a file, as facts.
+/// Errors of files.
 
 import Glibc
 public import SystemPackage
 
+/// What can go wrong with a file.
 public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
-    /// It exists, and nobody asked for it to be replaced.
+    /// It exists, and may not be replaced.
     case exists(FilePath)
-    /// A folder, a pipe or a device, where a file is wanted.
+    /// It is a folder, a pipe or a device instead of a regular file.
     case notRegular(FilePath)
-    /// The file system of this file has too little room for what will be written.
+    /// Its file system has too little space. In bytes.
     case noRoom(FilePath, needed: Int, free: Int)
-    /// More bytes than anybody should have to read.
+    /// It has more bytes than may be read.
     case tooLarge(FilePath, limit: Int)
-    /// What the system says.
+    /// An error of the operating system.
     case system(FilePath, Errno)
 
     /// The error of the last system call.
@@ -36,10 +37,21 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
         }
     }
 
-    public var description: String { "\(path.string.printable): \(reason)" }
+    public var description: String {
+        if case .system(_, .noSuchFileOrDirectory) = self {
+            return cannotRead(path.string.printable, reason)
+        }
+        return "\(path.string.printable): \(reason)"
+    }
+}
+
+/// The line for a file that cannot be read, the same everywhere: `no such file: a.pth`, `cannot read a.pth: Permission denied`.
+public func cannotRead(_ path: String, _ reason: String) -> String {
+    reason == "\(Errno.noSuchFileOrDirectory)"
+        ? "no such file: \(path)" : "cannot read \(path): \(reason)"
 }
 
 extension Errno {
-    /// Of the last system call.
+    /// The error of the last system call.
     static var current: Errno { Errno(rawValue: errno) }
 }

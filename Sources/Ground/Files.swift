@@ -1,30 +1,30 @@
-/// Questions to the file system that several rooms ask.
+/// Operations on files and folders that several rooms need.
 
 import Glibc
 public import SystemPackage
 
 extension FilePath {
-    /// The folder that the file is in: `.` where the path names none.
+    /// The folder of the file; `.` if the path contains none.
     public var folder: FilePath {
         let folder = removingLastComponent()
         return folder.isEmpty ? "." : folder
     }
 
-    /// Whether there is anything, behind symbolic links too.
+    /// Whether something exists at the path, after symbolic links.
     public var exists: Bool { fileType != nil }
     public var isFolder: Bool { fileType == .directory }
     public var isRegularFile: Bool { fileType == .regular }
 
-    /// Of what symbolic links lead to; nil where there is nothing.
+    /// The type of what the path names, after symbolic links; nil if it does not exist.
     public var fileType: FileType? { try? stat().type }
 
-    /// In bytes; nil where there is nothing.
+    /// In bytes; nil if it does not exist.
     public var fileSize: Int? { try? Int(stat().size) }
 
-    /// Where symbolic links lead to, whether there is something or not yet.
+    /// The path that symbolic links lead to, whether it exists or not.
     public var followingLinks: FilePath {
         var path = self
-        // As many as Linux follows.
+        // Linux follows at most 40 links.
         for _ in 0..<40 {
             var target = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
             guard readlink(path.string, &target, target.count - 1) > 0 else { return path }
@@ -40,16 +40,16 @@ extension FilePath {
     }
 
     /// The bytes of a regular file.
-    /// - Parameter limit: a file with more is refused.
+    /// - Parameter limit: larger files are refused.
     public func contents(limit: Int = 1 << 26) throws(FileError) -> [UInt8] {
-        // O_NONBLOCK: opening a pipe must fail below and not wait for a writer.
+        // O_NONBLOCK: opening a pipe must not wait for a writer; it is refused below.
         let descriptor = open(string, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { throw .last(self) }
         defer { close(descriptor) }
         var status = Glibc.stat()
         guard fstat(descriptor, &status) == 0 else { throw .last(self) }
         guard status.st_mode & S_IFMT == S_IFREG else { throw .notRegular(self) }
-        // The size is a hint: files of /proc have none.
+        // The size is only a hint, because files in /proc have size 0.
         var bytes: [UInt8] = []
         var piece = [UInt8](repeating: 0, count: min(max(Int(status.st_size), 4096), 1 << 20))
         while true {
@@ -62,14 +62,14 @@ extension FilePath {
         }
     }
 
-    /// The name with a number, as that of another file beside it: `a/video.mp4` and 2 are `a/video-2.mp4`.
+    /// The path with a number added to the name: `a/video.mp4` and 2 make `a/video-2.mp4`.
     public func numbered(_ number: Int) -> FilePath {
         guard let stem, let last = lastComponent else { return self }
         let name = last.extension.map { "\(stem)-\(number).\($0)" } ?? "\(stem)-\(number)"
         return removingLastComponent().appending(name)
     }
 
-    /// Gives a file or folder another name on the same file system.
+    /// Moves a file or folder to another name on the same file system.
     /// - Parameter replacing: whether a file of that name may be replaced.
     public func move(to target: FilePath, replacing: Bool) throws(FileError) {
         if !replacing {
@@ -77,8 +77,8 @@ extension FilePath {
                 unlink(string)
                 return
             }
-            // Folders have no hard links, nor have some file systems; there a name can be taken between this question and
-            // the next line.
+            // Folders and some file systems have no hard links. Then another process can take the name between this
+            // check and the next call.
             guard target.fileType == nil else { throw .exists(target) }
         }
         guard rename(string, target.string) == 0 else { throw .last(target) }
@@ -98,7 +98,7 @@ extension FilePath {
         return names.sorted()
     }
 
-    /// Makes the folder and those above it that are missing.
+    /// Makes the folder, and missing folders above it.
     public func makeFolders(mode: UInt32 = 0o777) throws(FileError) {
         if isFolder { return }
         let parent = removingLastComponent()
@@ -106,7 +106,7 @@ extension FilePath {
         guard mkdir(string, mode) == 0 || (errno == EEXIST && isFolder) else { throw .last(self) }
     }
 
-    /// Bytes that can still be written in this folder; nil where the file system does not say.
+    /// Free bytes on the file system of this folder; nil if they are unknown.
     public var freeBytes: Int? {
         var space = statvfs()
         guard statvfs(string, &space) == 0 else { return nil }

@@ -1,16 +1,16 @@
-/// Files mapped into memory: what is not looked at is not read.
+/// Files mapped into memory, of which only the used parts are read.
 
 import Glibc
 public import SystemPackage
 
-/// A regular file mapped read-only; unmapped when the last that looks at it goes.
+/// A regular file, mapped read-only as long as this object exists.
 public final class MappedFile: @unchecked Sendable {
     public let path: FilePath
     /// The whole file. The memory is never written, so threads may share it.
     public let bytes: UnsafeRawBufferPointer
 
     public init(_ path: FilePath) throws(FileError) {
-        // O_NONBLOCK: opening a pipe must fail below and not wait for a writer.
+        // O_NONBLOCK: opening a pipe must not wait for a writer; it is refused below.
         let descriptor = open(path.string, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { throw .last(path) }
         defer { close(descriptor) }
@@ -35,7 +35,7 @@ public final class MappedFile: @unchecked Sendable {
         }
     }
 
-    /// Lets the system forget the pages that lie wholly inside `range`; a later access reads them again.
+    /// Lets the system drop the pages that lie entirely inside `range`; a later access reads them again.
     public func forget(_ range: Range<Int>) {
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
         let start = roundUp(range.lowerBound, to: page)

@@ -1,6 +1,6 @@
-/// Small arithmetic that several rooms need.
+/// Arithmetic that several rooms need.
 
-/// How many pieces of size `size` hold `count` elements: `count / size`, rounded up.
+/// `count / size`, rounded up: how many pieces of `size` elements contain `count` elements.
 /// - Parameter count: not negative.
 @inlinable
 @inline(__always)
@@ -16,25 +16,25 @@ public func roundUp<T: BinaryInteger>(_ count: T, to size: T) -> T {
     ceilDivide(count, size) * size
 }
 
-/// The middle of the sorted values, or the mean of the two in the middle; not a number where there are none.
+/// The median: the middle of the sorted values, or the mean of the two in the middle; NaN if there are none.
 public func median(_ values: some Sequence<Double>) -> Double {
     let sorted = values.sorted()
     if sorted.isEmpty { return .nan }
     return (sorted[(sorted.count - 1) / 2] + sorted[sorted.count / 2]) / 2
 }
 
-/// How far numbers are from those that were expected, one pair after the other.
+/// The distance between found and expected numbers, which are added in pairs.
 public struct Distance: Sendable, Equatable {
     /// Sum of (found - expected)².
     public private(set) var squaredError = 0.0
     /// Sum of expected².
     public private(set) var squaredNorm = 0.0
-    /// The largest |found - expected|; infinite where one was not a number.
+    /// The largest |found - expected|; infinite if only one of a pair is NaN.
     public private(set) var maximum = 0.0
 
     public init() {}
 
-    /// Pairs of equal infinities, or of two NaNs, are no distance apart.
+    /// Adds a pair. Equal infinities, or two NaNs, have the distance 0.
     public mutating func add(_ found: Double, _ expected: Double) {
         let equal = found == expected || (found.isNaN && expected.isNaN)
         let error = equal ? 0 : found - expected
@@ -44,15 +44,16 @@ public struct Distance: Sendable, Equatable {
         if error.isNaN { maximum = .infinity }
     }
 
-    /// - Parameter expected: as many as `found`.
+    /// Adds pairs.
+    /// - Parameter expected: as many values as `found`.
     public mutating func add(_ found: [Float], _ expected: [Float]) {
         ensure(
             found.count == expected.count, "Distance: \(found.count) and \(expected.count) values")
         for index in found.indices { add(Double(found[index]), Double(expected[index])) }
     }
 
-    /// ||found - expected|| / ||expected||; the error itself where everything expected is 0. Not a number, or
-    /// infinite, where a pair of which only one is finite was added.
+    /// ||found - expected|| / ||expected||, or ||found - expected|| if all expected values are 0. NaN or infinite if
+    /// only one value of a pair is finite.
     public var relative: Double {
         squaredNorm > 0 ? (squaredError / squaredNorm).squareRoot() : squaredError.squareRoot()
     }

@@ -1,17 +1,17 @@
-/// Files that appear under their name only when they are whole.
+/// Files that get their name only when they are complete.
 
 import Glibc
 public import SystemPackage
 
-/// A file that has no name until it is committed, or, where the file system cannot do that, a temporary one beside
-/// its own. Nothing is left of it unless it is committed.
+/// A file that has no name until it is committed, or a temporary name in the same folder if the file system does not
+/// support that. It disappears unless it is committed.
 public final class PendingFile {
-    /// Where it will appear: what a symbolic link leads to, not the link.
+    /// The final path, after symbolic links.
     public let path: FilePath
     private let overwrite: Bool
-    /// nil for a file without a name.
+    /// nil if the file has no name.
     private var temporary: TemporaryPath?
-    /// Open for reading and writing: a child process may be given it to write the file itself.
+    /// Open for reading and writing. A child process may use it to write the file.
     public let descriptor: Int32
     private var buffer: [UInt8] = []
     public private(set) var position = 0
@@ -19,7 +19,7 @@ public final class PendingFile {
     private static let bufferSize = 1 << 20
     /// - Parameters:
     ///   - overwrite: whether a file of that name may be replaced.
-    ///   - byteCount: how much will be written, to refuse early where the disk is too small.
+    ///   - byteCount: how many bytes will be written; throws if the disk has too little space.
     public init(_ path: FilePath, overwrite: Bool, byteCount: Int = 0) throws(FileError) {
         let path = path.followingLinks
         if let type = path.fileType {
@@ -56,6 +56,7 @@ public final class PendingFile {
         try file.commit(durable: durable)
     }
 
+    /// Writes bytes to the end of the file.
     public func write(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
         position += bytes.count
         if buffer.count + bytes.count > Self.bufferSize { try flush() }
@@ -66,6 +67,7 @@ public final class PendingFile {
         }
     }
 
+    /// Writes bytes to the end of the file.
     public func write(_ bytes: [UInt8]) throws(FileError) {
         try bytes.withUnsafeBufferPointer { bytes throws(FileError) in
             try write(UnsafeRawBufferPointer(bytes))
@@ -89,7 +91,7 @@ public final class PendingFile {
         }
     }
 
-    /// Overwrites bytes written before.
+    /// Overwrites bytes that have been written before.
     public func patch(_ bytes: [UInt8], at offset: Int) throws(FileError) {
         try flush()
         guard pwrite(descriptor, bytes, bytes.count, off_t(offset)) == bytes.count else {
@@ -99,16 +101,16 @@ public final class PendingFile {
 
     /// Gives the file its name.
     /// - Parameters:
-    ///   - path: another name than the one it was made for, in the same folder.
-    ///   - durable: whether the bytes must be on the disk first, so that after a power cut the name has either all of
-    ///     them or none.
+    ///   - path: another name in the same folder; nil for the original one.
+    ///   - durable: whether the bytes are first written to the disk, so that even after a power failure the file is
+    ///     either complete or absent.
     public func commit(as path: FilePath? = nil, durable: Bool = true) throws(FileError) {
         let path = path ?? self.path
         try flush()
         guard !durable || fsync(descriptor) == 0 else { throw .last(path) }
         if let temporary { return try temporary.move(to: path, replacing: overwrite) }
         if !overwrite { return try link(to: path) }
-        // A link cannot replace a file, a renaming can.
+        // A link cannot replace a file, but renaming can.
         let temporary = TemporaryPath(beside: path)
         try link(to: temporary.path)
         try temporary.move(to: path, replacing: true)

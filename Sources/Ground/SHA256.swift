@@ -19,12 +19,14 @@ public struct SHA256 {
         return hash.finish()
     }
 
+    /// Adds the bytes of a text to the hash.
     public mutating func update(_ text: String.UTF8View) {
         if text.withContiguousStorageIfAvailable({ update(UnsafeRawBufferPointer($0)) }) == nil {
             Array(text).withUnsafeBytes { update($0) }
         }
     }
 
+    /// Adds bytes to the hash.
     public mutating func update(_ bytes: UnsafeRawBufferPointer) {
         byteCount += bytes.count
         var rest = bytes[...]
@@ -43,7 +45,7 @@ public struct SHA256 {
         pending += rest
     }
 
-    /// Adds a text after its length, so that no two lists of texts run together into one input.
+    /// Adds the length of a text and then the text, so that different lists of texts are different inputs.
     public mutating func update(framed text: String) {
         update("\(text.utf8.count):".utf8)
         update(text.utf8)

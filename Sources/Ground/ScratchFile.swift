@@ -1,13 +1,13 @@
-/// Files for what does not fit into memory and need not outlive the process.
+/// Temporary files for data that does not fit into memory.
 
 import Glibc
 public import SystemPackage
 
-/// A file without a name, which is gone when it is closed, however the process ends.
+/// A file without a name, which disappears when it is closed, however the process ends.
 public final class ScratchFile: Sendable {
-    /// Where it takes its space.
+    /// The folder on whose file system it is.
     public let folder: FilePath
-    /// Open for reading and writing: a child process may be given it.
+    /// Open for reading and writing. A child process may use it.
     public let descriptor: Int32
 
     public init(in folder: FilePath = .temporaryFolder) throws(FileError) {
@@ -15,7 +15,7 @@ public final class ScratchFile: Sendable {
         if let unnamed = unnamedFile(in: folder) {
             descriptor = unnamed
         } else {
-            // Where files cannot do without a name, it has one for a moment.
+            // If the file system needs names, the file has one for a moment.
             let temporary = TemporaryPath(beside: folder.appending("scratch"))
             descriptor = try temporary.makeFile()
         }
@@ -25,7 +25,7 @@ public final class ScratchFile: Sendable {
 
     public var size: Int { sizeOfFile(descriptor) ?? 0 }
 
-    /// Writes all of `bytes` behind what is there.
+    /// Writes all of `bytes` to the end.
     public func append(_ bytes: [UInt8]) throws(FileError) {
         let start = size
         var done = 0
@@ -49,7 +49,7 @@ public final class ScratchFile: Sendable {
 }
 
 extension FilePath {
-    /// `TMPDIR`, or `/tmp` where that names no folder.
+    /// `TMPDIR`, or `/tmp` if that is not the absolute path of a folder.
     public static var temporaryFolder: FilePath {
         let named = getenv("TMPDIR").map { FilePath(platformString: $0) }
         guard let named, named.isAbsolute, named.isFolder else { return "/tmp" }
@@ -57,13 +57,14 @@ extension FilePath {
     }
 }
 
-/// The size of an open file in bytes; nil where the system does not say.
+/// The size of an open file in bytes; nil after a system error.
 public func sizeOfFile(_ descriptor: Int32) -> Int? {
     var status = stat()
     return fstat(descriptor, &status) == 0 ? Int(status.st_size) : nil
 }
 
-/// The bytes of an open file from `offset` on: `count`, or those up to the end; nil, and `errno`, where it cannot be read.
+/// The bytes of an open file from `offset` on: `count`, or those up to the end; nil, with `errno` set, if they cannot
+/// be read.
 public func readBytes(_ descriptor: Int32, from offset: Int, count: Int) -> [UInt8]? {
     var failed = false
     let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, used in
@@ -79,9 +80,9 @@ public func readBytes(_ descriptor: Int32, from offset: Int, count: Int) -> [UIn
     return failed ? nil : bytes
 }
 
-/// A new file without a name, open for reading and writing; nil where the file system has none.
+/// A new file without a name, open for reading and writing; nil if the file system does not support that.
 func unnamedFile(in folder: FilePath) -> Int32? {
-    // Swift does not import the macro: __O_TMPFILE | O_DIRECTORY.
+    // O_TMPFILE is __O_TMPFILE | O_DIRECTORY, a macro that Swift does not import.
     let withoutName: Int32 = 0o20_000_000 | O_DIRECTORY
     let descriptor = open(folder.string, O_RDWR | O_CLOEXEC | withoutName, 0o666)
     return descriptor >= 0 ? descriptor : nil

@@ -1,4 +1,4 @@
-/// SplitMix64: random numbers that are the same in every run, for tests and made-up data.
+/// SplitMix64: random numbers that are the same in every run, for tests and artificial data.
 ///
 /// Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
 

@@ -1,21 +1,21 @@
-/// Names for what is still being written, beside its target; removed when the writer goes, when the process is stopped, and
-/// by a later process where this one was killed.
+/// Temporary names for files that are being written, in the folder of their target. They are removed with the writer,
+/// when the process is stopped, or by a later process if this one is killed.
 
 import Glibc
 import Synchronization
 public import SystemPackage
 
-/// A hidden name that no other writer uses, for a file or a folder of files. What stands there is removed with this
-/// object, unless it was given its name by `move`.
+/// A hidden name that no other writer uses, for a file or a folder of files. The file is removed with this object
+/// unless `move` has given it its final name.
 public final class TemporaryPath: Sendable {
     public let path: FilePath
-    /// What errors name.
+    /// The path that errors name.
     private let target: FilePath
 
-    /// Holds the lock by which others know that the folder is not abandoned.
+    /// Holds the lock that tells other processes that the folder is in use.
     private let folderLock = Mutex<Int32>(-1)
 
-    /// All that are to be removed should the process be stopped.
+    /// All paths to remove if the process is stopped.
     private static let unfinished = Mutex<Set<FilePath>>([])
 
     private static let searched = Mutex<Set<FilePath>>([])
@@ -23,7 +23,7 @@ public final class TemporaryPath: Sendable {
     private static let mark = ".turbodiffusion-"
     private static let ending = ".part"
 
-    /// Makes nothing: the name is known before it is used, so that a signal in between leaves nothing behind.
+    /// Only chooses the name. It is recorded before it is used, so that a signal in between leaves nothing behind.
     public init(beside target: FilePath) {
         Self.removeAbandoned(in: target.folder)
         let name = String(
@@ -42,8 +42,8 @@ public final class TemporaryPath: Sendable {
         folderLock.withLock { if $0 >= 0 { close($0) } }
     }
 
-    /// Makes the file, empty.
-    /// - Returns: a descriptor for reading and writing. While it is open the file is not taken for abandoned.
+    /// Makes an empty file.
+    /// - Returns: a descriptor for reading and writing. While it is open, the file counts as in use.
     public func makeFile() throws(FileError) -> Int32 {
         while true {
             let descriptor = open(path.string, O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0o666)
@@ -51,11 +51,12 @@ public final class TemporaryPath: Sendable {
             flock(descriptor, LOCK_EX)
             var status = stat()
             if fstat(descriptor, &status) != 0 || status.st_nlink > 0 { return descriptor }
-            // Another process took it for abandoned before it was locked.
+            // Another process has removed it before it was locked.
             close(descriptor)
         }
     }
 
+    /// Makes an empty folder, which counts as in use as long as this object exists.
     public func makeFolder() throws(FileError) {
         guard mkdir(path.string, 0o777) == 0 else { throw .last(target) }
         let descriptor = open(path.string, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
@@ -63,22 +64,22 @@ public final class TemporaryPath: Sendable {
         folderLock.withLock { $0 = descriptor }
     }
 
-    /// Removes what stands there.
+    /// Removes the file or folder, if it exists.
     public func remove() { Self.remove(path) }
 
-    /// Gives the file its name.
+    /// Gives the file its final name.
     /// - Parameter replacing: whether a file of that name may be replaced.
     public func move(to target: FilePath, replacing: Bool) throws(FileError) {
         try path.move(to: target, replacing: replacing)
     }
 
-    /// Removes what is unfinished in this process, which is about to end.
+    /// Removes all unfinished files of this process, which is about to end.
     public static func removeAll() {
         for path in unfinished.withLock({ $0 }) { remove(path) }
     }
 
-    /// Removes what processes that were killed have left in a folder: what is in use is locked, on network file systems too.
-    /// Looks once into each folder.
+    /// Removes files of killed processes from a folder. Files in use are locked, also on network file systems. Each
+    /// folder is searched only once.
     static func removeAbandoned(in folder: FilePath) {
         guard searched.withLock({ $0.insert(folder).inserted }) else { return }
         for name in (try? folder.fileNames()) ?? []
@@ -91,7 +92,7 @@ public final class TemporaryPath: Sendable {
         }
     }
 
-    /// A file, or a folder with the files in it.
+    /// Removes a file, or a folder with its files.
     private static func remove(_ path: FilePath) {
         if unlink(path.string) == 0 || errno != EISDIR { return }
         for name in (try? path.fileNames()) ?? [] { unlink(path.appending(name).string) }

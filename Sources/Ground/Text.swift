@@ -1,11 +1,11 @@
-/// Numbers and foreign text as people and tables want them.
+/// Formatting numbers and untrusted text for people and tables.
 
-/// Decimal digits, without a locale: `fixed(2.5, 2)` is `2.50`.
-/// - Parameter digits: after the point, 0 to 15.
+/// A number with a fixed count of decimals, independent of the locale: `fixed(2.5, 2)` is `2.50`.
+/// - Parameter digits: number of decimals, 0 to 15.
 public func fixed(_ value: Double, _ digits: Int) -> String {
     let scale = (0..<digits).reduce(1.0) { scale, _ in scale * 10 }
     let scaled = (value.magnitude * scale).rounded()
-    // From there on a double has no digits behind the point.
+    // Such large numbers have no decimals.
     guard scaled < 0x1p63 else { return "\(value)" }
     let (whole, fraction) = UInt64(scaled).quotientAndRemainder(dividingBy: UInt64(scale))
     let sign = value < 0 && scaled > 0 ? "-" : ""
@@ -14,9 +14,25 @@ public func fixed(_ value: Double, _ digits: Int) -> String {
     return sign + "\(whole)." + String(repeating: "0", count: digits - rest.count) + rest
 }
 
-/// `43.2 ms`, `1.25 s`
+/// A duration: `43.2 ms`, `1.25 s`.
 public func describe(seconds: Double) -> String {
     seconds < 0.0995 ? "\(fixed(seconds * 1000, 1)) ms" : "\(fixed(seconds, 2)) s"
+}
+
+/// Seconds as one says them: `8 s`, `1 min 40 s`, `25 min`, `9 h`, `3 days`.
+public func about(seconds: Double) -> String {
+    guard seconds.isFinite, seconds < 0x1p53 else { return "for ever" }
+    let seconds = max(0, seconds)
+    if seconds > 0, seconds < 9.5 { return "\(fixed(seconds, seconds < 1.95 ? 1 : 0)) s" }
+    let whole = Int(seconds.rounded())
+    if whole < 100 { return "\(whole) s" }
+    if whole < 600 {
+        return "\(whole / 60) min" + (whole % 60 >= 10 ? " \(whole % 60 / 10 * 10) s" : "")
+    }
+    if whole < 5400 { return "\((whole + 30) / 60) min" }
+    let hours = Double(whole) / 3600
+    if hours < 9.5 { return "\(fixed(hours, 1)) h" }
+    return hours < 72 ? "\(fixed(hours, 0)) h" : "\(fixed(hours / 24, 0)) days"
 }
 
 /// `12.0 KiB`, `3.5 MiB`, `27.98 GiB`
@@ -27,7 +43,7 @@ public func describe(bytes: Int) -> String {
     return "\(fixed(count / 0x1p10, 1)) KiB"
 }
 
-/// A field of a CSV file (RFC 4180), quoted where that is needed.
+/// A field of a CSV file (RFC 4180), quoted if necessary.
 public func csvField(_ text: String) -> String {
     guard text.unicodeScalars.contains(where: { ",\"\r\n".unicodeScalars.contains($0) }) else {
         return text
@@ -37,8 +53,8 @@ public func csvField(_ text: String) -> String {
 }
 
 extension StringProtocol {
-    /// The text on one line with every control character visible, so that text from a file can neither steer a
-    /// terminal nor look like another: `\n`, `\u{1B}`. The joiners of scripts and emoji stay.
+    /// The text on one line with every control character escaped (`\n`, `\u{1B}`), so that text from a file can neither
+    /// control a terminal nor look like other text. Joiners, which scripts and emoji need, are kept.
     public var printable: String {
         var result = String.UnicodeScalarView()
         for scalar in unicodeScalars {

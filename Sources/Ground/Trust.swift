@@ -1,14 +1,15 @@
-/// Who can change a file that is going to be executed.
+/// Whether other users can change a file that is going to be executed.
 
 import Glibc
 public import SystemPackage
 
 extension FilePath {
-    /// The first of this path's folders, or the file itself, that another user can change: by its permissions, or because
-    /// it is theirs. Nil where only root, this user and the owner of the running program can. Of what is not there yet the
-    /// folder that is there counts.
+    /// The file or the first of its folders that another user can change, by its permissions or as its owner; nil if
+    /// only root, this user and the owner of the running program can. If the file does not exist, the nearest existing
+    /// folder counts.
     ///
-    /// A group that has its owner's number is taken for the owner's own, as systems make them for each user.
+    /// A group with the same number as the owner counts as the owner's private group, which many systems make for each
+    /// user.
     public var changeableByOthers: FilePath? {
         let trusted: Set<uid_t> = [0, geteuid(), FilePath("/proc/self/exe").owner ?? 0]
         guard let real = realpath(string, nil) else {
@@ -16,7 +17,7 @@ extension FilePath {
             return folder == self || string.isEmpty ? nil : folder.changeableByOthers
         }
         defer { free(real) }
-        // Of the path as it is written the folders that hold links count, of the real one all.
+        // Both the folders of the path as written (which may contain links) and those of the real path are checked.
         for path in [FilePath(string), FilePath(platformString: real)] {
             var path = path.isAbsolute ? path : FilePath.currentFolder.pushing(path)
             while true {
@@ -43,7 +44,7 @@ extension FilePath {
     private func isChangeable(byOthersThan trusted: Set<uid_t>) -> Bool {
         guard let status else { return false }
         if !trusted.contains(status.st_uid) { return true }
-        // In a sticky folder such as /tmp nobody can replace what is another's.
+        // In a sticky folder such as /tmp nobody can replace files of another user.
         if status.st_mode & S_IFMT == S_IFDIR && status.st_mode & S_ISVTX != 0 { return false }
         let isOwnGroup = status.st_gid == 0 || status.st_gid == status.st_uid
         return status.st_mode & S_IWOTH != 0 || (status.st_mode & S_IWGRP != 0 && !isOwnGroup)

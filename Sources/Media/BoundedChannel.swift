@@ -1,6 +1,8 @@
 // BoundedChannel: a queue of byte blocks between one sender and one receiver, with back-pressure.
 
-/// Holds at most `limit` bytes (and always admits one block): a sender that is ahead waits, so that
+import Ground
+
+/// Holds at most `limit` bytes (or one block, however large): a sender that is ahead waits, so that
 /// memory stays bounded however slow the other end is.
 ///
 /// One task sends, one receives; either may close. Closing is final, the first close wins.
@@ -16,10 +18,10 @@ actor BoundedChannel {
     init(limit: Int) { self.limit = limit }
 
     /// Waits until `block` fits and queues it.
-    /// - Throws: the error that the channel was closed with; ``BoundedChannelClosed`` for none.
+    /// - Throws: the error that the channel was closed with, or ``BoundedChannelClosed``.
     func send(_ block: [UInt8]) async throws {
         while !closed && bytes > 0 && bytes + block.count > limit {
-            precondition(waitingSender == nil, "BoundedChannel.send: one sender at a time")
+            ensure(waitingSender == nil, "BoundedChannel.send: one sender at a time")
             await withCheckedContinuation { waitingSender = $0 }
         }
         if closed { throw failure ?? BoundedChannelClosed() }
@@ -28,10 +30,10 @@ actor BoundedChannel {
         resume(&waitingReceiver)
     }
 
-    /// The next block in order; `nil` after the last one of a channel that was closed without error.
+    /// The next block in order; `nil` after the last one, if the channel was closed without an error.
     func receive() async throws -> [UInt8]? {
         while blocks.isEmpty && !closed {
-            precondition(waitingReceiver == nil, "BoundedChannel.receive: one receiver at a time")
+            ensure(waitingReceiver == nil, "BoundedChannel.receive: one receiver at a time")
             await withCheckedContinuation { waitingReceiver = $0 }
         }
         guard !blocks.isEmpty else {
@@ -44,7 +46,7 @@ actor BoundedChannel {
         return block
     }
 
-    /// No more blocks. With an error, those still queued are dropped and both ends throw it.
+    /// Accepts no more blocks. With an error, queued blocks are dropped and both ends throw it.
     func close(throwing error: (any Error)? = nil) {
         guard !closed else { return }
         closed = true

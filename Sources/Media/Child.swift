@@ -1,4 +1,4 @@
-// Child: a program that runs beside this one, is waited for with limits, and cannot outlive it.
+// Child: a program run as a child process, which is given limited time and cannot outlive this process.
 
 import CProcess
 import Glibc
@@ -10,17 +10,17 @@ import SystemPackage
 /// alone, and is killed with that group by ``kill()``, by its limits, or by the end of this process.
 final class Child: Sendable {
     struct Limits: Sendable {
-        /// Seconds in which it is waited for, but neither uses the processor nor takes or gives a byte.
+        /// Seconds that this process waits for it while it neither uses the processor nor transfers a byte.
         var idle = 30
-        /// Seconds in all.
+        /// Seconds in total.
         var total = Int.max
     }
 
-    /// How it ended.
+    /// How a child ended.
     enum Ending: Sendable, Equatable {
         case exited(Int32)
         case signaled(Int32)
-        /// Killed after so many seconds.
+        /// Killed after this many seconds.
         case tooSlow(seconds: Int)
 
         var isSuccess: Bool { self == .exited(0) }
@@ -28,22 +28,23 @@ final class Child: Sendable {
 
     enum Input: Sendable {
         case nothing
-        /// Of this process, which keeps it.
+        /// A descriptor of this process, which stays open here.
         case descriptor(Int32)
-        /// What is written with ``write(_:)``.
+        /// A pipe into which ``write(_:)`` writes.
         case pipe
     }
 
     enum Output: Sendable {
         case nothing
         case descriptor(Int32)
-        /// What is read with ``read(_:)``.
+        /// A pipe from which ``read(_:)`` reads.
         case pipe
     }
 
-    /// What is left of it: how it ended, and its last words.
+    /// What is known of a child that has ended.
     struct Remains: Sendable {
         var ending: Ending
+        /// The end of what it wrote to standard error.
         var words: ErrorTail
     }
 
@@ -51,8 +52,9 @@ final class Child: Sendable {
         var process: pid_t?
         var remains: Remains?
         var waiters: [CheckedContinuation<Remains, Never>] = []
-        /// Calls that wait for the child now.
+        /// How many calls wait for the child to read or write.
         var waits = 0
+        /// How many such calls have returned.
         var moved = 0
     }
 
@@ -91,12 +93,12 @@ final class Child: Sendable {
                 let code = child.spawn(
                     program, arguments,
                     [standardInput, standardOutput, words.writing.number])
-                // Their ends, or this process would never see the end of a stream.
+                // The child's ends of the pipes: left open here, they would keep a stream from ever ending.
                 for descriptor in [inputPipe.reading, outputPipe.writing, words.writing] {
                     descriptor.close()
                 }
                 started.resume(returning: code)
-                if code == 0 { child.keep(words.reading, limits) }
+                if code == 0 { child.watch(words.reading, limits) }
             }
             if !isRunning { started.resume(returning: EAGAIN) }
         }
@@ -110,10 +112,10 @@ final class Child: Sendable {
         self.output = output
     }
 
-    /// Its number, while it is not waited for: afterwards it can be another's.
+    /// The process id; nil once the child has been reaped, as the id may then belong to another process.
     var process: pid_t? { state.withLock { $0.process } }
 
-    /// Sends it and its group a signal, by default that which ends them now.
+    /// Sends a signal to the child's process group; the default ends it at once.
     func kill(by signal: Int32 = SIGKILL) {
         state.withLock { state in
             if let process = state.process { _ = Glibc.kill(-process, signal) }
@@ -122,7 +124,8 @@ final class Child: Sendable {
 
     // MARK: Streams
 
-    /// Writes all of `bytes` to its standard input. Whether it took them.
+    /// Writes `bytes` to the child's standard input.
+    /// - Returns: whether all of them were taken.
     func write(_ bytes: [UInt8]) async -> Bool {
         await waiting { [input] in
             var done = 0
@@ -142,7 +145,7 @@ final class Child: Sendable {
 
     func closeOutput() { output.close() }
 
-    /// The next `count` bytes of its standard output, fewer at the end.
+    /// The next `count` bytes of the child's standard output; fewer at its end.
     func read(_ count: Int) async -> [UInt8] {
         await waiting { [output] in
             [UInt8](unsafeUninitializedCapacity: count) { buffer, used in
@@ -156,7 +159,7 @@ final class Child: Sendable {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the child has ended.
     var remains: Remains {
         get async {
             await withCheckedContinuation { continuation in
@@ -169,7 +172,7 @@ final class Child: Sendable {
         }
     }
 
-    /// Runs a call that may wait for the child on a thread of its own.
+    /// Runs a blocking call on a thread of its own.
     private func waiting<Result: Sendable>(_ call: @escaping @Sendable () -> Result) async -> Result
     {
         await withCheckedContinuation { continuation in
@@ -182,18 +185,18 @@ final class Child: Sendable {
                 }
                 continuation.resume(returning: result)
             }
-            // Without a thread the caller's has to do.
+            // If no thread can be had, the caller's must do.
             if !onThread(body) { body() }
         }
     }
 
-    /// Whether it is its turn: a child that waits for input, or for somebody to take its output, may do so for ever.
+    /// Whether the child should be doing something: it may wait for input, or for its output to be read, for ever.
     private var isWaitedFor: Bool {
         let hasAllInput = input.number < 0
         return state.withLock { $0.waits > 0 || (hasAllInput && !$0.waiters.isEmpty) }
     }
 
-    // MARK: The thread that keeps it
+    // MARK: The thread that watches it
 
     /// - Returns: an `errno`.
     private func spawn(_ program: String, _ arguments: [String], _ standard: [Int32]) -> Int32 {
@@ -205,8 +208,8 @@ final class Child: Sendable {
         return code
     }
 
-    /// Reads its words and watches its limits until it ends.
-    private func keep(_ words: Descriptor, _ limits: Limits) {
+    /// Reads the child's standard error and enforces its limits until it ends.
+    private func watch(_ words: Descriptor, _ limits: Limits) {
         guard let process else { return }
         let ended = Descriptor(child_descriptor(process))
         var tail = ErrorTail()
@@ -227,7 +230,7 @@ final class Child: Sendable {
                 if exceeded != nil { kill() }
             }
         }
-        // What it left running goes too, and with it the last that could hold the streams open.
+        // Kill whatever it left running, which could hold the streams open.
         kill()
         while hasWords, canRead(words) { hasWords = tail.read(words.number) }
         var status: Int32 = 0
@@ -250,7 +253,7 @@ final class Child: Sendable {
         for waiter in waiters { waiter.resume(returning: remains) }
     }
 
-    /// Whether it has ended; it is not waited for, so that its number stays its own.
+    /// Whether the child has ended. It is not reaped, so that its process id is not reused.
     private func hasEnded(_ process: pid_t) -> Bool {
         var information = siginfo_t()
         let flags = WEXITED | WNOHANG | WNOWAIT
@@ -263,8 +266,8 @@ final class Child: Sendable {
         return Glibc.poll(&event, 1, 0) > 0
     }
 
-    /// A child that dies while it is written to must be an error here, not the end of this process. A handler that the
-    /// program installed itself is left alone.
+    /// A child that dies while this process writes to it must cause an error, not end this process too. A handler that
+    /// the program has installed is left alone.
     private static let ignoreBrokenPipes: Void = {
         var current = sigaction()
         sigaction(SIGPIPE, nil, &current)
@@ -274,7 +277,7 @@ final class Child: Sendable {
     }()
 }
 
-/// Says when a child has exceeded its limits.
+/// Decides whether a child has exceeded its limits.
 private struct Watch {
     let process: pid_t
     let limits: Child.Limits
@@ -288,21 +291,21 @@ private struct Watch {
         self.limits = limits
     }
 
-    /// The seconds that it had, or nil where it still has some.
+    /// The limit in seconds that the child has exceeded, or nil.
     mutating func exceeded(isWaitedFor: Bool, moved: Int) -> Int? {
         let now = ContinuousClock.now
         if now - start > .seconds(limits.total) { return limits.total }
-        // A slow child is not a hanging one: it uses the processor.
+        // A slow child, unlike a hanging one, uses the processor.
         let ticks = processorTime
         if !isWaitedFor || moved != self.moved || ticks != self.ticks { progress = now }
         (self.moved, self.ticks) = (moved, ticks)
         return now - progress > .seconds(limits.idle) ? limits.idle : nil
     }
 
-    /// The ticks in user and system mode, as proc(5) has them.
+    /// The ticks in user and system mode, fields 14 and 15 of proc(5)'s `stat`.
     private var processorTime: String {
         let text = (try? FilePath("/proc/\(process)/stat").contents()) ?? []
-        // The program's name may contain anything; what follows its parenthesis does not.
+        // The program's name, in parentheses, may contain anything; the fields after it are numbers.
         let fields = String(decoding: text, as: UTF8.self).split(separator: ")").last?
             .split(separator: " ")
         return fields.map { $0.dropFirst(11).prefix(2).joined(separator: " ") } ?? ""
@@ -316,7 +319,7 @@ final class Descriptor: Sendable {
 
     private init(unchecked number: Int32) { value = Mutex(number) }
 
-    /// Nil where `number` is that of a failed call.
+    /// Nil if `number` is negative: the result of a failed call.
     init?(_ number: Int32) {
         guard number >= 0 else { return nil }
         value = Mutex(number)
@@ -348,7 +351,8 @@ struct Pipe {
     }
 }
 
-/// Runs `body` on a thread of its own. Whether there was one to be had.
+/// Runs `body` on a thread of its own.
+/// - Returns: whether a thread could be started; if not, `body` does not run.
 func onThread(_ body: @escaping @Sendable () -> Void) -> Bool {
     final class Box {
         let body: @Sendable () -> Void

@@ -22,7 +22,7 @@ public struct FFmpeg: Sendable, Equatable {
 
     private static func locate(_ program: String) throws(MediaError) -> String {
         let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/local/bin:/usr/bin:/bin"
-        // What a relative folder holds depends on where this program is started.
+        // Relative folders are skipped: what they hold depends on where this program is started.
         for folder in path.split(separator: ":") where folder.hasPrefix("/") {
             let candidate = "\(folder)/\(program)"
             if access(candidate, X_OK) == 0 && FilePath(candidate).isRegularFile {
@@ -36,25 +36,26 @@ public struct FFmpeg: Sendable, Equatable {
 // MARK: - Running
 
 extension FFmpeg {
-    /// What every `ffmpeg` here is told first: no banner, no questions, errors only.
+    /// The first arguments of every `ffmpeg`: no banner, no questions, errors only.
     static let quiet = ["-hide_banner", "-nostdin", "-loglevel", "error"]
 
-    /// For what takes a tenth of a second where nothing is wrong.
+    /// Limits for tasks that normally take a tenth of a second.
     static let probing = Child.Limits(idle: 10, total: 60)
 
     /// Swscale flags for a conversion between RGB and YCbCr without its fast, rough shortcuts.
     static let exactScaling = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
-    /// The colours of video, for the frames that come in as for those that go out.
+    /// The colour tags of video, for input and output.
     static let videoColors = [
         "-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709",
         "-color_range", "tv",
     ]
 
-    /// Runs a program to its end and collects what it prints.
+    /// Runs a program to its end and collects its standard output.
     /// - Parameters:
-    ///   - limit: the most bytes to take; with more the child fails.
-    ///   - child: told of the child, to write to it or to end it.
+    ///   - limit: the most bytes to read; a child that writes more fails.
+    ///   - limits: how long the child may take.
+    /// - Throws: ``MediaError``, `CancellationError`.
     static func collect(
         _ program: String, _ arguments: [String], input: Child.Input = .nothing, limit: Int,
         limits: Child.Limits
@@ -63,7 +64,7 @@ extension FFmpeg {
             program, arguments, input: input, output: .pipe, limits: limits)
         return try await withTaskCancellationHandler {
             let output = await child.read(limit)
-            // Whoever has more to say would wait for ever.
+            // A child with more output would otherwise wait for ever.
             child.closeOutput()
             let remains = await child.remains
             try Task.checkCancellation()
@@ -84,7 +85,8 @@ struct ErrorTail: Sendable {
 
     init(_ text: String = "") { bytes = Array(text.utf8)[...] }
 
-    /// Takes what can be read now. Whether there can be more.
+    /// Reads what is available.
+    /// - Returns: whether there may be more.
     mutating func read(_ descriptor: Int32) -> Bool {
         let new = [UInt8](unsafeUninitializedCapacity: Self.limit) { buffer, count in
             count = max(0, Glibc.read(descriptor, buffer.baseAddress, Self.limit))
@@ -93,7 +95,7 @@ struct ErrorTail: Sendable {
         return !new.isEmpty
     }
 
-    /// Without the addresses that ffmpeg puts in front: `[png @ 0x5581c0]`.
+    /// The lines, without the addresses that ffmpeg puts in front: `[png @ 0x5581c0]`.
     var lines: [Substring] {
         String(decoding: bytes, as: UTF8.self).split(whereSeparator: \.isNewline).map { line in
             guard line.first == "[", line.firstRange(of: " @ 0x") != nil,
@@ -110,7 +112,7 @@ struct ErrorTail: Sendable {
         String(decoding: bytes, as: UTF8.self).firstRange(of: text) != nil
     }
 
-    /// The error that these words and this ending mean, for a child that wrote `path`.
+    /// The error that explains why a child that wrote `path` failed.
     func failure(writing path: String, _ ending: Child.Ending) -> MediaError {
         let full = ["No space left on device", "Disk quota exceeded", "File too large"]
         if ending == .signaled(SIGXFSZ) || full.contains(where: contains) {
@@ -123,7 +125,7 @@ struct ErrorTail: Sendable {
         case .tooSlow(let seconds): return .timedOut(program: "ffmpeg", seconds: seconds)
         case _ where !lines.isEmpty: return .ffmpegFailed(lines: summary)
         case .signaled(let signal): return .ffmpegFailed(lines: "killed by signal \(signal)")
-        case .exited(let code): return .ffmpegFailed(lines: "exit code \(code) and no reason")
+        case .exited(let code): return .ffmpegFailed(lines: "exit code \(code), no reason given")
         }
     }
 }

@@ -1,4 +1,4 @@
-// Files: paths as this room's users give them, and files opened for reading.
+// Files: splitting paths, and opening files for reading.
 
 import Glibc
 import Ground
@@ -23,15 +23,15 @@ enum Files {
     }
 }
 
-/// A regular file, open for reading: what is looked at here and what FFmpeg then decodes are the same file, whatever its
-/// name, and whatever happens to that name.
+/// A regular file, open for reading. Its descriptor is handed to FFmpeg, so that the file checked here is the file that
+/// is decoded, whatever it is called and even if its name is taken by another file meanwhile.
 struct InputFile {
     let path: String
     let descriptor: Descriptor
     let size: Int
 
     init(_ path: String) throws(MediaError) {
-        // O_NONBLOCK: opening a pipe must be refused below and not wait for a writer.
+        // O_NONBLOCK: opening a pipe must not wait for a writer; pipes are refused below.
         guard let descriptor = Descriptor(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) else {
             throw errno == ENOENT
                 ? .noSuchFile(path: path) : .unreadable(path: path, reason: Files.lastError)
@@ -48,7 +48,7 @@ struct InputFile {
         size = Int(status.st_size)
     }
 
-    /// Its first bytes.
+    /// The first `limit` bytes of the file.
     func bytes(limit: Int = .max) throws(MediaError) -> [UInt8] {
         guard let bytes = readBytes(descriptor.number, from: 0, count: min(size, limit)) else {
             throw .unreadable(path: path, reason: Files.lastError)

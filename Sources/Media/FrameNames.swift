@@ -8,10 +8,10 @@ public struct FrameNames: Sendable, Equatable {
     public var folder: FilePath
     private let prefix: String
     private let suffix: String
-    /// Shorter numbers have zeros in front.
+    /// Shorter numbers are padded with zeros.
     private let digits: Int
 
-    /// Nil where the last component has no counter, exactly one `%d` or `%04d`.
+    /// Nil unless the last component has exactly one counter: `%d`, `%04d`.
     public init?(_ path: String) {
         var (folder, name) = Files.split(path)
         if name.isEmpty && !path.isEmpty { name = "%04d.png" }
@@ -27,13 +27,14 @@ public struct FrameNames: Sendable, Equatable {
         self.digits = Int(digits) ?? 1
     }
 
+    /// The path of the picture with a number.
     public func path(_ number: Int) -> FilePath {
         let text = String(number)
         let zeros = String(repeating: "0", count: max(0, digits - text.count))
         return folder.appending(prefix + zeros + text + suffix)
     }
 
-    /// What is there already, by its numbers.
+    /// The pictures that exist already, in the order of their numbers.
     public func existing() -> [(number: Int, path: FilePath)] {
         let names = (try? folder.fileNames()) ?? []
         return names.compactMap { name in number(of: name).map { ($0, folder.appending(name)) } }

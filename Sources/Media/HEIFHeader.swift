@@ -1,12 +1,12 @@
-// HEIFHeader: size and turns of an AVIF or HEIC picture (ISO/IEC 23008-12), from the boxes in front.
+// HEIFHeader: size and orientation of an AVIF or HEIC picture (ISO/IEC 23008-12), from the boxes at its start.
 
 import Ground
 
 extension ImageHeader {
-    /// Takes the size and, in their order, the rotations and mirrorings of the primary item. EXIF says nothing here: MIAF
-    /// (ISO/IEC 23000-22, 7.3.6.7) has readers ignore its orientation.
+    /// Takes the size and, in their order, the rotations and mirrorings of the primary item. EXIF does not count here:
+    /// MIAF (ISO/IEC 23000-22, 7.3.6.7) tells readers to ignore its orientation.
     mutating func readHEIF(_ bytes: [UInt8]) {
-        // `meta` is a full box: four bytes of version and flags come before what it holds.
+        // `meta` is a full box: four bytes of version and flags precede its content.
         guard let meta = Boxes(bytes, 0..<bytes.count).first("meta")?.dropFirst(4),
             let primary = Boxes(bytes, meta).first("pitm").flatMap({ Self.primaryItem(bytes, $0) }),
             let properties = Boxes(bytes, meta).first("iprp"),
@@ -24,9 +24,9 @@ extension ImageHeader {
             case Self.code("ispe"):
                 width = bytes.bigEndian(content.lowerBound + 4, 4)
                 height = bytes.bigEndian(content.lowerBound + 8, 4)
-            // Quarters of a turn against the clock.
+            // Quarter turns, anticlockwise.
             case Self.code("irot"): turn([1, 8, 3, 6][value & 3])
-            // Top and bottom are exchanged, or left and right.
+            // Mirrored: top to bottom, or left to right.
             case Self.code("imir"): turn(value & 1 == 0 ? 4 : 2)
             default: break
             }
@@ -37,7 +37,8 @@ extension ImageHeader {
         bytes.bigEndian(box.lowerBound + 4, bytes.bigEndian(box.lowerBound, 1) == 0 ? 2 : 4)
     }
 
-    /// The numbers, from 1 on, of the properties of an item. box: the content of `ipma`
+    /// The numbers, from 1, of the properties of an item.
+    /// - Parameter box: the content of `ipma`.
     private static func properties(of item: Int, _ bytes: [UInt8], _ box: Range<Int>) -> [Int] {
         guard let head = bytes.bigEndian(box.lowerBound, 4),
             let count = bytes.bigEndian(box.lowerBound + 4, 4)
@@ -50,7 +51,7 @@ extension ImageHeader {
             else { return [] }
             at += itemBytes + 1
             if found == item {
-                // The highest bit says whether a reader must know the property.
+                // The highest bit says whether a reader must understand the property.
                 return (0..<number).compactMap { index in
                     bytes.bigEndian(at + index * indexBytes, indexBytes)
                         .map { $0 & (indexBytes == 1 ? 0x7F : 0x7FFF) }
@@ -62,7 +63,7 @@ extension ImageHeader {
     }
 }
 
-/// The boxes that a range of an ISO base media file holds, as far as they are whole.
+/// The boxes in a range of an ISO base media file, up to the first incomplete one.
 private struct Boxes: Sequence, IteratorProtocol {
     private let bytes: [UInt8]
     private var at: Int
@@ -79,7 +80,7 @@ private struct Boxes: Sequence, IteratorProtocol {
         }
         var head = 8
         if size == 1 {
-            // The size stands behind the name, in eight bytes of which no file uses the first.
+            // The size follows the name, in eight bytes, of which the first is always zero in practice.
             guard let large = bytes.bigEndian(at + 9, 7) else { return nil }
             (size, head) = (large, 16)
         }

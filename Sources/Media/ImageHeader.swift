@@ -1,11 +1,11 @@
-// ImageHeader: what a picture announces of itself, read before anything is decoded.
+// ImageHeader: what a picture's header says, read before anything is decoded.
 
 import Ground
 
 /// Size, orientation and completeness, as far as the program must know them before FFmpeg sees the picture.
 struct ImageHeader: Equatable {
     var kind: MediaKind
-    /// As stored, before any turn; nil where FFmpeg is to be asked.
+    /// As stored, before any turn; nil if FFmpeg must be asked.
     var width: Int?
     var height: Int?
     /// EXIF orientation, 1 (upright) to 8.
@@ -13,7 +13,7 @@ struct ImageHeader: Equatable {
     /// Whether the file ends before the picture does.
     var isTruncated = false
 
-    /// Nil where `bytes` are no picture that is read.
+    /// Nil unless `bytes` are a picture of a known kind.
     init?(_ bytes: [UInt8]) {
         guard let kind = MediaKind(bytes), kind.isPicture else { return nil }
         self.kind = kind
@@ -33,7 +33,7 @@ struct ImageHeader: Equatable {
         [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, -1, 0], [0, 1, -1, 0],
     ]
 
-    /// Adds a turn behind those that are there already; what is no orientation is none.
+    /// Adds a turn after the earlier ones; anything but 1 to 8 is ignored.
     mutating func turn(_ next: Int?) {
         guard let next, (1...8).contains(next) else { return }
         let (a, b) = (Self.turns[orientation - 1], Self.turns[next - 1])
@@ -46,7 +46,7 @@ struct ImageHeader: Equatable {
 
     // MARK: PNG
 
-    /// The content of each chunk of a PNG file with its name, in order, as far as they are whole.
+    /// The name and content of each chunk of a PNG file, in order, up to the first incomplete one.
     static func pngChunks(_ bytes: some RandomAccessCollection<UInt8>, from start: Int = 8)
         -> some Sequence<(name: Int, content: Range<Int>)>
     {
@@ -115,7 +115,7 @@ struct ImageHeader: Equatable {
 
     // MARK: WebP
 
-    /// The content of the first chunk of that name.
+    /// The content of the first chunk with that name.
     static func webpChunk(_ name: String, in bytes: [UInt8]) -> Range<Int>? {
         var at = 12
         while let length = bytes.littleEndian(at + 4, 4), length <= bytes.count - at - 8 {
@@ -148,7 +148,7 @@ struct ImageHeader: Equatable {
         isTruncated = number(4, 4).map { bytes.count < $0 + 8 } ?? true
     }
 
-    /// Whether it is a moving one, which many an FFmpeg cannot decode.
+    /// Whether it is an animated WebP, which most versions of FFmpeg cannot decode.
     static func isAnimatedWebP(_ bytes: [UInt8]) -> Bool {
         MediaKind(bytes) == .webp && bytes.dropFirst(12).starts(with: "VP8X".utf8)
             && (bytes.bigEndian(20, 1) ?? 0) & 2 != 0
@@ -158,14 +158,14 @@ struct ImageHeader: Equatable {
 
     private mutating func readTIFF(_ bytes: [UInt8]) {
         guard let tiff = TIFF(bytes[...]) else { return }
-        // Raw photographs are TIFF files that begin with a small preview.
+        // Raw photographs are TIFF files that start with a small preview.
         if tiff.isPreview { return (width, height) = (0, 0) }
         (width, height) = (tiff.width, tiff.height)
         turn(tiff.orientation)
     }
 }
 
-/// The first directory of a TIFF file, or of the block of that form that EXIF is.
+/// The first directory of a TIFF file, or of EXIF, which has the same form.
 private struct TIFF {
     private(set) var width, height, orientation: Int?
     /// Whether the picture is a reduced version of another one in the file.

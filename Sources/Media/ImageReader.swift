@@ -1,10 +1,10 @@
-// ImageReader: a picture file as 8-bit RGB, upright.
+// ImageReader: reads a picture file as 8-bit RGB, upright.
 
 /// Reads a still picture: PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000, PNM or QOI,
-/// whichever its first bytes say.
+/// recognised by its first bytes.
 ///
-/// Grey, palette and 16-bit pictures become 8-bit RGB. Alpha is ignored, as the original
-/// implementation does (`PIL.Image.convert("RGB")`). The orientation that the file states is applied.
+/// Grey, palette and 16-bit pictures become 8-bit RGB. Alpha is ignored, as in the original
+/// implementation (`PIL.Image.convert("RGB")`). The orientation stored in the file is applied.
 /// - Throws: ``MediaError``: no such file, not a picture, truncated, larger than
 ///   ``RGBImage/longestSide`` or ``RGBImage/pixelLimit``; `CancellationError`.
 public func readImage(path: String, ffmpeg: FFmpeg? = nil) async throws -> RGBImage {
@@ -21,7 +21,7 @@ public func readImage(path: String, ffmpeg: FFmpeg? = nil) async throws -> RGBIm
     let ffmpeg = if let ffmpeg { ffmpeg } else { try FFmpeg.find() }
     let (width, height) = try await size(of: file, header, ffmpeg)
     guard width > 0, height > 0 else {
-        throw MediaError.notAPicture(path: path, reason: "it has no pixels of its own")
+        throw MediaError.notAPicture(path: path, reason: "it contains no pixels")
     }
     guard max(width, height) <= RGBImage.longestSide, width * height <= RGBImage.pixelLimit else {
         throw MediaError.tooLarge(
@@ -53,12 +53,12 @@ public func readImage(path: String, ffmpeg: FFmpeg? = nil) async throws -> RGBIm
     return RGBImage(width: width, height: height, pixels: pixels).oriented(header.orientation)
 }
 
-/// What the bytes of no picture are.
+/// What a file is that is not a picture.
 private func foreign(_ bytes: [UInt8]) -> String {
     if bytes.isEmpty { return "it is empty" }
     if MediaKind(bytes) != nil { return "it is a video" }
     return
-        "its first bytes are those of no PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000, PNM or QOI"
+        "its first bytes are not those of a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000, PNM or QOI"
 }
 
 /// Width and height as stored: from the header, or else from FFmpeg.
@@ -74,12 +74,13 @@ private func size(of file: InputFile, _ header: ImageHeader, _ ffmpeg: FFmpeg) a
 }
 
 extension RGBImage {
-    /// Limits of ``readImage(path:ffmpeg:)``: far beyond any video, far below any trouble.
+    /// Limits of ``readImage(path:ffmpeg:)``, in pixels, pixels and bytes: more than any video needs, little enough for
+    /// any machine.
     public static let longestSide = 32768
     public static let pixelLimit = 1 << 27
     public static let fileLimit = 1 << 29
 
-    /// The picture upright, for an EXIF orientation of 1 to 8.
+    /// The picture turned upright, for an EXIF orientation of 1 to 8.
     func oriented(_ orientation: Int) -> RGBImage {
         guard orientation != 1 else { return self }
         let swaps = orientation >= 5

@@ -12,37 +12,37 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
     case cannotStart(program: String, reason: String)
     /// This FFmpeg was built without an encoder that the format needs.
     case encoderMissing(encoder: String)
-    /// The input file does not exist or is no regular file.
+    /// The input file does not exist.
     case noSuchFile(path: String)
-    /// The input file exists but may not be read.
+    /// The input exists but cannot be read, or is not a regular file.
     case unreadable(path: String, reason: String)
-    /// The content is no picture that FFmpeg can decode.
+    /// The content is not a picture that FFmpeg can decode.
     case notAPicture(path: String, reason: String)
-    /// The picture begins well and ends too early.
+    /// The picture starts correctly but ends too early.
     case truncated(path: String)
     /// The picture's header announces more than the reader's limits.
     case tooLarge(path: String, found: String, limit: String)
-    /// The file is no video that FFmpeg can decode.
+    /// The file is not a video that FFmpeg can decode.
     case notAVideo(path: String, reason: String)
     /// A child process took longer than its limit.
     case timedOut(program: String, seconds: Int)
-    /// No writer for this file name.
+    /// No format has this file name.
     case unknownExtension(path: String, supported: [String])
     /// The folder of the output does not exist.
     case noSuchFolder(path: String)
     /// The output cannot be created there.
     case unwritable(path: String, reason: String)
-    /// A file of that name exists, and nobody asked for it to be replaced.
+    /// A file with that name exists and is not to be replaced.
     case exists(path: String)
     /// The disk or quota was full while writing.
     case noSpace(path: String)
-    /// A value of the options is out of its range.
+    /// An option's value is out of range.
     case badOption(name: String, found: String, expected: String)
     /// Data appended to a writer is not whole frames.
     case badFrame(found: Int, expected: Int)
     /// A still picture takes one frame, a video takes at least one.
     case frameCount(path: String, found: String, expected: String)
-    /// FFmpeg failed for another reason; `lines` are its last words.
+    /// FFmpeg failed for another reason; `lines` are the last that it printed.
     case ffmpegFailed(lines: String)
     /// `append` or `finish` on a writer that was finished, cancelled or failed.
     case writerClosed(path: String)
@@ -60,9 +60,9 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
             "this ffmpeg has no encoder \(encoder); install a full build "
                 + "(Debian, Ubuntu: apt-get install ffmpeg) or choose another file extension"
         case .noSuchFile(let path):
-            "\(path): no such file"
+            "no such file: \(path)"
         case .unreadable(let path, let reason):
-            "\(path): cannot be read: \(reason)"
+            cannotRead(path, reason)
         case .notAPicture(let path, let reason):
             "\(path): not a picture that ffmpeg can decode: \(reason)"
         case .truncated(let path):
@@ -81,13 +81,13 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
         case .unwritable(let path, let reason):
             "\(path): cannot be written: \(reason)"
         case .exists(let path):
-            "\(path): it exists already"
+            "\(path): already exists"
         case .noSpace(let path):
             "\(path): no space left while writing; free some space or choose another disk"
         case .badOption(let name, let found, let expected):
             "\(name): expected \(expected), found \(found)"
         case .badFrame(let found, let expected):
-            "a frame has \(expected) bytes here, found \(found) bytes, which are not whole frames"
+            "expected whole frames of \(expected) bytes, found \(found) bytes"
         case .frameCount(let path, let found, let expected):
             "\(path): expected \(expected), found \(found)"
         case .ffmpegFailed(let lines):
@@ -99,7 +99,7 @@ public enum MediaError: Error, Sendable, Equatable, CustomStringConvertible {
 }
 
 extension MediaError {
-    /// What went wrong with the files of the output `path`.
+    /// A failure while writing the output `path`.
     init(writing path: String, _ error: FileError) {
         switch error {
         case .exists: self = .exists(path: path)

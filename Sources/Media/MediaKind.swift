@@ -1,15 +1,15 @@
-// MediaKind: what a file is by its first bytes, and the one demuxer of FFmpeg that may read it.
+// MediaKind: the kind of a file by its first bytes, and the one demuxer of FFmpeg that may read it.
 
 import Ground
 
-/// The pictures and videos that are read. FFmpeg itself guesses among hundreds of formats, of which some are scripts and
-/// playlists that open other files: it is never left to guess.
+/// The kinds of picture and video that are read. FFmpeg itself would guess among hundreds of formats, some of them
+/// scripts and playlists that open other files: it is never allowed to guess.
 enum MediaKind: Sendable, CaseIterable {
     case png, jpeg, webp, gif, bmp, tiff, heif, jpegXL, jpeg2000, bitMap, grayMap, pixelMap, anyMap,
         qoi
     case mp4, matroska, avi, mpegTransport, mpegProgram, flash, ogg, yuv4mpeg
 
-    /// Nil for what is none of them.
+    /// Nil for any other kind of file.
     init?(_ head: some RandomAccessCollection<UInt8>) {
         guard let kind = Self.allCases.first(where: { $0.matches(head) }) else { return nil }
         self = kind

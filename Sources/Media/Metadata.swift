@@ -2,7 +2,7 @@
 
 import Ground
 
-/// The text that a ``VideoWriter`` stored in a file; `nil` where there is none.
+/// The text that a ``VideoWriter`` stored in a file; `nil` if there is none.
 ///
 /// | format | place | read by |
 /// | --- | --- | --- |
@@ -11,13 +11,13 @@ import Ground
 /// | webp | `XMP ` chunk, property `dc:description` | exiftool |
 /// | png | `iTXt` chunk, keyword `Comment`, in every file of a sequence | exiftool, Pillow |
 ///
-/// - Throws: ``MediaError/noSuchFile(path:)``, ``MediaError/notAVideo(path:reason:)`` for a file that
-///   is none of these.
+/// - Throws: ``MediaError/noSuchFile(path:)``, ``MediaError/notAVideo(path:reason:)`` for any other
+///   kind of file.
 public func readMetadata(path: String, ffmpeg: FFmpeg? = nil) async throws -> String? {
     let file = try InputFile(path)
     guard let media = MediaKind(try file.bytes(limit: 1024)) else {
         throw MediaError.notAVideo(
-            path: path, reason: "its first bytes are those of no video or picture that is read")
+            path: path, reason: "its first bytes are not those of a supported video or picture")
     }
     if let kind = Metadata.Kind(media) {
         return Metadata.find(in: try file.bytes(limit: Metadata.fileLimit), kind)
@@ -39,12 +39,12 @@ public func readMetadata(path: String, ffmpeg: FFmpeg? = nil) async throws -> St
 }
 
 enum Metadata {
-    /// One argument of a process may have 128 KiB on Linux.
+    /// In bytes. On Linux, one argument of a process may have 128 KiB.
     static let limit = 96 << 10
     /// Pictures and animations are searched in memory up to this size.
     static let fileLimit = 1 << 30
 
-    /// The formats that this room itself reads and writes the text of.
+    /// The formats whose text is read and written here, without FFmpeg.
     enum Kind {
         case gif, webp, png
 
@@ -57,7 +57,7 @@ enum Metadata {
             }
         }
 
-        /// Nil for what FFmpeg 5 itself writes the text into.
+        /// Nil for formats into which FFmpeg writes the text itself.
         init?(_ format: VideoFormat) {
             switch format {
             case .mp4, .webm: return nil
@@ -68,17 +68,17 @@ enum Metadata {
         }
     }
 
-    /// The finished file with `text` in it; nil where it is no such file.
+    /// The finished file with `text` added; nil if `bytes` are not a file of that kind.
     static func adding(_ text: String, to bytes: [UInt8], _ kind: Kind) -> [UInt8]? {
         switch kind {
         case .gif:
-            // In front of the last byte, the trailer.
+            // Before the last byte, the trailer.
             guard MediaKind(bytes) == .gif, bytes.last == 0x3B else { return nil }
             return bytes.dropLast() + gifComment(text) + [0x3B]
         case .webp:
             return webp(bytes, adding: text)
         case .png:
-            // Behind the signature (8 bytes) and the header (25 bytes), which must come first.
+            // After the signature (8 bytes) and the header (25 bytes), which must come first.
             guard MediaKind(bytes) == .png, bytes.count > 33 else { return nil }
             return bytes[..<33] + pngText(text) + bytes[33...]
         }
@@ -168,7 +168,7 @@ extension Metadata {
         if body.starts(with: "VP8X".utf8) {
             body[8] |= xmpFlag
         } else {
-            // A single frame was written in the simple layout, which has no place for more chunks.
+            // A single frame is written in the simple layout, which has no room for more chunks.
             let extended =
                 Array("VP8X".utf8) + little(10) + [xmpFlag, 0, 0, 0]
                 + little(width - 1, bytes: 3) + little(height - 1, bytes: 3)

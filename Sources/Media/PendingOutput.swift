@@ -1,10 +1,10 @@
-// PendingOutput: a video, a picture or a folder of pictures, which has no name until it is whole.
+// PendingOutput: a video, a picture or a folder of pictures that has no name until it is complete.
 
 import Glibc
 import Ground
 import SystemPackage
 
-/// What an encoder writes: one file, or the pictures of a sequence one behind the other, which become files at the end.
+/// What an encoder writes: one file, or the concatenated pictures of a sequence, which become separate files at the end.
 final class PendingOutput {
     private enum Target {
         case file(PendingFile)
@@ -15,7 +15,7 @@ final class PendingOutput {
     private let format: VideoFormat
     private let replaces: Bool
     private let target: Target
-    /// An empty hidden file beside the target: whoever looks into the folder sees that something is being written.
+    /// An empty hidden file beside the target, which shows that something is being written there.
     private let sign: TemporaryPath
     private let signLock: Descriptor?
 
@@ -35,7 +35,7 @@ final class PendingOutput {
         } catch { throw MediaError(writing: path, error) }
     }
 
-    /// Where the bytes are until they have a name.
+    /// The folder whose disk holds the bytes until they have a name.
     private static func folder(_ path: String, _ format: VideoFormat) -> FilePath {
         guard case .pngSequence(let names) = format else {
             return FilePath(path).followingLinks.folder
@@ -43,9 +43,9 @@ final class PendingOutput {
         return names.folder.isFolder ? names.folder : names.folder.followingLinks.folder
     }
 
-    /// Refuses what would fail at the end.
-    /// - Returns: a file in the folder of the output: permission bits say nothing of read-only file systems, and nothing to
-    ///   root.
+    /// Refuses what would otherwise fail at the end.
+    /// - Returns: a nameless file in the output's folder. Making one is the only sure test: permission bits tell nothing
+    ///   about read-only file systems, and do not bind root.
     @discardableResult
     static func check(path: String, format: VideoFormat, replaces: Bool) throws(MediaError)
         -> ScratchFile
@@ -77,7 +77,7 @@ final class PendingOutput {
         }
     }
 
-    /// What the encoder's standard output is.
+    /// The encoder's standard output.
     var descriptor: Int32 {
         switch target {
         case .file(let file): file.descriptor
@@ -86,7 +86,7 @@ final class PendingOutput {
     }
 
     /// Adds the metadata that the encoder could not write and gives the result its name.
-    /// - Returns: that name, which has a number where another file took the wanted one in the meantime.
+    /// - Returns: that name, with a number if another file has taken the wanted one in the meantime.
     func commit(metadata: String?) throws(MediaError) -> String {
         guard let size = sizeOfFile(descriptor), size > 0 else { throw Self.wroteNothing }
         switch target {
@@ -119,7 +119,7 @@ final class PendingOutput {
         do throws(FileError) { return try body() } catch { throw MediaError(writing: path, error) }
     }
 
-    /// Tries `name`, and where that is taken and not to be replaced, the same name with a number.
+    /// Tries `name`; if that is taken and not to be replaced, tries it with numbers.
     private func numbered(
         _ name: FilePath, _ body: (FilePath) throws(FileError) -> Void
     ) throws(FileError) -> FilePath {
@@ -138,7 +138,7 @@ final class PendingOutput {
 
     // MARK: Sequences
 
-    /// Where the PNG files lie that an encoder has written one behind the other.
+    /// The ranges of the PNG files that an encoder has written one after the other.
     private static func pictures(in file: ScratchFile) throws(MediaError) -> [Range<Int>] {
         let (size, end) = (file.size, ImageHeader.code("IEND"))
         var pictures: [Range<Int>] = []
@@ -149,7 +149,7 @@ final class PendingOutput {
                 guard let head = readBytes(file.descriptor, from: next, count: 8),
                     let length = head.bigEndian(0, 4), let name = head.bigEndian(4, 4),
                     next + 12 + length <= size
-                else { throw .ffmpegFailed(lines: "its pictures are not whole") }
+                else { throw .ffmpegFailed(lines: "it wrote an incomplete picture") }
                 next += 12 + length
                 if name == end { break }
             }
@@ -159,8 +159,8 @@ final class PendingOutput {
         return pictures
     }
 
-    /// The files come to be in a folder of their own, which then gets the wanted name, or gives them to the folder that
-    /// has it: a disk that is full is met before any of them has its name.
+    /// Writes the files into a temporary folder, which then gets the wanted name, or whose files are moved to the folder
+    /// that has it: thus a full disk is noticed before any of them has its name.
     private func commit(
         _ pictures: [Range<Int>], of file: ScratchFile, _ names: FrameNames, _ metadata: String?
     ) throws(FileError) -> String {
@@ -185,7 +185,7 @@ final class PendingOutput {
         for number in 1...pictures.count {
             try inside.path(number).move(to: names.path(number), replacing: replaces)
         }
-        // Of a longer sequence before nothing may stay between the new one's pictures.
+        // Pictures of an earlier, longer sequence must not remain among the new ones.
         for (number, path) in names.existing() where !(1...pictures.count).contains(number) {
             unlink(path.string)
         }

@@ -1,4 +1,6 @@
-// RGBImage: one picture in memory, and the resize that the image-to-video model was trained behind.
+// RGBImage: one picture in memory, and the resizing that the image-to-video model was trained with.
+
+import Ground
 
 /// A picture of 8-bit RGB.
 public struct RGBImage: Sendable, Equatable {
@@ -8,7 +10,7 @@ public struct RGBImage: Sendable, Equatable {
     public var pixels: [UInt8]
 
     public init(width: Int, height: Int, pixels: [UInt8]) {
-        precondition(
+        ensure(
             width > 0 && height > 0 && pixels.count == width * height * 3,
             "RGBImage: \(width)x\(height) needs \(width * height * 3) bytes, found \(pixels.count)")
         self.width = width
@@ -18,7 +20,7 @@ public struct RGBImage: Sendable, Equatable {
 
     /// A picture of one colour.
     public init(width: Int, height: Int, red: UInt8, green: UInt8, blue: UInt8) {
-        precondition(width > 0 && height > 0, "RGBImage: \(width)x\(height) has no pixels")
+        ensure(width > 0 && height > 0, "RGBImage: \(width)x\(height) has no pixels")
         self.width = width
         self.height = height
         pixels = [UInt8](unsafeUninitializedCapacity: width * height * 3) { buffer, count in
@@ -30,35 +32,18 @@ public struct RGBImage: Sendable, Equatable {
             }
         }
     }
-
-    /// The picture as the video model takes it: `(x / 255 - 0.5) / 0.5`.
-    /// - Returns: [3, height, width] in [-1, 1].
-    public func normalizedPlanes() -> [Float] {
-        let count = width * height
-        return [Float](unsafeUninitializedCapacity: 3 * count) { planes, used in
-            pixels.withUnsafeBufferPointer { pixels in
-                for channel in 0..<3 {
-                    for i in 0..<count {
-                        let x = Float(pixels[3 * i + channel]) / 255
-                        planes[channel * count + i] = (x - 0.5) / 0.5
-                    }
-                }
-            }
-            used = 3 * count
-        }
-    }
 }
 
 // MARK: - Resize
 
 /// Scales a picture without keeping its aspect: bilinear with antialiasing, on 8-bit values.
 ///
-/// The triangle filter is widened by the factor of a reduction; weights are 16-bit fixed point; rows
+/// When reducing, the triangle filter is widened by the factor; weights are 16-bit fixed point; rows
 /// first, then columns, rounded to 8 bits in between. This is `torchvision.transforms.v2.Resize`
 /// with `antialias=True` on a uint8 tensor (and Pillow's bilinear), to the bit where PyTorch takes
 /// its fixed-point path, otherwise within 1.
 public func resize(_ image: RGBImage, width: Int, height: Int) -> RGBImage {
-    precondition(width > 0 && height > 0, "resize: \(width)x\(height) has no pixels")
+    ensure(width > 0 && height > 0, "resize: \(width)x\(height) has no pixels")
     var pixels = image.pixels
     if width != image.width {
         pixels = resizeRows(
@@ -71,7 +56,7 @@ public func resize(_ image: RGBImage, width: Int, height: Int) -> RGBImage {
     return RGBImage(width: width, height: height, pixels: pixels)
 }
 
-/// For every output position the first input position and its fixed-point weights.
+/// For each output position, the first input position and its fixed-point weights.
 private struct TriangleFilter {
     let inputs: Int
     let outputs: Int

@@ -1,4 +1,6 @@
-// Resolution: names, aspect tables and the adaptive rule that turn a wish into a width and a height.
+// Resolution: names, aspect ratios and the adaptive rule that give a width and a height.
+
+import Ground
 
 /// The size of a video in pixels.
 public struct Resolution: Sendable, Equatable, CustomStringConvertible {
@@ -32,8 +34,8 @@ public struct Resolution: Sendable, Equatable, CustomStringConvertible {
         self.height = height
     }
 
-    /// A name of the table with an aspect ratio (`480p`, `16:9`), or `WIDTHxHEIGHT`, which has its
-    /// own aspect. The sizes are those of the original implementation (`VIDEO_RES_SIZE_INFO`).
+    /// A named resolution with an aspect ratio (`480p`, `16:9`), or `WIDTHxHEIGHT`, which ignores the aspect
+    /// ratio. The sizes are those of the original implementation (`VIDEO_RES_SIZE_INFO`).
     public init(_ text: String, aspectRatio: String = "16:9") throws(MediaError) {
         let sides = text.split(separator: "x", omittingEmptySubsequences: false)
         if sides.count == 2, let width = Int(sides[0]), let height = Int(sides[1]) {
@@ -53,14 +55,14 @@ public struct Resolution: Sendable, Equatable, CustomStringConvertible {
         try self.init(width: row[column].0, height: row[column].1)
     }
 
-    /// The size with this one's area and an image's aspect: each ideal side is rounded to a multiple
+    /// The size with this one's area and an image's aspect ratio: each ideal side is rounded to a multiple
     /// of 16, ties to the even multiple (as Python's `round`).
-    /// - Throws: ``MediaError/badOption(name:found:expected:)`` for an aspect so extreme that a side
-    ///   is rounded to nothing or beyond ``longestSide``.
+    /// - Throws: ``MediaError/badOption(name:found:expected:)`` for an aspect ratio so extreme that a side
+    ///   would be 0 or exceed ``longestSide``.
     public func adapted(toImageWidth imageWidth: Int, height imageHeight: Int) throws(MediaError)
         -> Resolution
     {
-        precondition(
+        ensure(
             imageWidth > 0 && imageHeight > 0,
             "Resolution.adapted: an image of \(imageWidth)x\(imageHeight)")
         let area = Double(width * height)
@@ -73,7 +75,7 @@ public struct Resolution: Sendable, Equatable, CustomStringConvertible {
         guard width > 0, height > 0, max(width, height) <= Self.longestSide else {
             throw .badOption(
                 name: "image", found: "\(imageWidth)x\(imageHeight)",
-                expected: "an aspect ratio that leaves 16 to \(Self.longestSide) pixels a side; "
+                expected: "an aspect ratio that gives sides of 16 to \(Self.longestSide) pixels; "
                     + "crop it, or give the resolution as WIDTHxHEIGHT")
         }
         return try Resolution(width: width, height: height)

@@ -1,4 +1,4 @@
-// VideoFormat: what a file name asks for, and how ffmpeg is told to make it.
+// VideoFormat: the output format that a file name stands for, and ffmpeg's arguments for it.
 
 import SystemPackage
 
@@ -34,21 +34,21 @@ public enum PixelFormat: String, Sendable, CaseIterable {
     }
 }
 
-/// What is written, by the name of the output.
+/// The output format, decided by the name of the output.
 public enum VideoFormat: Sendable, Equatable {
-    /// `.mp4`: H.264, 4:2:0, BT.709, index in front. Odd sides grow by one repeated pixel, which
-    /// 4:2:0 H.264 needs.
+    /// `.mp4`: H.264, 4:2:0, BT.709, index at the start. 4:2:0 H.264 needs even sides: odd ones grow by one
+    /// repeated pixel.
     case mp4
     /// `.webm`: VP9, 4:2:0, BT.709.
     case webm
-    /// `.gif`: one palette of 256 colours for all frames, repeats for ever.
+    /// `.gif`: one palette of 256 colours for all frames, loops for ever.
     case gif
-    /// `.webp`: animated, lossy, repeats for ever.
+    /// `.webp`: animated, lossy, loops for ever.
     case webp
     /// `.png` without a counter in the name: one picture, exactly one frame.
     case png
     /// A `.png` name with a counter (`frames/%04d.png`), or a folder (a path that ends in `/`, which
-    /// means `%04d.png` in it). Numbers begin at 1. The innermost folder is made if it is missing.
+    /// means `%04d.png` in it). Numbers start at 1. The innermost folder is made if it is missing.
     case pngSequence(FrameNames)
 
     public static let supported = [
@@ -72,11 +72,11 @@ public enum VideoFormat: Sendable, Equatable {
         }
     }
 
-    /// The longest side that the format, or its encoder, has numbers for.
+    /// The longest side that the format or its encoder supports, in pixels.
     var longestSide: Int { self == .webp ? 16383 : Resolution.longestSide }
 
-    /// The most frames a second. GIF counts hundredths of a second, WebP thousandths, and viewers show for a tenth of a
-    /// second what would last less than 2 or 11 of them.
+    /// The highest frame rate. GIF counts hundredths of a second, WebP thousandths, and viewers show a frame that should
+    /// last less than 2 or 11 of them for a tenth of a second.
     var highestRate: Double {
         switch self {
         case .gif: 50
@@ -85,14 +85,14 @@ public enum VideoFormat: Sendable, Equatable {
         }
     }
 
-    /// The files that a video of so many frames becomes.
+    /// The files that a video of `frames` frames is written to.
     public func files(path: String, frames: Int) -> [String] {
         guard case .pngSequence(let names) = self else { return [path] }
         return (0..<max(0, frames)).map { names.path($0 + 1).string }
     }
 
-    /// The accepted range of `crf` and the default, which cannot be told from the frames by eye;
-    /// `nil` where the format has no such option.
+    /// The accepted range of `crf` and the default, which looks like the original frames to the eye;
+    /// `nil` if the format has no such option.
     var qualities: (range: ClosedRange<Int>, standard: Int)? {
         switch self {
         case .mp4: (0...51, 12)
@@ -101,7 +101,7 @@ public enum VideoFormat: Sendable, Equatable {
         }
     }
 
-    /// The frames that are written without a conversion of colours.
+    /// The pixel format that needs no colour conversion.
     public var pixelFormat: PixelFormat {
         switch self {
         case .mp4, .webm: .nv12
@@ -112,7 +112,7 @@ public enum VideoFormat: Sendable, Equatable {
     /// The arguments between the input and the output.
     func encoding(crf: Int?, input: PixelFormat, width: Int, height: Int) -> [String] {
         let crf = crf ?? qualities?.standard ?? 0
-        // Below 1 x264 writes a profile without loss (High 4:4:4 Predictive), which browsers and QuickTime do not play.
+        // At 0, x264 writes a lossless profile (High 4:4:4 Predictive), which browsers and QuickTime do not play.
         let quality = self == .mp4 ? max(1, crf) : crf
         let source = input == .rgb24 ? "" : "in_color_matrix=bt709:in_range=tv:"
         func toVideo(from source: String, _ pixels: String) -> String {
@@ -125,18 +125,18 @@ public enum VideoFormat: Sendable, Equatable {
         switch self {
         case .mp4:
             let (right, bottom) = (width & 1, height & 1)
-            // A GPU decodes 160 frames a second: the encoder must keep up. Against "medium" the files
-            // of "veryfast" are no larger at one `crf` and lose 1 dB where 49 dB are reached.
+            // A GPU decodes 160 frames a second: the encoder must keep up. At the same `crf`, the files of
+            // "veryfast" are no larger than those of "medium" and lose 1 dB of 49 dB.
             let settings =
                 ["-c:v", "libx264", "-preset", "veryfast", "-crf", "\(quality)"] + tags
                 + ["-movflags", "+faststart", "-f", "mp4"]
-            // What x264 itself works on.
+            // x264 itself works on NV12.
             if input == .nv12, right + bottom == 0 { return ["-pix_fmt", "nv12"] + settings }
             guard right + bottom > 0 else {
                 return ["-vf", toVideo(from: source, "yuv420p")] + settings
             }
-            // The edge is repeated rather than black, so that it does not bleed into the picture, and
-            // while every pixel has its own chroma: only then may sides be odd.
+            // The edge is repeated: black would bleed into the picture. This happens while every pixel
+            // still has its own chroma: only then may sides be odd.
             let even =
                 "pad=\(width + right):\(height + bottom)"
                 + ",fillborders=right=\(right):bottom=\(bottom):mode=smear"
@@ -146,14 +146,14 @@ public enum VideoFormat: Sendable, Equatable {
             ]
             return ["-vf", steps.joined(separator: ",")] + settings
         case .webm:
-            // From NV12 this only parts Cb from Cr.
+            // From NV12 this only separates Cb from Cr.
             return ["-vf", toVideo(from: source, "yuv420p")]
                 + [
                     "-c:v", "libvpx-vp9", "-crf", "\(quality)", "-b:v", "0", "-deadline", "good",
                     "-cpu-used", "3", "-row-mt", "1",
                 ] + tags + ["-f", "webm"]
         case .gif:
-            // Bayer dither is still from frame to frame; error diffusion would crawl.
+            // Bayer dither stays still from frame to frame; error diffusion would crawl.
             let palette =
                 "split[a][b];[a]palettegen=stats_mode=full[p];"
                 + "[b][p]paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"

@@ -1,11 +1,11 @@
-// VideoReader: the frames of a finished video, for comparing and looking at.
+// VideoReader: reads the frames of a finished video, for comparison.
 
 import Ground
 import Synchronization
 import SystemPackage
 
 /// The frames of a video, animation, picture or numbered sequence (`frames/%04d.png`), one after the other, as they are
-/// stored: none is repeated, left out or turned. It holds one frame at a time, however long the video is.
+/// stored: none is repeated, dropped or turned. It holds one frame at a time, however long the video is.
 public final class FrameReader: Sendable {
     /// Frames of more pixels are refused; those of 8K video have 33.2 million.
     public static let pixelLimit = 1 << 25
@@ -15,7 +15,7 @@ public final class FrameReader: Sendable {
     public let height: Int
     public var frameBytes: Int { 3 * width * height }
     private let child: Child
-    /// Gives the child the files of a sequence.
+    /// Writes the files of a sequence to the child.
     private let feeding: Task<Void, any Error>?
     private let count = Mutex(0)
 
@@ -26,7 +26,7 @@ public final class FrameReader: Sendable {
         let file = try InputFile(isSequence ? sequence[0] : path)
         guard let kind = MediaKind(try file.bytes(limit: 1024)) else {
             throw MediaError.notAVideo(
-                path: path, reason: "its first bytes are those of no video or picture that is read")
+                path: path, reason: "its first bytes are not those of a supported video or picture")
         }
         let ffmpeg = if let ffmpeg { ffmpeg } else { try FFmpeg.find() }
         let probe = try await ffmpeg.frameSize(of: file, kind)
@@ -60,7 +60,9 @@ public final class FrameReader: Sendable {
         child.kill()
     }
 
-    /// - Returns: [height, width, 3], or nil after the last frame.
+    /// The next frame.
+    /// - Returns: [height, width, 3] of 8-bit RGB, or nil after the last frame.
+    /// - Throws: ``MediaError``, `CancellationError`.
     public func next() async throws -> [UInt8]? {
         let frame = await withTaskCancellationHandler {
             await child.read(frameBytes)
@@ -85,7 +87,7 @@ public final class FrameReader: Sendable {
         return nil
     }
 
-    /// One file behind the other; all must be like the first.
+    /// Writes one file after the other; all must have the kind and size of the first.
     private static func feed(
         _ child: Child, _ files: [String], _ kind: MediaKind, _ size: (Int, Int)
     ) async throws {
@@ -97,7 +99,8 @@ public final class FrameReader: Sendable {
             else {
                 throw MediaError.notAVideo(
                     path: path,
-                    reason: "it is no whole picture of \(size.0)x\(size.1) like the first one")
+                    reason: "it is not a complete picture of \(size.0)x\(size.1) like the first one"
+                )
             }
             guard await child.write(bytes) else { return }
         }
@@ -122,11 +125,11 @@ public struct Video: Sendable {
         self.pixels = pixels
     }
 
-    /// More bytes of frames are refused.
+    /// Videos with more bytes of frames are refused.
     public static let byteLimit = 1 << 30
 }
 
-/// Decodes a whole video as 8-bit RGB. What may be longer than ``Video/byteLimit`` is for ``FrameReader``.
+/// Decodes a whole video as 8-bit RGB. For videos that may exceed ``Video/byteLimit``, use ``FrameReader``.
 /// - Throws: ``MediaError``: no such file, not a video, too large.
 public func readVideo(path: String, ffmpeg: FFmpeg? = nil) async throws -> Video {
     let reader = try await FrameReader(path: path, ffmpeg: ffmpeg)
@@ -143,8 +146,8 @@ public func readVideo(path: String, ffmpeg: FFmpeg? = nil) async throws -> Video
 }
 
 extension FFmpeg {
-    /// The arguments for one input, which is the program's standard input: a file whose demuxer is given, or a pipe of
-    /// pictures. Whatever the input says, no other file is opened.
+    /// FFmpeg's arguments for one input, its standard input: a file or a pipe of pictures, read by the given demuxer.
+    /// Whatever the input says, no other file is opened.
     static func reading(_ kind: MediaKind, pixelLimit: Int, isPipe: Bool = false) -> [String] {
         [
             "-protocol_whitelist", "file,pipe", "-f", kind.demuxer, "-max_pixels", "\(pixelLimit)",
@@ -169,7 +172,7 @@ extension FFmpeg {
             sides.allSatisfy({ (0...1 << 30).contains($0) })
         else {
             let reason = remains.words.summary
-            return (nil, reason.isEmpty ? "there is no picture in it" : reason)
+            return (nil, reason.isEmpty ? "it contains no picture" : reason)
         }
         return ((sides[0], sides[1]), "")
     }

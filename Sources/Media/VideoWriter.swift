@@ -1,4 +1,4 @@
-// VideoWriter: takes frames as they are made and leaves one whole file, or nothing.
+// VideoWriter: takes frames as they are made and leaves one complete file, or nothing.
 
 import Ground
 import Synchronization
@@ -11,26 +11,26 @@ import Synchronization
 ///     for await chunk in chunks { try await writer.append(chunk) }
 ///     let path = try await writer.finish()
 ///
-/// The file has no name until `finish` gives it one. After an error, a cancelled task, `cancel` or the end of the writer's
-/// life or of the process, the child is killed and nothing is left. One task at a time may use a writer. Equal frames and
-/// options give equal bytes with the same FFmpeg on the same machine.
+/// The file has no name until `finish` gives it one. After an error, a cancelled task or `cancel`, or when the writer is
+/// deallocated or the process ends, the child is killed and nothing is left. Only one task at a time may use a writer.
+/// Equal frames and options give equal bytes with the same FFmpeg on the same machine.
 public final class VideoWriter: Sendable {
     public struct Options: Sendable {
         /// The output; its name decides the format, see ``VideoFormat``.
         public var path: String
-        /// Whether files that are there already are replaced. Where not, they are refused, and a file that comes to be
-        /// while the video is made leaves it the name with a number: `video-2.mp4`.
+        /// Whether existing files are replaced. If not, they are refused; if such a file appears while the video is
+        /// being made, the video gets a number: `video-2.mp4`.
         public var replaces: Bool
         public var width: Int
         public var height: Int
         public var framesPerSecond: Double
         public var pixelFormat: PixelFormat
-        /// Quality of `.mp4` (0...51, default 12) and `.webm` (0...63, default 16), less is better;
-        /// other formats ignore it. Of `.mp4` 0 is as 1: what is beyond that, no browser plays.
+        /// Quality of `.mp4` (0...51, default 12) and `.webm` (0...63, default 16), lower is better;
+        /// other formats ignore it. For `.mp4`, 0 means 1, as no browser plays x264's 0.
         public var crf: Int?
         /// Text to keep in the file (the request as JSON), read back by ``readMetadata(path:)``.
         public var metadata: String?
-        /// Frames that wait for the encoder take at most this many bytes; then `append` waits.
+        /// Frames waiting for the encoder take at most this many bytes; beyond that, `append` waits.
         public var queueBytes: Int
         /// Default: found on `PATH`.
         public var ffmpeg: FFmpeg?
@@ -67,7 +67,7 @@ public final class VideoWriter: Sendable {
         var open = true
     }
 
-    /// Refuses names that no format has, a missing FFmpeg, and folders that do not exist or cannot be written. Takes
+    /// Refuses names that no format has, a missing FFmpeg, and folders that do not exist or cannot be written to. Takes
     /// milliseconds and leaves nothing behind.
     public static func check(path: String, ffmpeg: FFmpeg? = nil) throws(MediaError) {
         let format = try VideoFormat(path: path)
@@ -75,10 +75,10 @@ public final class VideoWriter: Sendable {
         try PendingOutput.check(path: path, format: format, replaces: true)
     }
 
-    /// Refuses what would fail later anyway, by making a video of one black frame that is thrown away: unknown names, values
-    /// that the format cannot hold, files that are there, folders that cannot be written, and an FFmpeg that is missing,
-    /// broken, hangs or lacks the encoder. Takes a tenth of a second and leaves nothing behind.
-    /// - Parameter frames: how many there will be.
+    /// Refuses what would fail later, by making a video of one black frame that is thrown away: unknown names, values that
+    /// the format cannot hold, files that exist, folders that cannot be written to, and an FFmpeg that is missing, broken,
+    /// hangs or lacks the encoder. Takes a tenth of a second and leaves nothing behind.
+    /// - Parameter frames: how many frames there will be, if known.
     /// - Throws: ``MediaError``.
     public static func check(_ options: Options, frames: Int? = nil) async throws {
         let format = try validate(options)
@@ -112,7 +112,7 @@ public final class VideoWriter: Sendable {
         self.format = format
         self.channel = channel
         frameBytes = options.pixelFormat.frameBytes(width: options.width, height: options.height)
-        // The task must not hold the writer, or the writer would never come to its end.
+        // The task must not hold the writer, or the writer would never be deallocated.
         encoding = Task {
             try await withTaskCancellationHandler {
                 do {
@@ -138,11 +138,11 @@ public final class VideoWriter: Sendable {
         encoding.cancel()
     }
 
-    /// Appends one frame or several, one after the other; waits while the encoder is far behind.
+    /// Appends one or more frames; waits while the encoder is far behind.
     ///
     /// - Parameter frames: [n, frameBytes], n ≥ 1.
-    /// - Throws: ``MediaError`` when the encoder failed, `CancellationError`; the writer is closed
-    ///   then and its files are gone.
+    /// - Throws: ``MediaError`` if the encoder failed, `CancellationError`; the writer is then closed
+    ///   and its files are gone.
     public func append(_ frames: [UInt8]) async throws {
         let count = frames.count / frameBytes
         guard count > 0 && count * frameBytes == frames.count else {
@@ -185,8 +185,8 @@ public final class VideoWriter: Sendable {
     }
 
     /// Waits for the encoder, stores the metadata and gives the file its name.
-    /// - Returns: the name that it has now, see ``Options/replaces``.
-    /// - Throws: ``MediaError``, `CancellationError`; nothing is left behind then.
+    /// - Returns: that name, see ``Options/replaces``.
+    /// - Throws: ``MediaError``, `CancellationError`; nothing is then left behind.
     @discardableResult
     public func finish() async throws -> String {
         let frames = state.withLock { state -> Int? in
@@ -255,8 +255,8 @@ extension VideoWriter {
         return format
     }
 
-    /// Feeds an ffmpeg child from `channel` until that is closed.
-    /// - Parameter descriptor: the file that the child writes.
+    /// Feeds an ffmpeg child from `channel` until the channel is closed.
+    /// - Parameter descriptor: the file that the child writes to.
     private static func encode(
         _ options: Options, ffmpeg: FFmpeg, format: VideoFormat, from channel: BoundedChannel,
         to descriptor: Int32, child encoder: Encoder, limits: Child.Limits
@@ -272,7 +272,7 @@ extension VideoWriter {
         if let text = options.metadata, format == .mp4 || format == .webm {
             arguments += ["-metadata", "comment=\(text)"]
         }
-        // By its number and not by a name: the file has none yet. It is there already, hence -y.
+        // The file has no name yet, so ffmpeg gets it by number. It exists already, hence -y.
         arguments += [
             "-fflags", "+bitexact", "-flags:v", "+bitexact", "-y", "file:/proc/self/fd/1",
         ]
@@ -280,7 +280,7 @@ extension VideoWriter {
         let child = try await Child.start(
             ffmpeg.ffmpeg, arguments, input: .pipe, output: .descriptor(descriptor), limits: limits)
         encoder.started(child)
-        // Whoever waits to send the next frame, perhaps minutes away, learns of the child's end now.
+        // A sender learns at once that the child has ended, not only with the next frame, which may take minutes.
         async let end = {
             let remains = await child.remains
             await channel.close(throwing: EncoderEnded())
@@ -298,7 +298,7 @@ extension VideoWriter {
         child.closeInput()
         let remains = await end
         try Task.checkCancellation()
-        // ffmpeg 5 can end with status 0 although the last write failed: its words count too.
+        // ffmpeg 5 can end with status 0 although the last write failed, so its messages count too.
         let failure = remains.words.failure(writing: options.path, remains.ending)
         guard complete, remains.ending.isSuccess, failure != .noSpace(path: options.path) else {
             throw failure
@@ -306,7 +306,7 @@ extension VideoWriter {
     }
 }
 
-/// The child's input is no longer read.
+/// The child no longer reads its input.
 private struct EncoderEnded: Error {}
 
 /// The child to end when the writer is cancelled, perhaps before it has been started.

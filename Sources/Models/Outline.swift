@@ -1,18 +1,19 @@
-/// A model of which only the sizes are known: for plans, and for measuring without a download.
+/// Models of which only the sizes are known, for planning, and for benchmarks without a download.
 
 public import Checkpoints
 public import Tensors
 
-/// A checkpoint whose tensors have names and shapes and no bytes. Only a backend that does not read
-/// what it places can take them: one that plans, or one that makes numbers of its own.
+/// A checkpoint whose tensors have names and shapes but no bytes. It needs a backend that does not read the tensors
+/// that it places: one that only plans, or one that makes random numbers.
 public final class Outline: Checkpoint {
-    /// There is no memory behind it.
+    /// Storage without memory.
     private final class Nothing: Storage {}
 
     public let path: String
     public let names: [String]
     private let tensors: [String: TensorInfo]
 
+    /// The tensors that a model of these sizes has.
     /// - Parameter numbers: the dtype of everything that is not quantised.
     public init(_ model: DetectedModel, numbers: DType) {
         let expected = model.tensors()
@@ -33,7 +34,7 @@ public final class Outline: Checkpoint {
             })
     }
 
-    /// The names and shapes of another checkpoint: a plan need not compute what would be computed.
+    /// The names and shapes of another checkpoint, for a plan that needs no numbers.
     public init(of checkpoint: any Checkpoint) {
         path = checkpoint.path
         names = checkpoint.names

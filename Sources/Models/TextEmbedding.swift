@@ -1,4 +1,4 @@
-/// What the text encoder hands to the transformer.
+/// The result of the text encoder, which is an input of the transformer.
 
 import Ground
 public import Tensors
@@ -6,7 +6,7 @@ public import Tensors
 /// An encoded prompt. rows: [textLength, textDim] on the device; rows past `count` are zero.
 public struct TextEmbedding {
     public let rows: Tensor
-    /// Rows that stand for tokens of the prompt, its end included.
+    /// Number of rows for tokens of the prompt, the end token included.
     public let count: Int
 
     public init(rows: Tensor, count: Int) {

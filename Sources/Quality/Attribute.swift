@@ -1,4 +1,4 @@
-/// What a caption says of a video, and what the classifier finds in it.
+/// What a caption says about a video, and what the classifier finds in it.
 
 import FoundationEssentials
 import Ground
@@ -8,6 +8,7 @@ import SystemPackage
 public enum Attribute: String, CaseIterable, Sendable {
     case shape, color, size, material, motion, floor, sky, camera
 
+    /// The possible answers.
     public var classes: [String] {
         switch self {
         case .shape: ["sphere", "cube", "cylinder", "cone"]
@@ -26,7 +27,7 @@ public enum Attribute: String, CaseIterable, Sendable {
     }
 }
 
-/// A prompt with the answers that a video of it should give.
+/// A prompt, with the answers that a video made from it should give.
 public struct Caption: Sendable, Equatable {
     public let prompt: String
     /// Indices into the classes of each attribute, in the order of `Attribute.allCases`.
@@ -40,6 +41,7 @@ public struct Caption: Sendable, Equatable {
 
 extension Caption {
     /// Reads a JSON list of objects with `prompt` and one word for each attribute.
+    /// - Throws: ``QualityError/captions(path:reason:)``.
     public static func read(_ path: String) throws(QualityError) -> [Caption] {
         func failure(_ reason: String) -> QualityError { .captions(path: path, reason: reason) }
         let bytes: [UInt8]

@@ -1,22 +1,23 @@
-/// Looks at a video and says what is in it: eight attributes, each one of a few classes.
+/// Recognises what a video shows: eight attributes, each with a few classes.
 
 public import Checkpoints
 public import Media
 import Models
 public import Tensors
 
-/// A small convolutional network over every fourth frame at half size, in f32. Trained on the procedural clips that
-/// nano was trained on, it is wrong in 2 % of their attributes. Belongs to the thread of its device.
+/// A small convolutional network over every fourth frame at half size, in f32. It was trained on the procedural clips
+/// that nano was trained on, and is wrong about 2 % of their attributes. To be used on the thread of its device only.
 public struct AttributeClassifier {
     private let layers: [ClassifierLayer]
     private let reduction, hidden: Linear
     private let heads: [Linear]
     private let path: String
     private let device: any Backend
-    /// Only every fourth frame is looked at.
+    /// The network sees only every fourth frame.
     static let frameStep = 4
 
     /// Reads the weights: convolutions `c1` … `c5` with norms `n.0` … `n.4`, `red`, `fc` and `heads.*`.
+    /// - Throws: `CheckpointError`, or ``QualityError/classifier(path:reason:)``.
     public init(_ checkpoint: any Checkpoint, on device: any Backend) throws {
         let weights = Weights(checkpoint, on: device, activations: .f32)
         var channels = 3
@@ -64,7 +65,7 @@ public struct AttributeClassifier {
         self.device = device
     }
 
-    /// Throws where the weights were made for videos of another size.
+    /// Throws if the weights were made for videos of another size.
     public func check(frames: Int, width: Int, height: Int) throws {
         var shape = Self.inputShape(frames: frames, width: width, height: height)
         for layer in layers { shape = layer.output(shape) }
@@ -80,7 +81,8 @@ public struct AttributeClassifier {
         }
     }
 
-    /// Scores of all classes, for each attribute in the order of `Attribute.allCases`.
+    /// The scores of all classes, for each attribute in the order of `Attribute.allCases`. The video must have the size
+    /// that `check` accepts.
     public func logits(_ video: Video) -> [[Float]] {
         var x = Self.input(video)
         for layer in layers { x = layer(x, on: device) }
@@ -103,7 +105,8 @@ public struct AttributeClassifier {
         logits(video).map { scores in scores.indices.max { scores[$0] < scores[$1] } ?? 0 }
     }
 
-    /// For each attribute, whether the video shows what its caption asked for. Their share is the video's score.
+    /// For each attribute, whether the video shows what its caption asked for. The share of true ones is the video's
+    /// score.
     public func agreement(of video: Video, with caption: Caption) -> [Bool] {
         zip(classes(video), caption.answers).map { $0 == $1 }
     }
@@ -112,7 +115,7 @@ public struct AttributeClassifier {
         [(frames - 1) / frameStep + 1, height / 2, width / 2, 3]
     }
 
-    /// Every fourth frame, averages of 2x2 pixels, in -1 ... 1. → f32 [frames, height / 2, width / 2, 3] in host memory
+    /// Every fourth frame, with 2x2 pixels averaged, in -1 ... 1. → f32 [frames, height / 2, width / 2, 3] in host memory
     static func input(_ video: Video) -> Tensor {
         let shape = inputShape(frames: video.count, width: video.width, height: video.height)
         var values = [Float](repeating: 0, count: shape.count)
@@ -146,11 +149,11 @@ public struct AttributeClassifier {
     }
 }
 
-/// A convolution, its norm, and nothing below zero.
+/// A convolution, group norm and ReLU.
 private struct ClassifierLayer {
     let convolution: ConvolutionWeight
     let norm: GroupNorm
-    /// Of time, and of height and width.
+    /// Strides in time, and in height and width.
     let strides: (time: Int, space: Int)
     /// Frames of zeros before the first one and after the last one.
     private var padding: Int { (convolution.time - 1) / 2 }

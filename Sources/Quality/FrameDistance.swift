@@ -1,10 +1,11 @@
-/// Distances of frames of 8-bit RGB: squared error, PSNR and structural similarity.
+/// Distances between frames of 8-bit RGB: squared error, PSNR and structural similarity.
 
 import Glibc
 import Ground
 public import Media
 import Tensors
 
+/// Measures of how much two frames, or two videos, differ.
 public enum FrameDistance {
     /// Sum of (a - b)^2. a, b: bytes of equal count
     public static func squaredError(_ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>) -> Double {
@@ -13,7 +14,7 @@ public enum FrameDistance {
             b.withUnsafeBufferPointer { b in
                 var sum = 0
                 var start = 0
-                // 32 bits hold this many squares, and are what vectors add fastest.
+                // A 32-bit sum can hold this many squares, and vectors add 32-bit numbers fastest.
                 while start < a.count {
                     let end = min(start + 16384, a.count)
                     var part: Int32 = 0
@@ -29,13 +30,13 @@ public enum FrameDistance {
         }
     }
 
-    /// In dB; nil where there is no error.
+    /// The peak signal-to-noise ratio in dB; nil (infinite) if there is no error.
     public static func psnr(_ meanSquaredError: Double) -> Double? {
         meanSquaredError == 0 ? nil : 10 * log10(255 * 255 / meanSquaredError)
     }
 
-    /// Mean structural similarity (Wang et al. 2004) of the luma: Gaussian windows of 11x11, sigma 1.5, inside the
-    /// frame. a, b: [height, width, 3]
+    /// Mean structural similarity (Wang et al. 2004) of the luma, with 11x11 Gaussian windows, sigma 1.5, that lie inside
+    /// the frame. a, b: [height, width, 3]
     public static func similarity(
         _ a: ArraySlice<UInt8>, _ b: ArraySlice<UInt8>, width: Int, height: Int
     ) -> Double {
@@ -48,7 +49,7 @@ public enum FrameDistance {
         }
     }
 
-    /// What two videos of one size are apart.
+    /// How much two videos of the same size differ.
     public struct OfVideos: Sendable, Equatable {
         /// Mean over all bytes.
         public var meanSquaredError: Double
@@ -56,6 +57,7 @@ public enum FrameDistance {
         public var similarity: Double
     }
 
+    /// Compares two videos with the same size and number of frames.
     public static func between(_ a: Video, _ b: Video) -> OfVideos {
         ensure(
             a.width == b.width && a.height == b.height && a.count == b.count,
@@ -79,7 +81,7 @@ public enum FrameDistance {
 /// The windows of structural similarity over frames of one size.
 private struct Windows {
     let width, height: Int
-    /// Of one axis: the windows are products of two.
+    /// Weights along one axis: a window is the product of two such axes.
     let weights: [Double]
 
     private typealias Lanes = SIMD8<Double>
@@ -98,7 +100,7 @@ private struct Windows {
     func similarity(_ x: UnsafeBufferPointer<UInt8>, _ y: UnsafeBufferPointer<UInt8>) -> Double {
         let size = width * height
         let (columns, rows) = (width - weights.count + 1, height - weights.count + 1)
-        // Planes of x, y, x^2, y^2 and x y; the same weighted along columns; and along rows as well.
+        // Planes of x, y, x^2, y^2 and x y; one row of each, weighted vertically; the same weighted horizontally too.
         let planes = 5
         return withUnsafeTemporaryAllocation(
             of: Double.self, capacity: planes * (size + width + columns)
@@ -180,7 +182,7 @@ private struct Windows {
         }
     }
 
-    /// The sum over one row of windows. means: of x, y, x^2, y^2 and x y, `count` of each
+    /// The sum of similarities over one row of windows. means: of x, y, x^2, y^2 and x y, `count` of each
     private func similarities(_ means: UnsafePointer<Double>, _ count: Int) -> Double {
         let c1 = 0.01 * 255 * 0.01 * 255
         let c2 = 0.03 * 255 * 0.03 * 255

@@ -1,16 +1,16 @@
-/// Group norm with a cut below zero, in host memory.
+/// Group norm followed by ReLU, in host memory.
 
 import Checkpoints
 import Tensors
 
-/// Normalises each group of channels over the whole video, scales and shifts each channel, and cuts off below zero
-/// (group norm, arXiv 1803.08494, and ReLU).
+/// Normalises each group of channels over the whole video, scales and shifts each channel, and replaces negative numbers
+/// by zero (group norm, arXiv 1803.08494, and ReLU).
 struct GroupNorm {
     static let groups = 8
     private static let epsilon = 1e-5
     private let weight, bias: [Float]
 
-    /// weights: holds `weight` and `bias`, [channels]
+    /// weights: has `weight` and `bias`, [channels]
     init(_ weights: Weights, channels: Int) throws(CheckpointError) {
         weight = try weights.host("weight", [channels]).floats()
         bias = try weights.host("bias", [channels]).floats()

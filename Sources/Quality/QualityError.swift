@@ -1,9 +1,10 @@
 /// Why quality cannot be measured.
 
+/// Captions or a classifier that cannot be used.
 public enum QualityError: Error, Sendable, Hashable {
-    /// A list of captions that is none.
+    /// A file that is not a list of captions.
     case captions(path: String, reason: String)
-    /// Weights of a classifier that do not do.
+    /// Weights that do not fit the classifier or the videos.
     case classifier(path: String, reason: String)
 }
 

@@ -1,12 +1,12 @@
-/// One thread for one device: tensors and backends never leave it.
+/// The thread of a device, which its tensors and its backend never leave.
 
 import Glibc
 import Ground
 import Synchronization
 import Tensors
 
-/// Runs an actor's jobs on a thread of its own, so that a device context stays current and long computations never
-/// block Swift's shared thread pool. The thread ends after `close`, when its jobs are done.
+/// Runs an actor's jobs on a thread of their own, so that the device's context stays current and long computations
+/// never block Swift's shared thread pool. After `close` the thread finishes its jobs and ends.
 package final class DeviceThread: SerialExecutor, Sendable {
     private struct Queue {
         var jobs: [UnownedJob] = []
@@ -14,8 +14,8 @@ package final class DeviceThread: SerialExecutor, Sendable {
     }
     private let queue = Mutex(Queue())
     private let available = Semaphore()
-    /// Only the thread's jobs may touch it, and the thread lets go of it at its end: an actor's `isolated deinit` would do
-    /// as much, but Swift 6.3 fails on it ("circular reference") where another module is optimised.
+    /// Only jobs of the thread may use it. The thread releases it when it ends; an actor's `isolated deinit` would do
+    /// the same, but Swift 6.3 cannot compile one ("circular reference") where it optimises across modules.
     private nonisolated(unsafe) let held: Unmanaged<Resident>
     var resident: Resident { held.takeUnretainedValue() }
 
@@ -59,13 +59,13 @@ package final class DeviceThread: SerialExecutor, Sendable {
             }
             for job in jobs { job.runSynchronously(on: asUnownedSerialExecutor()) }
             if isClosed, jobs.isEmpty { return held.release() }
-            // What was left when the thread was told to end.
+            // Looks for jobs that were added before the end.
             if isClosed { available.signal() }
         }
     }
 }
 
-/// A counting semaphore of the operating system, which needs a fixed address.
+/// A counting semaphore of the operating system. It needs a fixed address.
 private final class Semaphore: Sendable {
     private nonisolated(unsafe) let handle = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
     init() { sem_init(handle, 0, 0) }

@@ -1,13 +1,15 @@
-/// One device with the models that are on it, and the runs that it carries out.
+/// One device, or a group of devices that make each video together, the models on them, and the runs that they execute.
 
 import Families
+import Ground
+import Media
 import Synchronization
 public import Tensors
 
-/// A device on its thread.
+/// An open device.
 public struct OpenedDevice {
     public let backend: any Backend
-    /// Whose 8-bit arithmetic SageSLA uses on this device.
+    /// The kind of card whose 8-bit arithmetic SageSLA uses on this device.
     public let sageArchitecture: SageArchitecture
 
     public init(_ backend: any Backend, sageArchitecture: SageArchitecture) {
@@ -16,15 +18,19 @@ public struct OpenedDevice {
     }
 }
 
-/// What an engine has on its device. Lives on the device's thread.
+/// Everything that an engine keeps on its device. Lives on the device's thread.
 final class Resident {
     var device: OpenedDevice?
     let pool = ModelPool()
     var walks: [Int: Walk] = [:]
     var readAheads: [Int: ReadAhead] = [:]
+    /// The other devices of a group.
+    var followers: [Follower] = []
+
+    deinit { followers.forEach { $0.close() } }
 }
 
-/// Owns a device and its resident models, and hands out runs:
+/// Owns a device or a group of devices and the models on them, and starts runs:
 ///
 ///     let engine = Engine { OpenedDevice(CPUBackend(), sageArchitecture: .sm90) }
 ///     let run = engine.start(try Run(request, models))
@@ -32,15 +38,22 @@ final class Resident {
 ///     for try await chunk in run.frames { … }     // decode
 ///     let report = await run.report()
 ///
-/// Runs that are begun at once take turns: a step or a chunk of frames of one, then of another.
+/// Runs that are active at the same time take turns: a step or a chunk of frames of one, then of another.
 public actor Engine {
     private nonisolated let thread = DeviceThread(Resident())
-    private let open: @Sendable () throws -> OpenedDevice
+    private let open: [@Sendable () throws -> OpenedDevice]
     private var resident: Resident { thread.resident }
     private nonisolated let lastID = Atomic(0)
 
     /// - Parameter open: opens the device; called once, on the device's own thread, by the first run.
-    public init(open: @escaping @Sendable () throws -> OpenedDevice) { self.open = open }
+    public init(open: @escaping @Sendable () throws -> OpenedDevice) { self.open = [open] }
+
+    /// - Parameter group: opens the devices of a group, in the order of their `membership` in one meeting; each is called
+    ///   once, on its device's own thread.
+    public init(group: [@Sendable () throws -> OpenedDevice]) {
+        ensure(!group.isEmpty, "Engine: a group of no device")
+        open = group
+    }
 
     deinit { thread.close() }
 
@@ -48,8 +61,8 @@ public actor Engine {
         thread.asUnownedSerialExecutor()
     }
 
-    /// A run that begins when its steps or frames are asked for.
-    /// - Parameter events: told what happens, on the device's thread.
+    /// Makes a run that begins when its steps or frames are asked for.
+    /// - Parameter events: is told what happens, on the device's thread.
     public nonisolated func start(
         _ run: Run, events: @escaping @Sendable (RunEvent) -> Void = { _ in }
     ) -> RunHandle {
@@ -57,8 +70,8 @@ public actor Engine {
             lastID.wrappingAdd(1, ordering: .relaxed).newValue, run, on: self, tell: events)
     }
 
-    /// Carries out a whole run.
-    /// - Parameter output: takes the frames as they are made; the next ones are decoded when it returns.
+    /// Executes a whole run.
+    /// - Parameter output: is given the frames as they are made. The next ones are decoded after it returns.
     public nonisolated func finish(
         _ run: Run, events: @escaping @Sendable (RunEvent) -> Void = { _ in },
         output: (FrameChunk) async throws -> Void
@@ -68,9 +81,24 @@ public actor Engine {
         return await handle.report()
     }
 
-    /// Opens the device, if no run has done it yet.
+    /// Opens the device, if no run has done so yet.
     /// - Returns: its name.
     public func openDevice() throws -> String { try openedDevice().backend.name }
+
+    // MARK: What stays
+
+    /// The models that stay on the device for the next run, the one that was used last first.
+    public var residents: [ResidentModel] { resident.pool.list }
+
+    /// Lets go of all models, and gives the memory that nobody uses any more back to the system. Runs on their way keep
+    /// what they have.
+    public func unload() {
+        resident.pool.releaseAll()
+        resident.device?.backend.releaseUnusedMemory()
+    }
+
+    /// Lets go of the models of a file, which is not what it was.
+    public func forget(path: String) { resident.pool.release(path: path) }
 
     // MARK: For handles
 
@@ -89,24 +117,24 @@ public actor Engine {
         return nil
     }
 
-    /// Carries out instructions until there is something for the caller, or the next one is not wanted.
+    /// Executes instructions until there is a result for the caller, or until the next one is not wanted.
     private func advance(
         _ handle: RunHandle, while isWanted: (Walk) -> Bool
     ) async throws -> Yield? {
         let id = handle.id
         if resident.walks[id] == nil { resident.walks[id] = try begin(handle) }
         do {
-            // No copy of the walk is held while it goes on: it would hold the tensors that a stage lets go.
+            // No copy of the walk may exist while it advances: it would keep tensors alive that a stage releases.
             while resident.walks[id].map({ !$0.isDone && isWanted($0) }) == true {
                 if resident.walks[id]?.wantsInputs == true {
                     let inputs = try await handle.inputs.value
-                    resident.walks[id]?.inputs = inputs
+                    resident.give(inputs, to: id)
                 }
-                if let found = try resident.walks[id]?.advance() { return found }
+                if let found = try resident.advance(id) { return found }
             }
             return nil
         } catch {
-            resident.walks[id]?.abandon()
+            resident.abandon(id)
             throw error
         }
     }
@@ -119,29 +147,43 @@ public actor Engine {
             throw RunError.unsupported(linears: linears, device: device.backend.name)
         }
         let parts = try run.parts
-        try run.models.checkFit(
-            parts, attention: run.request.arithmetic.attention, linears: linears)
-        for notice in try run.fileNotices() { handle.tell(.notice(notice)) }
-        if run.options.start.latents == nil {
-            for notice in try run.loraNotices() { handle.tell(.notice(notice)) }
-        }
-        // Models of other settings go before the memory is needed, and both experts where they are to take turns.
+        for notice in run.requestNotices { handle.tell(.notice(notice)) }
+        // Models with other settings leave before the memory is needed, and so do both experts if they have to take
+        // turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
-        resident.pool.release(
-            allBut: Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key)))
+        let keys = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
+        if let residency = run.options.residency {
+            resident.pool.makeRoom(for: keys, within: residency)
+        } else {
+            resident.pool.release(allBut: keys)
+        }
+        device.backend.limitResidentWeights(to: run.options.residency?.residentWeights)
+        let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
+        if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
+        resident.beginOnFollowers(run, id: handle.id, handle.cancellation, releasingAllBut: keys)
         let tell = handle.tell
-        resident.readAheads[handle.id] = ReadAhead(
-            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path)
-        ) { tell(.notice(.damaged($0))) }
+        resident.readAheads[handle.id] = ReadAhead(missing.map(run.models.path)) {
+            tell(.notice(.damaged($0)))
+        }
         return try Walk(
             run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
     }
 
+    /// Throws where the files of a run do not belong together, and tells what the user should know of them. A run whose
+    /// models are all there opens no file.
+    private func checkFiles(
+        of run: Run, _ parts: [ModelPart], tell: (RunEvent) -> Void
+    ) throws {
+        let arithmetic = run.request.arithmetic
+        try run.models.checkFit(
+            parts, attention: arithmetic.attention, linears: arithmetic.linears)
+        for notice in try run.fileNotices() { tell(.notice(notice)) }
+        guard run.options.start.latents == nil else { return }
+        for notice in try run.loraNotices() { tell(.notice(notice)) }
+    }
+
     private func openedDevice() throws -> OpenedDevice {
-        if let device = resident.device { return device }
-        let opened = try open()
-        resident.device = opened
-        return opened
+        try resident.open(open)
     }
 
     func latents(_ id: Int) throws -> Latents? {
@@ -155,13 +197,16 @@ public actor Engine {
             extent: walk.run.latents, values: host.floats())
     }
 
+    func preview(_ id: Int, sample: Int) throws -> RGBImage? {
+        try resident.walks[id]?.preview(sample: sample)
+    }
+
     func report(_ id: Int) -> RunReport {
-        resident.walks[id]?.report
+        resident.report(id)
             ?? RunReport(device: "", stages: [], totalSeconds: 0, hostPeakBytes: 0)
     }
 
     func forget(_ id: Int) {
-        resident.walks[id] = nil
-        resident.readAheads[id] = nil
+        resident.forget(id)
     }
 }

@@ -1,4 +1,4 @@
-/// What a run tells whoever listens: one stream, the same for a terminal, a program and a service.
+/// What happens during a run: one stream of events, the same for a terminal, a program and a service.
 
 public import Families
 import Ground
@@ -13,29 +13,30 @@ public enum RunEvent: Sendable, Hashable {
     case notice(Notice)
 }
 
-/// What the user should know of a run that goes on.
+/// Something the user should know, although the run goes on.
 public enum Notice: Sendable, Hashable, Codable {
     /// The prompt was cut to the model's length.
     case promptCut(kept: Int, dropped: Int)
-    /// What LoRAs change.
+    /// How many tensors the LoRAs change.
     case loras(part: ModelPart, tensors: Int, files: [String])
+    /// The request asks for what a small model has never seen: words, a size, a length.
+    case untrained(model: String, subject: String, excess: [String], page: String?)
     /// Keys of LoRAs that belong to nothing in the model.
     case unmatchedKeys(part: ModelPart, names: [String])
-    /// Tensors of a checkpoint that its model has no use for.
+    /// Tensors of a checkpoint that its model does not use.
     case unusedTensors(part: ModelPart, names: [String])
-    /// A checkpoint's bytes are not those that were written: what was made of it is not to be trusted.
+    /// The checksum of a checkpoint is wrong: do not trust what was made with it. Names the file.
     case damaged(String)
-    /// What reading a checkpoint had to decide.
+    /// A decision made while reading a checkpoint.
     case checkpoint(part: ModelPart, note: String)
-    /// A product of the run is there.
+    /// A result was saved.
     case saved(path: String)
-    /// A product of the run could not be written; the video is still made.
+    /// A result could not be saved; the video is still made.
     case notSaved(path: String, reason: String)
-    /// What devices and libraries have to say.
+    /// A message of a device or a library.
     case device(String)
 
-    /// One line for people.
-    /// Names in it are those of files: what steers a terminal is made visible.
+    /// One line for people. It may contain names from files, so control characters are made visible.
     public var message: String { line.printable }
 
     private var line: String {
@@ -48,10 +49,13 @@ public enum Notice: Sendable, Hashable, Codable {
             "the prompt is too long: the first \(kept) tokens are used, \(dropped) are dropped"
         case .loras(let part, let tensors, let files):
             "\(part.title): \(tensors) tensors changed by \(files.joined(separator: ", "))"
+        case .untrained(let model, let subject, let excess, let page):
+            "\(model) was made for \(subject); it has never seen \(excess.joined(separator: ", ")): expect noise"
+                + (page.map { " (\($0) says what it knows)" } ?? "")
         case .unmatchedKeys(let part, let names):
-            "keys that belong to nothing in the \(part.title): \(list(names))"
+            "keys that match no tensor of the \(part.title): \(list(names))"
         case .unusedTensors(let part, let names):
-            "tensors that the \(part.title) has no use for: \(list(names))"
+            "tensors that the \(part.title) does not use: \(list(names))"
         case .damaged(let text), .checkpoint(_, let text): text
         case .saved(let path): "wrote \(path)"
         case .notSaved(let path, let reason): "\(path) was not written: \(reason)"

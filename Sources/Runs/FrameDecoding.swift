@@ -1,21 +1,21 @@
-/// Latents to frames, with the device one chunk ahead of whoever takes them.
+/// Decoding latents to frames, with the device one chunk ahead of the caller.
 
 import Media
 import Models
 import Tensors
 
-/// The decoder's part of a run.
+/// The decoding of all samples of a run, chunk by chunk.
 struct FrameDecoding {
-    /// Frames that the device has been asked for.
+    /// Frames that the device has been asked to make.
     struct Chunk {
         let sample: Int
-        /// Frames, height, width, 3.
+        /// [frames, height, width, 3]
         let shape: Shape
         let format: PixelFormat
         let bytes: HostCopy
-        /// The decoder's own numbers, where they are looked at.
+        /// The decoder's own output, for chunks that are checked for numbers that are not finite.
         let values: HostCopy?
-        /// Whether the device works on it by itself.
+        /// Whether the device computes it in the background. All devices of a group give the same answer.
         let isAsynchronous: Bool
 
         /// Waits for the frames.
@@ -38,7 +38,7 @@ struct FrameDecoding {
     private var decoding: WanVAE.Decoding
     private var begun = 0
     private var taken = 0
-    /// Begun and not taken yet.
+    /// The chunk that has been begun but not yet taken.
     private var ahead: Chunk?
 
     init(
@@ -52,11 +52,11 @@ struct FrameDecoding {
         decoding = decoder(latents[0], on: device)
     }
 
-    /// Share of the chunks that were taken.
+    /// Share of the chunks that have been taken, in 0...1.
     var progress: Double { Double(taken) / Double(latents.shape[0] * latents.shape[2]) }
 
-    /// The next chunk, sample after sample; nil after the last. A device that works by itself is given the one
-    /// after it first, so that it has something to do while this one is copied, stored and encoded.
+    /// The next chunk, sample after sample; nil after the last. A device that works in the background is first given
+    /// the chunk after that, so that it is busy while this one is copied, stored and encoded.
     mutating func next() -> Chunk? {
         guard let chunk = ahead ?? begin() else { return nil }
         ahead = chunk.isAsynchronous ? begin() : nil
@@ -74,11 +74,11 @@ struct FrameDecoding {
         guard let decoded else { return nil }
         begun += 1
         let frames = format == .nv12 ? device.nv12(decoded) : device.rgb8(decoded)
-        // The first chunk passes the spatial layers, the second one those over time as well.
+        // The first chunk passes through the spatial layers only, the second one also through those over time.
         let values = begun <= 2 ? device.beginRead(decoded) : nil
         let bytes = device.beginRead(frames)
         return Chunk(
             sample: sample, shape: decoded.shape, format: format, bytes: bytes, values: values,
-            isAsynchronous: !bytes.isComplete)
+            isAsynchronous: bytes.isAsynchronous)
     }
 }

@@ -1,7 +1,7 @@
-/// The models on a device: opened when a run needs them, shared by runs that ask for the same.
+/// The models on a device: opened when a run needs them, and shared by runs that need the same ones.
 
 import Checkpoints
-import Families
+public import Families
 import Models
 import Tensors
 
@@ -24,20 +24,80 @@ struct ModelKey: Hashable {
     var loras: [RequestedLoRA] = []
 }
 
-/// Models by what they were made for. Lives on the thread of its device.
+/// Models, by everything that they depend on. Lives on the thread of its device.
 ///
-/// A run that holds a model keeps it, whatever happens here; the pool holds those that stay for the next run.
+/// The pool keeps models for the next run. A run keeps its own models alive, whatever the pool does.
 final class ModelPool {
-    private var models: [ModelKey: LoadedModel] = [:]
+    private struct Entry {
+        var model: LoadedModel
+        /// Of its weights, as a plan counts them; 0 where no plan was made.
+        var byteCount: Int
+        /// Under which limit of resident weights it was loaded; nil: all stay.
+        var residentWeights: Int?
+        /// Time of the last use.
+        var turn: Int
+    }
+    private var entries: [ModelKey: Entry] = [:]
+    private var turn = 0
 
-    func model(_ key: ModelKey) -> LoadedModel? { models[key] }
-    func keep(_ model: LoadedModel, as key: ModelKey) { models[key] = model }
-    func release(_ key: ModelKey) { models[key] = nil }
+    func model(_ key: ModelKey) -> LoadedModel? {
+        guard let model = entries[key]?.model else { return nil }
+        turn += 1
+        entries[key]?.turn = turn
+        return model
+    }
 
-    /// Lets go of all models but those that a run will use.
-    func release(allBut keys: Set<ModelKey>) { models = models.filter { keys.contains($0.key) } }
+    func keep(_ model: LoadedModel, as key: ModelKey, residency: Residency?) {
+        turn += 1
+        entries[key] = Entry(
+            model: model, byteCount: residency?.weightBytes[key.part] ?? 0,
+            residentWeights: residency?.residentWeights, turn: turn)
+    }
 
-    func holds(_ part: ModelPart) -> Bool { models.keys.contains { $0.part == part } }
+    func release(_ key: ModelKey) { entries[key] = nil }
+    func releaseAll() { entries = [:] }
+
+    /// Lets go of the models of a file.
+    func release(path: String) { entries = entries.filter { $0.key.path != path } }
+
+    /// Drops all models except those with the given keys.
+    func release(allBut keys: Set<ModelKey>) { entries = entries.filter { keys.contains($0.key) } }
+
+    /// Makes room for a run that will use `keys`: what was used least recently goes first, and what was loaded with
+    /// more memory than this run leaves.
+    func makeRoom(for keys: Set<ModelKey>, within residency: Residency) {
+        if let limit = residency.residentWeights {
+            entries = entries.filter { key, entry in
+                keys.contains(key)
+                    && (!key.part.isTransformer || (entry.residentWeights ?? .max) <= limit)
+            }
+            return
+        }
+        var free = residency.limit - residency.peakBytes
+        let others = entries.filter { !keys.contains($0.key) }
+        for (key, entry) in others.sorted(by: { $0.value.turn > $1.value.turn }) {
+            free -= entry.byteCount
+            if free < 0 { entries[key] = nil }
+        }
+    }
+
+    func holds(_ part: ModelPart) -> Bool { entries.keys.contains { $0.part == part } }
+
+    /// The models that are there, the one that was used last first.
+    var list: [ResidentModel] {
+        entries.sorted { $0.value.turn > $1.value.turn }.map {
+            ResidentModel(part: $0.key.part, path: $0.key.path, byteCount: $0.value.byteCount)
+        }
+    }
+}
+
+/// A model that an engine keeps on its device.
+public struct ResidentModel: Sendable, Hashable, Codable {
+    public let part: ModelPart
+    /// Its file.
+    public let path: String
+    /// Of its weights.
+    public let byteCount: Int
 }
 
 // MARK: - Opening
@@ -52,8 +112,8 @@ extension Run {
             loras: request.loras(for: part))
     }
 
-    /// Makes a model of its checkpoint on `device`.
-    /// - Parameter isPlanned: the device reads no numbers, so that none need be computed.
+    /// Loads a model from its checkpoint onto `device`.
+    /// - Parameter isPlanned: the device does not read numbers, so none have to be computed.
     func open(
         _ part: ModelPart, _ checkpoint: any Checkpoint, sage: SageArchitecture,
         on device: any Backend, isPlanned: Bool
@@ -76,13 +136,13 @@ extension Run {
                     try WanTransformer(
                         weights, arithmetic.transformerOptions(sage: sage, family: family)))
             }
-        // What the header has told already, told again by what was read.
+        // Its notes repeat those of `fileNotices`.
         _ = try weights.finish()
         return model
     }
 
-    /// The transformer's checkpoint with the LoRAs of the request merged in, matrix by matrix as they are loaded.
-    /// - Throws: where a LoRA is of another model or changes nothing. No weight has been read then.
+    /// The transformer's checkpoint with the LoRAs of the request, each merged into a matrix when that is loaded.
+    /// - Throws: if a LoRA belongs to another model or changes nothing. This is known before any weight is read.
     private func adapted(_ checkpoint: any Checkpoint, _ part: ModelPart) throws
         -> AdaptedCheckpoint
     {
@@ -91,7 +151,7 @@ extension Run {
             by: try request.loras(for: part).map { try LoRA(path: $0.path, strength: $0.strength) })
     }
 
-    /// What the user should know of the files that the run loads, told by their headers.
+    /// What the user should know about the files that the run loads. Reads only headers.
     package func fileNotices() throws -> [Notice] {
         var told: Set<String> = []
         return try parts.filter { told.insert(models.path($0)).inserted }.flatMap { part in
@@ -101,13 +161,13 @@ extension Run {
         }
     }
 
-    /// What the LoRAs of the request will do, told by the headers of the files.
-    /// - Throws: see `adapted`; also where a LoRA is for an expert of a model that has none.
+    /// What the LoRAs of the request will change. Reads only headers.
+    /// - Throws: see `adapted`; also if a LoRA is for one expert and the model has only one transformer.
     package func loraNotices() throws -> [Notice] {
         if request.loras.isEmpty { return [] }
         if models.experts.count == 1, let lora = request.loras.first(where: { $0.expert != nil }) {
             throw RequestError.conflict(
-                .loras, with: "a model of one transformer",
+                .loras, with: "a model with one transformer",
                 advice: "\(lora.path) is for one of two experts; give it without an expert")
         }
         return try models.experts.flatMap { part -> [Notice] in
@@ -126,14 +186,14 @@ extension Run {
 // MARK: - Damaged files
 
 extension ModelSource {
-    /// Name of the first tensor of a part that holds a number that is not finite; nil also where the file cannot be
-    /// read again.
+    /// The name of the first tensor of a part that contains a NaN or an infinity; nil also if the file cannot be read
+    /// again.
     func firstNonFinite(_ part: ModelPart) -> String? {
         (try? checkpoint(part)).flatMap { nonFinite(in: $0, elementLimit: .max) }
     }
 }
 
-/// Name of the first tensor of at most `elementLimit` elements that holds a number that is not finite.
+/// The name of the first tensor of at most `elementLimit` elements that contains a NaN or an infinity.
 func nonFinite(in checkpoint: any Checkpoint, elementLimit: Int) -> String? {
     checkpoint.names.first { name in
         guard let info = checkpoint.info(name), info.dtype.isFloatingPoint,

@@ -2,12 +2,12 @@
 
 public import Tensors
 
-/// Standard normal numbers, draw after draw: one for all samples at the start, then one for every step that adds noise.
+/// Standard normal numbers in draws: one for all samples at the start, then one for every step that adds noise.
 public enum NoiseSource: Sendable, Hashable {
     /// As PyTorch draws them on CUDA for the same seed.
     case seeded(PhiloxNoise)
-    /// Numbers that are known beforehand, one array a draw. A sampler may draw once more in its last step, where noise
-    /// counts nothing: it then gets the first ones again.
+    /// Given numbers, one array per draw. A sampler may draw once more in its last step, where noise has the factor 0;
+    /// it then gets the first array again.
     case given([[Float]], drawn: Int = 0)
 
     /// The next draw. → f32 `shape`

@@ -1,4 +1,4 @@
-/// Files brought into the system's page cache before they are wanted, so that a cold disk works while the device does.
+/// Reading files into the system's page cache before they are needed, so that disk and device work at the same time.
 
 import Checkpoints
 import Dispatch
@@ -7,24 +7,24 @@ import Ground
 import Synchronization
 import SystemPackage
 
-/// Asks the system for files, one after the other, in the background, and then compares their checksums, which
-/// reading only what is wanted next would leave out; stops when it is let go.
+/// In the background, asks the system to read one file after the other, and then compares their checksums, which the
+/// loading of single tensors does not. Stops when it is released.
 final class ReadAhead: Sendable {
     private let isWanted: Wanted
 
-    /// Shared with the thread that asks.
+    /// A flag that is shared with the background work.
     private final class Wanted: Sendable {
         let value = Atomic(true)
     }
 
-    /// - Parameter paths: checkpoints in the order of their use: files, or folders of files. One that does not fit into
-    ///   the memory that is available now ends the list: its pages would push out those that are wanted sooner.
-    /// - Parameter damaged: told of a file whose bytes are not those that were written.
+    /// - Parameter paths: checkpoints in the order of their use: files, or folders of files. Reading ends at the first
+    ///   that does not fit into the available memory: its pages would displace others that are needed sooner.
+    /// - Parameter damaged: is given a message for every file whose checksum is wrong.
     init(_ paths: [String], damaged: @escaping @Sendable (String) -> Void) {
         let isWanted = Wanted()
         self.isWanted = isWanted
         DispatchQueue.global(qos: .utility).async {
-            // What else the process needs meanwhile.
+            // 2 GiB are left for the process itself.
             var left = HostMemory.current.available - (2 << 30)
             for file in paths.flatMap(Self.files) {
                 left -= Self.read(file, upTo: left) { isWanted.value.load(ordering: .relaxed) }
@@ -39,7 +39,7 @@ final class ReadAhead: Sendable {
 
     deinit { isWanted.value.store(false, ordering: .relaxed) }
 
-    /// The checkpoint files that a path stands for.
+    /// The files of the checkpoint at a path.
     static func files(_ path: String) -> [String] {
         let isIndex = path.hasSuffix(".index.json")
         let folder = isIndex ? FilePath(path).folder : FilePath(path)
@@ -47,8 +47,8 @@ final class ReadAhead: Sendable {
         return names.filter { $0.hasSuffix(".safetensors") }.map { folder.appending($0).string }
     }
 
-    /// Asks for one file.
-    /// - Returns: its size, also where that is more than `limit` and nothing was asked for.
+    /// Asks the system to read one file, unless it is larger than `limit` bytes.
+    /// - Returns: its size in bytes in either case; 0 if it cannot be opened.
     static func read(_ path: String, upTo limit: Int, while isWanted: () -> Bool) -> Int {
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { return 0 }

@@ -1,20 +1,20 @@
-/// What to make: every choice that decides the frames, as a value that can be stored and repeated.
+/// What to make: everything that determines the frames, as a value that can be stored and repeated.
 
 import Diffusion
 public import Families
 import Tensors
 
-/// A LoRA file that is merged into a transformer while it is loaded.
+/// A LoRA file that is merged into a transformer during loading.
 public struct RequestedLoRA: Codable, Sendable, Hashable {
-    /// One of two experts.
+    /// One of the two experts of a model.
     public enum Expert: String, Codable, Sendable {
         case highNoise, lowNoise
     }
 
     public var path: String
-    /// Factor of the change; 1 is as it was trained.
+    /// Factor of the change; 1 is what the LoRA was trained for.
     public var strength: Float
-    /// nil changes both experts, and the transformer of a model that has but one.
+    /// nil for both experts, or for the only transformer of a model.
     public var expert: Expert?
 
     public init(_ path: String, strength: Float = 1, expert: Expert? = nil) {
@@ -24,26 +24,27 @@ public struct RequestedLoRA: Codable, Sendable, Hashable {
     }
 }
 
-/// One request for videos. Two runs of an equal request with one model on one device give the same frames.
+/// One request for videos. Equal requests give equal frames on the same device with the same model.
 public struct Request: Codable, Sendable, Hashable {
     public var prompt: String
-    /// What guidance leads away from; nil for the family's default. Only used where the sampling is guided.
+    /// What guidance leads away from; nil for the family's default. Used only if the sampling is guided.
     public var negativePrompt: String?
-    /// Image to video: the picture that the video begins with.
+    /// Path of the picture that the video begins with; image-to-video models only.
     public var image: String?
-    /// In pixels, multiples of the family's.
+    /// In pixels; multiples of the family's `multiple`.
     public var width, height: Int
-    /// One more than a multiple of the family's.
+    /// One more than a multiple of the family's `multiple.t`.
     public var frames: Int
     public var framesPerSecond: Int
     public var seed: UInt64
-    /// Videos made from one noise draw.
+    /// Number of videos, all made from one draw of noise.
     public var samples: Int
     public var sampling: Sampling
     public var arithmetic: Arithmetic
     /// In the order in which they are added.
     public var loras: [RequestedLoRA]
-    /// Of two experts the low-noise one answers strictly below this noise level.
+    /// Noise level strictly below which the low-noise expert takes the steps, in 0...1; of no effect with one
+    /// transformer.
     public var boundary: Double
 
     public init(
@@ -67,7 +68,7 @@ public struct Request: Codable, Sendable, Hashable {
         self.boundary = boundary
     }
 
-    /// What a request for a family looks like when nothing but the prompt is said.
+    /// A request with the family's defaults for everything but the prompt.
     public init(_ prompt: String, for family: Family) {
         let defaults = family.defaults
         self.init(
@@ -78,7 +79,7 @@ public struct Request: Codable, Sendable, Hashable {
             boundary: defaults.boundary)
     }
 
-    /// The LoRAs that change a part.
+    /// The LoRAs that change a part, in the order in which they are added.
     public func loras(for part: ModelPart) -> [RequestedLoRA] {
         switch part {
         case .transformer: loras.filter { $0.expert != .lowNoise }
@@ -88,9 +89,10 @@ public struct Request: Codable, Sendable, Hashable {
     }
 }
 
-// MARK: - What no model could do
+// MARK: - Requests that no model can carry out
 
-/// A request that cannot be carried out. Fields have the library's names; whoever asks may put its own into `message`.
+/// A request that cannot be carried out. Fields have the library's names; `message` can replace them with the
+/// caller's own.
 public enum RequestError: Error, Sendable, Hashable, Codable {
     /// A field of a request, or of what it starts from.
     public enum Field: String, Sendable, Hashable, Codable, CaseIterable {
@@ -99,14 +101,14 @@ public enum RequestError: Error, Sendable, Hashable, Codable {
         case latents
     }
 
-    /// The value is outside of what can be made. `advice`: what to do, where more can be said than what is expected.
+    /// A value out of range. `advice`: what to do, if there is more to say than what was expected.
     case unusable(Field, found: String, expected: String, advice: String? = nil)
     /// Two choices that exclude each other.
     case conflict(Field, with: String, advice: String)
-    /// Something that the run cannot do without.
+    /// Something that the run needs is not there.
     case missing(Field, reason: String)
 
-    /// One line, with every field under the name that `naming` gives it.
+    /// One line, in which every field has the name that `naming` gives it.
     public func message(naming name: (Field) -> String) -> String {
         switch self {
         case .unusable(let field, let found, let expected, let advice):
@@ -124,10 +126,11 @@ extension RequestError: CustomStringConvertible {
 }
 
 extension Request {
+    /// The largest number of videos of one request.
     public static let mostSamples = 64
 
-    /// Throws for anything that no model of the family could do.
-    /// - Parameter hasConditioning: the picture comes from a file in which it is encoded already.
+    /// Throws for a request that no model of the family can carry out.
+    /// - Parameter hasConditioning: the encoded picture is read from a file, so `image` may be nil.
     public func validate(for family: Family, hasConditioning: Bool = false) throws(RequestError) {
         let isBlank = prompt.unicodeScalars.allSatisfy(\.properties.isWhitespace)
         try require(!isBlank, .prompt, "empty", "words that say what the video should show")
@@ -186,7 +189,7 @@ extension Request {
             if flow.solver == .wanUniPC, flow.sigmaMax != nil {
                 throw .conflict(
                     .sigmaMax, with: Sampling.Solver.wanUniPC.rawValue,
-                    advice: "it begins at a noise level of its own; leave it out, or use unipc")
+                    advice: "that solver has its own first noise level; leave it out, or use unipc")
             }
         }
         _ = try sampler(roundTimesteps: true)
@@ -208,7 +211,7 @@ extension Request {
     }
 }
 
-/// Throws where a field has a value that it cannot have.
+/// Throws if `isRight` is false.
 private func require(
     _ isRight: Bool, _ field: RequestError.Field, _ found: some CustomStringConvertible,
     _ expected: String, _ advice: String? = nil

@@ -1,27 +1,29 @@
-/// A run as a value: a request, the models that carry it out, and the list of what is to be done.
+/// A run as a value: a request, the models that carry it out, and the list of instructions.
 
 package import Diffusion
 public import Families
 public import Tensors
 
-/// Everything about a run, decided before its first stage. Computes nothing by itself.
+/// Everything about a run, decided before its first stage. It computes nothing itself.
 public struct Run: Sendable {
     public let request: Request
     public let models: any ModelSource & Sendable
     public var options: RunOptions
     public var noise: NoiseSource
-    /// Videos, and the latents of each: as the request says, or as the file has them that the run starts from.
+    /// The number of videos, and the size of each one's latents: from the request, or from the file of latents that the
+    /// run starts from.
     public let samples: Int
     public let latents: Extent
 
     public var family: Family { models.family }
-    /// Of each frame, in pixels, and how many there are.
+    /// The size of each video, in frames and pixels.
     public var video: Extent { family.geometry.video(of: latents) }
     /// [samples, C, T', H', W']
     var latentShape: Shape { [samples, family.geometry.channels, latents.t, latents.h, latents.w] }
 
-    /// - Throws: ``RequestError`` for a request that no model of the family could carry out; ``RunError`` or
-    ///   `CheckpointError` where the latents that it starts from cannot be used. Only headers are read.
+    /// Checks the request. Reads at most the header of a file of latents.
+    /// - Throws: ``RequestError`` for a request that no model of the family can carry out; ``RunError`` or
+    ///   `CheckpointError` if the latents that the run starts from cannot be used.
     public init(
         _ request: Request, _ models: any ModelSource & Sendable,
         _ options: RunOptions = RunOptions(), noise: NoiseSource? = nil
@@ -46,19 +48,34 @@ public struct Run: Sendable {
         get throws(RequestError) { try request.sampler(roundTimesteps: family.roundsTimesteps) }
     }
 
-    /// The transformer that takes a step.
+    /// The transformer that computes a step.
     func expert(for step: DenoisingStep) -> ModelPart {
         models.experts.count > 1 && usesLowNoiseExpert(at: step.t, boundary: request.boundary)
             ? .lowNoiseTransformer : .transformer
     }
 
-    /// The transformers that take part, in the order of their use.
+    /// The transformers that the run uses, in the order of their first step.
     var experts: [ModelPart] {
         get throws(RequestError) {
             try sampler.steps.map(expert).reduce(into: []) {
                 if !$0.contains($1) { $0.append($1) }
             }
         }
+    }
+
+    /// What the request asks beyond the training of a small model.
+    var requestNotices: [Notice] {
+        guard let training = family.training, options.start.latents == nil else { return [] }
+        let excess = training.excess(
+            prompt: options.start.text == nil ? request.prompt : "", width: request.width,
+            height: request.height, frames: request.frames)
+        if excess.isEmpty { return [] }
+        let size = "\(training.width)x\(training.height), \(training.frames) frames"
+        return [
+            .untrained(
+                model: family.name, subject: "\(training.subject), \(size)", excess: excess,
+                page: training.page)
+        ]
     }
 
     /// The models that the run loads, in the order of their use.
@@ -71,27 +88,27 @@ public struct Run: Sendable {
     }
 }
 
-/// What a run can hand on as a file.
+/// An intermediate result that can be read from a file or written to one.
 public enum Product: Sendable, Hashable { case text, conditioning, latents }
 
-/// One line of a run's program.
+/// One instruction of a run's program.
 enum Instruction: Sendable, Hashable {
-    /// A stage; the decoder's is carried out chunk by chunk.
+    /// Executes a stage; decoding is executed chunk by chunk.
     case perform(Stage)
-    /// Takes a product from the file that the options name.
+    /// Reads a product from the file named in the options.
     case read(Product)
-    /// Writes a product to the file that the options name.
+    /// Writes a product to the file named in the options.
     case write(Product)
     /// Draws the noise that the first step starts from.
     case drawNoise
-    /// A transformer has taken its last step: the texts as it sees them go.
+    /// Drops the projected texts of a transformer that has computed its last step.
     case forgetText(ModelPart)
-    /// A model leaves the device.
+    /// Removes a model from the device.
     case release(ModelPart)
 }
 
 extension Run {
-    /// All that is to be done, in order.
+    /// All instructions, in order.
     var program: [Instruction] {
         get throws(RequestError) {
             var list: [Instruction] = []
@@ -117,13 +134,14 @@ extension Run {
         if family.conditioning == .none { return [] }
         if options.start.conditioning != nil { return [.read(.conditioning)] }
         return [
-            .perform(.load(.imageEncoder)), .perform(.encodeImage), .release(.imageEncoder),
-        ] + (options.save.conditioning == nil ? [] : [.write(.conditioning)])
+            .perform(.load(.imageEncoder)), .perform(.encodeImage),
+        ] + (options.keepsImageEncoder ? [] : [.release(.imageEncoder)])
+            + (options.save.conditioning == nil ? [] : [.write(.conditioning)])
     }
 
-    /// Both experts are opened and shown the text before the first step. Weights come when they are required, so that
-    /// this takes next to no memory; those that LoRAs change are computed and come at once, and where there is no room
-    /// for two, such a second expert comes when the first one has left.
+    /// Both experts are opened, and the text is projected for them, before the first step. Their weights are loaded
+    /// when first required, so this takes almost no memory. Weights that LoRAs change are an exception, because they
+    /// are computed and loaded at once: without room for both, such a second expert is opened when the first has left.
     private func denoisingInstructions() throws(RequestError) -> [Instruction] {
         func enter(_ part: ModelPart) -> [Instruction] {
             [.perform(.load(part)), .perform(.projectText(part))]

@@ -1,18 +1,18 @@
-/// A run in the hands of whoever asked for it.
+/// The handle by which a caller drives a run.
 
 public import Media
 public import Tensors
 
-/// One step that the sampler has taken.
+/// One finished step of the sampler.
 public struct DenoisedStep: Sendable, Hashable, Codable {
-    /// From 1.
+    /// Counts from 1.
     public let number: Int
     public let count: Int
-    /// Noise levels before and after, 1 for pure noise.
+    /// Noise levels before and after the step; 1 is pure noise.
     public let from, to: Double
 }
 
-/// Finished frames on their way to a file. One chunk of one sample.
+/// Finished frames: one chunk of one sample.
 public struct FrameChunk: Sendable {
     public let sample: Int
     public let width, height, count: Int
@@ -29,14 +29,14 @@ public struct Latents: Sendable, Hashable {
     public let values: [Float]
 }
 
-/// One run on an engine, with its own steps, frames and report. Nothing happens until somebody asks for steps or
-/// frames: the caller's pace is the run's pace. A run that nobody holds any more is given up.
+/// One run on an engine, with its own steps, frames and report. Nothing is computed until the caller asks for steps or
+/// frames, so the caller sets the pace. Releasing the handle ends the run.
 public final class RunHandle: Sendable {
     let id: Int
     public let run: Run
     private let engine: Engine
     let cancellation = Cancellation()
-    /// Read as soon as the run is there, while models are loaded.
+    /// Read in the background as soon as the handle exists.
     let inputs: Task<RunInputs, any Error>
     let tell: @Sendable (RunEvent) -> Void
 
@@ -57,23 +57,30 @@ public final class RunHandle: Sendable {
         Task { await engine.forget(id) }
     }
 
-    /// Ends the run: whoever waits for its steps or frames gets a `CancellationError`, and what was computed is dropped.
+    /// Ends the run and drops its results. Whoever waits for its steps or frames gets a `CancellationError`.
     public func cancel() {
         inputs.cancel()
         cancellation.cancel()
     }
 
-    /// The denoising steps, after models, text and picture. Empty for a run that starts from latents.
+    /// The denoising steps. The first one follows the loading of models and the encoding of text and picture. Empty for
+    /// a run that starts from latents.
     public var steps: Steps { Steps(run: self) }
-    /// Finished frames: one, then as many as a latent stands for, sample after sample. Steps that were not taken yet are
-    /// taken first.
+    /// The finished frames, sample after sample: a chunk of one frame, then chunks of as many as one latent stands for.
+    /// Remaining steps are computed first.
     public var frames: Frames { Frames(run: self) }
 
-    /// What the sampler has come to: between two steps, and until the first frames are decoded. nil before and after.
+    /// The current latents: from the first noise until decoding ends; nil before and after.
     public func latents() async throws -> Latents? { try await engine.latents(id) }
-    /// What the run has taken so far.
+    /// A small picture of the middle of a sample, one pixel for each latent: the video as predicted by the last step
+    /// (`RunOptions.keepsPrediction`), or the latents as they are. nil before the first step and after the last frame.
+    public func preview(sample: Int = 0) async throws -> RGBImage? {
+        try await engine.preview(id, sample: sample)
+    }
+    /// The time and memory that the run has taken so far.
     public func report() async -> RunReport { await engine.report(id) }
 
+    /// See `steps`.
     public struct Steps: AsyncSequence, Sendable {
         let run: RunHandle
         public func makeAsyncIterator() -> Iterator { Iterator(run: run) }
@@ -86,6 +93,7 @@ public final class RunHandle: Sendable {
         }
     }
 
+    /// See `frames`.
     public struct Frames: AsyncSequence, Sendable {
         let run: RunHandle
         public func makeAsyncIterator() -> Iterator { Iterator(run: run) }

@@ -1,16 +1,16 @@
-/// What a run takes from outside before its first stages: tokens of the prompts, the picture.
+/// The inputs of a run that come from outside: the tokens of the prompts, and the picture.
 
 import Families
 package import Media
 package import Tokenizers
 
-/// The inputs of a run as its stages take them.
+/// The inputs of a run, in the form that its stages take.
 package struct RunInputs: Sendable {
     package var prompt: Tokens?
     package var negativePrompt: Tokens?
-    /// Pieces of the tokenizer; 0 where the tokens come from elsewhere.
+    /// Number of the tokenizer's tokens; 0 if the prompts were not made by a tokenizer.
     package var vocabularySize = 0
-    /// The picture at the size of the video.
+    /// The picture, resized to the size of the video.
     package var image: RGBImage?
 
     package init(prompt: Tokens? = nil, negativePrompt: Tokens? = nil, image: RGBImage? = nil) {
@@ -19,12 +19,12 @@ package struct RunInputs: Sendable {
         self.image = image
     }
 
-    /// Reads what `run` will ask for.
+    /// Reads the inputs that `run` needs.
     init(reading run: Run) async throws {
         let (request, start) = (run.request, run.options.start)
         if start.latents != nil { return }
         if start.text == nil {
-            let tokenizer = try Tokenizer(path: run.models.tokenizer)
+            let tokenizer = try TokenizerCache.shared.tokenizer(path: run.models.tokenizer)
             vocabularySize = tokenizer.vocabularySize
             let length = run.family.textLength
             prompt = tokenizer.encode(prompt: request.prompt, length: length)

@@ -1,16 +1,16 @@
-/// How a run is carried out: what does not change the frames of a request.
+/// How a run is carried out: choices that do not change the frames.
 
 public import Media
 
-/// Stages that start from a file or are written to one, and what stays in memory.
+/// Which results of stages are read from files or written to files, and what stays in memory.
 public struct RunOptions: Sendable, Hashable {
-    /// Files that stand in for a stage.
+    /// Paths of safetensors files with the results of stages.
     public struct Files: Sendable, Hashable {
-        /// The prompt as the text encoder makes it.
+        /// The text embeddings.
         public var text: String?
-        /// The picture as the transformer is told of it.
+        /// What the transformer is given of the picture.
         public var conditioning: String?
-        /// The sample before it is decoded.
+        /// The denoised latents, before decoding.
         public var latents: String?
 
         public init(text: String? = nil, conditioning: String? = nil, latents: String? = nil) {
@@ -20,21 +20,28 @@ public struct RunOptions: Sendable, Hashable {
         }
     }
 
-    /// Stages that are not computed but read. Latents leave only the decoder to be run.
+    /// Results that are read instead of computed. With latents, only the decoder runs.
     public var start = Files()
-    /// Results of stages that are written.
+    /// Results that are written.
     public var save = Files()
-    /// Whether the latents are decoded. A run that does not needs latents that are written.
+    /// Whether the latents are decoded. If not, they must be saved.
     public var makesFrames = true
-    /// How frames are delivered: as pictures want them, or as video encoders do.
+    /// Format of the frames: RGB for pictures, or NV12 for video encoders.
     public var pixelFormat = PixelFormat.rgb24
-    /// Keep the text encoder on the device after use, for the next run.
+    /// Keeps the text encoder on the device after use, for the next run.
     public var keepsTextEncoder = false
-    /// Keep the transformer on the device while frames are decoded, and for the next run.
+    /// The same for the encoder half of the VAE.
+    public var keepsImageEncoder = false
+    /// Keeps the transformer on the device during decoding, and for the next run.
     public var keepsTransformer = true
-    /// Keep both experts on the device, where there are two.
+    /// Keeps both experts on the device, if there are two.
     public var keepsBothExperts = true
-    /// A transformer's weights come when they are first required, behind the computation, and not when it is loaded.
+    /// Which models of other runs may stay on the device; nil: none that this run does not use.
+    public var residency: Residency?
+    /// Keeps the video as each step predicts it, for `RunHandle.preview`.
+    public var keepsPrediction = false
+    /// Copies a transformer's weights to the device when they are first required, in parallel with the computation,
+    /// instead of when it is loaded.
     package var defersWeights = true
 
     public init() {}

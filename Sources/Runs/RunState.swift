@@ -1,4 +1,4 @@
-/// What the stages of a run hand to one another.
+/// The values that the stages of a run pass to each other.
 
 package import Diffusion
 import Families
@@ -6,26 +6,28 @@ import Ground
 package import Models
 package import Tensors
 
-/// The values that are there between two stages. A stage works on a copy, which takes the place of this one when the
-/// stage is done: what a cancelled stage has made is never seen.
+/// The values that exist between two stages. A stage works on a copy, which replaces this one when the stage is
+/// finished; so nobody sees what a cancelled stage has made.
 package struct RunState {
     var models: [ModelPart: LoadedModel] = [:]
-    /// The prompt and, where the run is guided, the negative one.
+    /// The embedded prompt and, if the run is guided, the negative one.
     package var texts: (positive: TextEmbedding, negative: TextEmbedding?)?
     /// f32 [conditioningChannels, T', H', W']
     package var conditioning: Tensor?
     var noise: NoiseSource
     package var denoiser: Denoiser?
-    /// Texts as the transformers that have steps to come see them.
+    /// The texts projected for each transformer that still has steps to compute.
     var contexts:
         [ModelPart: (positive: WanTransformer.Context, negative: WanTransformer.Context?)] = [:]
+    /// What the last step has taken the sample to be, where the run keeps it. f32 [samples, C, T', H', W']
+    var prediction: Tensor?
     /// f32 [samples, C, T', H', W'], the decoder's input
     package var latents: Tensor?
     var decoding: FrameDecoding?
 
     init(noise: NoiseSource) { self.noise = noise }
 
-    // A program loads a model before the stages that use it.
+    // A run's program loads each model before the stages that use it.
 
     func transformer(_ part: ModelPart) -> WanTransformer {
         guard case .transformer(let model)? = models[part] else { missing(part) }

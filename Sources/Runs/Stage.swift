@@ -2,22 +2,22 @@
 
 public import Families
 
-/// One thing that a run does and its report tells of, in the order of a run.
+/// A stage of a run, as it appears in events and reports. In the order of a run.
 public enum Stage: Sendable, Hashable {
     case load(ModelPart)
     case encodeText
     case encodeImage
-    /// What a transformer makes of the prompt, once for all steps.
+    /// A transformer's projection of the prompt, once for all steps.
     case projectText(ModelPart)
     /// One step of the sampler: one evaluation of the transformer for each sample, two with guidance. Weights that are
-    /// on the device for the first time, or only visit it, come behind this computation.
-    /// `number` counts from 1; `expert`: which of two transformers answers, nil where there is one.
+    /// not on the device yet, or do not stay there, are copied in parallel with the computation.
+    /// `number` counts from 1; `expert` is which of two transformers is evaluated, nil if there is only one.
     case step(number: Int, of: Int, expert: ModelPart?)
     case decode
-    /// Waiting for the video encoder after the last frame was decoded.
+    /// Waiting for the video encoder after the last frame has been decoded.
     case deliver
 
-    /// For people.
+    /// Name for people: "step 1/4", "VAE decode".
     public var title: String {
         switch self {
         case .load(let part): "load \(part.title)"
@@ -81,11 +81,11 @@ extension Stage: Codable {
     }
 }
 
-/// What one stage took.
+/// The time and memory that one stage took.
 public struct StageReport: Sendable, Hashable, Codable {
     public let stage: Stage
     public let seconds: Double
-    /// Most device memory held at once during the stage, weights included.
+    /// The most device memory in use at once during the stage, weights included.
     public let peakBytes: Int
 
     public init(stage: Stage, seconds: Double, peakBytes: Int) {
@@ -95,14 +95,15 @@ public struct StageReport: Sendable, Hashable, Codable {
     }
 }
 
-/// A whole run.
+/// The time and memory that a run took.
 public struct RunReport: Sendable, Hashable, Codable {
     public var device: String
     public var stages: [StageReport]
     public var totalSeconds: Double
-    /// Most host memory the process held (resident set).
+    /// The most host memory that the process has used (resident set).
     public var hostPeakBytes: Int
 
+    /// The most device memory in use at once during all stages.
     public var peakBytes: Int { stages.map(\.peakBytes).max() ?? 0 }
 
     public init(

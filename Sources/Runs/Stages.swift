@@ -1,4 +1,4 @@
-/// The stages of a run, each once: functions of the values that are there, the models, the family and the device.
+/// The stages of a run, each a function of the current values, the models, the family and the device.
 
 import Checkpoints
 import Diffusion
@@ -10,12 +10,13 @@ package import Tensors
 import Tokenizers
 
 extension Walk {
-    /// Opens a checkpoint and makes a model of it, with progress by bytes.
-    func load(_ part: ModelPart) throws -> LoadedModel {
+    /// Loads a model from its checkpoint. Progress is counted in bytes.
+    func load(_ part: ModelPart, tells: Bool = true) throws -> LoadedModel {
         let checkpoint = try run.models.checkpoint(part)
         let total = checkpoint.names.reduce(0) { $0 + (checkpoint.info($1)?.byteCount ?? 0) }
-        // A number that is not finite may be lost on its way (a maximum, a softmax, a rounding to 8 bits) and still
-        // spoil the frames. Small tensors cost nothing to look at, nor do small files.
+        // A NaN or infinity can disappear (in a maximum, a softmax, a rounding to 8 bits) and still spoil the frames.
+        // So weights are checked where that costs little: in files of up to 1 GiB, and in tensors of up to 2^20
+        // elements.
         let limit = total <= 1 << 30 ? Int.max : 1 << 20
         if inspectsNumbers, let name = nonFinite(in: checkpoint, elementLimit: limit) {
             throw RunError.notFinite(.load(part), tensor: name)
@@ -23,6 +24,7 @@ extension Walk {
         var done = 0
         return try device.countingBytes { bytes in
             done += bytes
+            guard tells else { return }
             tell(
                 .stageProgress(
                     .load(part), fraction: min(1, Double(done) / Double(max(total, 1)))))
@@ -54,7 +56,26 @@ extension Walk {
         return (encode(prompt), inputs.negativePrompt.map(encode))
     }
 
-    /// What the transformer is told of the picture. → f32 [conditioningChannels, T', H', W']
+    /// The first device of a group encodes the prompts for all of them.
+    func sharedText(
+        _ encode: () throws -> (positive: TextEmbedding, negative: TextEmbedding?)
+    ) throws -> (TextEmbedding, TextEmbedding?) {
+        let membership = device.membership
+        let own = membership.isFirst ? try encode() : nil
+        guard membership.meeting != nil else { return own! }
+        func onHost(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.read(text.rows), count: text.count)
+        }
+        let told = membership.share(own.map { (onHost($0.positive), $0.negative.map(onHost)) })
+        if let own { return own }
+        guard let told else { throw CancellationError() }
+        func here(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.place(text.rows, as: text.rows.dtype), count: text.count)
+        }
+        return (here(told.0), told.1.map(here))
+    }
+
+    /// What the transformer is given of the picture. → f32 [conditioningChannels, T', H', W']
     func encodeImage(_ state: RunState) throws -> Tensor {
         guard let image = inputs?.image else { programmingError("encodeImage without a picture") }
         let picture = device.place(
@@ -68,7 +89,7 @@ extension Walk {
             latents, maskChannels: run.family.geometry.stride.t, on: device)
     }
 
-    /// The texts as a transformer sees them in every step.
+    /// The texts projected for a transformer, once for all steps.
     func projectText(_ state: RunState, _ part: ModelPart) throws -> (
         WanTransformer.Context, WanTransformer.Context?
     ) {
@@ -78,7 +99,7 @@ extension Walk {
             model.prepare(text, size: run.latents, on: device)
         }
         let contexts = (project(texts.positive), texts.negative.map(project))
-        // Takes the memory of all blocks, which may last, so that the first step does not wait for it.
+        // Allocates the memory of all blocks now. That can take long, and the first step should not wait for it.
         if run.options.keepsBothExperts { device.require(model.groups.blocks[0]) }
         return contexts
     }
@@ -90,7 +111,7 @@ extension Walk {
         state.denoiser = Denoiser(try run.sampler, noise: noise, on: device)
     }
 
-    /// One step of the sampler for all samples. The last one leaves the latents that the decoder takes.
+    /// One step of the sampler for all samples. The last one sets `latents`, the decoder's input.
     func step(_ state: inout RunState, _ number: Int, of count: Int, _ stage: Stage) throws
         -> DenoisedStep
     {
@@ -120,21 +141,28 @@ extension Walk {
                         answer, away: model(parts, modulation, negative, on: device),
                         by: run.request.sampling.guidance, on: device)
                 }
-                return device.reshape(
+                let velocity = device.reshape(
                     answers.count == 1 ? answers[0] : device.concatenate(answers), latents.shape)
+                if run.options.keepsPrediction {
+                    // x = (1 - t) x0 + t noise, velocity = noise - x0
+                    state.prediction = device.combine(
+                        [latents, velocity], [1, -step.t], as: .f32)
+                }
+                return velocity
             }
         }
         (state.denoiser, state.noise) = (denoiser, noise)
         if denoiser.next == nil {
             state.latents = denoiser.latents(on: device)
             (state.denoiser, state.contexts, state.texts) = (nil, [:], nil)
+            state.prediction = nil
         }
         return DenoisedStep(number: number, count: count, from: next.t, to: next.next)
     }
 
     // MARK: Checks
 
-    /// Throws where a stage has made numbers that are not finite.
+    /// Throws if a stage has made numbers that are not finite.
     func inspect(_ stage: Stage, _ state: RunState) throws {
         switch stage {
         case .encodeText:
@@ -160,13 +188,13 @@ extension Walk {
     }
 }
 
-/// The picture as the autoencoder takes it, in -1 ... 1. → f32 [height, width, 3]
+/// The picture as the autoencoder takes it, with values in -1...1. → f32 [height, width, 3]
 package func normalized(_ image: RGBImage) -> Tensor {
     Tensor(
         image.pixels.map { (Float($0) / 255 - 0.5) / 0.5 }, [image.height, image.width, 3])
 }
 
-/// A mask that is 1 on the first latent frame, then the picture's latents.
+/// Channels of a mask that is 1 on the first latent frame and 0 elsewhere, then the picture's latents.
 /// latents: f32 [C, T, H, W] → f32 [maskChannels + C, T, H, W]
 package func firstFrameConditioning(
     _ latents: Tensor, maskChannels: Int, on device: any Backend

@@ -1,11 +1,11 @@
-/// Products of stages as files: text embeddings, conditioning and latents in safetensors.
+/// Reading and writing results of stages: text embeddings, conditioning and latents in safetensors files.
 
 import Checkpoints
 import Families
 import Models
 import Tensors
 
-/// Tensors in host memory as a checkpoint, for writing them.
+/// Host tensors in the form of a checkpoint, so that they can be written.
 private final class TensorList: Checkpoint {
     let path: String
     let metadata: [String: String]
@@ -33,7 +33,7 @@ enum StoredTensors {
     static let conditioning = "conditioning"
     static let latents = "latents"
 
-    /// Writes named host tensors, replacing the file.
+    /// Writes named host tensors to a file, which is replaced if it exists.
     static func write(
         _ tensors: [(name: String, tensor: Tensor)], to path: String,
         metadata: [String: String] = [:]
@@ -42,9 +42,9 @@ enum StoredTensors {
             TensorList(path, tensors, metadata), to: path, format: .safetensors, overwrite: true)
     }
 
-    /// Rows of a prompt. The file holds `text_embedding` [rows, dim], or one tensor that is [1, rows, dim] or so,
-    /// as the original's cache of embeddings does. Rows of zeros at its end are padding.
-    /// - Returns: rows: [textLength, textDim]; nil where the file does not hold the negative prompt.
+    /// Reads a text embedding. The file contains `text_embedding` [rows, dim], or a single tensor such as
+    /// [1, rows, dim], as in the original's cache of embeddings. Rows of zeros at its end are padding.
+    /// - Returns: rows: [textLength, textDim], and how many are not padding; nil if the file has no negative prompt.
     static func readEmbedding(
         _ path: String, _ name: String = embedding, textLength: Int, textDim: Int
     ) throws -> (rows: Tensor, count: Int)? {
@@ -73,7 +73,7 @@ enum StoredTensors {
         return (Tensor(values + padding, [textLength, textDim]), count)
     }
 
-    /// A tensor of the shape that a run needs. → f32 `shape`
+    /// Reads a tensor that must have `shape`; leading extents of 1 may be missing or added. → f32 `shape`
     static func read(_ name: String, _ path: String, _ shape: Shape) throws -> Tensor {
         let stored = try numbers(name, in: try openCheckpoint(path))
         guard stored.shape.count == shape.count,
@@ -85,7 +85,7 @@ enum StoredTensors {
         return stored.converted(to: .f32).reshaped(shape)
     }
 
-    /// How many samples a file of latents holds, and their extents; told by its header.
+    /// The number of samples in a file of latents, and the size of each. Reads only the header.
     static func latentExtent(_ path: String, channels: Int) throws -> (samples: Int, Extent) {
         let file = try openCheckpoint(path)
         let name = latentsName(file)
@@ -116,7 +116,7 @@ enum StoredTensors {
         file.info(latents) != nil ? latents : file.names.first ?? latents
     }
 
-    /// A tensor of finite numbers.
+    /// Reads a tensor, which must contain finite floating-point numbers.
     private static func numbers(_ name: String, in file: any Checkpoint) throws -> Tensor {
         guard let stored = try file.tensor(name), stored.dtype.isFloatingPoint else {
             throw RunError.stored(
@@ -127,16 +127,16 @@ enum StoredTensors {
         guard stored.allFinite else {
             throw RunError.stored(
                 path: file.path, expected: "finite numbers in '\(name)'",
-                found: "some that are NaN or infinity")
+                found: "NaN or infinity")
         }
         return stored
     }
 }
 
-// MARK: - Products of a run
+// MARK: - The files of a run
 
 extension Walk {
-    /// Takes a product from its file.
+    /// Reads a product from its file.
     mutating func read(_ product: Product) throws {
         try device.check()
         let (start, geometry) = (run.options.start, run.family.geometry)
@@ -182,7 +182,7 @@ extension Walk {
         return (positive, negative)
     }
 
-    /// Writes a product. A file that cannot be written is no reason to lose the video, where there will be one.
+    /// Writes a product to its file. If that fails, the run tells so and goes on, unless nothing else would come of it.
     func write(_ product: Product) throws {
         let save = run.options.save
         let prompt = ["prompt": run.request.prompt]

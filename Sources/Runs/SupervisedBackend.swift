@@ -1,22 +1,22 @@
-/// What a run needs to know of its device while a model computes: progress, and a way out.
+/// Progress and cancellation while a model computes.
 
 import Synchronization
 import Tensors
 
-/// Whether a run is still wanted: set by whoever holds its handle, from any thread.
+/// Whether a run has been cancelled. May be set from any thread.
 final class Cancellation: Sendable {
     private let flag = Atomic(false)
     func cancel() { flag.store(true, ordering: .relaxed) }
-    /// The task that carries out the run may be cancelled too.
+    /// True also if the task that executes the run has been cancelled.
     var isCancelled: Bool { flag.load(ordering: .relaxed) || Task.isCancelled }
 }
 
-/// Passes operations on until the run is cancelled; from then on nothing is computed, so that the model's code comes to
-/// its end at once. What it then returns is no result: `check` throws, and the stage's state is dropped.
+/// Forwards operations until the run is cancelled. From then on it computes nothing, so that the model's code returns
+/// quickly. What that returns is meaningless: `check` throws, and the stage's state is dropped.
 final class SupervisedBackend: ForwardingBackend {
     private let cancellation: Cancellation
-    private let nothing = NullBackend()
-    /// Once something was left out, nothing that follows is a result.
+    private let nothing: NullBackend
+    /// Whether an operation has been left out, which makes everything after it meaningless.
     private var wasInterrupted = false
     private var groups = 0
     private var onGroup: ((Int) -> Void)?
@@ -24,23 +24,33 @@ final class SupervisedBackend: ForwardingBackend {
 
     init(_ base: any Backend, _ cancellation: Cancellation) {
         self.cancellation = cancellation
+        let membership = base.membership
+        nothing = NullBackend(
+            membership: Membership(index: membership.index, of: membership.count))
         super.init(base)
     }
 
     override var base: any Backend {
         if wasInterrupted || cancellation.isCancelled {
+            if !wasInterrupted {
+                // The other devices of a group must not wait for this one, nor go on.
+                cancellation.cancel()
+                super.base.membership.meeting?.breakOff()
+            }
             wasInterrupted = true
             return nothing
         }
         return super.base
     }
 
-    /// Throws where the run is not wanted any more or anything was left out.
+    override var membership: Membership { super.base.membership }
+
+    /// Throws a `CancellationError` if the run has been cancelled or an operation has been left out.
     func check() throws {
         if wasInterrupted || cancellation.isCancelled { throw CancellationError() }
     }
 
-    /// Runs `body` and tells the number of weight groups that it has used so far.
+    /// Runs `body` and calls `tell` with the number of weight groups that it has used so far.
     func countingGroups<Result>(
         _ tell: @escaping (Int) -> Void, _ body: () throws -> Result
     ) rethrows -> Result {
@@ -49,7 +59,7 @@ final class SupervisedBackend: ForwardingBackend {
         return try body()
     }
 
-    /// Runs `body` and tells the bytes of every weight that it places.
+    /// Runs `body` and calls `tell` with the bytes of every weight that it places.
     func countingBytes<Result>(
         _ tell: @escaping (Int) -> Void, _ body: () throws -> Result
     ) rethrows -> Result {
@@ -77,7 +87,7 @@ final class SupervisedBackend: ForwardingBackend {
     }
 
     override func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         defer { onPlacing?(weight.byteCount) }
         return super.place(weight, quantizedTo: format, in: group)
@@ -90,7 +100,7 @@ final class SupervisedBackend: ForwardingBackend {
         return super.place(convolution: kernel, bias: bias, as: dtype, in: group)
     }
 
-    /// Errors of the device count even where nobody waits for results any more.
+    /// Asks the device even after a cancellation: its errors still matter.
     override func synchronize() throws { try super.base.synchronize() }
     override var memory: MemoryUse { super.base.memory }
     override func resetPeak() { super.base.resetPeak() }

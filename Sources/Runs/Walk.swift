@@ -3,16 +3,17 @@
 import Diffusion
 import Families
 import Glibc
+import Media
 package import Tensors
 
-/// What a run hands to its caller as it goes.
+/// What an instruction may produce for the caller.
 package enum Yield {
     case step(DenoisedStep)
     case frames(FrameChunk)
 }
 
-/// A run on its way: what is done, what is still to be done, and what the stages have made. Lives on the thread of its
-/// device.
+/// A run in progress: the instructions that remain, the values that the stages have made, and the reports of finished
+/// stages. Lives on the thread of its device.
 package struct Walk {
     package let run: Run
     package var inputs: RunInputs?
@@ -26,12 +27,14 @@ package struct Walk {
     package private(set) var reports: [StageReport] = []
     private let started = ContinuousClock.now
     private var decoding = (seconds: 0.0, peakBytes: 0)
-    /// Whether weights and results are searched for numbers that are not finite.
+    /// The report of a model that was loaded during the last step; it is passed on when its own stage is reached.
+    private var loadedAhead: StageReport?
+    /// Whether weights and results are checked for numbers that are not finite.
     package var inspectsNumbers = true
-    /// Whether the device only counts: checkpoints are then shown without their numbers.
+    /// Whether the device computes nothing; checkpoints are then read without their numbers.
     var isPlanned = false
 
-    /// A run that nobody else takes part in.
+    /// A walk that shares no models with other runs.
     package init(_ run: Run, on device: OpenedDevice) throws {
         try self.init(run, ModelPool(), on: device)
     }
@@ -50,29 +53,29 @@ package struct Walk {
         state = RunState(noise: run.noise)
     }
 
-    /// The stage that comes next, where it is one.
+    /// The next stage; nil if the next instruction is something else.
     package var upcoming: Stage? {
         if case .perform(let stage)? = rest.first { stage } else { nil }
     }
 
-    /// The same walk, with the models that it has, by way of another backend of its device.
+    /// The same walk with its models, on another backend of the same device.
     package func on(_ backend: any Backend) -> Walk {
         var walk = self
         walk.device = SupervisedBackend(backend, cancellation)
         return walk
     }
 
-    /// Leaves out everything before a stage; what that would have made is to be put into `state`.
+    /// Skips all instructions before a stage. The caller must put what they would have made into `state`.
     package mutating func skip(to stage: Stage) { rest = rest.drop { $0 != .perform(stage) } }
 
-    /// Whether the next stage asks for inputs that are not there.
+    /// Whether the next stage needs inputs that have not been set.
     var wantsInputs: Bool {
         inputs == nil && (upcoming == .encodeText || upcoming == .encodeImage)
     }
 
-    /// Carries out one instruction.
-    /// - Returns: what there is for the caller; nil where there is nothing, also at the end.
-    /// - Throws: `CancellationError` as soon as the run is cancelled; nothing of the stage is kept then.
+    /// Executes one instruction.
+    /// - Returns: its result for the caller; nil if it has none, and at the end.
+    /// - Throws: `CancellationError` if the run is cancelled; what the stage has made is then dropped.
     package mutating func advance() throws -> Yield? {
         guard let instruction = rest.first else { return nil }
         var yield: Yield?
@@ -80,10 +83,18 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
-            if case .load(let part) = stage, adopt(part) { break }
+            if !device.membership.isFirst, stage == .load(.textEncoder) { break }
+            if case .load(let part) = stage, adopt(part) {
+                if let report = loadedAhead, report.stage == stage {
+                    loadedAhead = nil
+                    tell(.stageStarted(stage))
+                    finish(report)
+                }
+                break
+            }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): try write(product)
+        case .write(let product): if device.membership.isFirst { try write(product) }
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):
@@ -96,16 +107,37 @@ package struct Walk {
 
     package var isDone: Bool { rest.isEmpty }
 
-    /// What the sampler has come to. f32 [samples, C, T', H', W']
+    /// The latents after the last step. f32 [samples, C, T', H', W']
     package var currentLatents: Tensor? { state.latents ?? state.denoiser?.latents(on: device) }
 
-    /// Nothing more is to be done, and nothing is held.
+    /// What one sample looks like in its middle latent frame, by the family's linear map.
+    func preview(sample: Int) throws -> RGBImage? {
+        guard let map = run.family.preview, (0..<run.samples).contains(sample),
+            let latents = state.prediction ?? currentLatents
+        else { return nil }
+        let (channels, size) = (run.family.geometry.channels, run.latents)
+        // Only this frame is copied to the host: one plane for each channel.
+        let planes = device.reshape(
+            latents, [run.samples * channels * size.t, size.h * size.w])
+        let frame = device.concatenate(
+            (0..<channels).map { channel in
+                let row = (sample * channels + channel) * size.t + size.t / 2
+                return device.slice(planes, row..<row + 1)
+            })
+        let values = device.read(frame).floats()
+        try device.check()
+        return map.pixels(of: values, width: size.w, height: size.h).map {
+            RGBImage(width: size.w, height: size.h, pixels: $0)
+        }
+    }
+
+    /// Drops all remaining instructions and all values.
     mutating func abandon() {
         rest = []
         state = RunState(noise: run.noise)
     }
 
-    /// What the run has taken so far.
+    /// The time and memory that the run has taken so far.
     package var report: RunReport {
         var usage = rusage()
         getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
@@ -117,14 +149,14 @@ package struct Walk {
 
     // MARK: Stages
 
-    /// A model that is on the device already.
+    /// Takes a model from the pool. Returns false if it has to be loaded.
     private mutating func adopt(_ part: ModelPart) -> Bool {
         guard state.models[part] == nil else { return true }
         state.models[part] = pool.model(run.key(part))
         return state.models[part] != nil
     }
 
-    /// Carries out one stage to its end: tells its start, progress and end, measures it, and keeps what it made.
+    /// Executes one stage to its end, with events and a report, and keeps what it has made.
     private mutating func perform(_ stage: Stage) throws -> Yield? {
         try device.check()
         tell(.stageStarted(stage))
@@ -132,6 +164,7 @@ package struct Walk {
         let start = ContinuousClock.now
         var next = state
         let step = try compute(stage, &next)
+        let ahead = loadAhead(of: stage, &next)
         try device.synchronize()
         try device.check()
         finish(
@@ -140,17 +173,35 @@ package struct Walk {
                 peakBytes: device.memory.peak))
         if inspectsNumbers { try inspect(stage, next) }
         state = next
-        if case .load(let part) = stage, let model = state.models[part] {
-            pool.keep(model, as: run.key(part))
+        loadedAhead = ahead
+        for case .load(let part) in [stage, ahead?.stage] {
+            if let model = state.models[part] {
+                pool.keep(model, as: run.key(part), residency: run.options.residency)
+            }
         }
         return step.map(Yield.step)
     }
 
-    /// Each stage, once: from the values that are there to those it makes.
+    /// Loads the decoder while the device still computes the last step, if both models stay on the device. An error is
+    /// ignored here: the load stage will report it.
+    private func loadAhead(of stage: Stage, _ state: inout RunState) -> StageReport? {
+        guard case .step(let number, let count, _) = stage, number == count, !isPlanned,
+            run.options.defersWeights, run.options.keepsTransformer,
+            state.models[.decoder] == nil, pool.model(run.key(.decoder)) == nil
+        else { return nil }
+        let start = ContinuousClock.now
+        guard let model = try? load(.decoder, tells: false) else { return nil }
+        state.models[.decoder] = model
+        return StageReport(
+            stage: .load(.decoder), seconds: (ContinuousClock.now - start) / .seconds(1),
+            peakBytes: device.memory.peak)
+    }
+
+    /// Computes a stage from the current values and stores its results in `state`.
     private func compute(_ stage: Stage, _ state: inout RunState) throws -> DenoisedStep? {
         switch stage {
         case .load(let part): state.models[part] = try load(part)
-        case .encodeText: state.texts = try encodeText(state)
+        case .encodeText: state.texts = try sharedText { try encodeText(state) }
         case .encodeImage: state.conditioning = try encodeImage(state)
         case .projectText(let part): state.contexts[part] = try projectText(state, part)
         case .step(let number, let count, _):

@@ -1,6 +1,6 @@
 /// 16- and 8-bit floating-point formats that Swift has no type for.
 
-/// The upper half of a `Float`: 8 exponent bits, 7 mantissa bits. Converts with round-to-nearest-even.
+/// The upper half of a `Float`: 8 exponent bits, 7 mantissa bits. Conversions round to nearest, ties to even.
 @frozen
 public struct BFloat16: Sendable, Hashable, BitwiseCopyable {
     public var bitPattern: UInt16
@@ -12,7 +12,7 @@ public struct BFloat16: Sendable, Hashable, BitwiseCopyable {
     public init(_ value: Float) {
         let bits = value.bitPattern
         let rounded = (bits &+ 0x7FFF &+ ((bits >> 16) & 1)) >> 16
-        // A NaN must stay one: rounding its mantissa up would carry into the sign.
+        // A NaN must stay a NaN: rounding its mantissa up would carry into the sign.
         bitPattern =
             (bits & 0x7FFF_FFFF) > 0x7F80_0000
             ? UInt16(truncatingIfNeeded: (bits >> 16) | 0x40)
@@ -49,6 +49,7 @@ public enum Float8E4M3 {
         return sign | UInt8(truncatingIfNeeded: (rounded >> 20) &- (120 << 3))
     }
 
+    /// The number that a code stands for.
     public static func decode(_ code: UInt8) -> Float {
         let magnitude = code & 0x7F
         let sign: Float = code & 0x80 != 0 ? -1 : 1
@@ -63,6 +64,7 @@ public enum Float8E4M3 {
 
 /// OCP FP8 E5M2: the upper half of a `Float16`.
 public enum Float8E5M2 {
+    /// The number that a code stands for.
     public static func decode(_ code: UInt8) -> Float {
         Float(Float16(bitPattern: UInt16(code) << 8))
     }

@@ -14,6 +14,7 @@ public enum DType: UInt8, Sendable, Hashable, CaseIterable {
         }
     }
 
+    /// Whether the elements are floating-point numbers, of any width.
     public var isFloatingPoint: Bool {
         switch self {
         case .f64, .f32, .f16, .bf16, .f8e4m3, .f8e5m2: true

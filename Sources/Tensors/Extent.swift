@@ -1,6 +1,6 @@
-/// Extents of a video along its three axes.
+/// The size of a video along its three axes.
 
-/// Frames, rows and columns: of a video in pixels, of its latents, or of their patches.
+/// Numbers of frames (t), rows (h) and columns (w): in pixels, latents or patches of latents.
 public struct Extent: Sendable, Hashable, Codable {
     public var t, h, w: Int
 
@@ -10,5 +10,6 @@ public struct Extent: Sendable, Hashable, Codable {
         self.w = w
     }
 
+    /// Number of pixels, latents or patches.
     public var count: Int { t * h * w }
 }

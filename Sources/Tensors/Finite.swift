@@ -1,13 +1,13 @@
-/// Whether tensors hold numbers only.
+/// Finding infinities and NaNs in tensors.
 
 private import Dispatch
 import Ground
 private import Synchronization
 
 extension Tensor {
-    /// Whether no element of a host tensor is an infinity or a NaN. On several threads.
+    /// Whether no element of a host tensor is an infinity or a NaN. Uses several threads.
     public var allFinite: Bool {
-        // What is not finite has all bits of its exponent set; e4m3 has no infinities and one NaN.
+        // Infinities and NaNs have all exponent bits set; e4m3 has no infinities and one NaN, with all bits set.
         switch dtype {
         case .f64: allLack(0x7FF0_0000_0000_0000 as UInt64)
         case .f32: allLack(0x7F80_0000 as UInt32)
@@ -19,7 +19,7 @@ extension Tensor {
         }
     }
 
-    /// Whether no element has all of the `bits`; in runs that the compiler turns into vectors.
+    /// Whether no element has all of the `bits` set. The inner loop has no exit, so that the compiler vectorises it.
     private func allLack<Word: FixedWidthInteger & BitwiseCopyable & Sendable>(_ bits: Word) -> Bool
     {
         let isFound = Atomic(false)

@@ -1,9 +1,9 @@
-/// A backend that passes everything on: the base of those that watch, time or change another one.
+/// A backend that forwards everything to another one: the base class of those that watch, time or alter it.
 
-/// Passes all requirements on to `base`; a subclass overrides what it must, all operations by `run`.
+/// Forwards every requirement to `base`. A subclass overrides what it changes; all operations pass through `run`.
 open class ForwardingBackend: Backend {
     private let target: any Backend
-    /// Where operations go.
+    /// The backend that does the work.
     open var base: any Backend { target }
 
     public init(_ base: any Backend) { target = base }
@@ -11,10 +11,12 @@ open class ForwardingBackend: Backend {
     open func run(_ operation: Operation) -> [Tensor] { base.run(operation) }
 
     open var name: String { base.name }
+    open var membership: Membership { base.membership }
     open func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
         base.supports(arithmetic)
     }
-    open func supports(_ format: ActivationFormat) -> Bool { base.supports(format) }
+    open func supports(_ format: LinearFormat) -> Bool { base.supports(format) }
+    open var supportsTraining: Bool { base.supportsTraining }
 
     open func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         base.place(host, as: dtype, in: group)
@@ -25,7 +27,7 @@ open class ForwardingBackend: Backend {
         base.place(weight, as: dtype, in: group)
     }
     open func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         base.place(weight, quantizedTo: format, in: group)
     }
@@ -41,4 +43,8 @@ open class ForwardingBackend: Backend {
     open func synchronize() throws { try base.synchronize() }
     open var memory: MemoryUse { base.memory }
     open func resetPeak() { base.resetPeak() }
+    open func limitResidentWeights(to byteCount: Int?) {
+        base.limitResidentWeights(to: byteCount)
+    }
+    open func releaseUnusedMemory() { base.releaseUnusedMemory() }
 }

@@ -1,21 +1,25 @@
-/// A tensor on its way from a device to the host.
+/// A copy of a tensor from a device to the host that may still be in progress.
 
 import Ground
 
-/// What `Backend.beginRead` returns. A backend whose device works by itself subclasses it.
+/// The result of `Backend.beginRead`. A backend whose device works asynchronously subclasses it.
 open class HostCopy {
     private let tensor: Tensor?
 
-    /// A copy that is there already. tensor: in host memory
+    /// A copy that is already complete. tensor: in host memory
     public init(_ tensor: Tensor) { self.tensor = tensor }
 
-    /// For subclasses, which override `wait`.
+    /// For subclasses, which must override `wait`.
     public init() { tensor = nil }
 
     /// Whether `wait` would return at once.
     open var isComplete: Bool { true }
 
-    /// The tensor in host memory, once it is there. Throws the first error that the device reported.
+    /// Whether the device works on it by itself; it may have ended already.
+    open var isAsynchronous: Bool { !isComplete }
+
+    /// Waits until the copy is complete and returns the tensor in host memory. Throws the first error that the device
+    /// has reported.
     open func wait() throws -> Tensor {
         guard let tensor else { programmingError("HostCopy: a subclass overrides wait") }
         return tensor

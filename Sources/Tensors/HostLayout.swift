@@ -10,9 +10,8 @@ extension Tensor {
         return out
     }
 
-    /// The kernel of a convolution with its input channels innermost.
-    /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight,
-    /// kernelWidth, in]
+    /// The kernel of a convolution, with its input channels moved to the last axis.
+    /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight, kernelWidth, in]
     public func kernelChannelsLast() -> Tensor {
         ensure(
             shape.rank == 5, "kernelChannelsLast: [out, in, kT, kH, kW] expected, \(shape)")
@@ -47,7 +46,7 @@ extension Tensor {
         return out
     }
 
-    /// Copies of the rows `ids` of a host table. table: [rows, ...] → [ids.count, ...]
+    /// Copies the rows `ids` of this host table. [rows, ...] → [ids.count, ...]
     public func gatheredRows(_ ids: [Int32]) -> Tensor {
         let row = shape.tail
         let bytes = row.count * dtype.byteCount

@@ -1,25 +1,31 @@
-/// A machine that computes nothing: it checks shapes, counts work and measures memory. The plan of
-/// a run is made by running the models' own code on it.
+/// A backend that computes nothing: it checks shapes, counts work and measures memory. A run is planned by running
+/// the models' own code on it.
 
 import Ground
 
-/// Tensors here have a size and no memory. Kernels are described by what they must do at least:
-/// every input read once, every output written once.
+/// Its tensors have a size but no memory. The cost of an operation is a lower bound: every input read once, every
+/// output written once.
 public final class NullBackend: Backend {
     public let name = "no device"
-    /// Work since the last `resetCounts()`, by the name of the operation.
+    public let membership: Membership
+    /// Work since the last `resetCounts()`, by name of operation.
     public private(set) var counts: [String: Operation.Cost] = [:]
-    /// Bytes of each group of weights, in the order of loading; those that only visit the device are
-    /// not among the placed bytes.
+    /// Bytes of each group of weights, in the order of loading. Groups that leave the device after use (`isVisitor`) do
+    /// not count as placed bytes.
     public private(set) var groups: [(name: String, byteCount: Int, isVisitor: Bool)] = []
     private weak var lastGroup: WeightGroup?
     private let ledger: Ledger
     private let workspace: ((Operation) -> Int)?
 
     /// - Parameters:
-    ///   - granularity: allocations are rounded up to multiples of this many bytes.
-    ///   - workspace: scratch memory that a device needs while it carries out an operation.
-    public init(granularity: Int = 512, workspace: ((Operation) -> Int)? = nil) {
+    ///   - granularity: allocations are rounded up to a multiple of this many bytes.
+    ///   - workspace: bytes of scratch memory that a device needs during an operation.
+    ///   - membership: which device of a group is stood in for.
+    public init(
+        granularity: Int = 512, workspace: ((Operation) -> Int)? = nil,
+        membership: Membership = .alone
+    ) {
+        self.membership = membership
         ledger = Ledger(granularity: granularity)
         self.workspace = workspace
     }
@@ -29,15 +35,15 @@ public final class NullBackend: Backend {
     /// All work since the last `resetCounts()`.
     public var total: Operation.Cost { counts.values.reduce(into: Operation.Cost()) { $0 += $1 } }
 
+    /// Forgets the work counted so far.
     public func resetCounts() { counts = [:] }
 
     public var memory: MemoryUse {
         MemoryUse(current: ledger.placed + ledger.computed, peak: ledger.peak)
     }
-    /// Bytes brought from the host: weights, tables, constants.
+    /// Bytes copied from the host: weights, tables, constants.
     public var placedBytes: Int { ledger.placed }
-    /// Bytes of results of operations: now, and at most since the last `resetPeak()`, scratch
-    /// memory included.
+    /// Bytes of results of operations: now, and the most since the last `resetPeak()`, which includes scratch memory.
     public var activations: MemoryUse {
         MemoryUse(current: ledger.computed, peak: ledger.computedPeak)
     }
@@ -47,7 +53,7 @@ public final class NullBackend: Backend {
 
     // MARK: Storage
 
-    /// Bytes in use, and the most there were.
+    /// Counts the bytes in use, and the most in use at once.
     private final class Ledger {
         let granularity: Int
         private(set) var placed = 0
@@ -70,7 +76,7 @@ public final class NullBackend: Backend {
         func release(_ bytes: Int, isPlaced: Bool) {
             if isPlaced { placed -= bytes } else { computed -= bytes }
         }
-        /// `extra` bytes are in use for a moment.
+        /// Updates the peaks as if `extra` more bytes were in use for a moment.
         func reach(extra: Int) {
             peak = max(peak, placed + computed + extra)
             computedPeak = max(computedPeak, computed + extra)
@@ -78,7 +84,7 @@ public final class NullBackend: Backend {
         func resetPeak() { (peak, computedPeak) = (placed + computed, computed) }
     }
 
-    /// A size whose lifetime is noted.
+    /// Storage without memory, which the ledger counts as long as it lives.
     private final class SizeOnly: Storage {
         private let ledger: Ledger
         let isPlaced: Bool
@@ -122,7 +128,7 @@ public final class NullBackend: Backend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         let (outputs, inputs) = (weight.shape[0], weight.shape[1])
         func scale(_ shape: Shape) -> Tensor {
@@ -162,7 +168,7 @@ public final class NullBackend: Backend {
     /// Zeros.
     public func read(_ x: Tensor) -> Tensor { .zeros(x.shape, x.dtype) }
 
-    /// Nothing is known of the values, so nothing repeats.
+    /// False: the values are unknown.
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool { false }
 
     // MARK: Operations

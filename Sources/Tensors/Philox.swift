@@ -1,16 +1,16 @@
-/// Noise equal to PyTorch's on CUDA for the same seed, on every backend.
+/// Random numbers equal to those of PyTorch on CUDA for the same seed, on every backend.
 
 import Glibc
 import Ground
 
-/// The state of a `torch.Generator(device: "cuda")`: Philox 4x32-10 (Salmon et al., SC'11) with PyTorch's
-/// layout of draws, which depends on the card: `torch.randn` launches min(ceil(n/256), SMs * threadsPerSM/256)
-/// blocks of 256 threads and gives each thread four numbers a round.
+/// The state of a `torch.Generator(device: "cuda")`: Philox 4x32-10 (Salmon et al., SC'11), with numbers assigned to
+/// elements as PyTorch does. That depends on the card: `torch.randn` launches
+/// min(ceil(n/256), SMs * threadsPerSM/256) blocks of 256 threads and gives each thread four numbers per round.
 ///
 /// Source: pytorch aten/src/ATen/native/cuda/DistributionTemplates.h (`distribution_nullary_kernel`).
 public struct PhiloxNoise: Sendable, Hashable {
     public let seed: UInt64
-    /// Numbers drawn so far by each thread, a multiple of 4.
+    /// How many numbers each thread has drawn so far, a multiple of 4.
     public private(set) var offset: UInt64 = 0
     /// Blocks of 256 threads that the imitated card runs at once: 132 SMs * 2048 / 256 on H100 and H200.
     public let residentBlocks: Int
@@ -20,15 +20,15 @@ public struct PhiloxNoise: Sendable, Hashable {
         self.residentBlocks = residentBlocks
     }
 
-    /// Where one draw of `count` numbers lies in the sequence.
+    /// The place of one draw in the random sequence.
     public struct Draw: Sendable, Hashable {
         public let seed: UInt64
-        /// Value of the counter's low half in the first round.
+        /// Low half of the counter in the first round.
         public let firstRound: UInt64
-        /// 256 * blocks
+        /// Number of threads: 256 times the number of blocks.
         public let threads: Int
 
-        /// Writes the numbers that `range` of the threads draw to their places in `values`, the whole draw.
+        /// Writes the numbers drawn by the threads in `range` to their places in `values`, which holds the whole draw.
         public func fill(_ values: UnsafeMutableBufferPointer<Float>, threads range: Range<Int>) {
             for thread in range where thread < values.count {
                 var start = thread
@@ -56,7 +56,7 @@ public struct PhiloxNoise: Sendable, Hashable {
         return draw
     }
 
-    /// The next `shape` of standard normal numbers, as an f32 host tensor.
+    /// Draws standard normal numbers into a new f32 host tensor of this shape.
     public mutating func normal(_ shape: Shape) -> Tensor {
         let draw = draw(shape.count)
         let out = Tensor.host(shape, .f32)
@@ -64,7 +64,7 @@ public struct PhiloxNoise: Sendable, Hashable {
         return out
     }
 
-    /// Four normal numbers of one thread in one round: two Box-Muller pairs.
+    /// The four normal numbers of one thread in one round: two Box-Muller pairs.
     static func normals(seed: UInt64, round: UInt64, thread: UInt64) -> SIMD4<Float> {
         let words = philox(
             key: (UInt32(truncatingIfNeeded: seed), UInt32(truncatingIfNeeded: seed >> 32)),
@@ -86,7 +86,7 @@ public struct PhiloxNoise: Sendable, Hashable {
     /// Philox 4x32 with 10 rounds.
     static func philox(key: (UInt32, UInt32), counter: SIMD4<UInt32>) -> SIMD4<UInt32> {
         var (k0, k1) = key
-        // Separate words: taking vector lanes apart costs more than the multiplications.
+        // Scalars, because extracting vector lanes costs more than the multiplications.
         var (c0, c1, c2, c3) = (counter[0], counter[1], counter[2], counter[3])
         for _ in 0..<10 {
             let a = UInt64(c0) &* 0xD251_1F53

@@ -1,24 +1,25 @@
-/// Quantising matrices in host memory: the definition of the 8-bit formats of `LinearWeight`.
+/// Quantising matrices in host memory. This defines the 8-bit formats of `LinearWeight`.
 
 private import Dispatch
 import Ground
 
-/// W8A8 as in the original: int8 codes with one f32 scale for each 128x128 block.
+/// W8A8 as in the original: int8 codes, with one f32 scale for each block of 128x128.
 ///
-/// q = sat(rne(x * (128 / amax))), scale = amax / 128, amax = max(|x|, 1e-8) over the block, so
-/// that +amax saturates to 127 and -amax is -128. Blocks at the edges are as if filled up with
-/// zeros.
+/// q = sat(rne(x * (128 / amax))), scale = amax / 128, amax = max(|x|, 1e-8) over the block (rne rounds to nearest,
+/// ties to even; sat clamps to -128...127), so that +amax saturates to 127 and -amax becomes -128. Incomplete blocks
+/// at the edges count as padded with zeros.
 /// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/ops/core.py
 public enum Int8Blocks {
+    /// Rows and columns of a block.
     public static let side = 128
 
-    /// [ceil(rows/128), ceil(columns/128)]
+    /// The shape of the scales: [ceil(rows/128), ceil(columns/128)].
     public static func scaleShape(rows: Int, columns: Int) -> Shape {
         [ceilDivide(rows, side), ceilDivide(columns, side)]
     }
 
     /// Quantises `matrix` [rows, columns] of any floating-point type, on several threads.
-    /// A NaN gives arbitrary codes in its place and a scale of NaN.
+    /// A NaN makes its block's scale NaN; its own code is arbitrary.
     /// - Returns: codes: i8 [rows, columns]; scale: f32 [ceil(rows/128), ceil(columns/128)]
     public static func quantize(_ matrix: Tensor) -> (codes: Tensor, scale: Tensor) {
         ensure(
@@ -44,7 +45,7 @@ public enum Int8Blocks {
         return (codes, scale)
     }
 
-    /// One row of blocks. strip: [at most 128, columns]
+    /// Quantises one row of blocks. strip: [at most 128, columns]
     private static func quantize(
         _ strip: UnsafeBufferPointer<Float>, columns: Int,
         codes: UnsafeMutableBufferPointer<Int8>, scale: UnsafeMutableBufferPointer<Float>
@@ -52,11 +53,11 @@ public enum Int8Blocks {
         let rows = columns == 0 ? 0 : strip.count / columns
         for (block, start) in stride(from: 0, to: columns, by: side).enumerated() {
             let width = min(side, columns - start)
-            var largest = ActivationFormat.leastMaximum
+            var largest = LinearFormat.leastMaximum
             for row in 0..<rows {
                 let line = UnsafeBufferPointer(rebasing: strip[(row * columns + start)...])
                 for column in 0..<width {
-                    // A NaN must win against what comes before and after, to be seen in the scale.
+                    // A NaN must win against all other values, so that it shows in the scale.
                     let magnitude = line[column].magnitude
                     largest = largest >= magnitude || largest.isNaN ? largest : magnitude
                 }
@@ -68,7 +69,7 @@ public enum Int8Blocks {
                 let line = UnsafeBufferPointer(rebasing: strip[at...])
                 let out = UnsafeMutableBufferPointer(rebasing: codes[at...])
                 for column in 0..<width {
-                    // Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to even.
+                    // Adding 1.5 * 2^23 leaves no bits for a fraction, so the sum is rounded to nearest, ties to even.
                     let value = line[column] * factor
                     let bounded = value > 127 ? 127 : value < -128 ? -128 : value
                     let rounded = bounded + 12_582_912
@@ -108,9 +109,10 @@ public enum Int8Blocks {
     }
 }
 
-/// fp8 e4m3 codes with one f32 scale for each row.
+/// fp8 e4m3 codes, with one f32 scale for each row.
 ///
-/// scale = max(|x|, 1e-8) / 448 over the row, q = e4m3(x * (448 / amax)), nearest, ties to even.
+/// q = e4m3(x * (448 / amax)), rounded to nearest, ties to even; scale = amax / 448, amax = max(|x|, 1e-8) over the
+/// row.
 public enum FP8Rows {
     /// Quantises `matrix` [rows, columns] of any floating-point type, on several threads.
     /// - Returns: codes: f8e4m3 [rows, columns]; scale: f32 [rows]
@@ -128,7 +130,7 @@ public enum FP8Rows {
                     for row in range {
                         let start = (row - range.lowerBound) * columns
                         let line = UnsafeBufferPointer(rebasing: strip[start..<start + columns])
-                        var largest = ActivationFormat.leastMaximum
+                        var largest = LinearFormat.leastMaximum
                         for value in line {
                             let magnitude = value.magnitude
                             largest = largest >= magnitude || largest.isNaN ? largest : magnitude

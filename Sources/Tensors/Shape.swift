@@ -1,4 +1,4 @@
-/// Extents of a tensor, kept inline: shapes are made for every operation and must not allocate.
+/// Shapes of tensors, stored inline: they are made for every operation and must not allocate memory.
 
 import Ground
 
@@ -8,7 +8,7 @@ public struct Shape: Sendable {
     private var extents: InlineArray<6, Int>
     public private(set) var rank: Int
 
-    /// A scalar's.
+    /// The shape of a scalar.
     private init() {
         extents = InlineArray(repeating: 1)
         rank = 0
@@ -66,6 +66,9 @@ public struct Shape: Sendable {
         shape.extents[0] = extent
         return shape
     }
+
+    /// An extent before all others.
+    public static func + (first: [Int], rest: Shape) -> Shape { Shape(first + rest.dimensions) }
 
     /// This shape with the last extent replaced.
     public func replacingLast(_ extent: Int) -> Shape {

@@ -1,15 +1,15 @@
-/// Tensors: a shape, an element type and a place in some storage. Always contiguous, row-major.
+/// Tensors: a shape, an element type and a place in a storage. Always contiguous and row-major.
 
 import Glibc
 public import Ground
 import Synchronization
 
-/// Bytes on some device, freed when the last tensor that looks at them goes.
+/// Bytes on some device, freed with the last tensor that uses them.
 ///
-/// Backends subclass it. Memory that the host can read has a `hostPointer`.
+/// Backends subclass it. It has a `hostPointer` if the host can read the memory.
 open class Storage {
     public let byteCount: Int
-    /// No other storage of this process has or had it.
+    /// Unique in this process, and never used again.
     public let serial: UInt64
     /// See `Tensor.kept`.
     fileprivate var copies: [CopyKey: AnyObject] = [:]
@@ -26,23 +26,23 @@ open class Storage {
         serial = Self.made.add(1, ordering: .relaxed).newValue
     }
 
-    /// First byte in host memory, or nil where the host cannot read it.
+    /// Address of the first byte, or nil if the host cannot read the memory.
     open var hostPointer: UnsafeMutableRawPointer? { nil }
 }
 
-/// Bytes in host memory: allocated here (aligned to 64 bytes), or borrowed from an owner such as a mapped file.
+/// Bytes in host memory: allocated (aligned to 64 bytes), or borrowed from an owner such as a mapped file.
 public final class HostStorage: Storage {
     private let base: UnsafeMutableRawPointer
     private let owner: AnyObject?
 
-    /// Uninitialised memory.
+    /// Allocates uninitialised memory.
     public override init(byteCount: Int) {
         base = hostBlock(byteCount: byteCount)
         owner = nil
         super.init(byteCount: byteCount)
     }
 
-    /// Memory that lives as long as `owner`. Borrowed bytes of a mapped file must only be read.
+    /// Uses memory of `owner`, which is kept alive. Borrowed bytes of a mapped file must only be read.
     public init(borrowing bytes: UnsafeRawBufferPointer, owner: AnyObject) {
         base = UnsafeMutableRawPointer(
             mutating: bytes.baseAddress ?? UnsafeRawPointer(bitPattern: 64)!)
@@ -52,19 +52,19 @@ public final class HostStorage: Storage {
 
     public override var hostPointer: UnsafeMutableRawPointer? { base }
 
-    /// Whether the bytes are somebody else's, such as a mapped file's.
+    /// Whether the bytes belong to another owner, such as a mapped file.
     public var isBorrowed: Bool { owner != nil }
 
     deinit { if owner == nil { free(base) } }
 }
 
-/// A contiguous row-major array. Copying the value shares the storage; operations never write to their inputs.
+/// A contiguous row-major array. Copies of the value share its storage; operations never write to their inputs.
 public struct Tensor {
     public let shape: Shape
     public let dtype: DType
     public let storage: Storage
     public let byteOffset: Int
-    /// The scales that belong to 8-bit activations, as the backend that quantised them lays them out
+    /// The scales of 8-bit activations, in the layout of the backend that quantised them
     /// (`int8Blocks`: f32 [ceil(rows/128), ceil(columns/128)]).
     public let scales: Storage?
 
@@ -82,10 +82,11 @@ public struct Tensor {
         self.scales = scales
     }
 
+    /// Bytes of the elements, without scales.
     public var byteCount: Int { shape.count * dtype.byteCount }
 
-    /// How 8-bit activations are written; plain for all else.
-    public var format: ActivationFormat {
+    /// The format of 8-bit activations; plain for everything else.
+    public var format: LinearFormat {
         switch dtype {
         case .i8: .int8Blocks
         case .f8e4m3: .fp8Rows
@@ -93,15 +94,16 @@ public struct Tensor {
         }
     }
 
-    /// Which value this is. Every result of an operation has memory of its own, views share it and differ in place or
-    /// shape, and no identity comes back when memory is used again: whoever records operations finds by it where a
-    /// value comes from.
+    /// Identifies a value, so that a backend that records operations can tell where a value comes from. Every result of
+    /// an operation has its own storage; views share one and differ in offset or shape. No identity occurs twice, even
+    /// when memory is used again.
     public struct Identity: Sendable, Hashable {
         public let storage: UInt64
         public let byteOffset: Int
         public let shape: Shape
     }
 
+    /// Equal for copies of this value only.
     public var identity: Identity {
         Identity(storage: storage.serial, byteOffset: byteOffset, shape: shape)
     }
@@ -134,8 +136,8 @@ public struct Tensor {
 }
 
 extension Tensor {
-    /// This weight in another layout: made at its first use and kept as long as the weight's bytes, which are never
-    /// written to.
+    /// This weight in another layout: made at first use, and kept as long as the storage of the weight, whose bytes
+    /// never change.
     public func kept<Copy: AnyObject>(as layout: String, _ make: () -> Copy) -> Copy {
         let key = Storage.CopyKey(offset: byteOffset, shape: shape, layout: layout)
         if let copy = storage.copies[key] as? Copy { return copy }
@@ -171,7 +173,7 @@ extension Tensor {
         withMutable(Int32.self) { _ = $0.update(fromContentsOf: values) }
     }
 
-    /// Base address of the elements. Fails where the storage is not in host memory.
+    /// Address of the first element. Stops the program if the storage is not in host memory.
     public var hostAddress: UnsafeMutableRawPointer {
         guard let base = storage.hostPointer else {
             programmingError("hostAddress: \(shape) \(dtype) is not in host memory")
@@ -179,12 +181,13 @@ extension Tensor {
         return base + byteOffset
     }
 
+    /// Whether the host can read the elements.
     public var isOnHost: Bool { storage.hostPointer != nil }
 
-    /// Whether the elements lie in a mapped file: to keep the tensor takes no memory.
+    /// Whether the elements lie in a mapped file, so that keeping the tensor takes no memory.
     public var isMapped: Bool { (storage as? HostStorage)?.isBorrowed ?? false }
 
-    /// The elements as host memory of type `T`, whose size must be the element's.
+    /// Calls `body` with the elements in host memory as values of `T`, which must have the size of an element.
     /// The pointer must not leave `body`.
     @inlinable
     public func withElements<T: BitwiseCopyable, R>(
@@ -197,7 +200,7 @@ extension Tensor {
         return try body(UnsafeBufferPointer(start: start, count: shape.count))
     }
 
-    /// The elements of a tensor that its caller has just made, for filling it.
+    /// Calls `body` with the elements for writing. Only for a tensor that the caller has just made.
     @inlinable
     public func withMutable<T: BitwiseCopyable, R>(
         _ type: T.Type, _ body: (UnsafeMutableBufferPointer<T>) throws -> R
@@ -217,8 +220,8 @@ extension Tensor {
         }
     }
 
-    /// The elements of a host tensor as a new host tensor of another floating-point dtype
-    /// (nearest, ties to even). Returns itself where nothing changes.
+    /// A host tensor converted to another floating-point dtype (nearest, ties to even). Returns itself if the dtype is
+    /// the same.
     public func converted(to target: DType) -> Tensor {
         if target == dtype { return self }
         let out = Tensor.host(shape, target)

@@ -1,18 +1,19 @@
-/// Weights as operations take them: the one place that knows how a layer's numbers are stored.
+/// Weights as operations take them: how the numbers of a layer are stored.
 
 import Ground
 
-/// How a linear layer wants its input: what the operation before it may write at once.
-public enum ActivationFormat: Sendable, Hashable {
-    /// The dtype of the operation's own input.
+/// How the two factors of a linear layer are stored: its weight, in a file and on a device, and its input, which the
+/// operation before it can write in this form directly. The raw values are the names in files and commands.
+public enum LinearFormat: String, Sendable, Hashable, CaseIterable {
+    /// Floating-point elements: a file's own type, or that of the operation that reads them.
     case plain
-    /// int8 with one f32 scale for each 128x128 block (golden rule: q = rne(x * 128/amax), scale = amax/128).
-    case int8Blocks
-    /// fp8 e4m3 with one f32 scale for each row.
-    case fp8Rows
+    /// int8, with one f32 scale for each block of 128x128; see `Int8Blocks`.
+    case int8Blocks = "int8"
+    /// fp8 e4m3, with one f32 scale for each row; see `FP8Rows`.
+    case fp8Rows = "fp8"
 
-    /// The largest magnitude of a block or row counts as at least this much, so that a scale is never zero. The original's
-    /// int8 rule, and ours for fp8.
+    /// Lower bound of a block's or row's largest magnitude, so that no scale is zero. The original does this for int8;
+    /// we do it for fp8 too.
     public static let leastMaximum: Float = 1e-8
 }
 
@@ -37,7 +38,8 @@ public enum LinearWeight {
         }
     }
 
-    public var inputFormat: ActivationFormat {
+    /// The format of the activations that this weight is multiplied with.
+    public var inputFormat: LinearFormat {
         switch self {
         case .dense: .plain
         case .int8Blocks: .int8Blocks
@@ -50,7 +52,7 @@ extension LinearWeight: CustomStringConvertible {
     public var description: String { matrix.description }
 }
 
-/// The kernel of a convolution. weight: [out, kernelTime, kernelHeight, kernelWidth, in] (channels last)
+/// The kernel of a convolution. tensor: [out, kernelTime, kernelHeight, kernelWidth, in] (channels last)
 public struct ConvolutionWeight: CustomStringConvertible {
     public let tensor: Tensor
     /// bias: [out], f32
@@ -70,26 +72,26 @@ public struct ConvolutionWeight: CustomStringConvertible {
     public var inputs: Int { tensor.shape[4] }
 }
 
-/// The groups of one model, and when their weights come to the device.
+/// What the weight groups of one model have in common: when their weights are copied to the device.
 public final class WeightSet {
-    /// Weights that lie in a mapped file come when their group is first required, and not when they
-    /// are placed.
+    /// Weights in a mapped file are copied to the device when their group is first required, not when they are placed.
     public let isDeferred: Bool
-    /// What a backend that defers or streams keeps about this set.
+    /// For a backend that defers or streams weights: what it keeps about this set.
     public var attachment: AnyObject?
 
     public init(isDeferred: Bool = false) { self.isDeferred = isDeferred }
 }
 
-/// Weights that are used together (one transformer block): the unit in which a backend may keep them
-/// resident or stream them in behind the computation.
+/// Weights that are used together, such as those of one transformer block. A backend keeps a whole group on the
+/// device, or streams it in while it computes.
 public final class WeightGroup {
     public let name: String
     public let set: WeightSet
-    /// Used once for each prompt and not in every step: a deferred set does not keep it on the device.
+    /// Used once for each prompt instead of in every step. If the set is deferred, the group leaves the device after
+    /// use.
     public let isTransient: Bool
     public private(set) var tensors: [Tensor] = []
-    /// What a backend that defers or streams keeps about this group.
+    /// For a backend that defers or streams weights: what it keeps about this group.
     public var attachment: AnyObject?
 
     public init(_ name: String, of set: WeightSet = WeightSet(), isTransient: Bool = false) {
@@ -98,15 +100,16 @@ public final class WeightGroup {
         self.isTransient = isTransient
     }
 
-    /// Bytes of the smallest weight that is deferred or streamed. Smaller ones come at once and stay:
-    /// together they are little.
+    /// Bytes of the smallest weight that is deferred or streamed. Smaller ones are copied at once and stay: together
+    /// they take little memory.
     public static let smallestMoving = 1 << 20
 
-    /// Whether a weight of so many bytes leaves the device after each use.
+    /// Whether a weight of this many bytes leaves the device after each use.
     public func isVisitor(byteCount: Int) -> Bool {
         set.isDeferred && isTransient && byteCount >= WeightGroup.smallestMoving
     }
 
+    /// Adds a weight that has been placed.
     public func append(_ tensor: Tensor) { tensors.append(tensor) }
     public var byteCount: Int { tensors.reduce(0) { $0 + $1.byteCount } }
 }

@@ -4,23 +4,23 @@ import FoundationEssentials
 import Ground
 
 public enum Output {
-    /// A line of the result, or several.
+    /// Prints one or more lines of the result.
     public static func line(_ text: String) { TextStream.output.write(visible(text) + "\n") }
-    /// A line about the work, or several.
+    /// Prints one or more lines about the work.
     public static func note(_ text: String) { TextStream.errors.write(visible(text) + "\n") }
 
-    /// Names and texts out of files must not steer the terminal.
+    /// Makes control characters visible: names and texts from files must not control the terminal.
     static func visible(_ text: String) -> String {
         text.split(separator: "\n", omittingEmptySubsequences: false).map(\.printable)
             .joined(separator: "\n")
     }
 
-    /// A value as one line of JSON on standard output. Numbers that JSON does not have become texts: "inf", "nan".
+    /// Prints a value as one line of JSON. Numbers that JSON lacks become strings: "inf", "-inf", "nan".
     public static func json(_ value: some Encodable) {
         do {
             TextStream.output.write(try jsonText(value) + "\n")
         } catch {
-            note("this value is not written as JSON: \(error)")
+            note("a value cannot be written as JSON: \(error)")
         }
     }
 

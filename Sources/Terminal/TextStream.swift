@@ -1,11 +1,11 @@
-/// Standard output and standard error, with every failure kept.
+/// Standard output and standard error, which remember a failed write.
 
 import Glibc
 import Synchronization
 public import SystemPackage
 
-/// A descriptor that text is written to. Writing does not throw, for a line of progress is no place to fail; the first
-/// error is kept, nothing is written after it, and whoever ends the program asks for it.
+/// A file descriptor that text is written to. Writing does not throw, because a line of progress is no place to handle
+/// errors. The first error is kept and nothing is written after it; the program checks for it when it ends.
 public final class TextStream: Sendable {
     public static let output = TextStream(STDOUT_FILENO)
     public static let errors = TextStream(STDERR_FILENO)
@@ -16,9 +16,21 @@ public final class TextStream: Sendable {
     public init(_ descriptor: Int32) { self.descriptor = descriptor }
 
     public var isTerminal: Bool { isatty(descriptor) == 1 }
-    /// Why not all was written; nil where it was.
+    /// Whether it is a terminal that can replace a line. Those of editors and of continuous integration cannot, and say so.
+    public var movesLines: Bool {
+        guard isTerminal, let name = getenv("TERM") else { return false }
+        return !["", "dumb"].contains(String(cString: name))
+    }
+    /// Columns of the terminal as it is now; nil where it is none, or does not know.
+    public var columns: Int? {
+        var size = winsize()
+        guard ioctl(descriptor, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else { return nil }
+        return Int(size.ws_col)
+    }
+    /// Why text was lost; nil if all of it was written.
     public var failure: Errno? { firstFailure.withLock { $0 } }
 
+    /// Writes all of `text`, unless an earlier write failed.
     public func write(_ text: String) {
         firstFailure.withLock { failure in
             if failure == nil { failure = put(text) }

@@ -16,8 +16,8 @@ struct ByteStrings: Sendable {
     subscript(index: Int) -> ArraySlice<UInt8> { bytes[starts[index]..<starts[index + 1]] }
 }
 
-/// Nodes in breadth-first order, so that the children of a node are neighbours and a node costs
-/// nine bytes. A step is a search among the labels of the children; the root has a table.
+/// Nodes in breadth-first order, so that the children of a node are adjacent and a node takes only
+/// nine bytes. A step is a binary search among the labels of the children; the root has a table.
 struct ByteTrie: Sendable {
     typealias Node = Int
     static let root: Node = 0
@@ -31,13 +31,13 @@ struct ByteTrie: Sendable {
     /// The child of the root for each byte, or 0.
     private let rootChildren: [UInt32]
 
-    /// A trie of all non-empty `strings`; of equal ones the last counts.
+    /// A trie of all non-empty `strings`; of equal strings the last one counts.
     init(_ strings: ByteStrings) {
         let order = Self.sorted(strings)
         var firstChild = [UInt32]()
         var labels: [UInt8] = [0]
         var values = [Int32]()
-        // The part of `order` below each node, and the length of the prefix it shares.
+        // The part of `order` below each node, and the length of its common prefix.
         var ranges: [(low: Int32, high: Int32, depth: Int32)] = [(0, Int32(order.count), 0)]
         var node = 0
         while node < ranges.count {
@@ -76,7 +76,7 @@ struct ByteTrie: Sendable {
         self.rootChildren = rootChildren
     }
 
-    /// The indices of `strings` by their bytes, equal ones by index.
+    /// The indices of `strings` sorted by their bytes, equal strings by index.
     private static func sorted(_ strings: ByteStrings) -> [Int32] {
         strings.bytes.withUnsafeBufferPointer { bytes in
             (0..<Int32(strings.count)).sorted { left, right in
@@ -91,7 +91,7 @@ struct ByteTrie: Sendable {
         }
     }
 
-    /// The node that `byte` leads to from `node`.
+    /// The node that `byte` leads to from `node`; nil if there is none.
     @inline(__always)
     func child(of node: Node, _ byte: UInt8) -> Node? {
         if node == Self.root {
@@ -126,7 +126,7 @@ struct ByteTrie: Sendable {
         return value(of: node)
     }
 
-    /// The longest string that `bytes` begins with at `start`.
+    /// The longest string of the trie that occurs in `bytes` at `start`.
     func longestMatch(
         in bytes: [UInt8], at start: Int
     ) -> (value: Int32, end: Int)? {

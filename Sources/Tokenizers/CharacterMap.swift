@@ -1,6 +1,6 @@
-// The compiled character map of SentencePiece: text normalization as a double-array trie.
+// SentencePiece's compiled character map: text normalization as a double-array trie.
 
-/// Maps characters to their normal form (for umT5 `nmt_nfkc`).
+/// Maps characters to their normal form (`nmt_nfkc` for umT5).
 ///
 /// The blob holds the size of the trie in bytes, the trie as 32-bit units (darts-clone), and the
 /// replacements as zero-terminated strings, all little-endian.
@@ -8,12 +8,12 @@
 struct CharacterMap: Sendable {
     private let units: [UInt32]
     private let replacements: [UInt8]
-    /// In bytes.
+    /// Length of the longest replacement, in bytes.
     let longestReplacement: Int
-    /// What each ASCII character becomes on its own; nil for itself.
+    /// What each ASCII character becomes on its own; nil if it stays.
     private var ascii: [[UInt8]?] = []
 
-    /// Nil where `blob` is too short for the trie it announces.
+    /// Nil if `blob` is too short for the trie that it declares, or its replacements are not UTF-8.
     init?(_ blob: [UInt8]) {
         func unit(at offset: Int) -> UInt32 {
             UInt32(blob[offset]) | UInt32(blob[offset + 1]) << 8
@@ -33,8 +33,8 @@ struct CharacterMap: Sendable {
 
     /// `text` (UTF-8) in normal form.
     ///
-    /// Grapheme clusters of fewer than six bytes are looked up whole, and what counts is the
-    /// shortest entry they begin with; others are looked up scalar by scalar. So does the
+    /// Grapheme clusters of fewer than six bytes are looked up whole, and the shortest entry that
+    /// they begin with replaces the whole cluster; others are looked up scalar by scalar, as in the
     /// reference: https://github.com/huggingface/tokenizers/blob/v0.21.0/tokenizers/src/normalizers/precompiled.rs
     func normalize(_ text: [UInt8]) -> [UInt8] {
         var result = [UInt8]()
@@ -80,7 +80,7 @@ struct CharacterMap: Sendable {
         }
     }
 
-    /// Where the replacement of the shortest entry stands that `key` begins with.
+    /// The place of the replacement for the shortest entry that `key` begins with.
     private func replacement(for key: some Sequence<UInt8>) -> Range<Int>? {
         var position = offset(units[0])
         for byte in key {
@@ -91,7 +91,7 @@ struct CharacterMap: Sendable {
             guard unit & 0x8000_00FF == UInt32(byte) else { return nil }
             position ^= offset(unit)
             guard position < units.count else { return nil }
-            // Bit 8: an entry ends here, its value in the unit without a label.
+            // Bit 8: an entry ends here; its value is in the unit without a label.
             if unit & 0x100 != 0 {
                 let start = Int(units[position] & 0x7FFF_FFFF)
                 guard start < replacements.count else { return nil }

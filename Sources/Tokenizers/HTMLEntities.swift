@@ -5,7 +5,7 @@
 enum HTMLEntities {
     typealias Text = [Unicode.Scalar]
 
-    /// Every named or numeric reference in `text` decoded once, with the standard's leniency:
+    /// Decodes every named or numeric reference in `text` once, with the standard's leniency:
     /// some names and all numbers need no semicolon, and the longest known name counts.
     static func unescape(_ text: Text) -> Text {
         guard text.contains("&") else { return text }
@@ -24,8 +24,8 @@ enum HTMLEntities {
         return result
     }
 
-    /// Only complete references (`&name;`) decoded, and names written all in capitals
-    /// (`&EACUTE;`) where no other reading exists: the careful variant of ftfy.
+    /// Decodes only complete references (`&name;`), and names written all in capitals
+    /// (`&EACUTE;`) if no other reading exists: the careful variant of ftfy.
     static func unescapeComplete(_ text: Text) -> Text {
         guard text.contains("&") else { return text }
         var result = Text()
@@ -91,8 +91,8 @@ enum HTMLEntities {
         return (scalars(forReference: number), end - index)
     }
 
-    /// The scalars of a numeric reference: the standard's corrections for U+0000, for carriage
-    /// return and for Windows-1252 bytes, nothing for what is not a character.
+    /// The scalars of a numeric reference, with the standard's corrections for U+0000, for carriage
+    /// return and for Windows-1252 bytes; none for numbers that are not characters.
     private static func scalars(forReference number: UInt32) -> Text {
         switch number {
         case 0: return ["\u{fffd}"]
@@ -127,7 +127,7 @@ enum HTMLEntities {
         return (ByteTrie(keys), values)
     }()
 
-    /// The longest name of the table that begins at `start`.
+    /// The longest name of the table that occurs at `start`.
     private static func longestName(
         _ text: Text, at start: Int
     ) -> (scalars: Text, length: Int)? {

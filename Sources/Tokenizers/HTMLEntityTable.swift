@@ -2,8 +2,8 @@
 
 extension HTMLEntities {
     /// Every name of the standard's table (https://html.spec.whatwg.org/entities.json) with the
-    /// scalars it stands for in hexadecimal, `+` between two. `name;` needs its semicolon,
-    /// `name:` is one of the 106 legacy names that are also recognised without.
+    /// scalars that it stands for, in hexadecimal, `+` between two. `name;` needs its semicolon;
+    /// `name:` is one of the 106 legacy names that are also recognised without one.
     static let table: StaticString = """
         AElig:c6 AMP:26 Aacute:c1 Abreve;102 Acirc:c2 Acy;410 Afr;1d504 Agrave:c0 Alpha;391 \
         Amacr;100 And;2a53 Aogon;104 Aopf;1d538 ApplyFunction;2061 Aring:c5 Ascr;1d49c Assign;2254 \

@@ -64,7 +64,7 @@ enum HuggingFaceTokenizer {
             for part in normalizer.normalizers ?? [] { all += try steps(of: part, path) }
             return all
         case "Precompiled":
-            // A map of zero bytes stands for none.
+            // A map of zero bytes means no map.
             guard let blob = normalizer.precompiled_charsmap, !blob.isEmpty else { return [] }
             guard let map = CharacterMap([UInt8](blob)) else {
                 throw TokenizerError(
@@ -119,7 +119,7 @@ enum HuggingFaceTokenizer {
         TokenizerError(.unsupported, file: path, expected: expected, found: found)
     }
 
-    /// The file, as far as it is read. Names are the file's.
+    /// The parts of the file that are read, under the file's own names.
     private struct Contents: Decodable {
         struct Model: Decodable {
             var type: String?
@@ -174,13 +174,13 @@ enum HuggingFaceConfig {
         var added_tokens_decoder: [String: Token]?
     }
 
-    /// Adds what `path` lists to the special tokens of `file`.
+    /// Adds the tokens listed in `path` to the special tokens of `file`.
     static func extend(_ file: inout TokenizerFile, from path: String) throws(TokenizerError) {
         let config = try HuggingFaceTokenizer.decode(
             Contents.self, try TokenizerFile.contents(of: path), path,
             expecting: "a Hugging Face tokenizer configuration")
         var known = Set(file.specialTokens.map(\.content))
-        // In the order of ids: of equal tokens the first one counts.
+        // In order of ids: of equal tokens the first one counts.
         let tokens = (config.added_tokens_decoder ?? [:]).compactMap { key, token in
             Int32(key).map { ($0, token) }
         }

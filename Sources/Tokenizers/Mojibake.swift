@@ -1,19 +1,19 @@
 // Undoes UTF-8 that was decoded with a single-byte encoding.
 
 /// The encoding repair of ftfy 6: while a text looks like mojibake, find a single-byte encoding
-/// that could have produced it and whose bytes are UTF-8, and decode them as that.
+/// that could have produced it and in which its bytes are UTF-8, and decode them as UTF-8.
 /// Source: https://github.com/rspeer/python-ftfy/blob/v6.3.1/ftfy/__init__.py
 enum Mojibake {
     typealias Text = [Unicode.Scalar]
 
-    /// `text` with every repair applied that the heuristic asks for.
+    /// `text` with all repairs that the heuristic asks for.
     static func repair(_ text: Text) -> Text {
         var text = text
         while let repaired = repairOnce(text), repaired != text { text = repaired }
         return text
     }
 
-    /// C1 control characters as Windows-1252 reads their bytes, which is what browsers do.
+    /// Reads the byte of a C1 control character as Windows-1252, as browsers do.
     static func windows1252(forC1 scalar: Unicode.Scalar) -> Unicode.Scalar {
         (0x80...0x9F).contains(scalar.value)
             ? SingleByteEncoding.windows1252.upperHalf[Int(scalar.value) - 0x80] : scalar
@@ -29,7 +29,7 @@ enum Mojibake {
         }
         if let repaired = repairEmbedded(text) { return repaired }
 
-        // What is left are control characters that Latin-1 has for bytes of Windows-1252.
+        // What remains are bytes of Windows-1252 that were decoded as Latin-1's control characters.
         return text.map(windows1252(forC1:))
     }
 
@@ -39,7 +39,7 @@ enum Mojibake {
     private static let leads3 = decoded(0xE0...0xEF)
     private static let leads4 = decoded([0xF0, 0xF3])
     private static let continuations = decoded(0x80...0xBF).union([" "])
-    /// Continuations that hardly stand for themselves: no dash, quotation mark, bullet, ellipsis.
+    /// Continuations that are rarely meant as themselves: no dashes, quotation marks, bullets or ellipses.
     private static let strictContinuations =
         continuations.subtracting(" –—―‘’‚“”„•…".unicodeScalars)
 
@@ -53,7 +53,7 @@ enum Mojibake {
         return scalars
     }
 
-    /// Repairs runs that look like UTF-8 on their own; nil where nothing changes.
+    /// Repairs runs that look like UTF-8 on their own; nil if nothing changes.
     private static func repairEmbedded(_ text: Text) -> Text? {
         var result = Text()
         var changed = false
@@ -69,7 +69,7 @@ enum Mojibake {
                 continue
             }
             let run = Text(text[index..<end])
-            // A run shorter than the text, so that the recursion ends.
+            // The run must be shorter than the text, so that the recursion ends.
             if run.count < text.count, MojibakeHeuristic.isSuspicious(run) {
                 let repaired = repair(run)
                 changed = changed || repaired != run
@@ -95,7 +95,7 @@ enum Mojibake {
 
     // MARK: Bytes
 
-    /// Puts back the byte 0xA0 where a program took it for a space in the middle of a character.
+    /// Restores bytes 0xA0 that a program replaced by a space in the middle of a character.
     private static func restoringNonBreakingSpaces(_ bytes: [UInt8]) -> [UInt8] {
         guard bytes.indices.contains(where: { alteredLength(bytes, at: $0) != nil }) else {
             return bytes
@@ -126,7 +126,7 @@ enum Mojibake {
         return restored
     }
 
-    /// The length of the sequence at `index` that would be UTF-8 with 0xA0 for its space.
+    /// The length of the sequence at `index` that would be UTF-8 with 0xA0 in place of its space.
     private static func alteredLength(_ bytes: [UInt8], at index: Int) -> Int? {
         let lead = bytes[index]
         guard lead >= 0xC2 else { return nil }
@@ -134,7 +134,7 @@ enum Mojibake {
             index + offset < bytes.count ? bytes[index + offset] : 0
         }
         func isContinuation(_ byte: UInt8) -> Bool { (0x80...0xBF).contains(byte) }
-        // Bytes 85 and A0 are themselves often altered, so they prove nothing.
+        // Bytes 0x85 and 0xA0 are often altered themselves, so they prove nothing.
         func isReliable(_ byte: UInt8) -> Bool {
             isContinuation(byte) && byte != 0x85 && byte != 0xA0
         }
@@ -153,7 +153,7 @@ enum Mojibake {
         }
     }
 
-    /// Replaces sequences of which a byte was lost (0x1A, or one `?`) by U+FFFD.
+    /// Replaces sequences that have lost a byte (now 0x1A, or one `?`) by U+FFFD.
     private static func replacingLossySequences(_ bytes: [UInt8]) -> [UInt8] {
         guard bytes.contains(0x1A) || bytes.contains(0x3F) else { return bytes }
         var replaced = [UInt8]()
@@ -176,7 +176,7 @@ enum Mojibake {
         }
         func isLost(_ byte: UInt8) -> Bool { byte == 0x1A || byte == 0x3F }
         func isTail(_ byte: UInt8) -> Bool { byte == 0x1A || (0x80...0xBF).contains(byte) }
-        /// All of the next `count` bytes are continuations or lost, `?` at most once, one lost.
+        /// Whether each of the next `count` bytes is a continuation or lost, at least one lost, at most one `?`.
         func isDamaged(_ count: Int) -> Bool {
             let tail = (1...count).map(byte)
             return tail.allSatisfy { isTail($0) || $0 == 0x3F } && tail.contains(where: isLost)
@@ -203,8 +203,8 @@ enum Mojibake {
         }
     }
 
-    /// Decodes UTF-8, also where U+0000 is written C0 80 (Java) or a scalar beyond U+FFFF as two
-    /// encoded surrogates (CESU-8); nil where `bytes` is none of these.
+    /// Decodes UTF-8, including variants that write U+0000 as C0 80 (Java) or scalars beyond U+FFFF as
+    /// two encoded surrogates (CESU-8); nil if `bytes` is none of these.
     private static func decodeUTF8Variants(_ bytes: [UInt8]) -> Text? {
         var standard = bytes
         if bytes.contains(0xC0) || bytes.contains(0xED) {

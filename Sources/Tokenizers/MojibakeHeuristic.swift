@@ -1,7 +1,7 @@
 // Which character sequences betray text that was decoded with the wrong encoding.
 
 /// The heuristic of ftfy 6 (`ftfy.badness`): the characters that occur when UTF-8 is misread fall
-/// into a few classes, and some neighbourhoods of classes hardly occur in intended text, such as
+/// into a few classes, and some sequences of classes hardly ever occur in intended text, such as
 /// an accented lower-case letter followed by a currency sign.
 /// Source: https://github.com/rspeer/python-ftfy/blob/v6.3.1/ftfy/badness.py
 enum MojibakeHeuristic {
@@ -56,7 +56,7 @@ enum MojibakeHeuristic {
         (.space, 0x2028...0x2029), (.space, 0x202F...0x202F), (.space, 0x205F...0x205F),
     ]
 
-    /// The classes of U+0000 ... U+25FF by scalar; the few beyond are in `classes(of:)`.
+    /// The classes of U+0000 ... U+25FF; the few beyond are in `classes(of:)`.
     private static let table: [Classes] = {
         var table = [Classes](repeating: [], count: 0x2600)
         for (classes, range) in ranges {
@@ -87,7 +87,7 @@ enum MojibakeHeuristic {
     private static let arabicTail: Classes = [.common, .currency, .bad, .numeric, .opening]
     private static let cyrillicMiddle: Classes = [.c1, .bad, .opening, .closing, .currency]
 
-    /// Two neighbours that are suspicious, the first of them outside ASCII.
+    /// Suspicious pairs of neighbours, the first of them outside ASCII.
     private static let pairs: [(Classes, Classes)] = [
         (accented.union(signs).union(.bad), .bad),
         (.bad, accented.union(signs)),
@@ -100,7 +100,7 @@ enum MojibakeHeuristic {
         (accented.union([.currency, .numeric, .opening, .closing, .law]), .box),
     ]
 
-    /// Three neighbours that are suspicious, the middle one outside ASCII.
+    /// Suspicious triples of neighbours, the middle one outside ASCII.
     private static let triples: [(Classes, Classes, Classes)] = [
         (letter, [.lowerCommon, .upperCommon], .bad),
         (.space, .upperAccented, .currency),
@@ -109,7 +109,7 @@ enum MojibakeHeuristic {
         (.asciiLower, .upperAccented, [.opening, .currency]),
     ]
 
-    /// Misread sequences by their exact characters: the first, then one set for each that follows.
+    /// Misread sequences given by their characters: the first one, then a set for each that follows.
     private static let sequences: [Unicode.Scalar: [[Set<Unicode.Scalar>]]] = {
         let rules: [(String, [String])] = [
             ("ÂÃÎÐ", ["€œŠš¢£Ÿž\u{a0}\u{ad}®©°·»–—\u{b4}"]),
@@ -139,7 +139,7 @@ enum MojibakeHeuristic {
     private static let greek = Set("\u{392}\u{393}\u{39e}\u{39f}".unicodeScalars)
     private static let doubled = Array("ГўВЂВ".unicodeScalars)
 
-    /// Whether some of `text` looks like UTF-8 that was decoded as something else.
+    /// Whether any part of `text` looks like UTF-8 that was decoded as something else.
     static func isSuspicious(_ text: some RandomAccessCollection<Unicode.Scalar>) -> Bool {
         let text = Array(text)
         for index in text.indices where text[index].value >= 0x80 {
@@ -148,8 +148,8 @@ enum MojibakeHeuristic {
         return false
     }
 
-    /// Whether a rule applies whose first character outside ASCII is at `index` (or, for a triple,
-    /// whose middle one is).
+    /// Whether a rule matches with its first character (or, for a triple, its middle one) at `index`,
+    /// where the text is outside ASCII.
     private static func isSuspicious(_ text: [Unicode.Scalar], at index: Int) -> Bool {
         let scalar = text[index]
         let here = classes(of: scalar)
@@ -221,7 +221,7 @@ enum MojibakeHeuristic {
         !classes(of: scalar).isDisjoint(with: arabicTail) || arabicExtra.contains(scalar)
     }
 
-    /// A letter, a number or an underscore, as a regular expression's `\w`.
+    /// Whether it is a letter, a number or an underscore, like `\w` in a regular expression.
     private static func isWord(_ scalar: Unicode.Scalar) -> Bool {
         if scalar == "_" || scalar.properties.numericType != nil { return true }
         switch scalar.properties.generalCategory {

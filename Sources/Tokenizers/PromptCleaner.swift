@@ -1,17 +1,17 @@
-// Makes a prompt the clean text that the text encoder was trained on.
+// Cleans a prompt the way the text encoder's training data was cleaned.
 
 /// The cleaning that Wan applies before tokenizing: `ftfy.fix_text`, `html.unescape` twice, and
-/// every run of white space as one space.
+/// every run of white space replaced by one space.
 /// Source: https://github.com/Wan-Video/Wan2.1/blob/main/wan/modules/tokenizers.py
 public enum PromptCleaner {
-    /// `prompt` with its encoding repaired, curly quotes straight, full-width and half-width
-    /// characters at their standard width, Latin ligatures split, controls removed, in
+    /// `prompt` with its encoding repaired, curly quotes straightened, full-width and half-width
+    /// characters at their standard width, Latin ligatures split, control characters removed, in
     /// normalization form C, HTML references decoded and white space collapsed.
     ///
-    /// Time is linear in the length of the prompt.
+    /// Takes time linear in the length of the prompt.
     public static func clean(_ prompt: String) -> String {
         var text = TextFixes.fix(Array(prompt.unicodeScalars))
-        // Twice, for references that were escaped themselves (`&amp;lt;`).
+        // Twice, for references that are escaped themselves (`&amp;lt;`).
         for _ in 0..<2 { text = HTMLEntities.unescape(text) }
         return collapsingWhitespace(text)
     }
@@ -32,7 +32,7 @@ public enum PromptCleaner {
         return String(result)
     }
 
-    /// Unicode's White_Space and the four ASCII separators, as Python's `str.isspace`.
+    /// Unicode's White_Space and the four ASCII separators, like Python's `str.isspace`.
     static func isWhitespace(_ scalar: Unicode.Scalar) -> Bool {
         (0x1C...0x1F).contains(scalar.value) || scalar.properties.isWhitespace
     }

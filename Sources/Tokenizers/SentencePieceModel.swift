@@ -3,9 +3,9 @@
 import Ground
 import SystemPackage
 
-/// The message `ModelProto` as far as a unigram tokenizer needs it, and beside it the
-/// `tokenizer_config.json` that Hugging Face folders have, for the special tokens the model does
-/// not know of.
+/// The parts of the message `ModelProto` that a unigram tokenizer needs, and the
+/// `tokenizer_config.json` beside it in Hugging Face's folders, which has special tokens that the
+/// model lacks.
 /// Source: https://github.com/google/sentencepiece/blob/v0.2.0/src/sentencepiece_model.proto
 struct SentencePieceModel {
     private enum PieceType: UInt64 {
@@ -19,8 +19,8 @@ struct SentencePieceModel {
     private var treatsSpaceAsSuffix = false
     private var characterMap: [UInt8] = []
 
-    /// The file, as transformers converts it to a fast tokenizer (`T5Converter`): the same
-    /// normalization, all pieces in the lattice, control and user-defined ones special.
+    /// Reads the file as transformers converts it to a fast tokenizer (`T5Converter`): the same
+    /// normalization, all pieces in the lattice, control and user-defined pieces as special tokens.
     static func read(_ bytes: [UInt8], path: String) throws(TokenizerError) -> TokenizerFile {
         var model = SentencePieceModel()
         var reader = ProtobufReader(bytes, file: path)
@@ -113,7 +113,7 @@ struct SentencePieceModel {
     }
 }
 
-/// Reads the protobuf wire format, each length checked against what is left.
+/// Reads the protobuf wire format; each length is checked against the bytes that are left.
 /// Source: https://protobuf.dev/programming-guides/encoding/
 private struct ProtobufReader {
     struct Field {

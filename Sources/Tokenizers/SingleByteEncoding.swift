@@ -1,16 +1,16 @@
-// The single-byte encodings that text is most often misread with, as data.
+// The single-byte encodings as which text is most often misread, as data.
 
 import Ground
 
-/// One single-byte encoding, decoding every byte and encoding the 256 scalars it decodes to.
+/// A single-byte encoding. It decodes every byte, and encodes the 256 scalars that result.
 ///
-/// The Windows code pages are "sloppy": a byte they leave unassigned stands for the Latin-1
-/// control character of the same number, and byte 0x1A stands for U+FFFD, the mark of a byte that
-/// was already lost.
+/// The Windows code pages are "sloppy": an unassigned byte stands for the Latin-1 control
+/// character with the same number, and byte 0x1A stands for U+FFFD, the mark of a byte that was
+/// already lost.
 struct SingleByteEncoding: Sendable {
     /// Whether unassigned bytes and U+FFFD are represented (the Windows code pages).
     let isSloppy: Bool
-    /// Whether this is Mac OS Roman, where an en dash and a space look like a damaged sequence.
+    /// Whether this is Mac OS Roman, in which an en dash and a space look like a damaged sequence.
     let isMacRoman: Bool
     /// What bytes 0x80 ... 0xFF decode to.
     let upperHalf: [Unicode.Scalar]

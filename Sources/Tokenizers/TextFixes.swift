@@ -1,15 +1,15 @@
-// Repairs of text that was damaged on its way: encodings, widths, quotes, controls.
+// Repairs damaged text: encodings, widths, quotes, control characters.
 
-// The standard library's own normalization; Foundation would be the public way to it.
+// The standard library's own normalization, which has no public interface outside Foundation.
 @_spi(_Unicode) import Swift
 
-/// The defaults of `ftfy.fix_text`, version 6.
+/// `ftfy.fix_text` of version 6 with its default settings.
 /// Source: https://github.com/rspeer/python-ftfy/blob/v6.3.1/ftfy/__init__.py
 enum TextFixes {
     typealias Text = [Unicode.Scalar]
 
-    /// Passes over one line before it is taken as it is. Real text is stable after two or three;
-    /// the bound keeps the time linear where every pass uncovers one more level of escapes.
+    /// The most passes over one line. Real text is stable after two or three; the limit keeps the time
+    /// linear for text in which every pass uncovers one more level of escapes.
     private static let passLimit = 16
     /// Lines longer than this are fixed in parts.
     private static let partLimit = 1_000_000
@@ -46,7 +46,7 @@ enum TextFixes {
 
     // MARK: Single characters
 
-    /// C1 controls, ligatures, widths, quotation marks and line breaks made ordinary.
+    /// Replaces C1 controls, ligatures, unusual widths, curly quotes and line breaks by ordinary characters.
     private static func replacing(_ text: Text) -> Text {
         var result = Text()
         result.reserveCapacity(text.count)
@@ -80,7 +80,7 @@ enum TextFixes {
         }
     }
 
-    /// Latin letters only: ligatures of other scripts may be meant.
+    /// Latin letters only: ligatures of other scripts may be intended.
     private static let ligatures: [Unicode.Scalar: String] = [
         "Ĳ": "IJ", "ĳ": "ij", "ŉ": "\u{2bc}n",
         "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ": "dž",
@@ -88,7 +88,7 @@ enum TextFixes {
         "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st",
     ]
 
-    /// Full-width and half-width forms as the characters they are forms of.
+    /// The standard form of a full-width or half-width character.
     private static func standardWidth(_ scalar: Unicode.Scalar) -> Unicode.Scalar {
         switch scalar.value {
         case 0x3000: return " "
@@ -98,7 +98,7 @@ enum TextFixes {
         }
     }
 
-    /// The standard forms of U+FF5F ... U+FFEE; what has none stands for itself.
+    /// The standard forms of U+FF5F ... U+FFEE; characters without one stand for themselves.
     private static let widths = Text(
         """
         ⦅⦆。「」、・ヲァィゥェォャュョッ\u{30fc}アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワン\
@@ -113,7 +113,7 @@ enum TextFixes {
 
     // MARK: Sequences
 
-    /// Without `ESC [ 1;31 m` and its like.
+    /// Removes terminal escapes such as `ESC [ 1;31 m`.
     private static func removingTerminalEscapes(_ text: Text) -> Text {
         guard text.contains("\u{1b}") else { return text }
         var result = Text()
@@ -137,7 +137,7 @@ enum TextFixes {
         return result
     }
 
-    /// Without control characters that are no white space and have no effect on glyphs.
+    /// Removes control characters that are neither white space nor affect glyphs.
     private static func removingControls(_ text: Text) -> Text {
         text.filter { scalar in
             switch scalar.value {
@@ -150,7 +150,7 @@ enum TextFixes {
 
     /// Normalization form C.
     private static func normalized(_ text: Text) -> Text {
-        // Nothing below the combining marks composes or is composed further.
+        // Text without scalars from U+0300, the combining marks, is already in this form.
         guard text.contains(where: { $0.value >= 0x300 }) else { return text }
         return Text(String(String.UnicodeScalarView(text))._nfc)
     }

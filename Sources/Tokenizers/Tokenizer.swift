@@ -4,11 +4,11 @@ import Ground
 
 /// A prompt as the text encoder takes it.
 public struct Tokens: Equatable, Sendable {
-    /// Exactly as many as asked for: the prompt, `</s>`, and padding.
+    /// The prompt, `</s>` and padding: as many ids as were asked for.
     public let ids: [Int32]
     /// How many of `ids` are the prompt and `</s>`.
     public let count: Int
-    /// Tokens of the prompt that did not fit.
+    /// How many tokens of the prompt did not fit.
     public let dropped: Int
 
     init(ids: [Int32], count: Int, dropped: Int) {
@@ -17,12 +17,12 @@ public struct Tokens: Equatable, Sendable {
         self.dropped = dropped
     }
 
-    /// A prompt of known ids that fills `ids` whole.
+    /// A prompt of known ids, without padding.
     public init(_ ids: [Int32]) { self.init(ids: ids, count: ids.count, dropped: 0) }
 }
 
-/// A unigram tokenizer with special tokens, normalization and word splitting as Hugging Face's fast
-/// tokenizers do them.
+/// A unigram tokenizer whose special tokens, normalization and word splitting work like those of
+/// Hugging Face's fast tokenizers.
 public struct Tokenizer: Sendable {
     private let specialTokens: [SpecialToken]
     private let specialTrie: ByteTrie
@@ -31,10 +31,11 @@ public struct Tokenizer: Sendable {
     private let model: Unigram
     public let padID: Int32
     public let endID: Int32
-    /// Pieces and special tokens: one more than the largest id.
+    /// One more than the largest id of pieces and special tokens.
     public let vocabularySize: Int
 
-    /// Reads `tokenizer.json` or a SentencePiece `.model`, whichever `path` is.
+    /// Reads a `tokenizer.json` or a SentencePiece `.model`.
+    /// - Throws: ``TokenizerError`` for a file that cannot be read, is damaged or is not supported.
     public init(path: String) throws(TokenizerError) {
         try self.init(try TokenizerFile.read(path), path: path)
     }
@@ -62,7 +63,7 @@ public struct Tokenizer: Sendable {
             file.pieces.count, 1 + Int(file.specialTokens.map(\.id).max() ?? -1))
     }
 
-    /// Cleans `prompt` and encodes it in `length` tokens: cut to `length - 1`, `</s>`, padding.
+    /// Cleans `prompt` and encodes it as `length` tokens: at most `length - 1` of the prompt, `</s>`, padding.
     public func encode(prompt: String, length: Int = 512) -> Tokens {
         ensure(length > 0, "encode: a length of \(length)")
         let all = ids(PromptCleaner.clean(prompt))
@@ -72,7 +73,7 @@ public struct Tokenizer: Sendable {
             dropped: max(0, all.count - (length - 1)))
     }
 
-    /// The ids of `text` as it is, without `</s>`. Time is linear in its length.
+    /// The ids of `text`, not cleaned and without `</s>`. Takes time linear in its length.
     public func ids(_ text: String) -> [Int32] {
         let bytes = Array(text.utf8)
         var ids: [Int32] = []

@@ -7,14 +7,14 @@ public struct TokenizerError: Error, Equatable, Sendable, CustomStringConvertibl
     public enum Kind: Equatable, Sendable {
         /// The file could not be read.
         case unreadable
-        /// The file is damaged, or not what its first bytes promise.
+        /// The file is damaged, or not of the format that its first bytes indicate.
         case malformed
-        /// The file is sound, but asks for something this tokenizer does not do.
+        /// The file is valid, but asks for something that this tokenizer does not do.
         case unsupported
     }
 
     public let kind: Kind
-    /// The path as it was given.
+    /// The path of the file, as given.
     public let file: String
     public let expected: String
     public let found: String
@@ -26,7 +26,7 @@ public struct TokenizerError: Error, Equatable, Sendable, CustomStringConvertibl
         self.found = found
     }
 
-    /// On one line, without control characters: much of it is what the file says.
+    /// One line without control characters, as much of it may come from the file.
     public var description: String {
         let advice =
             switch kind {

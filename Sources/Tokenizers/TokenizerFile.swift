@@ -1,9 +1,9 @@
-// What a tokenizer file says, whichever format it has.
+// The contents of a tokenizer file, independent of its format.
 
 import Ground
 import SystemPackage
 
-/// A special token that is matched in the text as it was typed, before any normalization.
+/// A special token, which is matched in the text before any normalization.
 struct SpecialToken: Equatable, Sendable {
     var content: String
     var id: Int32
@@ -17,11 +17,11 @@ enum NormalizationStep: Sendable {
     /// The compiled character map of SentencePiece.
     case characterMap(CharacterMap)
     case strip(left: Bool, right: Bool)
-    /// Two or more spaces in a row by `replacement`.
+    /// Replaces two or more spaces in a row.
     case replaceSpaces(replacement: String)
     case replace(literal: String, replacement: String)
 
-    /// How many times as long a text can become.
+    /// By which factor a text can become longer.
     var growth: Double {
         switch self {
         case .characterMap(let map): Double(max(1, map.longestReplacement))
@@ -33,11 +33,11 @@ enum NormalizationStep: Sendable {
     }
 }
 
-/// How the normalized text becomes words.
+/// How the normalized text is split into words.
 struct Metaspace: Equatable, Sendable {
     enum Prepend: Equatable, Sendable { case always, first, never }
 
-    /// U+2581, what a space is written as in the pieces.
+    /// U+2581, which stands for a space in the pieces.
     static let mark: [UInt8] = [0xE2, 0x96, 0x81]
 
     var prepend = Prepend.always
@@ -54,12 +54,12 @@ struct TokenizerFile: Sendable {
     var normalization: [NormalizationStep]
     var metaspace: Metaspace?
 
-    /// Reads `path`; a file that begins with `{` is JSON, which no SentencePiece model does.
+    /// Reads `path`. A file that begins with `{` is JSON: no SentencePiece model does.
     static func read(_ path: String) throws(TokenizerError) -> TokenizerFile {
         try read(try contents(of: path), path: path)
     }
 
-    /// - Parameter path: where `bytes` are from; a SentencePiece model looks for its configuration beside it.
+    /// - Parameter path: the file that `bytes` are from; the configuration of a SentencePiece model is looked for beside it.
     static func read(_ bytes: [UInt8], path: String) throws(TokenizerError) -> TokenizerFile {
         let first = bytes.first { !Array(" \t\r\n".utf8).contains($0) }
         var file =
@@ -71,14 +71,14 @@ struct TokenizerFile: Sendable {
         return file
     }
 
-    /// No piece or special token of a tokenizer in use has a quarter of this. Each place of a text is compared with
-    /// the longest of them.
+    /// In bytes. Pieces and special tokens of real tokenizers are not a quarter as long. The limit matters because time
+    /// grows with the longest one: each place of a text may be compared with it.
     private static let longestPiece = 512
     /// The normalization of umT5 has three steps and makes no text more than 66 times as long.
     private static let stepLimit = 16
     private static let growthLimit = 256.0
 
-    /// Refuses what would lead to ids outside of any vocabulary, or to time and memory out of proportion to the text.
+    /// Refuses files that would lead to ids outside the vocabulary, or to time and memory out of proportion to the text.
     private func check(_ path: String) throws(TokenizerError) {
         func refuse(_ expected: String, _ found: String) -> TokenizerError {
             TokenizerError(.malformed, file: path, expected: expected, found: found)
@@ -117,7 +117,7 @@ struct TokenizerFile: Sendable {
             throw TokenizerError(
                 .unreadable, file: path, expected: "a readable file", found: error.reason)
         }
-        // The largest tokenizers in use have some 30 MB.
+        // The largest tokenizers in use have about 30 MB.
         guard file.bytes.count <= sizeLimit else {
             throw TokenizerError(
                 .unsupported, file: path, expected: "a tokenizer of at most \(sizeLimit) bytes",

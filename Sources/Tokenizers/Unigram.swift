@@ -8,7 +8,7 @@ struct Unigram: Sendable {
     private let scores: [Double]
     private let unknownID: Int32
     private let unknownScore: Double
-    /// The pieces `<0x00>` … `<0xFF>`, where unknown characters are written in bytes.
+    /// The pieces `<0x00>` … `<0xFF>`, if unknown characters are written as bytes.
     private let bytePieces: [Int32]?
 
     init(pieces: [(piece: String, score: Double)], unknownID: Int32, byteFallback: Bool) {
@@ -29,7 +29,7 @@ struct Unigram: Sendable {
     /// The best path to one place of the word.
     private struct Place {
         var score = 0.0
-        /// Where the last piece starts; -1 where no path leads here.
+        /// Where the last piece starts; -1 if no path leads here.
         var start: Int32 = -1
         var id: Int32 = 0
     }

@@ -2,10 +2,10 @@
 
 import Tensors
 
-/// The rows of a batch stacked: results of one sample after another.
+/// Results by name; those of a batch's samples one after the other.
 private typealias Collected = [String: [Double]]
 
-/// in.q, in.k, in.v: bf16 [B, L, H, D]; every arithmetic and block shape that the case has results of.
+/// in.q, in.k, in.v: bf16 [B, L, H, D]; every arithmetic and block shape that the case has results for.
 func checkSparseLinearAttention(
     _ fixture: Fixture, _ device: any Backend, _ checks: Checks
 ) throws {
@@ -30,11 +30,11 @@ func checkSparseLinearAttention(
                 try checks.compare(name, values, in: fixture)
             }
         } else if absent.contains(name) {
-            checks.skip(name, "\(device.name) has not this arithmetic")
+            checks.skip(name, "\(device.name) does not support this arithmetic")
         } else if name == "mid.sla.lse2" {
             checks.skip(name, "softmax statistics do not leave the kernel")
         } else if ["int8", "scale", "fp8", "k_mean"].contains(where: name.contains) {
-            checks.skip(name, "\(device.name) shows no 8-bit operands")
+            checks.skip(name, "\(device.name) does not expose its 8-bit operands")
         }
     }
 }
@@ -88,8 +88,8 @@ private struct AttentionCase {
         return device.read(output).doubles()
     }
 
-    /// The sparse branch alone (a projection of zeros), and the projected linear one: multiplied by a power of two, it
-    /// leaves the sparse branch below the rounding of their sum. → [H, L, D] each
+    /// The sparse branch alone (with a projection of zeros), and the projected linear branch: multiplied by a power of
+    /// two, it makes the sparse branch vanish in the rounding of their sum. → [H, L, D] each
     private func branches(_ inputs: (Tensor, Tensor, Tensor)) -> ([Double], [Double]) {
         let spec = SparseAttention(topK: topK, arithmetic: .bf16)
         func output(projectedBy factor: Float) -> [Double] {
@@ -131,7 +131,7 @@ private struct AttentionCase {
     }
 }
 
-/// The names by which cases call an arithmetic.
+/// The names that cases use for each arithmetic.
 let arithmetics: [(String, SparseAttention.Arithmetic)] =
     [("sla", .bf16)] + SageArchitecture.allCases.map { ($0.rawValue, .sage($0)) }
 
@@ -149,7 +149,7 @@ func headsFirst(_ values: [Double], _ shape: Shape) -> [Double] {
     return result
 }
 
-/// A block map in the ways in which cases write it: scores, a 0/1 map, indices, and delta-coded indices.
+/// A block map in the forms that cases store: scores, a 0/1 map, indices, and delta-coded indices.
 func describe(_ map: BlockMap, on device: any Backend) -> [String: [Double]] {
     let indices = device.read(map.indices).doubles().map { Int($0) }
     let selected = map.indices.shape[2]
@@ -222,8 +222,8 @@ func checkCrossAttention(_ fixture: Fixture, _ device: any Backend, _ checks: Ch
 
 // MARK: - Position bias
 
-/// in.rel_pos: [n], out.bucket: [n]. The buckets are read off the attention itself: head b is biased to bucket b,
-/// so that its weights say which keys are in it.
+/// in.rel_pos: [n], out.bucket: [n]. The buckets are found from the attention itself: head b is biased towards bucket b,
+/// so that its weights show which keys are in it.
 func checkPositionBuckets(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let positions = try fixture.tensor("in.rel_pos").doubles().map { Int($0) }
     let buckets = try fixture.int("num_buckets")

@@ -99,7 +99,7 @@ func checkImagePreprocessing(
     }
     if fixture.has("mid.resized_chw_float") {
         checks.skip(
-            "mid.resized_chw_float", "pictures are resized in 8 bits, as the reference does it")
+            "mid.resized_chw_float", "pictures are resized in 8 bits, as in the reference")
     }
 }
 

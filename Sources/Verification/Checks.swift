@@ -2,9 +2,9 @@
 
 import Tensors
 
-/// What a case has shown so far.
+/// The results of a case so far.
 final class Checks {
-    /// Results of an engine that keeps more precision than the reference may use `loose_rel_l2`.
+    /// Whether results may use `loose_rel_l2`, for engines that keep more precision than the reference.
     let acceptsLoose: Bool
     private(set) var results: [CheckResult] = []
 
@@ -23,10 +23,10 @@ final class Checks {
         compare(name, actual, expected.doubles(), tolerance)
     }
 
-    /// As ``compare(_:_:in:)``, for results of 8-bit layers: one code that lies on a rounding
-    /// boundary moves the whole result by more than the limit, whichever side is taken. So one of
-    /// `others`, made with f32 results that differ in their last places, may be within the limit instead.
-    /// - Parameter others: the result for a seed.
+    /// Like ``compare(_:_:in:)``, for results of 8-bit layers. A single code on a rounding boundary can
+    /// move the whole result by more than the limit, though both ways of rounding are right. So it is
+    /// enough if one of `others`, made with f32 results that differ in their last places, is within it.
+    /// - Parameter others: computes the result for a seed.
     func compare(
         _ name: String, _ actual: Tensor, in fixture: Fixture, others: (UInt64) throws -> Tensor
     ) throws {
@@ -40,8 +40,8 @@ final class Checks {
             guard other.verdict == .passed else { continue }
             other.hangsOnRounding = true
             other.note =
-                "\(measure) \(brief(measured)) as it is: an 8-bit code lies on a rounding boundary; "
-                + "this is with f32 results moved in their last places (seed \(seed))"
+                "\(measure) \(brief(measured)) unchanged: an 8-bit code lies on a rounding boundary; "
+                + "this is with f32 results changed in their last places (seed \(seed))"
             results[results.count - 1] = other
             return
         }
@@ -66,7 +66,7 @@ final class Checks {
         {
             result.verdict = .passed
             result.describe(difference, Tolerance(relativeL2: loose))
-            result.note = "allowed to an engine that keeps more precision"
+            result.note = "allowed for an engine that keeps more precision"
         } else {
             result.describe(difference, tolerance)
             result.note =
@@ -83,18 +83,22 @@ final class Checks {
         results.append(CheckResult(name: name, verdict: .skipped, note: reason))
     }
 
+    func pass(_ name: String, _ note: String) {
+        results.append(CheckResult(name: name, verdict: .passed, note: note))
+    }
+
     func fail(_ name: String, _ reason: String) {
         results.append(CheckResult(name: name, verdict: .failed, note: reason))
     }
 
-    /// A fact that holds or does not.
+    /// Checks that a statement is true; `note` says what was found if it is not.
     func expect(_ isTrue: Bool, _ name: String, _ note: @autoclosure () -> String) {
         results.append(
             CheckResult(
                 name: name, verdict: isTrue ? .passed : .failed, note: isTrue ? nil : note()))
     }
 
-    /// Everything that the case expects must have been dealt with.
+    /// Fails for every expected result that was neither compared nor skipped.
     func finish(_ fixture: Fixture) {
         let seen = Set(results.map(\.name))
         for name in fixture.expectedNames where !seen.contains(name) {
@@ -104,7 +108,7 @@ final class Checks {
 }
 
 extension CheckResult {
-    /// Keeps the measure that used most of its limit.
+    /// Keeps the measure that came closest to its limit.
     fileprivate mutating func describe(_ difference: Difference, _ tolerance: Tolerance) {
         var candidates: [(String, Double, Double)] = []
         if tolerance.isExact { candidates.append(("mismatches", difference.mismatches, 0)) }

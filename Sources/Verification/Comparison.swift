@@ -1,4 +1,4 @@
-/// How far a result may be from what was expected, and how far it is.
+/// How far a result may be from the expected one, and how far it is.
 
 import Glibc
 import Ground
@@ -13,7 +13,7 @@ public struct Tolerance: Sendable, Equatable {
     /// Share of elements that may differ at all.
     public var mismatches: Double?
     public var isExact = false
-    /// Relative L2 for an engine that keeps more precision than the reference there; stands for all other limits.
+    /// Relative L2 for engines that keep more precision than the reference; it replaces all other limits.
     public var looseRelativeL2: Double?
 
     public init(
@@ -30,7 +30,7 @@ public struct Tolerance: Sendable, Equatable {
 
     public static let exact = Tolerance(isExact: true)
 
-    /// As the fixtures write it. An unknown kind of limit is an error: ignoring it would weaken the check.
+    /// Reads the form used in fixtures. An unknown kind of limit is an error: ignoring it would weaken the check.
     init(_ json: JSON) throws {
         for (key, value) in json.object ?? [:] {
             switch key {
@@ -54,7 +54,7 @@ public struct Difference: Sendable, Equatable {
     public var mismatches = 0.0
     /// Flat index of the element that is furthest off.
     public var worst = 0
-    /// Elements that are finite in one and not in the other, or differ where both are not finite.
+    /// Elements that are finite in only one of the two, or that differ and are finite in neither.
     public var nonFinite = 0
 
     init(_ actual: [Double], _ expected: [Double]) {
@@ -102,7 +102,7 @@ public struct Difference: Sendable, Equatable {
 }
 
 extension Tensor {
-    /// All elements of a host tensor in row-major order, as exactly as `Double` can.
+    /// All elements of a host tensor in row-major order; only the widest integers are rounded.
     func doubles() -> [Double] {
         switch dtype {
         case .f64: withElements(Double.self) { Array($0) }

@@ -1,4 +1,4 @@
-/// Fixtures that are not cases with tensors: tables, token lists, manifests of files, noise, whole runs of nano.
+/// Fixtures other than cases with tensors: tables, token lists, manifests of files, noise, whole runs of nano.
 
 import Checkpoints
 import Diffusion
@@ -8,7 +8,7 @@ import SystemPackage
 import Tensors
 import Tokenizers
 
-/// The check of the document at `path`, known by its file name and folder; nil for anything else.
+/// The check for the document at `path`, chosen by its file name; nil for any other file.
 func documentCheck(_ path: String, in folder: FixtureFolder)
     -> ((any Backend, Checks) throws -> Void)?
 {
@@ -44,7 +44,7 @@ func documentCheck(_ path: String, in folder: FixtureFolder)
 
 // MARK: - Tables
 
-/// rows: [share, key blocks, selected]; where the reference selects none, one block is kept here.
+/// rows: [share, key blocks, selected]; where the reference selects none, one block is selected here.
 private func checkBlockCounts(_ json: JSON, _ checks: Checks) throws {
     let rows = json["rows"]?.array?.compactMap(\.doubles) ?? []
     let selected = rows.map { row in
@@ -67,7 +67,7 @@ private func checkDistilledTimesteps(_ json: JSON, _ checks: Checks) throws {
         }
         if let expected = entry["model_timestep_fp32"]?.doubles {
             let exact = try RCMSampler(count: count, sigmaMax: sigmaMax, roundTimesteps: false)
-            // The reference multiplies the f32 of t: the last bit of a number up to 1000.
+            // The reference multiplies t in f32, which costs the last bit of a number up to 1000.
             checks.compare(
                 "\(name) exact timesteps", exact.steps.map(\.timestep), expected,
                 Tolerance(maximum: 1e-4))
@@ -160,7 +160,7 @@ private func checkTokenizer(_ json: JSON, _ folder: String, _ checks: Checks) th
         checks.expect(raw == expected, "\(name): ids of the cleaned text", "differ")
     }
     guard FilePath(folder + "/spiece.model").exists else { return }
-    // A SentencePiece model falls back to bytes, as the same tokenizer.json with that flag set does.
+    // A SentencePiece model falls back to bytes, like the same tokenizer.json with that flag set.
     let piece = try Tokenizer(path: folder + "/spiece.model")
     for (index, entry) in entries.enumerated() {
         guard let text = entry["text"]?.string, let expected = entry["ids_byte_fallback"]?.ints
@@ -205,7 +205,7 @@ private func checkContainers(_ json: JSON, _ folder: String, _ checks: Checks) t
                     start: tensor.hostAddress, count: tensor.byteCount)
                 checks.expect(
                     SHA256.hexadecimal(bytes) == expected["sha256_contiguous"]?.string,
-                    label + " bytes", "have another digest")
+                    label + " bytes", "have a different digest")
             }
         } catch {
             checks.fail(file, "\(error)")
@@ -213,8 +213,8 @@ private func checkContainers(_ json: JSON, _ folder: String, _ checks: Checks) t
     }
 }
 
-/// Names under which a checkpoint may give a tensor that the manifest calls `name`: without the dictionary that
-/// it is nested in and without the wrapper that training adds.
+/// Names under which a checkpoint may have a tensor that the manifest calls `name`: without the dictionary that
+/// it is nested in, and without the wrapper that training adds.
 private func candidates(for name: String) -> [String] {
     var names = [name]
     for prefix in ["state_dict/", "net."] {
@@ -223,7 +223,7 @@ private func candidates(for name: String) -> [String] {
     return names
 }
 
-/// Files that must be refused with an error, quickly and without running anything in them.
+/// Files that must be refused with an error, quickly and without running anything from them.
 private func checkHostileFiles(_ json: JSON, _ folder: String, _ checks: Checks) throws {
     for (file, entry) in (json["files"]?.object ?? [:]).sorted(by: { $0.key < $1.key }) {
         let marker = entry["side_effect_marker"]?.string
@@ -247,7 +247,7 @@ private func checkHostileFiles(_ json: JSON, _ folder: String, _ checks: Checks)
         }
         checks.expect(seconds < 2, "\(file) time", "took \(brief(seconds)) s")
         let exists = marker.map { FilePath($0).exists } ?? false
-        checks.expect(exists == existed, "\(file) side effect", "\(marker ?? "") was made")
+        checks.expect(exists == existed, "\(file) side effect", "\(marker ?? "") was created")
     }
 }
 

@@ -1,11 +1,11 @@
-/// Cases on disk: what a folder of fixtures holds, and one case with its tensors.
+/// Cases on disk: a folder of fixtures, and one case with its tensors.
 
 import Checkpoints
 import FoundationEssentials
 import Tensors
 
 /// A folder of fixtures. Cases are the JSON files in it that name an `op`; other documents (tables, token lists,
-/// manifests) are known by their file name.
+/// manifests) are recognised by their file names.
 struct FixtureFolder {
     let path: String
     /// Paths of JSON and safetensors files below `path`, sorted.
@@ -17,7 +17,7 @@ struct FixtureFolder {
             throw FixtureError("no folder \(path)")
         }
         let files = names.filter { $0.hasSuffix(".json") || $0.hasSuffix(".safetensors") }
-        guard !files.isEmpty else { throw FixtureError("\(path) holds no fixtures") }
+        guard !files.isEmpty else { throw FixtureError("\(path) contains no fixtures") }
         self.files = files.sorted()
     }
 
@@ -54,7 +54,7 @@ struct Fixture {
     }
 
     var tensorNames: [String] { checkpoint.names }
-    /// What a run is compared with.
+    /// The tensors that results are compared with.
     var expectedNames: [String] {
         tensorNames.filter { $0.hasPrefix("out.") || $0.hasPrefix("mid.") }
     }
@@ -69,7 +69,7 @@ struct Fixture {
         return tensor
     }
 
-    /// A tensor in f32: half-precision inputs of f32 cases are exact there.
+    /// A tensor in f32, which is exact for half-precision inputs too.
     func f32(_ name: String) throws -> Tensor { try tensor(name).converted(to: .f32) }
 
     func int(_ key: String) throws -> Int {
@@ -82,12 +82,12 @@ struct Fixture {
         return value
     }
 
-    /// The tolerance whose name is the longest start of `tensor`.
+    /// The tolerance with the longest name that `tensor` starts with.
     func tolerance(for tensor: String) -> Tolerance? {
         tolerances.filter { tensor.hasPrefix($0.key) }.max { $0.key.count < $1.key.count }?.value
     }
 
-    /// The draws of a sampling run in their order: the one that it starts from, then those of its steps. f32 each
+    /// The noise of a sampling run in order, f32: the noise that it starts from, then that of each step.
     var noises: [Tensor] {
         get throws {
             let steps = (0...).lazy.map { "in.noise\($0)" }.prefix(while: has)

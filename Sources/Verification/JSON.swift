@@ -4,7 +4,7 @@ import FoundationEssentials
 import Ground
 import SystemPackage
 
-/// A JSON value. Numbers keep what `Double` keeps.
+/// A JSON value. Numbers have the precision of `Double`.
 public enum JSON: Sendable, Equatable, Decodable {
     case null
     case bool(Bool)
@@ -75,7 +75,7 @@ public enum JSON: Sendable, Equatable, Decodable {
     var ints: [Int]? { array.map { $0.compactMap(\.int) } }
 }
 
-/// A fixture that cannot be read or does not say what its operation needs.
+/// A fixture that cannot be read, or lacks something that its operation needs.
 struct FixtureError: Error, CustomStringConvertible {
     let description: String
     init(_ description: String) { self.description = description }

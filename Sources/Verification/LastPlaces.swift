@@ -1,12 +1,12 @@
-/// Results that hang on a rounding boundary: a machine whose f32 results are a little different.
+/// A backend with slightly different f32 results, for results that depend on a rounding boundary.
 
 import Tensors
 
-/// A backend whose f32 results are moved by a few units in the last place, each element by its own number.
+/// A backend whose f32 results are changed by a few units in the last place, each element by a random number of them.
 ///
-/// An operation in f32 may be off by 2e-6; this moves it by at most 5e-7, about what another order
-/// of summation does. Where the exact value lies in the middle between two 8-bit codes, that decides
-/// which of the two is taken, and both are right.
+/// An operation in f32 may be off by 2e-6; this changes it by at most 5e-7, about as much as another
+/// order of summation does. If the exact value lies halfway between two 8-bit codes, this decides
+/// which of the two is taken; both are right.
 final class LastPlaces: ForwardingBackend {
     private static let most: Int32 = 4
     private var state: UInt64

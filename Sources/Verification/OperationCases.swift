@@ -89,7 +89,7 @@ func checkActivations(_ fixture: Fixture, _ device: any Backend, _ checks: Check
 func checkHalfRounding(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let x = try fixture.f32("in.x")
     try checks.compare("out.bf16", x.converted(to: .bf16), in: fixture)
-    // The file keeps finite numbers: overflow to infinity is written as the largest one.
+    // The file has only finite numbers: infinities are stored as the largest one.
     let largest = Double(Float16.greatestFiniteMagnitude)
     let halves = x.converted(to: .f16).doubles().map { min(max($0, -largest), largest) }
     try checks.compare("out.fp16_value", halves, in: fixture)
@@ -169,8 +169,8 @@ func checkInt8Linear(_ fixture: Fixture, _ device: any Backend, _ checks: Checks
         try checks.compare("w.int8_weight", again.codes, in: fixture)
         try checks.compare("w.scale", again.scales, in: fixture)
     } else {
-        // The reference returns zeros for widths that are no multiple of 128; here the last block is
-        // narrower, which the definition in f64 shows.
+        // The reference returns zeros for widths that are not a multiple of 128. Here the last block is
+        // narrower, and the result is compared with the definition in f64.
         checks.skip("out.y_reference", "the reference fails here; checked against the definition")
         let defined = blockProduct(codes, scales, weight, columns: x.shape.columns)
         checks.compare(

@@ -1,4 +1,4 @@
-/// Cases of positions and timesteps: rotary angles, their application, sinusoids.
+/// Cases of positions and timesteps: rotary angles and their application, sinusoids.
 
 import Models
 import Tensors
@@ -17,8 +17,8 @@ func checkRotaryTable(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     checks.skip("mid.freqs", "angles are kept as their cosines and sines")
 }
 
-/// in.x: [B, L, heads, headDim]. The operation normalises before it turns: its weight of 1 and the norm of each row,
-/// multiplied back here, leave the rotation alone.
+/// in.x: [B, L, heads, headDim]. The operation normalises before it rotates. With a weight of 1, and with the norm of
+/// each row multiplied back here, only the rotation remains.
 func checkRotary(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let table = try rotaryTable(fixture, on: device)
     let x = try fixture.f32("in.x")
@@ -49,10 +49,11 @@ func checkRotary(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) th
 }
 
 private func rotaryTable(_ fixture: Fixture, on device: any Backend) throws -> RotaryTable {
-    RotaryEmbedding.table(
+    RotaryEmbedding.positions(
         Extent(
             t: try fixture.int("T"), h: try fixture.int("H"), w: try fixture.int("W")),
-        headDim: try fixture.int("head_dim"), on: device)
+        headDim: try fixture.int("head_dim"), on: device
+    ).rope
 }
 
 /// in.t: [n], in.t_bf16: [n] → [n, freq_dim]

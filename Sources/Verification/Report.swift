@@ -1,21 +1,21 @@
-/// What a verification found: one line a case, details for what failed.
+/// The results of a verification: one line per case, and details of what failed.
 
-/// One tensor or fact that was checked.
+/// One tensor or statement that was checked.
 public struct CheckResult: Sendable, Codable, Equatable {
     public enum Verdict: String, Sendable, Codable { case passed, failed, skipped }
 
     public var name: String
     public var verdict: Verdict
-    /// The measure that is closest to its limit (or furthest beyond it), in words: "rel_l2".
+    /// The name of the measure that is closest to its limit or furthest beyond it, such as "rel_l2".
     public var measure: String?
     public var measured: Double?
     public var allowed: Double?
     /// Why it failed or was skipped, or under which rule it passed.
     public var note: String?
-    /// Whether it passed only with f32 results that differ in their last places.
+    /// Whether it passed only with f32 results that differ in their last places: it depends on a rounding boundary.
     public var hangsOnRounding = false
 
-    /// measured / allowed; 0 where there is nothing to compare.
+    /// measured / allowed; 0 if there is nothing to compare.
     var usage: Double {
         guard let measured, let allowed else { return 0 }
         if measured == 0 { return 0 }
@@ -30,7 +30,7 @@ public struct CaseResult: Sendable, Codable, Equatable {
     public var operation: String
     public var checks: [CheckResult]
     public var seconds: Double
-    /// How long one launch takes, where that was asked.
+    /// How long one launch takes, if it was timed.
     public var time: OperationTime?
 
     public var id: String { group.isEmpty ? name : "\(group)/\(name)" }
@@ -49,7 +49,7 @@ public struct CaseResult: Sendable, Codable, Equatable {
         return result
     }
 
-    /// The check that used most of what it was allowed.
+    /// The check that came closest to its limit.
     public var tightest: CheckResult? {
         checks.filter { $0.verdict != .skipped }.max { $0.usage < $1.usage }
     }
@@ -93,7 +93,7 @@ public struct CaseResult: Sendable, Codable, Equatable {
     }
 }
 
-/// Three significant digits, without a locale.
+/// A number with three significant digits, independent of the locale.
 func brief(_ value: Double) -> String {
     guard value.isFinite, value != 0 else { return value == 0 ? "0" : "\(value)" }
     var exponent = 0

@@ -5,14 +5,14 @@ import Glibc
 import Ground
 import Tensors
 
-/// Runs a sampler from the noise in the case. → the states x0 … xn in f64, the last one being the sample
+/// Runs a sampler with the noise of the case. → the states x0 … xn in f64, the last of which is the sample
 func sample(
     _ fixture: Fixture, _ sampler: any Sampler, on device: any Backend,
     velocity: (Tensor, DenoisingStep) throws -> Tensor
 ) throws -> [[Double]] {
     var noises = try fixture.noises[...]
     func draw() -> Tensor {
-        ensure(!noises.isEmpty, "the sampler draws more noise than the case holds")
+        ensure(!noises.isEmpty, "the sampler draws more noise than the case has")
         return device.place(noises.removeFirst(), as: .f32)
     }
     var denoiser = Denoiser(sampler, noise: draw(), on: device)
@@ -28,7 +28,7 @@ func sample(
 func compare(
     _ states: [[Double]], output: String, in fixture: Fixture, _ checks: Checks
 ) throws {
-    // Runs of Euler and UniPC are stored without the noise that they start from.
+    // Euler and UniPC runs are stored without the noise that they start from.
     let first = fixture.has("mid.x\(states.count - 1)") ? 0 : 1
     for (index, state) in states.dropFirst(first).enumerated()
     where fixture.has("mid.x\(index)") {
@@ -44,13 +44,13 @@ func rcmSampler(_ fixture: Fixture, roundTimesteps: Bool) throws -> RCMSampler {
         solver: fixture.config["ode"]?.bool == true ? .ode : .sde, roundTimesteps: roundTimesteps)
 }
 
-/// Whether the low-noise model answers at each step: as this program decides, 1 or 0, and as the case says.
+/// Compares which expert is used at each step: 1 for the low-noise one, else 0.
 func compareExperts(_ used: [Double], expected: [Double]?, _ checks: Checks) {
     if let expected { checks.compare("low-noise expert", used, expected, .exact) }
 }
 
 extension Sampler {
-    /// For each step 1 where the low-noise model answers, else 0.
+    /// For each step, 1 if the low-noise expert is used, else 0.
     fileprivate func lowNoise(below boundary: Double) -> [Double] {
         steps.map { usesLowNoiseExpert(at: $0.t, boundary: boundary) ? 1 : 0 }
     }
@@ -112,7 +112,7 @@ func checkDistilledSampler(_ fixture: Fixture, _ device: any Backend, _ checks: 
     }
 }
 
-/// Two experts: the low-noise one is the other with half the head.
+/// Two experts: the low-noise one is the other one with its head halved.
 func checkExpertSwitch(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let sampler = try rcmSampler(fixture, roundTimesteps: false)
     let boundary = try fixture.double("boundary")

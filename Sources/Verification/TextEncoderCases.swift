@@ -5,7 +5,7 @@ import Models
 import Tensors
 import Tokenizers
 
-/// Keeps the last result before each change of weight group: the output of each block.
+/// Keeps the last result before each new weight group: the output of each block.
 private final class BlockRecorder: ForwardingBackend {
     private(set) var outputs: [Tensor] = []
     private var last: Tensor?
@@ -23,7 +23,7 @@ private final class BlockRecorder: ForwardingBackend {
     }
 }
 
-/// in.ids, in.mask: [B, 512]; config.text is tokenized too where the case has it.
+/// in.ids, in.mask: [B, 512]; config.text is tokenized too, if the case has it.
 func checkTextEncoder(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let ids = try fixture.tensor("in.ids")
     let mask = try fixture.tensor("in.mask").doubles()
@@ -46,7 +46,7 @@ func checkTextEncoder(_ fixture: Fixture, _ device: any Backend, _ checks: Check
             let text = encoder(tokens, textLength: length, on: recorder)
             embedded += try keptRows(text.rows, "out.embed_\(suffix)")
             if fixture.has("mid.block0_out_\(suffix)"), let first = recorder.outputs.first {
-                // Past the prompt the reference computes rows that it later clears.
+                // The reference also computes rows past the prompt, and clears them later.
                 let output = device.read(first).doubles()
                 firstBlock += output.prefix(count * encoder.config.dim)
             }
@@ -60,7 +60,7 @@ func checkTextEncoder(_ fixture: Fixture, _ device: any Backend, _ checks: Check
         }
     }
     for name in fixture.expectedNames where name.contains("pos_bias") {
-        checks.skip(name, "the bias is never stored; the position buckets have a case of their own")
+        checks.skip(name, "the bias is never stored; position buckets have their own case")
     }
 
     /// The rows of `embedding` that the case keeps: the first ones, or every n-th.

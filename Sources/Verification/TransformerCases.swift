@@ -1,10 +1,10 @@
-/// Cases of the whole transformer, with what it computes on the way.
+/// Cases of the whole transformer, with its intermediate results.
 
 import Checkpoints
 import Models
 import Tensors
 
-/// A transformer of a case, run sample by sample.
+/// The transformer of a case, run sample by sample.
 struct SmallTransformer {
     let model: WanTransformer
     let device: any Backend
@@ -26,7 +26,7 @@ struct SmallTransformer {
         self.activations = activations
     }
 
-    /// Rows of a prompt up to the last that is not zero; the rest is padding.
+    /// The text embedding, whose rows after the last one that is not zero are padding.
     /// context: f32 [rows, textDim] on the host
     func text(_ context: Tensor) -> TextEmbedding {
         let values = context.floats()
@@ -60,7 +60,7 @@ struct SmallTransformer {
     }
 }
 
-/// The same weights with half the head: the low-noise expert of the cases that have two.
+/// The same weights with the head halved: the low-noise expert in cases that have two.
 func halvedHead(_ checkpoint: any Checkpoint) -> any Checkpoint {
     ScaledCheckpoint(checkpoint, ["head.head.weight", "head.head.bias"], by: 0.5)
 }
@@ -103,7 +103,7 @@ func checkTransformer(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     guard !isSupported(attention) else { return }
     let seen = Set(checks.results.map(\.name))
     for name in fixture.expectedNames where !seen.contains(name) {
-        checks.skip(name, "\(device.name) has not the arithmetic of this attention")
+        checks.skip(name, "\(device.name) does not support the arithmetic of this attention")
     }
 }
 
@@ -169,7 +169,7 @@ private struct TransformerRun {
             })
     }
 
-    /// Runs block by block and compares everything that the case knows.
+    /// Runs block by block and compares everything that the case has.
     func compareAll(attention: SelfAttentionKind, weights: any Checkpoint) throws {
         var found: [String: [Double]] = [:]
         func keep(_ name: String, _ tensor: Tensor) {
@@ -211,7 +211,8 @@ private struct TransformerRun {
         try checks.compare("out.v", device.read(try output()), in: fixture)
     }
 
-    /// e and e0, from what modulates the head and the first block: offsets of the checkpoint plus e, e0.
+    /// Recovers e and e0 from the modulation of the head and of the first block, which is an offset in the checkpoint
+    /// plus e or e0.
     private func keepTimeEmbedding(
         _ modulation: Modulation, _ weights: any Checkpoint, _ keep: (String, Tensor) -> Void
     ) throws {
@@ -230,7 +231,7 @@ private struct TransformerRun {
         }
     }
 
-    /// Input and output of the first layer that is quantised: the queries of block 0, before their norm.
+    /// Input and output of the first quantised layer: the queries of block 0, before their norm.
     private func firstQuery(
         _ x: Tensor, _ modulation: Modulation, _ weights: any Checkpoint
     ) throws -> (Tensor, Tensor) {
@@ -239,7 +240,7 @@ private struct TransformerRun {
             Weights(weights, on: device, activations: net.activations)["blocks"][0]["self_attn"][
                 "q"], from: dim, to: dim)
         let kind: NormKind = fixture.config["fast_norm"]?.bool == true ? .reference : .exact
-        func norm(_ format: ActivationFormat) -> Tensor {
+        func norm(_ format: LinearFormat) -> Tensor {
             device.modulatedLayerNorm(
                 x, shift: modulation.blocks[0][0], scale: modulation.blocks[0][1],
                 epsilon: 1e-6, kind: kind, format: format, dtype: nil)

@@ -9,7 +9,11 @@ public final class Verifier {
     /// Whether results may use the tolerance of engines that keep more precision than the reference.
     private let acceptsLoose: Bool
 
-    /// - Parameter acceptsLoose: false for a backend that is a definition, true for one that may keep more precision.
+    /// - Parameters:
+    ///   - path: the folder.
+    ///   - device: the backend to check.
+    ///   - acceptsLoose: false for a backend that is the definition, true for one that may keep more precision.
+    /// - Throws: a one-line error if the folder does not exist or contains no fixtures.
     public init(folder path: String, on device: any Backend, acceptsLoose: Bool) throws {
         folder = try FixtureFolder(path)
         self.device = device
@@ -24,9 +28,10 @@ public final class Verifier {
         }
     }
 
-    /// Runs the cases whose "group/name" or operation contains `filter` (all when nil), telling each result
-    /// as it comes.
-    /// - Parameter first: how many of them to leave out.
+    /// Runs the cases whose "group/name" or operation contains `filter`; nil: all.
+    /// - Parameters:
+    ///   - first: how many of them to leave out.
+    ///   - each: called with each result as it comes.
     @discardableResult
     public func run(
         filter: String? = nil, from first: Int = 0, each: (CaseResult) -> Void = { _ in }
@@ -92,7 +97,7 @@ public final class Verifier {
                 operation: operation
             ) { device, checks in
                 let fixture = try Fixture(json, at: path, in: folder)
-                guard let check = operationChecks[operation] else {
+                guard let check = operationChecks[operation] ?? derivativeCheck(operation) else {
                     throw FixtureError("unknown operation '\(operation)'")
                 }
                 try check(fixture, device, checks)
@@ -136,4 +141,45 @@ private let operationChecks: [String: OperationCheck] = [
     "t5_relative_position_bucket": checkPositionBuckets,
     "vae_decode": checkDecoder,
     "vae_encode": checkEncoder,
+    "sparse_linear_attention_vjp": checkSparseReverse,
+    "sparse_linear_attention_jvp": checkSparseForward,
+    "time_embedding_vjp": checkTimeReverse,
+    "time_embedding_jvp": checkTimeForward,
+    "wan21_t2v_vjp": checkTransformerReverse,
+    "wan21_t2v_jvp": checkTransformerForward,
+    "rcm_student_F_jvp": checkStudentField,
+    "rcm_scm_step": checkContinuousStep,
+    "rcm_dcm_step": checkDiscreteStep,
+    "rcm_dmd_step": checkDistributionStep,
+    "rcm_critic_step": checkCriticStep,
+    "rcm_student_step": checkJointStep,
+    "rcm_schedule": checkSchedule,
+    "sla_whitebox_step": checkWhiteBoxStep,
+    "fused_adamw": checkAdam,
+    "fused_adamw_resume": checkAdamResume,
+    "clip_grad_norm": checkClipping,
+    "force_finite": checkForceFinite,
+    "ema_beta": checkAverageWeight,
+    "ema_update": checkAverage,
+    "lr_schedule": checkLearningRate,
+    "lr_schedule_factors": checkLearningRate,
+    "lognormal_time": checkLogNormal,
+    "uniform_shift_time": checkUniformShift,
+    "dcm_times": checkDiscreteTimes,
+    "time_conversions": checkTimeConversions,
+    "trigflow_scaling": checkTrigScaling,
+    "dcp_tensors": checkTrainingState,
+    "dcp_to_pth": checkExport,
+    "negative_embedding": checkNegativeEmbedding,
+    "webdataset_shards": checkShards,
+    "webdataset_rejected": checkRejectedShards,
+    "sla_train_run": checkWhiteBoxRun,
+    "rcm_train_run": checkRCMRun,
 ]
+
+/// The derivative of a composition of operations: `…_vjp` in reverse, `…_jvp` in forward mode.
+private func derivativeCheck(_ operation: String) -> OperationCheck? {
+    if operation.hasSuffix("_vjp") { return checkReverse }
+    if operation.hasSuffix("_jvp") { return checkForward }
+    return nil
+}

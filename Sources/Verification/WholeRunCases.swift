@@ -1,5 +1,5 @@
 /// Whole runs: from a prompt, or a prompt and a picture, to frames. They are the program's own runs with the noise of
-/// the case, looked at after each stage.
+/// the case, checked after each stage.
 
 import Catalog
 import Checkpoints
@@ -15,9 +15,8 @@ import Tensors
 import Tokenizers
 
 extension Walk {
-    /// Goes on to the end, or to a stage that is not begun.
-    /// - Parameter look: shown the walk after each instruction, with the stage that this was and what it had for the
-    ///   caller.
+    /// Goes on to the end, or up to a stage, which is not begun.
+    /// - Parameter look: called after each instruction with its stage, the walk and what the instruction yielded.
     mutating func advance(
         to end: Stage? = nil, _ look: (Stage?, Walk, Yield?) throws -> Void
     ) throws {
@@ -29,7 +28,7 @@ extension Walk {
     }
 }
 
-/// Keeps the videos that become bytes. [T, H, W, 3] each
+/// Keeps the frames that are converted to bytes. [T, H, W, 3] each
 private final class VideoRecorder: ForwardingBackend {
     private(set) var videos: [Tensor] = []
 
@@ -48,7 +47,7 @@ private struct SmallModels: ModelSource, Sendable {
     let experts: [ModelPart]
     let tokenizer: String
 
-    /// - Parameter experts: of models with two, the low-noise one is the other with half the head.
+    /// - Parameter experts: with two, the low-noise one is the other one with its head halved.
     init(_ fixture: Fixture, _ conditioning: Family.Conditioning, experts: [ModelPart]) {
         weights = fixture.weights
         family = Family(
@@ -73,7 +72,7 @@ private struct SmallModels: ModelSource, Sendable {
     }
 }
 
-/// An end-to-end case on its way.
+/// An end-to-end case being run.
 private struct SmallRun {
     let fixture: Fixture
     let device: any Backend
@@ -105,8 +104,8 @@ private struct SmallRun {
         run = try Run(request, models, noise: .given(try fixture.noises.map { $0.floats() }))
     }
 
-    /// Carries the run out.
-    /// - Parameter look: shown the walk after each stage.
+    /// Carries out the run.
+    /// - Parameter look: called with the walk after each stage.
     /// - Returns: the sampler's states, the decoder's videos and the frames.
     func finish(
         image: RGBImage? = nil, _ look: (Stage?, Walk) throws -> Void = { _, _ in }
@@ -119,7 +118,7 @@ private struct SmallRun {
         try walk.advance { stage, walk, yield in
             try look(stage, walk)
             if case .frames(let chunk)? = yield { frames += chunk.bytes.map { Double($0) } }
-            // The first noise, the state between two steps, the sample after the last.
+            // The initial noise, the states between steps, and the sample after the last step.
             if let denoiser = walk.state.denoiser {
                 guard denoiser.count == states.count else { return }
                 states.append(device.read(denoiser.state).doubles())
@@ -202,11 +201,11 @@ func checkWholeRuns(
         try run.check(index, prompt: captions?[index]["prompt"]?.string)
         index += 1
     }
-    checks.expect(index > 0, "runs", "\(path) holds none")
+    checks.expect(index > 0, "runs", "\(path) contains none")
 }
 
-/// The model in `folder` itself, or the built-in one in a Models folder beside it or beside its parents; its student in
-/// full precision.
+/// The model in `folder` itself, or nano in a Models folder beside it or beside one of its parents, with the distilled
+/// transformer in full precision.
 private func modelSet(near folder: String) throws -> ModelSet {
     var models: ModelSet
     if FilePath(folder + "/config.json").exists {
@@ -218,7 +217,7 @@ private func modelSet(near folder: String) throws -> ModelSet {
             .open(ModelChoice("nano"))
     }
     models.transformer = models.transformer.replacingSuffix("_quant.pth", by: ".safetensors")
-    // The reference rounded none, whatever the folder says.
+    // The reference did not round timesteps, whatever the folder says.
     models.family.roundsTimesteps = false
     return models
 }
@@ -229,7 +228,7 @@ private struct WholeRun {
     let checks: Checks
     let models: ModelSet
 
-    /// The limits of a run in f32: the sums of four steps through ten layers.
+    /// The limits of a run in f32: errors accumulate over four steps through ten layers.
     private let latentTolerance = Tolerance(relativeL2: 1e-3)
     private let leastPSNR = 40.0
 
@@ -273,7 +272,7 @@ private struct WholeRun {
         try checkFrames(index, &walk)
     }
 
-    /// - Parameter noises: [steps, C, T, H, W]; the last draw of a run counts nothing, and the file leaves it out.
+    /// - Parameter noises: [steps, C, T, H, W], without the last draw of a run, which has no effect.
     private func run(_ noises: Tensor?) throws -> Run {
         var request = Request("given by its ids", for: models.family)
         request.arithmetic.precision = .f32
@@ -295,7 +294,7 @@ private struct WholeRun {
         }
     }
 
-    /// The frames of the file's last latents.
+    /// Decodes the file's last latents and compares the frames.
     private func checkFrames(_ index: Int, _ walk: inout Walk) throws {
         let last = file.names.filter { $0.hasPrefix("\(index).latent_") }.max()
         let latents = try tensor(last ?? "\(index).latent_1")
@@ -318,11 +317,11 @@ private struct WholeRun {
         }
         let psnr = peakSignalToNoise(frames, expected)
         checks.expect(
-            psnr >= leastPSNR, "\(index).frames", "PSNR \(brief(psnr)) dB, at least 40 demanded")
+            psnr >= leastPSNR, "\(index).frames", "PSNR \(brief(psnr)) dB, expected at least 40")
     }
 }
 
-/// PSNR of 8-bit numbers in dB; infinite where they are equal.
+/// PSNR of 8-bit numbers in dB; infinite if they are equal.
 func peakSignalToNoise(_ a: [Double], _ b: [Double]) -> Double {
     var sum = 0.0
     for (x, y) in zip(a, b) { sum += (x - y) * (x - y) }

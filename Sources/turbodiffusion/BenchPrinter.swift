@@ -16,8 +16,8 @@ final class BenchPrinter {
     private static let operationTitles = [
         "operation", "calls", "ms", "share", "TFLOP/s", "GB/s", "of ceiling",
     ]
-    /// Rows of a table of operations; the rest is summed up.
-    private static let mostRows = 24
+    /// A table of operations has at most this many rows; one more sums up the rest.
+    private static let rowLimit = 24
 
     init(_ settings: BenchTable.Settings, json: Bool) {
         table = BenchTable(settings)
@@ -56,7 +56,7 @@ final class BenchPrinter {
         }
     }
 
-    /// The table of stages, after all of them.
+    /// Prints the table of stages, when all have been measured.
     func finish() {
         if !json { Output.line("\n" + Output.table(stages)) }
     }
@@ -76,7 +76,7 @@ final class BenchPrinter {
         }
         let total = milliseconds(operations)
         var rows = [Self.operationTitles]
-        for record in operations.prefix(Self.mostRows) {
+        for record in operations.prefix(Self.rowLimit) {
             rows.append([
                 "\(record.operation ?? "") \(record.shapes ?? "")", "\(record.calls ?? 0)",
                 fixed(record.milliseconds ?? 0, 3),
@@ -86,7 +86,7 @@ final class BenchPrinter {
                 record.shareOfCeiling.map(Self.percent) ?? "",
             ])
         }
-        let rest = operations.dropFirst(Self.mostRows)
+        let rest = operations.dropFirst(Self.rowLimit)
         if !rest.isEmpty {
             rows.append([
                 "\(rest.count) others", "\(rest.reduce(0) { $0 + ($1.calls ?? 0) })",
@@ -97,7 +97,7 @@ final class BenchPrinter {
         Output.line(Output.table(rows))
     }
 
-    /// TFLOP/s with three digits or so.
+    /// TFLOP/s with about three significant digits.
     private static func rate(_ tera: Double) -> String {
         fixed(tera, tera < 10 ? 3 : tera < 100 ? 1 : 0)
     }
@@ -107,7 +107,8 @@ final class BenchPrinter {
 
 extension BenchTable.Settings {
     fileprivate var lines: [String] {
-        var lines = ["device     \(machine.device)"]
+        let group = devices > 1 ? " × \(devices)" : ""
+        var lines = ["device     \(machine.device)\(group)"]
         if let driver = machine.driver, let count = machine.multiprocessors,
             let memory = machine.memoryBytes
         {

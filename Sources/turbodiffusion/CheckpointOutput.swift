@@ -1,11 +1,11 @@
-/// What the commands that write checkpoints share.
+/// Options and messages shared by the commands that write checkpoints.
 
 import ArgumentParser
 import Checkpoints
 import Ground
 import Terminal
 
-/// Where a checkpoint goes, and whether it may replace one.
+/// How a checkpoint is written: whether it may replace a file, and what is printed meanwhile.
 struct CheckpointOutput: ParsableArguments {
     @Flag(help: "Replace the output file if it exists.")
     var force = false
@@ -13,7 +13,7 @@ struct CheckpointOutput: ParsableArguments {
     @Flag(help: "Show no progress.")
     var quiet = false
 
-    /// Refuses before any work what the writing would refuse after it.
+    /// Refuses a path whose ending names no format, before any work is done.
     func check(_ path: String) throws(CheckpointError) { _ = try WritableFormat(forPath: path) }
 
     /// Writes `checkpoint` to `path`; the ending of `path` says in which format.
@@ -28,7 +28,7 @@ struct CheckpointOutput: ParsableArguments {
         if !quiet { Output.note(text.printable) }
     }
 
-    /// Names after a title, at most a few.
+    /// Prints a title and up to eight names.
     func list(_ title: String, _ names: [String]) {
         guard !names.isEmpty else { return }
         let rest = names.count > 8 ? " and \(names.count - 8) more" : ""

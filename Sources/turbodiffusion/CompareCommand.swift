@@ -1,4 +1,4 @@
-/// `turbodiffusion compare`: how far two videos, pictures or latents are apart.
+/// `turbodiffusion compare`: how much two videos, pictures or latents differ.
 
 import ArgumentParser
 import Checkpoints
@@ -11,15 +11,18 @@ import Terminal
 struct CompareCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "compare",
-        abstract: "Measure how far two videos, pictures or latents are apart.",
+        abstract: "Measure how much two videos, pictures or latents differ.",
         discussion: """
             Videos, animations, pictures and sequences (frames/%04d.png) are compared frame by frame: PSNR over all \
             channels, SSIM (11x11 Gaussian windows) of the luma. Files of tensors are compared tensor by tensor.
+
+            Example:
+              turbodiffusion compare video.mp4 again.mp4 --picture difference.png
             """)
 
     @Argument(help: "The reference.", completion: .file())
     var first: String
-    @Argument(help: "What is compared with it.", completion: .file())
+    @Argument(help: "What to compare with it.", completion: .file())
     var second: String
     @Option(
         help: "Write a picture: reference, other, and their difference times eight.",
@@ -27,7 +30,7 @@ struct CompareCommand: AsyncParsableCommand {
     var picture: String?
     @Flag(help: "Print JSON.")
     var json = false
-    @Flag(help: "Print nothing for single frames.")
+    @Flag(help: "Print only the overall figures, not those of each frame.")
     var summary = false
 
     private struct Frame: Encodable {
@@ -43,7 +46,7 @@ struct CompareCommand: AsyncParsableCommand {
     }
     private struct TensorDistance: Encodable {
         var tensor: String
-        /// JSON has no infinities: where a number stands against what is none, `maximum` is left out.
+        /// JSON has no infinities: figures are left out where only one of two values is a finite number.
         var relativeL2, maximum: Double?
         var nonFinite: Int?
         var equal: Bool?
@@ -113,13 +116,13 @@ struct CompareCommand: AsyncParsableCommand {
         let difference = try CheckpointDifference(a, b)
         guard difference.common.contains(where: { $0.distance != nil }) else {
             throw UserError(
-                "compare", "\(first) and \(second) have no tensor of one name and shape")
+                "compare", "\(first) and \(second) share no tensor of the same name and shape")
         }
         for tensor in difference.common { show(tensor) }
         let others =
             difference.onlyInFirst.map { ($0.name, "only in \(first)") }
             + difference.onlyInSecond.map { ($0.name, "only in \(second)") }
-            + difference.notCompared.map { ($0, "of an element type that is not read") }
+            + difference.notCompared.map { ($0, "its element type is not supported") }
         for (name, reason) in others {
             if json {
                 Output.json(TensorDistance(tensor: name, notCompared: reason))
@@ -147,7 +150,7 @@ struct CompareCommand: AsyncParsableCommand {
         }
         let rest =
             distance.nonFinite > 0
-            ? ", \(distance.nonFinite) elements of which only one is a finite number" : ""
+            ? ", \(distance.nonFinite) elements finite in only one of the two" : ""
         Output.line(
             "\(name): relative L2 \(distance.relative), largest difference \(distance.largest)\(rest)"
         )
@@ -155,7 +158,7 @@ struct CompareCommand: AsyncParsableCommand {
 
     // MARK: Picture
 
-    /// Up to four of `count` frames, evenly chosen: one row each.
+    /// Draws up to four of `count` frames, evenly spaced, one per row.
     private func draw(_ count: Int, to path: String) async throws {
         let (a, b) = (try await FrameReader(path: first), try await FrameReader(path: second))
         let rows = min(4, count)

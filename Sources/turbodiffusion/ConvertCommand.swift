@@ -24,10 +24,13 @@ struct ConvertCommand: AsyncParsableCommand {
 
     static let configuration = CommandConfiguration(
         commandName: "convert",
-        abstract: "Rewrite a checkpoint: .pth and safetensors, names of other programs, types.",
+        abstract: "Rewrite a checkpoint in another format, under other names or in another type.",
         discussion: """
             Prefixes such as 'net.' or 'model.diffusion_model.' are removed. Without \
-            options names and types stay as they are.
+            options, names and types stay as they are.
+
+            Example:
+              turbodiffusion convert model.gguf model.safetensors --dtype bf16
             """)
 
     @Argument(
@@ -45,16 +48,16 @@ struct ConvertCommand: AsyncParsableCommand {
 
     @Flag(
         help:
-            "Make the matrices of quantised layers plain again (bf16, or what --dtype says)."
+            "Turn quantised weights back into plain ones (bf16, or what --dtype says)."
     )
     var dequantize = false
 
     @Flag(
         name: [.customLong("add-proj-l"), .customLong("add-sla")],
-        help: "Add proj_l as zeros, so that a plain checkpoint can run sparse-linear attention.")
+        help: "Add proj_l, all zeros, so that a plain checkpoint can run sparse-linear attention.")
     var addProjL = false
 
-    @Option(help: "Attention heads of a transformer whose head width is not 128.")
+    @Option(help: "Number of attention heads, for a transformer whose head width is not 128.")
     var numHeads: Int?
 
     @OptionGroup var writing: CheckpointOutput

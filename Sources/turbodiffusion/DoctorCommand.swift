@@ -1,8 +1,11 @@
-/// `turbodiffusion doctor`: what this machine has, whether it works, and what to do where it does not.
+/// `turbodiffusion doctor`: what this machine has, whether it works, and what to do if it does not.
 
 import ArgumentParser
 import CPU
 import CUDA
+import Catalog
+import Families
+import Glibc
 import Ground
 import Media
 import SystemPackage
@@ -13,19 +16,23 @@ struct DoctorCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
         abstract:
-            "Look at the machine: GPU, driver, libraries, compiled kernels, ffmpeg; test the GPU.",
-        discussion: "The exit status is 1 where a GPU is present but cannot be used.")
+            "Look at the machine: processor, memory, disk, models, ffmpeg, GPU; test the GPU.",
+        discussion: "The exit status is 1 if a GPU is present but cannot be used.")
 
     @Option(
         name: .customLong("cuda-libraries"),
         help: "Folders with NVIDIA's libraries, separated by colons.", completion: .directory)
     var libraries: String?
 
-    @Flag(help: "Leave the GPU's self-test out.")
+    @Flag(help: "Skip the GPU's self-test.")
     var quick = false
 
+    @Flag(help: "Print JSON, one finding a line.")
+    var json = false
+
     func run() async throws {
-        var findings = [processor(), await ffmpeg()]
+        var findings = [processor(), oneDNN(), memory(), disk(), await ffmpeg()]
+        findings += models()
         let cuda = Diagnosis.run(libraries: libraries)
         findings += cuda
         for finding in findings { show(finding) }
@@ -36,7 +43,24 @@ struct DoctorCommand: AsyncParsableCommand {
         if !passed { throw ExitCode.failure }
     }
 
+    private struct Line: Encodable {
+        var subject, verdict, text: String
+        var advice: String?
+    }
+
     private func show(_ finding: Finding) {
+        if json {
+            let verdict =
+                switch finding.verdict {
+                case .fine: "fine"
+                case .warning: "warning"
+                case .missing: "missing"
+                }
+            return Output.json(
+                Line(
+                    subject: finding.subject, verdict: verdict, text: finding.text,
+                    advice: finding.advice))
+        }
         let mark =
             switch finding.verdict {
             case .fine: "ok  "
@@ -56,7 +80,54 @@ struct DoctorCommand: AsyncParsableCommand {
             advice: advice)
     }
 
-    /// Tried with the format that is written where nobody asks for another.
+    /// Processors without our own kernels want it.
+    private func oneDNN() -> Finding {
+        let version = CPUBackend.oneDNNVersion
+        let isWanted = CPUBackend.advice != nil
+        return Finding(
+            "oneDNN", version != nil ? .fine : isWanted ? .missing : .fine,
+            version ?? (isWanted ? "not found" : "not found; this processor does without"),
+            advice: version == nil && isWanted ? "apt-get install libdnnl2" : nil)
+    }
+
+    private func memory() -> Finding {
+        let page = sysconf(Int32(_SC_PAGESIZE))
+        let (all, free) = (sysconf(Int32(_SC_PHYS_PAGES)), sysconf(Int32(_SC_AVPHYS_PAGES)))
+        return Finding(
+            "memory", .fine,
+            "\(describe(bytes: free * page)) of \(describe(bytes: all * page)) are free")
+    }
+
+    private func disk() -> Finding {
+        let free = FilePath(".").freeBytes
+        return Finding(
+            "disk", (free ?? .max) < 1 << 30 ? .warning : .fine,
+            (free.map { describe(bytes: $0) } ?? "an unknown amount") + " free in this folder",
+            advice: (free ?? .max) < 1 << 30 ? "videos and temporary files need room" : nil)
+    }
+
+    /// The published models: those whose files are all here, then the names of the others.
+    private func models() -> [Finding] {
+        var (here, others) = ([Finding](), [String]())
+        for name in Catalog.published.names {
+            do throws(CatalogError) {
+                let models = try Catalog.published.open(ModelChoice(name))
+                try models.checkPresence(of: ModelFile.allCases)
+                here.append(Finding("model", .fine, "\(name): all files are here"))
+            } catch {
+                others.append(name)
+            }
+        }
+        if others.isEmpty { return here }
+        let text = "not here: " + others.joined(separator: ", ")
+        return here + [
+            Finding(
+                "model", here.isEmpty ? .warning : .fine, text,
+                advice: here.isEmpty ? "README.md says where they are published" : nil)
+        ]
+    }
+
+    /// Looks for ffmpeg and tries to encode .mp4, the default format.
     private func ffmpeg() async -> Finding {
         do {
             let ffmpeg = try FFmpeg.find()
@@ -69,7 +140,8 @@ struct DoctorCommand: AsyncParsableCommand {
         }
     }
 
-    /// Every operation on the GPU against the CPU, at small sizes.
+    /// Checks every operation on the GPU against the CPU, at small sizes.
+    /// - Returns: whether all passed.
     private func selfTest() -> Bool {
         let start = ContinuousClock.now
         var options = CUDABackend.Options()
@@ -82,7 +154,7 @@ struct DoctorCommand: AsyncParsableCommand {
             ) { result in
                 guard result.verdict == .failed else { return }
                 failures += 1
-                // After a failure of the device all the others fail too.
+                // Once the device has failed, all later operations fail too.
                 guard failures <= 3 else { return }
                 let reason = result.failures.first ?? "failed"
                 show(Finding("self-test", .missing, "\(result.name): \(reason)"))

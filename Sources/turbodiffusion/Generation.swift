@@ -1,23 +1,19 @@
 /// What t2v and i2v do: options → model, request and files; then the run.
 
 import Catalog
+import Checkpoints
 import Delivery
-import Devices
 import Families
-import Glibc
 import Ground
 import Media
 import Runs
-import Synchronization
 import SystemPackage
-import Tensors
-import Terminal
 
 /// One call of t2v or i2v.
 struct Generation {
     var options: GenerationOptions
     var conditioning: Family.Conditioning
-    /// The only one, or the expert for high noise.
+    /// The only transformer, or the high-noise expert.
     var transformer: String?
     var lowNoiseTransformer: String?
     var boundary: Double?
@@ -25,20 +21,24 @@ struct Generation {
     var adaptsToImage = false
     var catalog = Catalog.published
 
+    /// Of a prompt file: its own prompt and seed.
+    var item: BatchItem?
+
     private static let defaultPath = "output/generated_video.mp4"
-    private var execution: ExecutionOptions { options.execution }
+    var execution: ExecutionOptions { options.execution }
 
     /// Prints the plan, or makes the files.
     func carryOut() async throws {
-        let printer = ProgressPrinter(json: execution.json, quiet: execution.quiet)
+        let printer = ProgressPrinter(
+            json: execution.json, quiet: execution.quiet, verbose: execution.verbose)
         do {
-            let prepared = try await prepare(tell: printer.note)
-            if execution.dryRun {
-                let plan = try fitted(prepared)
-                try checkHost(plan, tell: printer.note)
-                return printPlan(plan)
+            if execution.dryRun { return try await printPlan() }
+            if options.content.prompts != nil || options.content.seeds != nil {
+                return try await makeAll(printer)
             }
-            try await make(prepared, printer)
+            let prepared = try await prepare(tell: printer.note)
+            try await check(prepared)
+            try await make([prepared], printer)
         } catch {
             let error = UserError(error, takesPicture: conditioning == .firstFrame)
             printer.showFailure(error)
@@ -48,15 +48,17 @@ struct Generation {
 
     // MARK: Before anything is loaded
 
-    /// A run that can begin.
+    /// A run that can begin, once its outputs have been tried.
     struct Prepared {
         var run: Run
+        /// Those that the run was prepared with; some may be missing where it is only planned.
         var models: ModelSet
-        /// nil where nothing is written.
-        var outputs: Outputs?
+        var missing: [ModelFile] = []
+        var outputs: Outputs
         var stored: StoredRun?
     }
 
+    /// - Parameter tell: given notes.
     func prepare(tell: (String) -> Void = { _ in }) async throws -> Prepared {
         let repeated = try await repeatedRun()
         let runOptions = try options.runOptions()
@@ -65,44 +67,104 @@ struct Generation {
             try repeated?.models(changedBy: choice, in: catalog) ?? catalog.open(choice)
         let resolution = catalog.entry(named: models.name)?.resolution
         var builder = RequestBuilder(options: options, image: image, boundary: boundary)
-        if conditioning == .firstFrame, repeated == nil, image == nil,
+        if conditioning == .firstFrame, repeated == nil, image == nil, !execution.dryRun,
             runOptions.start.conditioning == nil, runOptions.start.latents == nil
         {
             throw UserError(
                 "request.missing",
                 "--image_path FILE is needed: the picture that the video starts with")
         }
+        if execution.dryRun, let image { _ = try await readImage(path: image) }
         if adaptsToImage { builder.pictureSize = try await pictureSize(repeated?.request.image) }
-        let request = try builder.request(
+        var request = try builder.request(
             for: models.family, base: repeated?.request, resolution: resolution)
+        if execution.dryRun { completeForPlan(&request, models.family, runOptions) }
         try repeated?.checkInputs(of: request, runOptions.start)
-        let run = try Run(request, models, runOptions)
-        try check(run, models)
+        let (run, missing) = try run(request, models, runOptions)
 
-        let path = options.output.savePath ?? Self.defaultPath
+        let path = savePath(request)
         let format = try VideoFormat(path: path)
-        let isBoundarySaid = boundary != nil && models.experts.count == 1
+        let isBoundaryIgnored = boundary != nil && models.experts.count == 1
         for line in options.withoutEffect(on: run, format: format, resolution: resolution)
-            + (isBoundarySaid ? ["--boundary has no effect: the model has one transformer"] : [])
+            + (isBoundaryIgnored ? ["--boundary has no effect: the model has one transformer"] : [])
         { tell(line) }
+        if let note = try distilledNote(run) { tell(note) }
         if let sample = repeated?.sample, request.samples > 1 {
-            tell("the video is sample \(sample) of \(request.samples): all are made again")
+            tell("the video is sample \(sample) of \(request.samples): all samples are made again")
         }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
-            makesFolder: path.hasPrefix("output/"))
-        if execution.dryRun {
-            try await outputs.check(metadata: "", save: runOptions.save)
-            return Prepared(run: run, models: models)
-        }
-        let stored = try StoredRun(
-            run, of: models, program: "turbodiffusion \(TurboDiffusion.programVersion)",
-            crf: outputs.crf)
-        try await outputs.check(metadata: stored.json, save: runOptions.save)
-        return Prepared(run: run, models: models, outputs: outputs, stored: stored)
+            makesFolder: path.hasPrefix("output/") || item != nil)
+        let stored =
+            execution.dryRun
+            ? nil
+            : try StoredRun(
+                run, of: models, program: "turbodiffusion \(TurboDiffusion.programVersion)",
+                crf: outputs.crf)
+        return Prepared(
+            run: run, models: models, missing: missing, outputs: outputs, stored: stored)
     }
 
-    private var modelChoice: ModelChoice {
+    /// Tries what the run will write.
+    func check(_ prepared: Prepared) async throws {
+        try await prepared.outputs.check(
+            metadata: prepared.stored?.json ?? "", save: prepared.run.options.save)
+    }
+
+    /// A plan needs no prompt and no picture.
+    private func completeForPlan(
+        _ request: inout Request, _ family: Family, _ options: RunOptions
+    ) {
+        if request.prompt.isEmpty { request.prompt = "." }
+        if family.conditioning == .firstFrame, options.start.conditioning == nil {
+            request.image = request.image ?? "a picture"
+        }
+    }
+
+    /// The run, with outlines in place of the files that are missing where it is only planned.
+    private func run(_ request: Request, _ models: ModelSet, _ options: RunOptions) throws -> (
+        Run, missing: [ModelFile]
+    ) {
+        let run = try Run(request, models, options)
+        // What was named comes first: another file would not help where this one is none.
+        for (file, path) in modelChoice.files where file != .tokenizer && FilePath(path).exists {
+            _ = try openCheckpoint(path)
+        }
+        let files = ModelSet.files(for: try run.parts)
+        if execution.dryRun,
+            let planned = PlannedModel(models, needing: files, in: catalog)
+        {
+            var request = request
+            // As the published files have it.
+            if planned.missing.contains(.transformer), request.arithmetic.linears == .stored {
+                request.arithmetic.linears = .int8
+            }
+            return (try Run(request, planned, options), planned.missing)
+        }
+        try check(run, models, needing: files)
+        return (run, [])
+    }
+
+    /// Where a sampler of undistilled models was asked for and the model has what only distilled ones have.
+    private func distilledNote(_ run: Run) throws -> String? {
+        guard case .flow(let flow) = run.request.sampling, run.options.start.latents == nil,
+            options.sampling.sampler != nil,
+            case .wanTransformer(let sizes) = try run.models.file(.transformer).model,
+            sizes.hasSparseLinearAttention
+        else { return nil }
+        return "the model looks distilled (it has SLA's linear branch): \(flow.steps) steps of "
+            + "\(flow.solver.rawValue) are made for undistilled ones, --sampler rcm takes 1 to 4"
+    }
+
+    /// As it was said, with the seed and the prompt in it.
+    private func savePath(_ request: Request) -> String {
+        if let item { return item.path }
+        guard let path = options.output.savePath else { return Self.defaultPath }
+        return Batch.name(
+            path, number: "1", prompt: request.prompt, seed: .number(request.seed))
+    }
+
+    var modelChoice: ModelChoice {
         let model = options.model
         let named: [(ModelFile, String?)] = [
             (.transformer, transformer), (.lowNoiseTransformer, lowNoiseTransformer),
@@ -116,7 +178,8 @@ struct Generation {
     }
 
     private var existing: Outputs.Existing {
-        options.output.force ? .replace : options.output.savePath == nil ? .number : .refuse
+        if options.output.force { return .replace }
+        return options.output.savePath == nil && item == nil ? .number : .refuse
     }
 
     private func repeatedRun() async throws -> StoredRun? {
@@ -133,74 +196,18 @@ struct Generation {
         return (picture.width, picture.height)
     }
 
-    /// Every file that the run will open must be there.
-    private func check(_ run: Run, _ models: ModelSet) throws {
-        try models.checkPresence(of: ModelSet.files(for: try run.parts))
+    /// Every file that the run will open must exist.
+    private func check(_ run: Run, _ models: ModelSet, needing files: [ModelFile]) throws {
+        try models.checkPresence(of: files)
         let start = run.options.start
-        var files = [start.latents]
+        var others = [start.latents]
         if start.latents == nil {
-            files += [start.text, start.conditioning] + run.request.loras.map(\.path)
-            if start.conditioning == nil { files.append(run.request.image) }
+            others += [start.text, start.conditioning] + run.request.loras.map(\.path)
+            let isMadeUp = execution.dryRun && image == nil && options.content.from == nil
+            if start.conditioning == nil, !isMadeUp { others.append(run.request.image) }
         }
-        for file in files.compactMap({ $0 }) where !FilePath(file).exists {
+        for file in others.compactMap({ $0 }) where !FilePath(file).exists {
             throw UserError("request.missing", "no such file: \(file)")
         }
-    }
-
-    private func fitted(_ prepared: Prepared) throws -> Plan {
-        try Plan(prepared.run).fitted(to: execution.memoryLimit?.bytes)
-    }
-
-    // MARK: The run
-
-    private func make(_ prepared: Prepared, _ printer: ProgressPrinter) async throws {
-        guard let outputs = prepared.outputs, let stored = prepared.stored else { return }
-        let plan = try fitted(prepared)
-        try checkHost(plan, tell: printer.note)
-        let run = plan.applied(to: prepared.run)
-        printer.showStart(stored, outputs.files)
-        let (execution, needed, resident) = (execution, plan.peakBytes, plan.residentWeights)
-        let engine = Engine {
-            let backend = try execution.device.open(execution.deviceOptions(resident: resident)) {
-                printer.show(.notice(.device("\($0)")))
-            }
-            try backend.checkFreeMemory(needed)
-            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
-        }
-        let files = Mutex<[String]>([])
-        let report = try await engine.deliver(
-            run, to: outputs, stored: stored,
-            watch: WriterWatch(written: { path in
-                files.withLock { $0.append(path) }
-                Interruption.keeps(path)
-            }),
-            events: printer.show)
-        printer.showEnd(report, files: files.withLock { $0 }, seed: run.request.seed)
-    }
-
-    private func printPlan(_ plan: Plan) {
-        if execution.json { return Output.json(plan) }
-        var rows = [["stage", "weights", "activations", "work", "traffic"]]
-        for stage in plan.stages {
-            rows.append([
-                stage.part.title, describe(bytes: stage.weightBytes),
-                describe(bytes: stage.activationBytes),
-                "\(fixed(stage.operations / 1e12, 2)) TFLOP",
-                describe(bytes: Int(stage.traffic)),
-            ])
-        }
-        Output.line(Output.table(rows))
-        for notice in plan.notices { Output.line(notice.message) }
-        Output.line("peak device memory: \(describe(bytes: plan.peakBytes))")
-        if let resident = plan.residentWeights {
-            Output.line(
-                "weights stream from host memory; \(describe(bytes: resident)) of them stay on the device"
-            )
-        }
-        for (name, tera) in [("a card of 400 TFLOP/s", 400.0), ("a CPU of 0.3 TFLOP/s", 0.3)] {
-            let seconds = plan.stages.reduce(0) { $0 + $1.operations } / (tera * 1e12)
-            Output.line("at least \(describe(seconds: seconds)) on \(name)")
-        }
-        Output.line("nothing was loaded")
     }
 }

@@ -1,8 +1,11 @@
 /// The options that text-to-video and image-to-video share: those of the original's scripts under the same names, and
-/// this program's own. What is nil or false was not said: the model's defaults hold, or what a repeated video has.
+/// this program's own. An option that is nil or false was not given: the value of the repeated video holds, or else the
+/// model's default.
 
 public import ArgumentParser
+import Benchmarks
 import CUDA
+import Catalog
 import Devices
 public import Families
 
@@ -33,26 +36,40 @@ struct GenerationOptions: ParsableArguments {
 }
 
 struct ContentOptions: ParsableArguments {
-    @Argument(help: "What the video shows.")
+    @Argument(help: ArgumentHelp("What the video shows.", valueName: "prompt"))
     var promptArgument: String?
-    @Option(help: "The same as an option.")
+    @Option(help: "The prompt, given as an option.")
     var prompt: String?
-    @Option(help: "What guidance leads away from (undistilled models).")
+    @Option(help: "What guidance steers away from (undistilled models).")
     var negativePrompt: String?
-    @Option(name: [.long, .customLong("size")], help: "480p, 720p, 480, 512, 720 or WIDTHxHEIGHT.")
+    @Option(
+        name: [.long, .customLong("size")],
+        help: """
+            480p, 720p, 480, 512, 720 or WIDTHxHEIGHT, multiples of 16 (default: the model's, 480p for Wan2.1, 720p for \
+            Wan2.2 i2v, 256x144 for nano).
+            """,
+        completion: .list(["480p", "720p", "480", "512", "720"]))
     var resolution: String?
-    @Option(help: "Of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1 (default 16:9).")
+    @Option(
+        help: "Of a named resolution: 16:9, 9:16, 4:3, 3:4 or 1:1 (default 16:9).",
+        completion: .list(["16:9", "9:16", "4:3", "3:4", "1:1"]))
     var aspectRatio: String?
-    @Option(help: "Frames, 4n + 1.")
+    @Option(help: "Frames, 4n + 1 (default: the model's, 81; 33 for nano).")
     var numFrames: Int?
-    @Option(help: "Frames per second.")
+    @Option(help: "Frames per second of the file (default 16).")
     var fps: Int?
-    @Option(help: "Determines the noise: a number (default 0), or random.")
+    @Option(help: "Seed of the noise: a number (default 0), or random.")
     var seed: Seed?
-    @Option(help: "Videos to make from one noise draw (default 1).")
+    @Option(help: "Several seeds, such as 0-3,7: a video of each.")
+    var seeds: SeedList?
+    @Option(
+        help: "A file with a prompt a line, - for standard input: a video of each, for every seed.",
+        completion: .file())
+    var prompts: String?
+    @Option(help: "Number of videos to make from one noise draw (default 1).")
     var numSamples: Int?
     @Option(
-        help: "Repeat the request that is stored in this video, with what else is said changed.",
+        help: "Repeat the request stored in this video, changed by the other options.",
         completion: .file())
     var from: String?
 }
@@ -61,7 +78,8 @@ struct ModelOptions: ParsableArguments {
     @Option(
         help: """
             A folder with a config.json, or a name: nano, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, Wan2.2-T2V-A14B.
-            """)
+            """,
+        completion: .list(Catalog.published.names))
     var model: String?
     @Option(help: "The VAE.", completion: .file())
     var vaePath: String?
@@ -73,7 +91,7 @@ struct ModelOptions: ParsableArguments {
         name: .customLong("lora"),
         help: """
             A LoRA file, merged while loading, with its strength after a colon: style.safetensors:0.8. \
-            Repeatable; of two experts it changes both.
+            Repeatable; of a model with two experts, both are changed.
             """,
         completion: .file())
     var loras: [LoRAArgument] = []
@@ -91,31 +109,36 @@ struct SamplingOptions: ParsableArguments {
     @Option(
         help: """
             rcm (distilled models, the default); wan-unipc, unipc or euler (undistilled models). wan-unipc is what \
-            Wan's own generate.py runs; unipc and euler begin at pure noise or at --sigma_max.
+            Wan's own generate.py runs; unipc and euler start from pure noise, or from --sigma_max.
             """)
     var sampler: SamplerChoice?
     @Option(
         help: "Steps: 1 to 4 for distilled models (default 4), any number for others (default 50).")
     var numSteps: Int?
-    @Option(help: "Noise level of the first step.")
+    @Option(help: "Noise level of the first step (default 80; 200 for pictures).")
     var sigmaMax: Double?
-    @Flag(help: "Without rCM's fresh noise: sharper, less robust.")
+    @Flag(help: "Leave out rCM's fresh noise: sharper, less robust.")
     var ode = false
     @Option(help: "Guidance scale (undistilled models; default 5).")
     var guidance: Double?
     @Option(
-        help: "Schedule shift of undistilled models' samplers (default 5; 3 for pictures at 480p).")
+        help: "Schedule shift of undistilled models (default 5; 3 for image to video up to 480p).")
     var shift: Double?
 }
 
 struct ArithmeticOptions: ParsableArguments {
-    @Option(help: "Self-attention: original, sla or sagesla.")
+    @Option(
+        help:
+            "Self-attention: original (dense), sla (bf16) or sagesla (8-bit; default but for nano)."
+    )
     var attentionType: AttentionChoice?
-    @Option(help: "Share of key blocks that SLA and SageSLA attend exactly.")
+    @Option(
+        help: "Share of key blocks that SLA and SageSLA attend exactly (default 0.1; 0.2 for nano)."
+    )
     var slaTopk: Double?
     @Option(help: "Linear layers: stored (default), int8 or fp8.")
     var linears: LinearChoice?
-    @Flag(help: "The same as --linears int8: quantise them where the checkpoint has not done it.")
+    @Flag(help: "The same as --linears int8: quantise what the checkpoint has not quantised.")
     var quantLinear = false
     @Option(help: "Arithmetic: f32 or bf16 (default).")
     var precision: Precision?
@@ -135,14 +158,14 @@ struct StageOptions: ParsableArguments {
     var skipT5 = false
     @Option(help: "Write the text embedding to this file.", completion: .file())
     var saveTextEmbedding: String?
-    @Option(help: "Start from this file instead of the picture.", completion: .file())
+    @Option(help: "Start from this conditioning instead of a picture.", completion: .file())
     var conditioning: String?
-    @Option(help: "Write what the transformer is told of the picture.", completion: .file())
+    @Option(help: "Write the conditioning, the encoded picture, to this file.", completion: .file())
     var saveConditioning: String?
-    @Option(help: "Start from these latents: only decode.", completion: .file())
+    @Option(help: "Start from these latents: decode only.", completion: .file())
     var latents: String?
     @Option(
-        help: "Write the last latents to this file. Without --save_path no video is made of them.",
+        help: "Write the final latents to this file. Without --save_path no video is made of them.",
         completion: .file())
     var saveLatents: String?
 }
@@ -151,11 +174,12 @@ struct OutputOptions: ParsableArguments {
     @Option(
         help: """
             The output: .mp4, .webm, .gif, .webp, or a pattern such as frames/%04d.png \
-            (default output/generated_video.mp4, numbered where that exists).
+            (default output/generated_video.mp4, numbered where that exists: generated_video-2.mp4). \
+            {seed}, {prompt} and {n} stand for the seed, the first words and the number of the prompt.
             """,
         completion: .file())
     var savePath: String?
-    @Option(help: "Quality of the video, less is better: 0 to 51 for .mp4 (default 12).")
+    @Option(help: "Quality of the video, lower is better: 0 to 51 for .mp4 (default 12).")
     var crf: Int?
     @Flag(help: "Replace files that exist.")
     var force = false
@@ -163,20 +187,48 @@ struct OutputOptions: ParsableArguments {
 
 /// Where and how a run is carried out.
 struct ExecutionOptions: ParsableArguments {
-    @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
+    @Option(
+        help: "Where to compute: auto, cpu, cuda or cuda:N.",
+        completion: .list(["auto", "cpu", "cuda", "cuda:0"]))
     var device = DeviceChoice.automatic
-    @Option(help: "Threads of the CPU (default: all).")
+    @Option(
+        help: """
+            Make each video on several devices together, to the same bits: GPUs by number or UUID (0,1), cuda:all, or \
+            cpu,cpu.
+            """)
+    var devices: DeviceGroup?
+    @Option(help: "CPU threads (default: all).")
     var threads: Int?
-    @Option(help: "The most device memory to use, such as 16GiB.", transform: ByteCount.init)
+    @Option(
+        help: "The most memory to use on each device, such as 16GiB (default: what is free).",
+        transform: ByteCount.init)
     var memoryLimit: ByteCount?
-    @Flag(help: "Release the transformer before frames are decoded.")
+    @Flag(help: "Release the transformer before decoding.")
     var offloadDit = false
-    @Flag(help: "Print the plan of memory and time, and stop.")
+    @Flag(
+        help:
+            "Print the plan of memory, disk and time, and stop; published models need not be there."
+    )
     var dryRun = false
-    @Flag(help: "Print events as JSON, one object a line.")
+    @Option(
+        name: .customLong("card"),
+        help:
+            "With --dry_run: estimate the time on this card too, such as 4090; all for all. Repeatable.",
+        completion: .list(["all"] + Card.known.map(\.shortName)))
+    var cards: [CardArgument] = []
+    @Flag(help: "Print events as JSON, one object a line; docs/events.md tells what is in them.")
     var json = false
     @Flag(help: "Print nothing but errors.")
     var quiet = false
+    @Flag(help: "Print what each stage takes.")
+    var verbose = false
+
+    func validate() throws {
+        try Machines.check(device, devices)
+        try checkThreads(threads)
+    }
+
+    var machines: Machines { Machines(device: device, group: devices) }
 
     /// - Parameter resident: bytes of weights that stay on a GPU; nil for all.
     func deviceOptions(resident: Int?) -> DeviceOptions {

@@ -14,8 +14,12 @@ struct InspectCommand: AsyncParsableCommand {
         discussion: """
             Reads safetensors, PyTorch files and GGUF, single or in shards (an index or a folder), and \
             folders of torch.distributed.checkpoint. Of a video of this program the request is shown.
+            Of a folder that holds a model, its files are listed.
             Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint \
             lacks tensors of its model, or where two compared ones differ.
+
+            Example:
+              turbodiffusion inspect Models/nano video.mp4 model.safetensors
             """)
 
     @Argument(help: "Checkpoints or videos to show.", completion: .file())
@@ -27,13 +31,13 @@ struct InspectCommand: AsyncParsableCommand {
     @Flag(help: "With --diff: compare names, shapes and types only.")
     var headerOnly = false
 
-    @Flag(help: "List every tensor, one a line.")
+    @Flag(help: "List every tensor, one per line.")
     var all = false
 
-    @Flag(help: "Print JSON, one object a line.")
+    @Flag(help: "Print JSON, one object per line.")
     var json = false
 
-    @Option(help: "Attention heads of a transformer whose head width is not 128.")
+    @Option(help: "Number of attention heads, for a transformer whose head width is not 128.")
     var numHeads: Int?
 
     func validate() throws {
@@ -51,6 +55,11 @@ struct InspectCommand: AsyncParsableCommand {
                 if json { Output.json(summary.stored) } else { summary.show() }
                 continue
             }
+            if let folder = FolderSummary(file) {
+                try show(folder)
+                isWhole = isWhole && folder.isWhole
+                continue
+            }
             let summary = CheckpointSummary(try openCheckpoint(file), heads: numHeads)
             if json {
                 Output.json(SummaryReport(summary))
@@ -65,6 +74,11 @@ struct InspectCommand: AsyncParsableCommand {
 
     // MARK: Showing
 
+    private func show(_ folder: FolderSummary) throws {
+        guard json else { return folder.show() }
+        for file in folder.files { Output.json(SummaryReport(try file.result.get())) }
+    }
+
     private func show(_ summary: CheckpointSummary) {
         let format = summary.format.map { "\($0.rawValue), " } ?? ""
         Output.line(
@@ -74,7 +88,7 @@ struct InspectCommand: AsyncParsableCommand {
             let kind = model.title == model.kind.rawValue ? "" : " (\(model.kind.rawValue))"
             Output.line("model      \(model.title)\(kind): \(sizes.joined(separator: ", "))")
         } else {
-            Output.line("model      none that is known here")
+            Output.line("model      not recognised")
         }
         if summary.layout == .diffusers { Output.line("names      Hugging Face's") }
         let types = summary.types.map { type in
@@ -101,7 +115,7 @@ struct InspectCommand: AsyncParsableCommand {
         {
             Output.line("not run    \(refusal)")
         }
-        if summary.isComplete { Output.line("complete   every tensor of the model is there") }
+        if summary.isComplete { Output.line("complete   every tensor of the model is present") }
         Output.line("")
         Output.line(Output.table(rows(summary.tensors)))
     }
@@ -117,7 +131,7 @@ struct InspectCommand: AsyncParsableCommand {
         }
     }
 
-    /// Name, shape and type; tensors that are alike in every block share a line.
+    /// Name, shape and type. Tensors that differ only in the number of their block share a line.
     private func rows(_ tensors: [TensorInfo]) -> [[String]] {
         struct Line: Hashable {
             var start, end: String
@@ -142,7 +156,8 @@ struct InspectCommand: AsyncParsableCommand {
         }
         let width = max(terminalWidth() - 36, 24)
         return order.map { line in
-            let name = line.end.isEmpty ? line.start : line.start + ranges(blocks[line]!) + line.end
+            let name =
+                line.end.isEmpty ? line.start : line.start + ranges(blocks[line] ?? []) + line.end
             return [shortened(name.printable, to: width), "\(line.shape)", "\(line.dtype)"]
         }
     }
@@ -196,7 +211,7 @@ struct InspectCommand: AsyncParsableCommand {
                 " values differ by at most \(Float(distance.largest)), "
                 + "relative \(Float(distance.relative))"
             if distance.nonFinite > 0 {
-                text += ", \(distance.nonFinite) where only one is a finite number"
+                text += ", \(distance.nonFinite) finite in only one of the two"
             }
         }
         return text
@@ -204,7 +219,7 @@ struct InspectCommand: AsyncParsableCommand {
 
     // MARK: Text
 
-    /// Long text cut in its middle.
+    /// Cuts out the middle of a long text.
     private func shortened(_ text: String, to width: Int) -> String {
         guard text.count > width else { return text }
         return text.prefix(width / 2) + "…" + text.suffix(width - width / 2 - 1)
@@ -221,7 +236,7 @@ struct InspectCommand: AsyncParsableCommand {
         return String(digits)
     }
 
-    /// Columns of the terminal that stdout is; very many where it is none.
+    /// Columns of the terminal on standard output; 1000 with `--all` or without a terminal, so that nothing is cut.
     private func terminalWidth() -> Int {
         var size = winsize()
         guard !all, isatty(STDOUT_FILENO) == 1,
@@ -303,14 +318,14 @@ private struct DifferenceReport: Encodable {
     struct Change: Encodable {
         var name: String
         var first, second: TensorReport
-        /// JSON has no infinities: where a number stands against what is none, `largest` is left out.
+        /// JSON has no infinities: figures are left out where only one of two values is a finite number.
         var largest, relative: Double?
         var nonFinite: Int?
     }
     var equal: Int
     var onlyInFirst, onlyInSecond: [TensorReport]
     var changes: [Change]
-    /// Tensors of element types that are not read.
+    /// Tensors whose element types are not supported.
     var notCompared: [String]
 
     init(_ difference: CheckpointDifference) {

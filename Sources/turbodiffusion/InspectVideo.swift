@@ -9,12 +9,12 @@ import Runs
 import Tensors
 import Terminal
 
-/// What a video says about its making.
+/// What a video's metadata says about how it was made.
 struct VideoSummary {
     let path: String
     let stored: StoredRun
 
-    /// Whether a name is a video's or a picture's.
+    /// Whether the name ends like a video's or a picture's.
     static func isVideo(_ path: String) -> Bool {
         switch try? VideoFormat(path: path) {
         case nil, .pngSequence: false
@@ -30,7 +30,7 @@ struct VideoSummary {
         stored = try StoredRun(json: text, path: path)
     }
 
-    /// Title and value; texts of the file are quoted.
+    /// Titles and values. Text that comes from the file is quoted.
     var lines: [(title: String, text: String)] {
         let request = stored.request
         var lines = [("made by", stored.program.debugDescription)]
@@ -43,7 +43,7 @@ struct VideoSummary {
             (
                 "video",
                 "\(request.width)x\(request.height), \(request.frames) frame\(request.frames == 1 ? "" : "s"), "
-                    + "\(request.framesPerSecond) a second"
+                    + "\(request.framesPerSecond) per second"
             ))
         lines.append(("seed", "\(request.seed)"))
         if request.samples > 1 {
@@ -65,21 +65,21 @@ struct VideoSummary {
         lines.append(("model", stored.model.debugDescription))
         for file in ModelFile.allCases {
             guard let identity = stored.files[file] else { continue }
-            lines.append((file.title, told(identity)))
+            lines.append((file.title, described(identity)))
         }
         for input in StoredInput.allCases {
             guard let identity = stored.inputs[input] else { continue }
-            lines.append(("from \(input.rawValue)", told(identity)))
+            lines.append(("from \(input.rawValue)", described(identity)))
         }
         return lines
     }
 
-    private func told(_ file: FileIdentity) -> String {
+    private func described(_ file: FileIdentity) -> String {
         "\(file.name.debugDescription), \(describe(bytes: file.bytes))"
     }
 
     func show() {
-        Output.line("\(path): a video of this program")
+        Output.line("\(path): a video made by this program")
         let width = lines.map(\.title.count).max() ?? 0
         for (title, text) in lines {
             Output.line(title + String(repeating: " ", count: width + 2 - title.count) + text)

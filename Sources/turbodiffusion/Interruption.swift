@@ -1,37 +1,40 @@
-/// How the process meets the world: its standard descriptors, the signals that end it, and files that shrink under it.
+/// What the process sets up before its first command: standard descriptors, signal handlers, and a message for mapped
+/// files that shrink.
 
 import CProcess
 import Glibc
 import Ground
 import Synchronization
 
-/// Where a signal's handler writes its number; set once, before a handler is installed.
+/// The pipe into which a signal handler writes the signal's number; set once, before a handler is installed.
 private nonisolated(unsafe) var signalPipe: Int32 = -1
 
-/// What the signals that ask a process to end do. A computation on the device may take longer than a user waits, so
-/// unfinished files go and the process ends without it; a child ends with its parent by itself.
+/// Handles the signals that ask the process to end. A device may go on computing for longer than a user is willing to
+/// wait, so unfinished files are removed and the process ends at once. Child processes end with their parent.
 enum Interruption {
-    /// Those that others send to end a process: a user, a closed terminal, a batch system whose limits are near.
+    /// Signals by which a process is asked to end: by a user, a closed terminal, a batch system whose limit is near.
     private static let signals = [
         SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM,
     ]
     private static let kept = Mutex<[String]>([])
+    /// What the first signal does instead of ending the process.
+    private static let ending = Mutex<(@Sendable () -> Void)?>(nil)
 
     /// Called once, before the first command runs.
     static func install() {
         openStandardDescriptors()
         requireMinimum()
         mapped_files_may_shrink()
-        // Writing to a closed pipe, or more than a file may have, is an error to report and no reason to die silently.
+        // Writing to a closed pipe, or beyond a limit on file sizes, should be a reported error, not a silent death.
         for number in [SIGPIPE, SIGXFSZ] { signal(number, SIG_IGN) }
         var ends: [Int32] = [0, 0]
         guard pipe(&ends) == 0 else { return }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         signalPipe = ends[1]
-        // Whoever starts a job in the background, or by nohup, lets it ignore some of them.
+        // nohup, and shells that start a job in the background, make it ignore some of them: that must stay so.
         for number in signals where !isIgnored(number) {
             signal(number) { number in
-                // Whatever thread is hit: only tell the one that waits.
+                // This runs on any thread, and may do next to nothing: it only wakes the waiting thread.
                 var byte = UInt8(truncatingIfNeeded: number)
                 _ = write(signalPipe, &byte, 1)
             }
@@ -42,13 +45,40 @@ enum Interruption {
             &thread, nil,
             { reading in
                 var number: UInt8 = 0
-                while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                repeat {
+                    while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                } while Interruption.takesPause() || Interruption.takesEnding()
                 Interruption.end(by: Int32(number))
             }, reading)
     }
 
-    /// A file that is whole, and is told to be there when the process is stopped.
-    static func keeps(_ path: String) { kept.withLock { $0.append(path) } }
+    private enum Pause: Int, AtomicRepresentable { case never, possible, asked }
+    private static let pause = Atomic(Pause.never)
+
+    /// From now on the first signal asks for a pause instead of ending the process; the next one ends it.
+    static func pauses() { pause.store(.possible, ordering: .relaxed) }
+
+    /// Whether a pause was asked for.
+    static var isPausing: Bool { pause.load(ordering: .relaxed) == .asked }
+
+    private static func takesPause() -> Bool {
+        pause.compareExchange(expected: .possible, desired: .asked, ordering: .relaxed).exchanged
+    }
+
+    /// Notes a finished file, which is mentioned if the process is stopped later.
+    static func noteFinished(_ path: String) { kept.withLock { $0.append(path) } }
+
+    /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
+    static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
+
+    private static func takesEnding() -> Bool {
+        let body = ending.withLock { ending in
+            defer { ending = nil }
+            return ending
+        }
+        body?()
+        return body != nil
+    }
 
     private static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()
@@ -57,16 +87,16 @@ enum Interruption {
         return unsafeBitCast(handler, to: Int.self) == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
-    /// Ends the process by the signal itself, so that whoever has started it knows: a shell's loop then ends too.
+    /// Ends the process by the signal itself, so that its parent knows: a shell then leaves its loop too.
     private static func end(by number: Int32) -> Never {
-        // Of a second signal the process dies at once.
+        // A second signal ends the process immediately.
         for number in signals where !isIgnored(number) { signal(number, SIG_DFL) }
         TemporaryPath.removeAll()
         let files = kept.withLock { $0.map(\.printable).joined(separator: ", ") }
         let message =
             "\nstopped; " + (files.isEmpty ? "nothing was written" : "kept: \(files)") + "\n"
         _ = message.withCString { write(STDERR_FILENO, $0, strlen($0)) }
-        // For some of them the system would write gigabytes of memory to disk.
+        // On some of these signals the system would dump gigabytes of memory to disk.
         var none = rlimit(rlim_cur: 0, rlim_max: 0)
         setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
         kill(getpid(), number)
@@ -95,8 +125,8 @@ enum Interruption {
         _exit(EXIT_FAILURE)
     }
 
-    /// Opens those that are closed so that using them fails: the next file that is opened would have their number, and what
-    /// is printed would end up in it.
+    /// Opens closed standard descriptors such that using them fails. Otherwise the next opened file would get such a
+    /// number, and printed text would end up in it.
     private static func openStandardDescriptors() {
         for number: Int32 in 0...2 where fcntl(number, F_GETFD) < 0 {
             _ = open("/dev/null", number == STDIN_FILENO ? O_WRONLY : O_RDONLY)

@@ -29,7 +29,7 @@ struct KernelsCommand: AsyncParsableCommand {
         func architectures() throws -> [Architecture] {
             try names.map { name in
                 guard let architecture = Architecture(name), architecture >= .ampere else {
-                    throw ValidationError("'\(name)' is no architecture from sm_80 on")
+                    throw ValidationError("'\(name)' is not an architecture from sm_80 on")
                 }
                 return architecture
             }
@@ -66,9 +66,9 @@ struct KernelsCommand: AsyncParsableCommand {
     struct Check: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract:
-                "Compile every kernel for every tested architecture; fail where more than 16 bytes of registers spill.",
+                "Compile every kernel for every tested architecture; fail if one spills more than 16 bytes of registers.",
             discussion:
-                "Needs NVRTC but no GPU. What has not changed since the last time is cached.")
+                "Needs NVRTC but no GPU. Unchanged kernels come from the cache.")
 
         @OptionGroup var compilation: Compilation
 
@@ -98,7 +98,7 @@ struct KernelsCommand: AsyncParsableCommand {
                 Without --fast: small awkward shapes, against the definitions on the CPU, and twice, for equal bits.
                 With --fast: the shapes of the published models; the median time of a launch as the models make it, \
                 and a sample of each result against the definitions.
-                The exit status is 1 where anything fails, or is slower than in --against.
+                The exit status is 1 if anything fails, or is slower than in --against.
                 """)
 
         @Option(name: .customLong("cuda-libraries"), help: "Folders with NVIDIA's libraries.")
@@ -108,7 +108,7 @@ struct KernelsCommand: AsyncParsableCommand {
             help: "Which GPU: N or cuda:N; or cpu.",
             transform: { text in
                 guard let choice = DeviceChoice(argument: Int(text).map { "cuda:\($0)" } ?? text)
-                else { throw ValidationError("'\(text)' is no device") }
+                else { throw ValidationError("'\(text)' is not a device") }
                 return choice
             })
         var device = DeviceChoice.cuda(ordinal: 0)
@@ -119,18 +119,18 @@ struct KernelsCommand: AsyncParsableCommand {
         @Flag(help: "Time operations at the shapes of the published models.")
         var fast = false
 
-        @Flag(help: "The kernels that every card has, not those that are this one's own.")
+        @Flag(help: "Use the kernels that run on every card, not those made for this one.")
         var generic = false
 
-        @Option(help: "With --fast: a new file for the times.", completion: .file())
+        @Option(help: "With --fast: write the times to this new file.", completion: .file())
         var json: String?
 
         @Option(
-            help: "With --fast: earlier times; more than 5 % slower than these fails.",
+            help: "With --fast: earlier times to compare with; more than 5 % slower fails.",
             completion: .file())
         var against: String?
 
-        @Flag(help: "List the kernels that nothing launched.")
+        @Flag(help: "List the kernels that were never launched.")
         var unused = false
 
         @Flag(help: "Wait for every kernel: a failure then names the kernel that caused it.")
@@ -138,10 +138,10 @@ struct KernelsCommand: AsyncParsableCommand {
 
         func validate() throws {
             if !fast, json != nil || against != nil {
-                throw ValidationError("--json and --against are about times: add --fast")
+                throw ValidationError("--json and --against need --fast")
             }
             if generic, device == .cpu {
-                throw ValidationError("--generic chooses among a GPU's kernels, not on the cpu")
+                throw ValidationError("--generic needs a GPU: the cpu has no such kernels")
             }
             if table.names(mode, filter: only).isEmpty {
                 throw ValidationError("no operation has '\(only ?? "")' in its name")
@@ -153,7 +153,7 @@ struct KernelsCommand: AsyncParsableCommand {
 
         func run() async throws {
             let earlier = try against.map { try TimeTable(readingFrom: $0) }
-            // Measuring takes minutes: a file that cannot be written is refused before.
+            // Measuring takes minutes, so a file that cannot be written is refused first.
             let file = try json.map { try PendingFile(FilePath($0), overwrite: false) }
             let backend = try open()
             let gpu = backend as? CUDABackend
@@ -205,7 +205,7 @@ struct KernelsCommand: AsyncParsableCommand {
         }
     }
 
-    /// Compiles with a line about everything that takes time.
+    /// Compiles all kernels, with a note about each file that takes more than 0.1 s.
     private static func compile(
         _ source: KernelSource, for architectures: [Architecture]
     ) throws -> [KernelSource.Built] {

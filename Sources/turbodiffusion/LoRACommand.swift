@@ -8,10 +8,13 @@ struct LoRACommand: AsyncParsableCommand {
         commandName: "lora",
         abstract: "Merge LoRA files into a checkpoint.",
         discussion: """
-            Understands LoRA, DoRA, LoHa and LoKr, and whole differences, under the names of kohya, \
-            musubi-tuner, LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are dequantised, \
-            changed and quantised again. Keys that are not used are named; a module that is changed \
-            in a way that is not understood is refused.
+            Understands LoRA, DoRA, LoHa and LoKr, and full weight differences, under the names of \
+            kohya, musubi-tuner, LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are \
+            dequantised, changed and quantised again. Unused keys are listed; a change of an \
+            unknown kind is refused.
+
+            Example:
+              turbodiffusion lora model.safetensors styled.safetensors --lora style.safetensors:0.8
             """)
 
     @Argument(help: "The checkpoint to change.", completion: .file())
@@ -26,7 +29,7 @@ struct LoRACommand: AsyncParsableCommand {
         completion: .file())
     var loras: [LoRAArgument]
 
-    @Flag(help: "Fail where a key of a LoRA is not used.")
+    @Flag(help: "Fail if a LoRA has unused keys.")
     var strict = false
 
     @OptionGroup var writing: CheckpointOutput

@@ -1,8 +1,9 @@
-/// Values of options that are more than a number or a name.
+/// Option values that need more parsing than a number or a name.
 
 import ArgumentParser
+import Benchmarks
 
-/// "16GiB", "512M", "8e9": bytes.
+/// An amount of memory in bytes, written as "16GiB", "512M" or "8e9".
 struct ByteCount: Sendable, Equatable {
     let bytes: Int
 
@@ -17,7 +18,8 @@ struct ByteCount: Sendable, Equatable {
         guard let number = Double(digits.filter { $0 != " " }), let scale = Self.scales[unit],
             number > 0, number * scale < 1e15
         else {
-            throw ValidationError("'\(text)' is no amount of memory: expected one such as 16GiB")
+            throw ValidationError(
+                "'\(text)' is not an amount of memory: expected one such as 16GiB")
         }
         bytes = Int(number * scale)
         guard bytes >= 1 << 20 else {
@@ -26,7 +28,7 @@ struct ByteCount: Sendable, Equatable {
     }
 }
 
-/// `--seed`: a number, or one that is drawn when the request is made.
+/// `--seed`: a number, or a random one that is drawn when the request is made.
 enum Seed: ExpressibleByArgument, Equatable {
     case number(UInt64)
     case random
@@ -40,6 +42,23 @@ enum Seed: ExpressibleByArgument, Equatable {
             return nil
         }
     }
+}
+
+extension SeedList: ExpressibleByArgument {
+    init?(argument: String) { self.init(argument) }
+}
+
+/// `--card`: a known one by a part of its name, or all.
+struct CardArgument: ExpressibleByArgument, Equatable {
+    var cards: [Card]
+
+    init?(argument: String) {
+        cards =
+            argument.lowercased() == "all" ? Card.known : Card.named(argument).map { [$0] } ?? []
+        if cards.isEmpty { return nil }
+    }
+
+    static var allValueStrings: [String] { ["all"] + Card.known.map(\.shortName) }
 }
 
 /// A file and the strength after its last colon: `style.safetensors:0.8`.

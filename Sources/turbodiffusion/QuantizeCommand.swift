@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Checkpoints
+import Tensors
 
 struct QuantizeCommand: AsyncParsableCommand {
     enum Format: String, ExpressibleByArgument, CaseIterable {
@@ -12,9 +13,12 @@ struct QuantizeCommand: AsyncParsableCommand {
         commandName: "quantize",
         abstract: "Quantise the linear layers of a transformer checkpoint.",
         discussion: """
-            Every linear layer in the blocks is quantised but proj_l. int8 uses blocks of 128x128 \
-            and is, byte for byte, what modify_model.py --quant_linear makes; fp8 (e4m3) has one \
-            scale for each row.
+            Every linear layer in the blocks is quantised, except proj_l. int8 uses blocks of \
+            128x128 and is, byte for byte, what modify_model.py --quant_linear makes; fp8 (e4m3) \
+            has one scale per row.
+
+            Example:
+              turbodiffusion quantize Wan2.1_T2V.pth quant.safetensors
             """)
 
     @Argument(help: "A plain checkpoint.", completion: .file())
@@ -33,7 +37,7 @@ struct QuantizeCommand: AsyncParsableCommand {
         let source = try openCheckpoint(input)
         for note in source.notes { writing.note(note) }
         let base = try inOriginalNames(source)
-        let result = try quantized(base, to: format == .int8 ? .int8 : .fp8)
+        let result = try quantized(base, to: format == .int8 ? .int8Blocks : .fp8Rows)
         try writing.write(result.checkpoint, to: output)
         writing.note("\(output): \(result.layers.count) layers in \(format.rawValue)")
         writing.list("left as they are (width not a multiple of 128)", result.skipped)

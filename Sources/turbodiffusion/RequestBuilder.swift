@@ -1,12 +1,13 @@
-/// From options to a request: a pure function of what was said, the model, and a repeated video's request.
+/// From options to a request: a pure function of the options, the model's family, and a repeated video's request.
 
 import Catalog
+import Devices
 import Families
 import Media
 import Runs
 import Tensors
 
-/// What was said of a video, by options of t2v and i2v.
+/// The options of t2v or i2v, to be turned into a request.
 struct RequestBuilder {
     var options: GenerationOptions
     /// The options that only one of the two commands has.
@@ -17,8 +18,9 @@ struct RequestBuilder {
     var draw: () -> UInt64 = { UInt64.random(in: 0...UInt64(UInt32.max)) }
 
     /// - Parameters:
-    ///   - base: the request that is changed; nil: what the family has where nothing is said.
-    ///   - resolution: the named one that the model has where none is said.
+    ///   - base: the request to change; nil: one with the family's defaults.
+    ///   - resolution: the model's named resolution, for an aspect ratio that is given without one.
+    /// - Throws: `UserError` for options that exclude each other, `MediaError` for a resolution that does not exist.
     func request(for family: Family, base: Request? = nil, resolution: String? = nil) throws
         -> Request
     {
@@ -63,14 +65,14 @@ struct RequestBuilder {
         }
     }
 
-    /// nil: the request's own.
+    /// The size in pixels that the options ask for; nil: the request's own.
     private func size(_ request: Request, _ resolution: String?) throws -> (
         width: Int, height: Int
     )? {
         let content = options.content
         var size: (width: Int, height: Int)?
         if let pixels = content.pixels {
-            // As given: the request is told of sizes that no model takes, rather than another size made.
+            // Taken as given: a size that the model cannot make is refused later, not silently replaced.
             size = pixels
         } else if let name = content.resolution ?? (content.aspectRatio == nil ? nil : resolution) {
             let named = try Resolution(name, aspectRatio: content.aspectRatio ?? "16:9")
@@ -119,7 +121,7 @@ struct RequestBuilder {
         case .flow(var settings):
             settings.sigmaMax = options.sigmaMax ?? settings.sigmaMax
             settings.guidance = options.guidance ?? settings.guidance
-            // As Wan's own generate.py has it for small videos that begin with a picture.
+            // As in Wan's own generate.py, for small videos that start with a picture.
             let isSmall = request.width * request.height <= 832 * 480
             if family.conditioning == .firstFrame, isSmall, !isOwn { settings.shift = 3 }
             settings.shift = options.shift ?? settings.shift
@@ -153,7 +155,7 @@ extension ContentOptions {
 }
 
 extension GenerationOptions {
-    /// As an argument or as an option.
+    /// The prompt, given as an argument or as an option.
     var prompt: String? {
         get throws {
             if let argument = content.promptArgument, let option = content.prompt,
@@ -172,7 +174,7 @@ extension GenerationOptions {
         var run = RunOptions()
         if let text = stages.textEmbedding, let cached = stages.cachedEmbedding, text != cached {
             throw UserError(
-                "request.conflict", "--text_embedding and --cached_embedding name two files")
+                "request.conflict", "--text_embedding and --cached_embedding name different files")
         }
         run.start.text = stages.textEmbedding ?? stages.cachedEmbedding
         if stages.skipT5, run.start.text == nil {
@@ -194,15 +196,19 @@ extension GenerationOptions {
 // MARK: - Options without effect
 
 extension GenerationOptions {
-    /// What was said and changes nothing, with the reason: one line each.
+    /// One line for each option that was given but changes nothing, with the reason.
     func withoutEffect(on run: Run, format: VideoFormat?, resolution: String?) -> [String] {
         let (request, start) = (run.request, run.options.start)
         var lines: [String] = []
-        func note(_ option: String, _ isSaid: Bool, _ reason: String?) {
-            if isSaid, let reason { lines.append("\(option) has no effect: \(reason)") }
+        func note(_ option: String, _ isGiven: Bool, _ reason: String?) {
+            if isGiven, let reason { lines.append("\(option) has no effect: \(reason)") }
         }
+        note("--card", !execution.cards.isEmpty, execution.dryRun ? nil : "it is for --dry_run")
+        note(
+            "--threads", execution.threads != nil,
+            execution.machines.isGPU ? "a GPU computes" : nil)
         if start.latents != nil {
-            let said = [
+            let given = [
                 ("--seed", content.seed != nil), ("--num_frames", content.numFrames != nil),
                 ("--num_samples", content.numSamples != nil),
                 ("--resolution", content.resolution != nil),
@@ -215,7 +221,9 @@ extension GenerationOptions {
                 ("--save_conditioning", stages.saveConditioning != nil),
                 ("--save_latents", stages.saveLatents != nil),
             ].filter(\.1).map(\.0)
-            note(said.joined(separator: ", "), !said.isEmpty, "the video is decoded from --latents")
+            note(
+                given.joined(separator: ", "), !given.isEmpty, "the video is decoded from --latents"
+            )
             return lines
         }
         let isDistilled = if case .distilled = request.sampling { true } else { false }
@@ -238,13 +246,13 @@ extension GenerationOptions {
             "--save_text_embedding", stages.saveTextEmbedding != nil,
             start.text == nil ? nil : "the text embedding comes from a file")
         let takesPicture = run.family.conditioning != .none
-        for (option, isSaid) in [
+        for (option, isGiven) in [
             ("--conditioning", stages.conditioning != nil),
             ("--save_conditioning", stages.saveConditioning != nil),
-        ] { note(option, isSaid, takesPicture ? nil : "the model takes no picture") }
+        ] { note(option, isGiven, takesPicture ? nil : "the model takes no picture") }
         note(
             "--save_conditioning", stages.saveConditioning != nil && takesPicture,
-            start.conditioning == nil ? nil : "--conditioning is such a file")
+            start.conditioning == nil ? nil : "the conditioning comes from a file")
         let isDecoded = run.options.makesFrames
         let undecoded = "no video is made without --save_path"
         let takesCRF = format == nil || format == .mp4 || format == .webm

@@ -1,4 +1,4 @@
-/// Errors as a person reads them: what the rooms throw, in the words of the command line.
+/// Errors as a user reads them: what the libraries throw, in the terms of the command line.
 
 import Catalog
 import Checkpoints
@@ -7,8 +7,9 @@ import Devices
 import Families
 import Media
 import Runs
+import Training
 
-/// One line, and a name that stays the same for programs.
+/// One line for people, and a code for programs, which stays the same between versions.
 struct UserError: Error, CustomStringConvertible {
     let code: String
     let description: String
@@ -36,6 +37,12 @@ extension UserError {
         case let error as MediaError: self.init("media", "\(error)")
         case let error as MemoryShortage: self.init(error)
         case let error as HostMemoryShortage: self.init("host.memory", "\(error)")
+        case let error as DeviceGroupError: self.init("device.group", "--devices: \(error)")
+        case let error as GroupError:
+            let cause = UserError(error.underlying, takesPicture: takesPicture)
+            self.init(cause.code, "\(error.device): \(cause.description)")
+        case let error as DataError: self.init("train.data", "\(error)")
+        case let error as RunFolderError: self.init("train.folder", "\(error)")
         case is CancellationError: self.init("cancelled", "cancelled")
         default: self.init("other", "\(error)")
         }
@@ -82,8 +89,8 @@ extension UserError {
                 channels == other.inputChannels
                     ? "\(path) is \(takesPicture ? "a text-to-video" : "an image-to-video") model; use "
                         + "'turbodiffusion \(takesPicture ? "t2v" : "i2v")'"
-                    : "\(path) takes \(channels) input channels, expected \(expected): models of other inputs, "
-                        + "such as Wan2.2 TI2V-5B and Fun-Control, are not run here")
+                    : "\(path) takes \(channels) input channels, expected \(expected): models with other inputs, "
+                        + "such as Wan2.2 TI2V-5B and Fun-Control, are not supported")
         case .noLinearBranch:
             self.init(
                 code,
@@ -103,7 +110,12 @@ extension UserError {
                     + "or name it with --tokenizer_path")
         case .missingFile(let file, _, _):
             self.init(
-                code, "\(error): \(file.option(takesPicture: takesPicture)) FILE names another")
+                code, "\(error); name another with \(file.option(takesPicture: takesPicture)) FILE")
+        case .missingFiles(let files, _):
+            let options = ModelFile.allCases.filter { files[$0] != nil }.map {
+                "\($0.option(takesPicture: takesPicture)) FILE"
+            }
+            self.init(code, "\(error): \(options.joined(separator: ", ")) name others")
         case .conditioning(_, let model):
             self.init(code, "\(error); use 'turbodiffusion \(model ? "i2v" : "t2v")'")
         default: self.init(code, "\(error)")
@@ -121,7 +133,7 @@ extension UserError {
             case .input(.latents, _, _): "--latents"
             case .lora: "--lora"
             }
-        self.init("repeat", "\(error)" + (option.map { "; \($0) FILE takes another" } ?? ""))
+        self.init("repeat", "\(error)" + (option.map { "; use another with \($0) FILE" } ?? ""))
     }
 }
 

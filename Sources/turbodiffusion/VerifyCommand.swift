@@ -14,8 +14,11 @@ struct VerifyCommand: AsyncParsableCommand {
         abstract: "Check this program on this machine against fixtures.",
         discussion: """
             Runs every case below FOLDER and prints a line for each: what was measured and what is allowed. \
-            On a GPU every operation is checked against the CPU too, and for repeatability. \
-            The exit status is 1 where anything fails.
+            On a GPU, every operation is also checked against the CPU and for repeatability. \
+            The exit status is 1 if anything fails.
+
+            Example:
+              turbodiffusion verify Tests/Golden --device cuda
             """)
 
     @Argument(help: "A folder of fixtures.", completion: .directory)
@@ -24,13 +27,13 @@ struct VerifyCommand: AsyncParsableCommand {
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
 
-    @Option(help: "Threads of the CPU (default: all).")
+    @Option(help: "CPU threads (default: all).")
     var threads: Int?
 
     @Option(help: "Only cases whose group, name or operation contains this.")
     var filter: String?
 
-    @Option(help: "Determines the inputs of the operation table.")
+    @Option(help: "Seed of the inputs of the operation table.")
     var seed: UInt64 = 1
 
     @Flag(help: "Check every operation against the plain definitions, on the CPU too.")
@@ -39,7 +42,7 @@ struct VerifyCommand: AsyncParsableCommand {
     @Flag(help: "Wait for every GPU kernel: a failure then names the kernel that caused it.")
     var debugKernels = false
 
-    @Flag(help: "Print JSON, one object a case.")
+    @Flag(help: "Print JSON, one object per case.")
     var json = false
 
     @Flag(name: .shortAndLong, help: "Print all skipped checks, with the reason.")

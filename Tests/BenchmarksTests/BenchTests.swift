@@ -1,4 +1,4 @@
-/// What is measured of a run, and the weights that are made up for it.
+/// Measuring runs, and the random weights for that.
 
 import CPU
 import Catalog
@@ -14,7 +14,7 @@ import Tokenizers
 @testable import Benchmarks
 
 @Suite struct OperationTimerTests {
-    @Test("calls of equal shapes are one entry, with their arithmetic and traffic")
+    @Test("calls with equal shapes are one entry, with their arithmetic and traffic")
     func counting() throws {
         let device = CPUBackend(threads: 1)
         let timer = OperationTimer(device, HostStopwatch())
@@ -38,7 +38,7 @@ import Tokenizers
         #expect(try timer.takeOperations().isEmpty)
     }
 
-    @Test("the kernel and the 8-bit arithmetic are told where shapes do not tell them")
+    @Test("the kernel and the 8-bit arithmetic are named if shapes do not show them")
     func details() throws {
         let timer = OperationTimer(CPUBackend(threads: 1), HostStopwatch())
         let x = Tensor.zeros([1, 4, 4, 2], .f32)
@@ -110,7 +110,7 @@ private func random(_ name: String) throws -> BenchModel {
     }
 
     @Test(
-        "a model of random weights computes finite numbers of ordinary size",
+        "a model with random weights computes finite numbers of normal size",
         arguments: [LinearChoice.stored, .int8, .fp8])
     func ordinary(linears: LinearChoice) throws {
         let found = try latents(linears, seed: 1)
@@ -125,7 +125,8 @@ private func random(_ name: String) throws -> BenchModel {
         #expect(try latents(.int8, seed: 2) != first)
     }
 
-    @Test("matrices, biases and norms have sizes of their kinds, convolutions their channels last")
+    @Test(
+        "matrices, biases and norms have values of the right size, convolutions have channels last")
     func sizes() throws {
         let device = CPUBackend()
         let made = RandomWeights(device, seed: 3)
@@ -148,7 +149,7 @@ private func random(_ name: String) throws -> BenchModel {
             convolution: unmade("c.weight", [8, 4, 3, 2, 1]), bias: unmade("c.bias", [8]),
             as: .bf16, in: nil)
         #expect(kernel.tensor.shape == [8, 3, 2, 1, 4] && kernel.bias?.shape == [8])
-        // What exists already stays as it is.
+        // Tensors that exist already stay as they are.
         let real = Tensor([1, 2, 3] as [Float], [3])
         #expect(made.read(made.place(real, as: .f32, in: nil)).floats() == [1, 2, 3])
     }
@@ -179,7 +180,7 @@ private func random(_ name: String) throws -> BenchModel {
     }
 
     @Test(
-        "the stages of every named model, on the machine that computes nothing",
+        "the stages of every named model, on a backend that computes nothing",
         arguments: Catalog.published.names)
     func stages(name: String) throws {
         let model = try random(name)
@@ -203,7 +204,7 @@ private func random(_ name: String) throws -> BenchModel {
         if let tera = tera[name, default: 903] { #expect(abs(found / tera - 1) < 0.03) }
     }
 
-    @Test("a part is measured alone", arguments: [BenchStage.text, .transformer, .decode, .load])
+    @Test("a stage is measured alone", arguments: [BenchStage.text, .transformer, .decode, .load])
     func parts(part: BenchStage) throws {
         let model = try random("nano")
         let names = try table(model, request(model), part).records
@@ -219,7 +220,7 @@ private func random(_ name: String) throws -> BenchModel {
         #expect(names == expected[part])
     }
 
-    @Test("what is timed on a device are the operations of the run, and each step is counted")
+    @Test("the timed operations are those of the run, and each step is counted")
     func device() throws {
         let model = try random("nano")
         var request = Request(
@@ -264,7 +265,7 @@ private func random(_ name: String) throws -> BenchModel {
         #expect(throws: BenchError.self) { try check(.stored, .all, present: 24 << 30) }
     }
 
-    @Test("more tokens than the text has rows are refused")
+    @Test("more tokens than the model takes are refused")
     func tokens() throws {
         let model = try random("nano")
         #expect(throws: BenchError.tokens(513, most: 512)) {

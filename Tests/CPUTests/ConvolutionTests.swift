@@ -1,4 +1,4 @@
-/// Causal convolutions of every geometry that the autoencoder has, and of some it has not.
+/// Causal convolutions of every geometry that the autoencoder has, and of some that it lacks.
 
 import CPU
 import Glibc

@@ -73,15 +73,15 @@ import Testing
     }
 
     @Test func zerosQuantizeToZeros() {
-        for format in [ActivationFormat.int8Blocks, .fp8Rows] {
+        for format in [LinearFormat.int8Blocks, .fp8Rows] {
             let x = device.quantize(
                 Tensor([Float](repeating: 0, count: 300), [2, 150]), to: format)
             #expect(x.floats().allSatisfy { $0 == 0 })
         }
     }
 
-    @Test(arguments: [ActivationFormat.int8Blocks, .fp8Rows], [DType.f32, .bf16])
-    func eightBitLayersStayNearTheirDenseOnes(_ format: ActivationFormat, _ dtype: DType) {
+    @Test(arguments: [LinearFormat.int8Blocks, .fp8Rows], [DType.f32, .bf16])
+    func eightBitLayersStayNearTheirDenseOnes(_ format: LinearFormat, _ dtype: DType) {
         var random = Random(4)
         let x = random.tensor([200, 384], dtype)
         let dense = random.tensor([136, 384], dtype)

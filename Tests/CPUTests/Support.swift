@@ -117,7 +117,7 @@ struct Fixture {
         return description.tolerance[key!]!
     }
 
-    /// What is wrong with `values` as the tensor `name`; nil where they agree.
+    /// How `values` differ from the tensor `name`; nil if they agree.
     func difference(_ values: [Float], _ name: String) -> String? {
         let expected = self[name].floats()
         let tolerance = tolerance(name)

@@ -21,7 +21,7 @@ import Testing
         let weight = random.tensor([150, 200])
         let vector = random.tensor([200])
         expectSameBits("linear") { device in
-            [ActivationFormat.plain, .int8Blocks, .fp8Rows].map {
+            [LinearFormat.plain, .int8Blocks, .fp8Rows].map {
                 let weight = device.place(weight, quantizedTo: $0, in: nil)
                 return device.linear(x, weight, bias: nil, activation: .silu)
             }

@@ -1,4 +1,4 @@
-// What is opened and executed: nothing from places that others can change.
+// Which libraries are opened: none from places that other users can change.
 
 import Glibc
 import Ground
@@ -34,7 +34,7 @@ import Testing
             chmod(folder, 0o777)
             #expect {
                 try SharedLibrary.open([name], in: [], wellKnown: [folder])
-            } throws: { "\($0)".contains("others can change \(folder)") }
+            } throws: { "\($0)".contains("other users can change \(folder)") }
             // Who names a folder is free to.
             let named = try SharedLibrary.open([name], in: [folder], wellKnown: [])
             #expect(named.path == "\(folder)/\(name)")
@@ -46,7 +46,7 @@ import Testing
             chmod(folder, 0o777)
             #expect {
                 try KernelSource(pack: "\(folder)/\(name)", cache: nil)
-            } throws: { "\($0)".contains("others can change \(folder)") }
+            } throws: { "\($0)".contains("other users can change \(folder)") }
             chmod(folder, 0o755)
             #expect {
                 try KernelSource(pack: "\(folder)/\(name)", cache: nil)

@@ -29,6 +29,18 @@ struct MatmulPlanTests {
         #expect(plan(.bf16, 64, 4096, 4096) == .hopper(height: 1, width: 64, cluster: 1))
     }
 
+    @Test func `residuals come through the ring where that hides them`() {
+        func stages(_ element: LinearProblem.Element, _ inputs: Int, adds: Bool = true) -> Bool {
+            LinearProblem(
+                element: element, output: .bf16, adds: adds, rows: 32760, outputs: 1536,
+                inputs: inputs
+            ).stagesResidual
+        }
+        #expect(stages(.i8, 1536) && stages(.i8, 5120) && !stages(.i8, 8960))
+        #expect(stages(.bf16, 1536) && !stages(.bf16, 5120))
+        #expect(!stages(.i8, 1536, adds: false))
+    }
+
     @Test func `what the copy engine cannot address goes to mma`() {
         #expect(plan(.bf16, 512, 4097 * 2, 4096) == .mma(rows: 256))
         #expect(plan(.bf16, 512, 4096, 4100) == .mma(rows: 128))

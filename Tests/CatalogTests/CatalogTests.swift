@@ -32,7 +32,7 @@ final class Folder {
 @Suite struct PublishedModelTests {
     let catalog = Catalog.published
 
-    @Test("names are found in any case, others are refused with those that are known")
+    @Test("names are found in any case; unknown ones are refused with a list of known ones")
     func names() throws {
         #expect(
             catalog.names == [
@@ -49,7 +49,7 @@ final class Folder {
     }
 
     @Test(
-        "without a name, the first model that is made of such files",
+        "without a name, the first model that fits the given files",
         arguments: [
             (ModelChoice(conditioning: Family.Conditioning.none), "nano"),
             (ModelChoice(conditioning: Family.Conditioning.none, files: [.vae: "v.pth"]), "nano"),
@@ -91,7 +91,7 @@ final class Folder {
     }
 
     @Test(
-        "single files: those that are named, then those that exist; a tokenizer beside its text encoder"
+        "single files: named ones first, then existing ones; a tokenizer beside its text encoder"
     )
     func singleFiles() throws {
         let folder = try Folder()
@@ -129,7 +129,7 @@ final class Folder {
         }
     }
 
-    @Test("a family is one entry")
+    @Test("a family is added by one entry")
     func ownEntry() throws {
         let family = Family(name: "tiny", geometry: LatentGeometry(channels: 4, patch: 1))
         let tiny = Catalog.Entry(
@@ -146,7 +146,7 @@ final class Folder {
 }
 
 @Suite struct FolderTests {
-    @Test("files that are named take the place of the folder's, with and without a picture")
+    @Test("named files replace the folder's, with and without a picture")
     func ownFiles() throws {
         let folder = try Folder()
         folder.write(
@@ -167,7 +167,7 @@ final class Folder {
         }
     }
 
-    @Test("a model is found below a place by its name")
+    @Test("a model is found in a Models folder by its name")
     func places() throws {
         let folder = try Folder()
         folder.write("Models/mine/config.json", "{}")
@@ -233,7 +233,7 @@ final class Folder {
         }
     }
 
-    @Test("a file that is no JSON, or of other types, is one line")
+    @Test("a file that is not JSON, or has values of other types, gives a one-line error")
     func unreadable() throws {
         let folder = try Folder()
         for text in ["", "[", #"{"width": "wide"}"#, #"{"text_len": 1.5}"#] {

@@ -118,7 +118,7 @@ struct AdapterTests {
                 + more.map { ("\(module).\($0.0)", $0.1) }, metadata: metadata)
     }
 
-    @Test("only what an adapter names is changed, whatever lies beside it")
+    @Test("only what an adapter names is changed, whatever other tensors there are")
     func otherLeaves() throws {
         let found = try change(Self.pair())
         let expected = try Self.weight() + Numbers(Self.up) * Numbers(Self.down)
@@ -239,7 +239,7 @@ struct AdapterTests {
         }
     }
 
-    @Test("whole tensors are added or put in place")
+    @Test("full tensors are added or replace the model's")
     func whole() throws {
         let other = Self.random([24, 16], 14)
         for prefix in ["", "base_model.model."] {
@@ -267,10 +267,10 @@ struct AdapterTests {
                 == ["blocks.0.norm3.weight", "\(Self.module).bias"])
     }
 
-    @Test("changes that are not understood are refused and named")
+    @Test("unsupported changes are refused and named")
     func refused() throws {
         for (parts, word) in [
-            (["oft_blocks"], "OFT"), (["lora_up.weight"], "not complete"),
+            (["oft_blocks"], "OFT"), (["lora_up.weight"], "incomplete change"),
             (["hada_w1_a", "hada_w1_b"], "LoHa"), (["lokr_w1"], "LoKr"),
             (["dora_scale"], "missing"),
             (["lora_up.weight", "lora_down.weight", "lora_mid.weight"], "LoCon"),
@@ -301,10 +301,10 @@ struct AdapterTests {
         let result = try adapted(Self.base, by: [LoRA(lora)])
         #expect(result.changed == ["\(Self.module).weight"])
         #expect(result.unmatched.count == 2)
-        #expect(result.unmatched.allSatisfy { $0.contains("for 16 channels, here are 36") })
+        #expect(result.unmatched.allSatisfy { $0.contains("for 16 channels, the model has 36") })
     }
 
-    @Test("the model keeps its names and shapes, whosever they are")
+    @Test("the model keeps its names and shapes, whichever program's they are")
     func names() throws {
         var random = SplitMix64(seed: 41)
         let base = MemoryCheckpoint([
@@ -322,7 +322,7 @@ struct AdapterTests {
         }
     }
 
-    @Test("infinities are not laundered")
+    @Test("infinities in an adapter are not hidden by merging")
     func infinities() throws {
         let small = MemoryCheckpoint([("\(Self.module).weight", Tensor.zeros([24, 16], .f16))])
         for (value, path) in [(Float.nan, "lora"), (70_000, "base")] {

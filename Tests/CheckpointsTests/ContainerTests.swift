@@ -100,7 +100,7 @@ struct ContainerTests {
         }
     }
 
-    @Test("a header as long as the magic of another format is no other format")
+    @Test("a header whose length looks like another format's magic is still safetensors")
     func ambiguousLengths() throws {
         let folder = try TemporaryFolder()
         // 0x0280 starts like a pickle, 0x4B50 like a zip archive.
@@ -140,7 +140,7 @@ struct ShardTests {
         return length + header + [UInt8](repeating: 0, count: names.count * 4)
     }
 
-    @Test("an index, its folder, and what is wrong with others")
+    @Test("an index and its folder are opened, faulty ones are refused")
     func shards() throws {
         let folder = try TemporaryFolder()
         _ = try folder.file("m-1.safetensors", safetensors(["a", "b"]))
@@ -174,7 +174,7 @@ struct ShardTests {
         #expect(throws: CheckpointError.self) { try openCheckpoint(folder.path) }
     }
 
-    @Test("a name keeps its prefix where the short name is taken")
+    @Test("a name keeps its prefix if the short name is taken")
     func prefixes() throws {
         let folder = try TemporaryFolder()
         let path = try folder.file(

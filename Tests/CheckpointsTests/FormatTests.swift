@@ -69,7 +69,7 @@ struct GGUFTests {
         #expect(narrow.dtype == .bf16 && narrow.floats() == values.map(\.roundedToBFloat16))
     }
 
-    @Test("plain types, facts, folded shapes, types that are not read")
+    @Test("plain types, metadata, folded shapes, unsupported types")
     func plain() throws {
         let folder = try TemporaryFolder()
         func text(_ text: String) -> [UInt8] {
@@ -201,7 +201,7 @@ struct DistributedTests {
         #expect(try openCheckpoint(outer.path).names.count == 4)
     }
 
-    @Test("gaps, overlaps, files that are not there, bytes that changed")
+    @Test("gaps, overlaps, missing files, changed bytes")
     func damaged() throws {
         let whole = Self.numbers
         let cases: [[(start: [Int], shape: [Int], [Float], file: String)]] = [
@@ -231,7 +231,7 @@ struct DistributedTests {
     }
 }
 
-@Suite("Names and files as people have them")
+@Suite("Names and files as found in practice")
 struct FoundFileTests {
     @Test("wrappers at any depth")
     func wrappers() throws {
@@ -255,7 +255,7 @@ struct FoundFileTests {
         } throws: { "\($0)".contains("'net.a' and 'module.a'") }
     }
 
-    @Test("averages are preferred to what they are averages of, and told")
+    @Test("averages are preferred to the weights they average, with a note")
     func averages() throws {
         let folder = try TemporaryFolder()
         let both = try folder.file(
@@ -293,7 +293,7 @@ struct FoundFileTests {
         }
     }
 
-    @Test("files that are numbered, indices of variants, .bin")
+    @Test("numbered files, indices of variants, .bin")
     func shards() throws {
         let folder = try TemporaryFolder()
         func put(_ number: Int, _ names: [String]) throws {
@@ -325,7 +325,7 @@ struct FoundFileTests {
         #expect(try openCheckpoint(bin.path).tensor("a")?.floats() == [4])
     }
 
-    @Test("what lies in the place of a model is called what it is")
+    @Test("files found in place of a model are called what they are")
     func strangers() throws {
         let folder = try TemporaryFolder()
         for (content, word) in [
@@ -347,7 +347,7 @@ struct FoundFileTests {
         }
     }
 
-    @Test("one strange element type beside good ones")
+    @Test("an unsupported element type beside supported ones")
     func foreignTypes() throws {
         let folder = try TemporaryFolder()
         let path = try folder.file(
@@ -386,7 +386,7 @@ struct FoundFileTests {
         } throws: { "\($0)".contains("'blocks.0.ffn.0.weight' holds F8_E8M0") }
     }
 
-    @Test("bytes that changed in an archive are told")
+    @Test("changed bytes in an archive are reported")
     func checksums() throws {
         let folder = try TemporaryFolder()
         let large = [Float](repeating: 1, count: 1 << 19)
@@ -411,7 +411,7 @@ struct FoundFileTests {
         #expect(folder.contents == ["x.pth"])
     }
 
-    @Test("a part of a file that holds a whole pipeline")
+    @Test("a model inside a file that holds a whole pipeline")
     func wholePipeline() throws {
         let text = UMT5Architecture(
             vocabulary: 8, dim: 4, attentionDim: 4, feedForward: 6, heads: 2, layers: 1)
@@ -439,7 +439,7 @@ struct BoundTests {
         #expect(peakMemory() - before < 300 << 20)
     }
 
-    @Test("names of any length, and what is made of them")
+    @Test("names of any length do not take much memory")
     func longNames() throws {
         let folder = try TemporaryFolder()
         for name in [
@@ -527,7 +527,7 @@ struct BoundTests {
 
 @Suite("Differences")
 struct DifferenceTests {
-    @Test("equal is said only of what was compared")
+    @Test("only tensors that were compared are called equal")
     func differences() throws {
         func integers(_ values: [Int64]) -> Tensor {
             let tensor = Tensor.host([values.count], .i64)
@@ -560,7 +560,7 @@ struct DifferenceTests {
         #expect(try CheckpointDifference(a, a).isEmpty)
     }
 
-    @Test("tensors that are not read are not called equal")
+    @Test("tensors of unsupported types are not called equal")
     func foreign() throws {
         let folder = try TemporaryFolder()
         let path = try folder.file(

@@ -195,7 +195,7 @@ struct FuzzTests {
         read((try? adapted(base, by: [LoRA(file)]))?.checkpoint)
     }
 
-    @Test("every file is read or refused, in bounded time")
+    @Test("every mutated file is read or refused in bounded time")
     func mutations() throws {
         let corpus = try Self.corpus()
         let folder = try TemporaryFolder()

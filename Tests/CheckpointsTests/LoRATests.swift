@@ -137,8 +137,9 @@ struct LoRATests {
     }
 
     @Test(
-        "quantised layers are changed and quantised again", arguments: [LinearStorage.int8, .fp8])
-    func quantizedBase(format: LinearStorage) throws {
+        "quantised layers are changed and quantised again",
+        arguments: [LinearFormat.int8Blocks, .fp8Rows])
+    func quantizedBase(format: LinearFormat) throws {
         let base = randomTransformer(Self.model)
         let lora = MemoryCheckpoint(
             Self.layers().flatMap {
@@ -152,7 +153,7 @@ struct LoRATests {
             let codes = try #require(try result.tensor("\(layer.name).\(format.rawValue)_weight"))
             let scale = try #require(try result.tensor(layer.name + ".scale"))
             let found =
-                format == .int8
+                format == .int8Blocks
                 ? Int8Blocks.dequantize(codes, scale: scale)
                 : FP8Rows.dequantize(codes, scale: scale)
             let expected = try #require(try plain.tensor(layer.name + ".weight"))

@@ -1,4 +1,4 @@
-// What a header tells is told before any work: parts that are missing, too much, of another family.
+// Problems that a header reveals are reported before any work: missing parts, foreign parts, another family.
 
 import Checkpoints
 import Ground
@@ -38,7 +38,7 @@ struct ModelFileTests {
         }
     }
 
-    @Test("a whole model is opened, and what it has no use for is told")
+    @Test("a complete model is opened, and its unused tensors are reported")
     func whole() throws {
         #expect(try Self.open().unused.isEmpty)
         let file = try Self.open(
@@ -52,7 +52,7 @@ struct ModelFileTests {
             ("vace_blocks.0.self_attn.q.weight", "VACE"), ("vace_patch_embedding.weight", "VACE"),
             ("blocks.1.self_attn.to_gate_compress.weight", "VSA"), ("ref_conv.weight", "reference"),
             ("blocks.0.cross_attn.k_img.weight", "CLIP"), ("audio_proj.proj1.weight", "sound"),
-            ("blocks.0.unheard_of.weight", "not known"), ("fps_embedding.weight", "SkyReels"),
+            ("blocks.0.unheard_of.weight", "unknown"), ("fps_embedding.weight", "SkyReels"),
             ("blocks.0.self_attn.q.lora_A.weight", "merged"),
         ] {
             let text = Self.refusal { _ = try Self.open(Self.net, [(name, [128, 128], .bf16)]) }
@@ -127,7 +127,7 @@ struct ModelFileTests {
         #expect(text.contains("'blocks.1.self_attn.q' is stored as int8"), "\(text)")
     }
 
-    @Test("another kind of file is named")
+    @Test("a file of another kind is refused by its kind")
     func wrongKind() {
         let text = Self.refusal {
             _ = try modelFile(Outline(Self.infos(Self.text.tensors())), .wanVAE)
@@ -136,10 +136,10 @@ struct ModelFileTests {
         let strange = Self.refusal {
             _ = try modelFile(Outline([TensorInfo(name: "a", shape: [1], dtype: .f32)]), .wanVAE)
         }
-        #expect(strange.contains("no model that is known here"))
+        #expect(strange.contains("no known model"))
     }
 
-    @Test("the cursor tells what nobody asked for, and refuses what would change the model")
+    @Test("the cursor reports unused tensors, and refuses those that would change the model")
     func cursor() throws {
         func weights(_ extra: [(String, [Int], DType)]) -> Weights {
             let infos =

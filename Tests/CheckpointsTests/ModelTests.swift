@@ -58,7 +58,7 @@ struct ModelTests {
             list.append((variant, title, counts[0], elements[0]))
             variant.hasSparseLinearAttention = true
             list.append((variant, title, counts[1], elements[1]))
-            variant.linears = .int8
+            variant.linears = .int8Blocks
             list.append((variant, title, counts[2], elements[2]))
         }
         return list
@@ -99,7 +99,7 @@ struct ModelTests {
         let student = CheckpointSummary(try openCheckpoint(folder + "student_sla_quant.pth"))
         var expected = WanTransformerArchitecture.nano
         expected.hasSparseLinearAttention = true
-        expected.linears = .int8
+        expected.linears = .int8Blocks
         #expect(student.model == .wanTransformer(expected))
         #expect(student.model?.title == "nano")
         let text = CheckpointSummary(try openCheckpoint(folder + "text_encoder.safetensors"))
@@ -111,7 +111,7 @@ struct ModelTests {
         }
     }
 
-    @Test("a width that the sparse branch tells")
+    @Test("the head width is detected from the sparse branch")
     func headWidth() {
         var model = WanTransformerArchitecture(
             dim: 192, layers: 3, feedForward: 320, heads: 3, inputChannels: 36, textDim: 48)
@@ -142,7 +142,7 @@ struct ModelTests {
         #expect(!summary.isComplete)
     }
 
-    @Test("models are known by other programs' names too")
+    @Test("models are recognised by other programs' names too")
     func foreignNames() throws {
         var conversion = Conversion()
         conversion.layout = .diffusers
@@ -158,7 +158,7 @@ struct ModelTests {
         }
     }
 
-    @Test("the image branch of Wan2.1 is told apart")
+    @Test("the image branch of Wan2.1 is recognised")
     func imageBranch() {
         let branch = TensorInfo(name: "img_emb.proj.1.weight", shape: [4, 4], dtype: .f16)
         let infos = WanTransformerArchitecture.wan22I2VA14B.tensors().map {

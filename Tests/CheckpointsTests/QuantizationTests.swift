@@ -86,7 +86,7 @@ struct QuantizationTests {
         }
     }
 
-    @Test("codes stay codes where this program has the form, and the layer may have it")
+    @Test("codes are kept if this program has the form and the layer may have it")
     func ownForms() throws {
         func names(_ tensors: [(String, Tensor)]) throws -> [String] {
             try inOriginalNames(MemoryCheckpoint(tensors)).names
@@ -186,11 +186,11 @@ struct QuantizationTests {
                         #"{"format_version": "1.0", "layers": {"model.diffusion_model.\#(layer)": \#(text)}}"#
                 ])
             #expect(try weight(header) == expected)
-            // What is plain is not said to be quantised any more.
+            // The metadata no longer says that plain matrices are quantised.
             let plain = try dequantized(header, to: .f32)
             #expect(plain.metadata.isEmpty)
             #expect(try weight(plain) == expected)
-            // Other names are no reason to quantise otherwise.
+            // Other names do not change the quantisation.
             var conversion = Conversion()
             conversion.layout = .diffusers
             let renamed = try converted(header, conversion)
@@ -212,7 +212,7 @@ struct QuantizationTests {
         }
     }
 
-    @Test("what is not read is refused and named")
+    @Test("unsupported formats are refused and named")
     func refused() throws {
         let (codes, _) = Self.codes(.f8e4m3)
         let layer = "blocks.0.self_attn.o"
@@ -268,7 +268,7 @@ struct QuantizationTests {
         }
     }
 
-    @Test("a NaN among codes is no number, and infinities are not made")
+    @Test("NaN codes are refused, and no infinities are created")
     func nonFinite() throws {
         let codes = Tensor.zeros([6, 8], .f8e4m3)
         codes.withMutable(UInt8.self) { $0[3] = 0x7F }

@@ -24,14 +24,14 @@ struct ToolTests {
     func quantizedModel() throws {
         let plain = try openCheckpoint(golden("weights/wan21_d128h64.safetensors"))
         let expected = try openCheckpoint(golden("weights/wan21q_d128h64_sla_quant.pth"))
-        let result = try quantized(plain, to: .int8)
+        let result = try quantized(plain, to: .int8Blocks)
         #expect(result.layers.count == 20 && result.skipped.isEmpty)
         for name in expected.names where !name.contains("proj_l") {
             #expect(result.checkpoint.info(name) == expected.info(name), "\(name)")
             let found = try #require(try result.checkpoint.tensor(name))
             #expect(try expected.tensor(name)?.bytes == found.bytes, "\(name)")
         }
-        #expect(throws: CheckpointError.self) { try quantized(expected, to: .int8) }
+        #expect(throws: CheckpointError.self) { try quantized(expected, to: .int8Blocks) }
     }
 
     @Test("fp8 rows stay within half a step of the format")
@@ -53,7 +53,7 @@ struct ToolTests {
     func quantizingEdges() throws {
         let model = WanTransformerArchitecture(
             dim: 128, layers: 2, feedForward: 200, heads: 2, textDim: 32)
-        let result = try quantized(randomTransformer(model), to: .int8)
+        let result = try quantized(randomTransformer(model), to: .int8Blocks)
         #expect(result.skipped == ["blocks.0.ffn.2", "blocks.1.ffn.2"])
         #expect(CheckpointSummary(result.checkpoint).isComplete)
         let tensors = model.tensors().map { expected -> (String, Tensor) in
@@ -65,13 +65,13 @@ struct ToolTests {
         let folder = try TemporaryFolder()
         #expect {
             try writeCheckpoint(
-                try quantized(MemoryCheckpoint(tensors), to: .int8).checkpoint,
+                try quantized(MemoryCheckpoint(tensors), to: .int8Blocks).checkpoint,
                 to: folder.path + "/x.safetensors")
         } throws: {
             "\($0)".contains("'blocks.1.ffn.0.weight' holds infinities or NaNs")
         }
         #expect(folder.contents.isEmpty)
-        // While loading, codes would hide what is no number.
+        // While loading, codes would hide numbers that are not finite.
         let weights = Weights(
             MemoryCheckpoint(tensors), on: NullBackend(), activations: .bf16,
             linearFormat: .int8Blocks)
@@ -90,10 +90,10 @@ struct ToolTests {
             })
         #expect(throws: CheckpointError.self) {
             try writeCheckpoint(
-                try quantized(norm, to: .int8).checkpoint, to: folder.path + "/x.safetensors")
+                try quantized(norm, to: .int8Blocks).checkpoint, to: folder.path + "/x.safetensors")
         }
         #expect(throws: CheckpointError.self) {
-            try quantized(Outline(UMT5Architecture.nano.tensors()), to: .int8)
+            try quantized(Outline(UMT5Architecture.nano.tensors()), to: .int8Blocks)
         }
     }
 
@@ -137,7 +137,7 @@ struct ToolTests {
 
     // MARK: Converting
 
-    @Test("names go to every layout and come back", arguments: KeyLayout.allCases)
+    @Test("names are converted to every layout and back", arguments: KeyLayout.allCases)
     func layouts(layout: KeyLayout) throws {
         var transformer = WanTransformerArchitecture(
             dim: 64, layers: 11, feedForward: 96, heads: 2, inputChannels: 36, textDim: 32)
@@ -232,7 +232,7 @@ struct ToolTests {
         #expect(throws: CheckpointError.self) {
             try converted(MemoryCheckpoint([("a", .zeros([1], .f32))]), conversion)
         }
-        let quantizedOnce = try quantized(randomTransformer(model), to: .int8).checkpoint
+        let quantizedOnce = try quantized(randomTransformer(model), to: .int8Blocks).checkpoint
         conversion.addsSparseLinear = false
         let kept = try converted(quantizedOnce, conversion)
         #expect(kept.info("blocks.0.ffn.0.int8_weight")?.dtype == .i8)

@@ -36,7 +36,7 @@ struct WeightsTests {
         #expect(weights.unread == ["a.wrong.scale", "patch.weight", "m"])
     }
 
-    @Test("plain layers are quantised on the way where that is wanted")
+    @Test("plain layers are quantised while loading on request")
     func quantizing() throws {
         let weights = Weights(
             Self.checkpoint(), on: NullBackend(), activations: .bf16, linearFormat: .int8Blocks)

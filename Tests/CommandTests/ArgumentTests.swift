@@ -50,7 +50,7 @@ let projectFolder = "/" + #filePath.split(separator: "/").dropLast(3).joined(sep
     }
 
     @Test(
-        "amounts that are none, or meant otherwise",
+        "amounts that are invalid, or probably a mistake",
         arguments: ["", "GiB", "-1GiB", "0", "16", "1023K", "1e40", "nan", "inf", "12XB"])
     func notBytes(text: String) {
         #expect(throws: ValidationError.self) { try ByteCount(text) }

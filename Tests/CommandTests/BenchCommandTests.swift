@@ -16,7 +16,7 @@ import Testing
         return try command.request(try command.benchModel())
     }
 
-    @Test("nothing said: the model's own video, linear layers in int8")
+    @Test("without options: the model's own size of video, linear layers in int8")
     func defaults() throws {
         let nano = try request()
         #expect((nano.width, nano.height, nano.frames) == (256, 144, 33))

@@ -67,19 +67,19 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
 }
 
 @Suite struct CommandTests {
-    @Test("a picture is made once, refused twice, replaced when asked")
+    @Test("a picture is made, then refused as it exists, then replaced on request")
     func files() async throws {
         let folder = try Folder()
         let path = folder / "p.png"
         #expect(await generate("a red ball", "--save_path", path).code == 0)
         let again = await generate("a red ball", "--save_path", path)
-        #expect(again.code == 1 && again.message.contains("\(path) exists already"))
+        #expect(again.code == 1 && again.message.contains("\(path) already exists"))
         #expect(again.message.contains("--force"))
         #expect(await generate("a red ball", "--save_path", path, "--force").code == 0)
         #expect(folder.files == ["p.png"])
     }
 
-    @Test("a video is made again, and again with another seed")
+    @Test("a video is repeated, and repeated with another seed")
     func repeating() async throws {
         let folder = try Folder()
         func picture(_ name: String) async throws -> [UInt8] {
@@ -104,7 +104,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
     }
 
     @Test(
-        "a picture's conditioning is kept, and stands for the picture; a video of it asks for its files"
+        "a stored conditioning replaces the picture; repeating its video asks for the files"
     )
     func pictures() async throws {
         let folder = try Folder()
@@ -159,7 +159,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(folder.files.isEmpty)
     }
 
-    @Test("errors are one line in the words of the command line, and nothing is left")
+    @Test("errors are one line in the terms of the command line, and no file is left")
     func refusals() async throws {
         let folder = try Folder()
         let output = folder / "v.mp4"
@@ -181,7 +181,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
             (["x", "--crf", "99", "--num_frames", "5"], "quality (crf) must be 0 to 51"),
             (["x", "--save_latents", folder / "l.pth"], "must end in .safetensors"),
             (["--latents", projectFolder + "/README.md"], "README.md"),
-            (["x", "--from", projectFolder + "/docs/nano.png"], "holds no request"),
+            (["x", "--from", projectFolder + "/docs/nano.png"], "contains no request"),
         ]
         for (arguments, words) in cases {
             do {
@@ -201,7 +201,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(picture.code == 1 && picture.message.contains("use 'turbodiffusion t2v'"))
     }
 
-    @Test("mistakes in the command line itself have another exit code")
+    @Test("mistakes in the command line itself have a different exit code")
     func usage() async {
         #expect(await run("t2v", "--nonsense").code == 64)
         #expect(await run("t2v", "x", "--memory_limit", "16").code == 64)
@@ -211,7 +211,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(await run("t2v", "--help").code == 0)
     }
 
-    @Test("every error has a code that stays")
+    @Test("every error has a stable code")
     func codes() {
         func code(_ error: any Error) -> String { UserError(error, takesPicture: false).code }
         #expect(code(RequestError.missing(.image, reason: "")) == "request.missing")

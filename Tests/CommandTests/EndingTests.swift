@@ -98,7 +98,7 @@ final class EndingTests {
     }
 
     @Test(
-        "ended while a video is encoded, it leaves nothing and no encoder, and says by what it ended",
+        "ended while a video is encoded, it leaves no file and no encoder, and ends by the signal",
         arguments: [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGKILL])
     func signals(number: Int32) async throws {
         try await withTaskExecutorPreference(OwnThreads()) {
@@ -120,7 +120,7 @@ final class EndingTests {
         }
     }
 
-    @Test("what its starter ignores it ignores too")
+    @Test("signals ignored by its parent stay ignored")
     func ignored() async throws {
         try await withTaskExecutorPreference(OwnThreads()) {
             let (child, _) = try await startEncoding(after: "trap '' HUP INT")
@@ -131,7 +131,7 @@ final class EndingTests {
         }
     }
 
-    @Test("without standard descriptors nothing that is printed gets into a file")
+    @Test("without standard descriptors, printed text does not end up in a file")
     func closedDescriptors() async throws {
         let child = try await start(video(frames: 5) + ["--json"], after: "exec <&- >&- 2>&-")
         _ = await child.remains
@@ -203,7 +203,7 @@ final class EndingTests {
         #expect(printed.contains { $0.contains("it ended the process: rmsNorm: these do not fit") })
     }
 
-    @Test("a mapped file that is made shorter ends it in one line")
+    @Test("a mapped file that shrinks ends it with one line")
     func shrunk() async throws {
         let path = folder.appending("in\n.safetensors")
         let size = 1 << 31

@@ -30,7 +30,7 @@ private func request(
 }
 
 @Suite struct RequestTests {
-    @Test("nothing but a prompt: the model's defaults")
+    @Test("only a prompt: the model's defaults")
     func defaults() throws {
         for model in ["nano", "Wan2.1-1.3B", "Wan2.1-14B", "Wan2.2-T2V-A14B"] {
             let family = try #require(Catalog.published.entry(named: model)).family
@@ -70,7 +70,7 @@ private func request(
         #expect(picture.boundary == 0.85 && picture.image == "p.jpg")
     }
 
-    @Test("undistilled models: steps, guidance and shift of their own")
+    @Test("undistilled models have their own steps, guidance and shift")
     func undistilled() throws {
         let plain = ["x", "--sampler", "wan-unipc", "--attention_type", "original"]
         #expect(
@@ -90,7 +90,7 @@ private func request(
             ).sampling == .flow(.init(.wanUniPC, steps: 50, shift: 4, guidance: 2)))
     }
 
-    @Test("sizes: names with an aspect ratio, or pixels as they are said")
+    @Test("sizes: names with an aspect ratio, or pixels taken as given")
     func sizes() throws {
         func size(_ arguments: [String], _ model: String = "Wan2.1-14B") throws -> [Int] {
             let request = try request(["x"] + arguments, model: model)
@@ -105,7 +105,7 @@ private func request(
         #expect(throws: MediaError.self) { try size(["--aspect-ratio", "2:1"]) }
     }
 
-    @Test("a repeated request with changes keeps what is not said")
+    @Test("a repeated request keeps what no option changes")
     func changes() throws {
         var base = Request(
             prompt: "a cat", width: 64, height: 48, frames: 9, seed: 3, samples: 2,
@@ -203,7 +203,7 @@ private func request(
         }
     }
 
-    @Test("what changes nothing is told")
+    @Test("options without effect are reported")
     func told() throws {
         #expect(try notes() == [])
         #expect(try notes("--shift", "3") == ["--shift"])

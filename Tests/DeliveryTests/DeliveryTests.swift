@@ -11,7 +11,7 @@ import Testing
 @testable import Delivery
 
 @Suite struct GridTests {
-    @Test("pictures row by row; places that are left are black in every format")
+    @Test("pictures row by row; unused places are black in every format")
     func joined() {
         // Three pictures of 2x1 in a grid of 2x2.
         let pictures: [[UInt8]] = [
@@ -55,7 +55,7 @@ import Testing
         return (outputs.files, report)
     }
 
-    @Test("samples and their grid, in a folder that is made; each file says which it is")
+    @Test("samples and their grid, in a new folder; each file says which sample it is")
     func samples() async throws {
         let folder = try Folder()
         let open = Mutex((now: 0, most: 0))
@@ -105,7 +105,7 @@ import Testing
         _ = try await deliver(tinyRequest(samples: 2), to: folder / "a.gif", first)
         var second = RunOptions()
         second.start.latents = folder / "l.safetensors"
-        // What is asked for has another size and another number.
+        // The request asks for another size and another number of frames.
         let (files, _) = try await deliver(tinyRequest(frames: 33), to: folder / "b.gif", second)
         #expect(files == [folder / "b_0.gif", folder / "b_1.gif", folder / "b.gif"])
         for name in ["", "_0", "_1"] {

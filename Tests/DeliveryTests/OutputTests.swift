@@ -11,7 +11,7 @@ import Testing
 
 @Suite struct OutputNameTests {
     @Test(
-        "samples are numbered in front of the ending, whatever the folders are called",
+        "samples are numbered before the extension, whatever the folders are called",
         arguments: [
             ("v.mp4", "v_2.mp4"), ("res.v2/v.mp4", "res.v2/v_2.mp4"), ("./v.webm", "./v_2.webm"),
             ("frames/%04d.png", "frames/s2_%04d.png"), ("%d.png", "s2_%d.png"),
@@ -34,7 +34,7 @@ import Testing
         #expect(try files(2) == [folder / "v_0.mp4", folder / "v_1.mp4", folder / "v.mp4"])
     }
 
-    @Test("files that are there are refused, replaced, or the new ones numbered")
+    @Test("existing files are refused or replaced, or new ones are numbered")
     func existing() throws {
         let folder = try Folder()
         let one = try Run(tinyRequest(), nano())
@@ -162,7 +162,7 @@ import Testing
         }
     }
 
-    @Test("saved products: an ending that lies, a file that is there, one name twice")
+    @Test("saved results: a wrong ending, an existing file, one name twice")
     func saved() async throws {
         let folder = try Folder()
         try await check(folder, "v.mp4", save: .init(text: folder / "t.safetensors"))

@@ -66,7 +66,7 @@ import Testing
             Run(request, models, options), of: models, program: "turbodiffusion 1", crf: 20)
     }
 
-    @Test("what is written is what is read; no path of this machine is in it")
+    @Test("what is written is read back; it contains no path of this machine")
     func roundTrip() throws {
         let first = try stored()
         let again = try StoredRun(json: first.json, path: "v.mp4")
@@ -104,7 +104,7 @@ import Testing
         }
     }
 
-    @Test("latents and embeddings are asked for, unless what they stand for has changed")
+    @Test("latents and embeddings must be given, unless what they replace has changed")
     func inputs() throws {
         let folder = try Folder()
         var run = try stored()
@@ -123,7 +123,7 @@ import Testing
         try run.checkInputs(of: request, .init(latents: "l"))
     }
 
-    @Test("pictures and LoRAs must be those of before")
+    @Test("pictures and LoRAs must be the same as before")
     func pictures() throws {
         let folder = try Folder()
         var run = try stored()
@@ -202,7 +202,7 @@ import Testing
         }
     }
 
-    @Test("a sampler that is not known")
+    @Test("an unknown sampler is refused")
     func sampler() throws {
         let parts = try text().split(
             separator: #""sampler":"rcm""#, omittingEmptySubsequences: false)

@@ -1,4 +1,4 @@
-// Names of devices, and what is said where there is no GPU or too little memory.
+// Names of devices, and the messages if there is no GPU or too little memory.
 
 import CPU
 import CUDA

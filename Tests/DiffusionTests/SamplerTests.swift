@@ -56,7 +56,7 @@ struct SamplerTests {
         #expect(abs(exact.steps[0].timestep - 1000 * 80.0 / 81) < 1e-9)
     }
 
-    @Test("settings that make no schedule are refused with a reason")
+    @Test("settings that give no valid schedule are refused with a reason")
     func refusals() {
         #expect(throws: SamplerError.self) { try RCMSampler(count: 5, sigmaMax: 80) }
         #expect(throws: SamplerError.self) { try RCMSampler(count: 0, sigmaMax: 80) }

@@ -1,4 +1,4 @@
-// Damaged tokenizer files: refused or used, and what is used gives ids of its vocabulary in little time.
+// Damaged tokenizer files are refused, or give ids of their vocabulary in little time.
 
 import FoundationEssentials
 import Testing

@@ -19,7 +19,7 @@ import Testing
         try PendingFile.write([1], to: file, overwrite: false)
         symlink("a/b", folder.appending("link").string)
         let linked = folder.appending("link/file")
-        // /tmp is writable by all, but nobody can replace what is another's there.
+        // Everybody can write to /tmp, but nobody can replace other users' files there.
         #expect(file.changeableByOthers == nil && linked.changeableByOthers == nil)
         chmod(a.string, 0o777)
         #expect(file.changeableByOthers == a && linked.changeableByOthers == a)

@@ -34,7 +34,7 @@ import Testing
         }
     }
 
-    @Test("texts with their lengths do not run together")
+    @Test("texts are hashed with their lengths, so that they do not run together")
     func framed() {
         func hash(_ texts: String...) -> String {
             var hash = SHA256()
@@ -132,6 +132,12 @@ import Testing
     @Test func timesAndSizes() {
         #expect(describe(seconds: 0.0432) == "43.2 ms" && describe(seconds: 0.0996) == "0.10 s")
         #expect(describe(seconds: 75.123) == "75.12 s")
+        let said = [
+            (0, "0 s"), (0.42, "0.4 s"), (4.4, "4 s"), (61, "61 s"), (100, "1 min 40 s"),
+            (540, "9 min"), (1500, "25 min"), (33_048, "9.2 h"), (90_000, "25 h"),
+            (1e6, "12 days"), (.infinity, "for ever"), (-1, "0 s"),
+        ]
+        for (seconds, text) in said { #expect(about(seconds: seconds) == text) }
         #expect(describe(bytes: 0) == "0.0 KiB" && describe(bytes: 3 << 19) == "1.5 MiB")
         #expect(describe(bytes: 5 << 30) == "5.00 GiB")
     }

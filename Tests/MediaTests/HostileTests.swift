@@ -28,7 +28,7 @@ struct HostileTests {
     }
 
     @Test(
-        "scripts, playlists and drawings are no pictures",
+        "scripts, playlists and drawings are not accepted as pictures",
         arguments: [
             "ffconcat version 1.0\nfile other.png\n",
             "#EXTM3U\n#EXTINF:1.0,\nother.png\n#EXT-X-ENDLIST\n",
@@ -76,7 +76,7 @@ struct HostileTests {
         }
     }
 
-    @Test("what a file or ffmpeg says reaches nobody's terminal as it is")
+    @Test("control characters from a file or ffmpeg do not reach the terminal")
     func controls() async throws {
         let scratch = Scratch()
         let script = "#!/bin/sh\nprintf 'a\\033[31mb\\rc\\007\\n\\302\\233d\\n' >&2; exit 1\n"
@@ -110,7 +110,7 @@ struct HostileTests {
         }
     }
 
-    @Test("a sequence is read whole, and only where it is one")
+    @Test("a sequence is read completely, and only if it is one")
     func sequence() async throws {
         let scratch = Scratch()
         for (number, blue) in [(7, 10), (8, 20), (10, 30)] as [(Int, UInt8)] {

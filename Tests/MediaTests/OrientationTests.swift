@@ -98,7 +98,7 @@ struct OrientationTests {
         try await check(bytes, "a.tiff", tolerance: 0.1)
     }
 
-    @Test("what is read of TIFF in any byte order")
+    @Test("TIFF's tags are read in either byte order")
     func tiffHeader() {
         for isLittle in [false, true] {
             let header = ImageHeader(exif(5, isLittle: isLittle, isLong: false))
@@ -145,7 +145,7 @@ struct OrientationTests {
         #expect(ImageHeader(heif([irot(1)], indices: [2, 9, 127]))?.orientation == 1)
     }
 
-    @Test("turns follow each other")
+    @Test("turns are combined")
     func composition() {
         let image = gradient(width: 5, height: 3)
         for first in 1...8 {

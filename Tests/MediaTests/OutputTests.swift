@@ -1,4 +1,4 @@
-// Names of outputs, and what is found out before any work.
+// Names of outputs, and the checks before any work.
 
 import CProcess
 import Glibc
@@ -39,7 +39,7 @@ struct OutputTests {
     }
 
     @Test(
-        "an FFmpeg that cannot do it is found out before",
+        "an FFmpeg that does not work is noticed beforehand",
         arguments: [
             ("cat >/dev/null", "it wrote nothing"), ("cat >/dev/null; exit 3", "exit code 3"),
             ("echo \"Unknown encoder 'libx264'\" >&2; exit 1", "no encoder libx264"),
@@ -55,7 +55,7 @@ struct OutputTests {
         #expect(scratch.names == ["ffmpeg"])
     }
 
-    @Test("a program that is none is named")
+    @Test("a program that cannot be run is named")
     func notAProgram() async throws {
         let scratch = Scratch()
         let path = scratch.write([0, 1, 2, 3], "ffmpeg")
@@ -76,7 +76,7 @@ struct OutputTests {
         #expect(scratch.names == [])
     }
 
-    @Test("what a format cannot hold is refused before")
+    @Test("what a format cannot hold is refused beforehand")
     func limits() async throws {
         let scratch = Scratch()
         for (bad, words) in [
@@ -125,7 +125,7 @@ struct OutputTests {
         #expect(String(decoding: output, as: UTF8.self) == "High,yuv420p\n")
     }
 
-    @Test("nothing is replaced unasked", arguments: ["v.mp4", "v.gif", "v.png"])
+    @Test("nothing is replaced without being asked to", arguments: ["v.mp4", "v.gif", "v.png"])
     func existing(name: String) async throws {
         let scratch = Scratch()
         let path = scratch.write(Array("precious".utf8), name)
@@ -164,7 +164,7 @@ struct OutputTests {
     }
 
     @Test(
-        "pictures get a new folder, refuse one that has some, and leave none of a longer sequence before"
+        "pictures get a new folder, are refused where some exist, and replace a longer sequence completely"
     )
     func sequences() async throws {
         let scratch = Scratch()
@@ -191,7 +191,7 @@ struct OutputTests {
             ])
     }
 
-    @Test("pictures that meet others meanwhile go into a folder beside theirs")
+    @Test("pictures go into a folder beside the wanted one if others have appeared there")
     func sequenceRace() async throws {
         let scratch = Scratch()
         let writer = try VideoWriter(options(scratch.path + "/new/%02d.png"))
@@ -214,7 +214,7 @@ struct ChildTests {
             "/bin/sh", ["-c", script], input: input, output: output, limits: limits)
     }
 
-    @Test("words, endings and streams")
+    @Test("messages, endings and streams")
     func endings() async throws {
         #expect(await (try shell("exit 7")).remains.ending == .exited(7))
         #expect(await (try shell("kill -TERM $$")).remains.ending == .signaled(SIGTERM))
@@ -240,7 +240,7 @@ struct ChildTests {
         #expect(ContinuousClock.now - start < .seconds(60))
     }
 
-    @Test("who waits for nothing is not counted as hanging")
+    @Test("a child that nobody waits for does not count as hanging")
     func patient() async throws {
         let child = try await shell("cat", input: .pipe, output: .pipe, limits: .init(idle: 3))
         try await Task.sleep(for: .seconds(6))
@@ -250,14 +250,14 @@ struct ChildTests {
         #expect(await child.remains.ending == .exited(0))
     }
 
-    @Test("more words than anybody wants take no memory")
+    @Test("endless messages take no memory")
     func manyWords() async throws {
         let child = try await shell("yes word | head -c 30000000 >&2; echo last >&2")
         let words = await child.remains.words
         #expect(words.summary.hasSuffix("last") && words.summary.utf8.count < 5000)
     }
 
-    @Test("a child ends with the thread that keeps it, and so with the process")
+    @Test("a child ends with the thread that watches it, and so with the process")
     func parentEnds() async throws {
         let process = await withCheckedContinuation {
             (started: CheckedContinuation<pid_t, Never>) in

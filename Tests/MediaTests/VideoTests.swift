@@ -126,7 +126,7 @@ struct VideoTests {
         #expect(scratch.read("a.mp4") == scratch.read("b.mp4"))
     }
 
-    @Test("cancelling, or letting go, leaves nothing behind")
+    @Test("cancelling a writer, or releasing it, leaves nothing behind")
     func cancelled() async throws {
         let scratch = Scratch()
         let writer = try VideoWriter(

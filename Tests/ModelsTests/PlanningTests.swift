@@ -30,11 +30,11 @@ import Testing
             visited: 468, cross: 32),
     ]
 
-    @Test("a step takes the arithmetic that the shapes say", arguments: cases)
+    @Test("the arithmetic of a step follows from the shapes", arguments: cases)
     func step(planned: Case) throws {
         var sizes = planned.sizes
         sizes.hasSparseLinearAttention = true
-        sizes.linears = .int8
+        sizes.linears = .int8Blocks
         let clock = ContinuousClock()
         let start = clock.now
         let device = NullBackend()
@@ -92,7 +92,7 @@ import Testing
     }
 
     @Test(
-        "the autoencoder takes the arithmetic that its shapes say",
+        "the arithmetic of the autoencoder follows from the shapes",
         arguments: [((60, 104), 274.0, 162.0, 5.0), ((90, 160), 633.0, 375.0, 11.0)])
     func autoencoder(
         size: (h: Int, w: Int), decodeTera: Double, encodeTera: Double, decodeGigabytes: Double
@@ -140,11 +140,11 @@ import Testing
         #expect(long <= short + 512)
     }
 
-    @Test("weights are grouped by block, and those for the text stand apart")
+    @Test("weights are grouped by block, and those for the text separately")
     func groups() throws {
         let device = NullBackend()
         var sizes = WanTransformerArchitecture.wan21T2V1B
-        sizes.linears = .int8
+        sizes.linears = .int8Blocks
         let net = try WanTransformer(
             Weights(
                 Outline(.wanTransformer(sizes), numbers: .bf16), on: device, activations: .bf16),
@@ -156,7 +156,7 @@ import Testing
         #expect(grouped > device.placedBytes / 2 && grouped < device.placedBytes)
     }
 
-    @Test("a wrong shape ends the run with the operation and both shapes")
+    @Test("a wrong shape ends the run with a message that names the operation and both shapes")
     func wrongShape() async {
         await #expect(processExitsWith: .failure) {
             let device = NullBackend()

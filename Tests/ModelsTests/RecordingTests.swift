@@ -40,7 +40,7 @@ private final class Recorder: ForwardingBackend {
         -> LinearWeight
     { noted(super.place(weight, as: dtype, in: group)) }
     override func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight { noted(super.place(weight, quantizedTo: format, in: group)) }
     override func place(
         convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
@@ -52,7 +52,7 @@ private final class Recorder: ForwardingBackend {
 }
 
 @Suite struct RecordingTests {
-    @Test("every value of a transformer comes from an operation or was placed")
+    @Test("every tensor of a transformer comes from an operation or was placed")
     func transformer() throws {
         let device = Recorder(NullBackend())
         var sizes = WanTransformerArchitecture.wan21T2V1B
@@ -72,7 +72,7 @@ private final class Recorder: ForwardingBackend {
         #expect(device.strangers == [])
     }
 
-    @Test("every value of the text encoder comes from an operation or was placed")
+    @Test("every tensor of the text encoder comes from an operation or was placed")
     func textEncoder() throws {
         let device = Recorder(NullBackend())
         let encoder = try UMT5(
@@ -81,7 +81,7 @@ private final class Recorder: ForwardingBackend {
         #expect(device.operations > 200 && device.strangers == [])
     }
 
-    @Test("every value of the autoencoder comes from an operation or was placed")
+    @Test("every tensor of the autoencoder comes from an operation or was placed")
     func autoencoder() throws {
         let device = Recorder(NullBackend())
         let weights = Weights(

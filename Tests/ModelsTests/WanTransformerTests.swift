@@ -48,7 +48,7 @@ import Testing
         }
     }
 
-    @Test("rows of padding count as often as they stand")
+    @Test("rows of padding count as often as they occur")
     func padding() throws {
         let golden = try #require(Self.dense.first { $0.name.contains("L16_txt512") })
         let device = CPUBackend()

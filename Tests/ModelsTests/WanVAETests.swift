@@ -44,7 +44,7 @@ import Testing
         }
     }
 
-    @Test("a picture and grey frames: what repeats is copied, and nothing differs")
+    @Test("a picture and grey frames: repeated chunks are copied, with the same result")
     func imageEncoding() throws {
         let golden = try #require(Self.encodings.first { $0.name.contains("1x48x64") })
         for activations in [DType.f32, .bf16] {

@@ -75,7 +75,7 @@ func withTemporaryFile<R>(_ text: String? = nil, _ body: (String) throws -> R) t
     }
 
     @Test(
-        "what is no list of captions is told",
+        "a file that is not a list of captions is refused",
         arguments: [
             "", "[]", "{}", "[{\"prompt\": \"x\"}]",
             "[" + entry.replacing("brown", with: "wet") + "]",

@@ -48,7 +48,7 @@ struct EngineTests {
         #expect(try await frames(of: other, models, on: sharing) != first)
     }
 
-    @Test("Runs begun at once on one engine, of different settings, each give their own frames")
+    @Test("Runs with different settings, started at once on one engine, each give their own frames")
     func together() async throws {
         let models = try nano()
         var other = tinyRequest("a blue sphere falls")
@@ -117,7 +117,7 @@ struct EngineTests {
         #expect(samples[0] != samples[1])
     }
 
-    @Test("Guidance asks about both prompts")
+    @Test("Guidance uses both prompts")
     func guidance() async throws {
         var request = tinyRequest()
         request.sampling = euler(steps: 2)
@@ -131,7 +131,9 @@ struct EngineTests {
         #expect(try await frames(of: request, models, on: engine) != guided)
     }
 
-    @Test("Of two experts each takes its steps, and the frames do not depend on which of them stay")
+    @Test(
+        "Each of two experts makes its steps, and the frames do not depend on which of them stay loaded"
+    )
     func experts() async throws {
         var models = try nano()
         var request = tinyRequest()
@@ -168,7 +170,7 @@ extension EngineTests {
         return request
     }
 
-    @Test("A run whose task is cancelled ends at once and says so, and so does one that is told to")
+    @Test("A run ends at once with an error if its task, or the run itself, is cancelled")
     func cancelling() async throws {
         let (engine, models, request) = (engine(), try nano(), long)
         let start = ContinuousClock.now
@@ -189,7 +191,7 @@ extension EngineTests {
         #expect(try await frames(of: tinyRequest(), models, on: engine).count == 9 * 64 * 64 * 3)
     }
 
-    @Test("Wherever a run is cancelled, nothing is written of what it had not finished")
+    @Test("Wherever a run is cancelled, nothing unfinished is written")
     func cancelledFiles() async throws {
         let folder = try TemporaryFolder()
         let (engine, models) = (engine(), try nano())
@@ -243,7 +245,7 @@ extension EngineTests {
         #expect(latents.info("latents")?.shape == [1, 16, 3, 8, 8])
     }
 
-    @Test("Latents and embeddings that cannot be meant are refused by what they are")
+    @Test("Latents and embeddings that do not fit are refused with what they are")
     func wrongFiles() throws {
         let folder = try TemporaryFolder()
         let models = try nano()
@@ -278,7 +280,7 @@ extension EngineTests {
 // MARK: - Plans
 
 extension EngineTests {
-    @Test("The plan is what the run then takes: the same work, and no more memory")
+    @Test("The plan predicts the run: the same work, and no more memory")
     func plan() async throws {
         // As long as the plan takes every prompt to be.
         let prompt = String(repeating: "a red ball falls on a green floor ", count: 100)
@@ -310,7 +312,7 @@ extension EngineTests {
         }
     }
 
-    @Test("What does not fit leaves, takes turns or streams; what cannot fit is refused")
+    @Test("Models that do not fit are released, take turns or stream; what cannot fit is refused")
     func fitting() throws {
         let plan = try Plan(try Run(tinyRequest(), try nano()))
         let transformer = plan.stages[1]
@@ -324,7 +326,7 @@ extension EngineTests {
         #expect(throws: RunError.self) { try plan.fitted(to: 1 << 20) }
     }
 
-    @Test("Two experts take the memory of both, or of one where they take turns")
+    @Test("Two experts take the memory of both, or of one if they take turns")
     func planOfExperts() throws {
         var models = try nano()
         var request = tinyRequest()

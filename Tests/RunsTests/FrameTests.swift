@@ -14,7 +14,7 @@ struct FrameTests {
         return options
     }
 
-    @Test("Frames for video are those for pictures in other numbers")
+    @Test("Frames in NV12 show the same pictures as frames in RGB")
     func formats() async throws {
         let (engine, models) = (engine(), try nano())
         let pictures = try await frames(of: tinyRequest(), models, on: engine)
@@ -92,7 +92,7 @@ struct FrameTests {
         }
     }
 
-    @Test("A device that works by itself is one chunk ahead, and the frames are the same")
+    @Test("An asynchronous device is one chunk ahead, and the frames are the same")
     func ahead() async throws {
         let models = try nano()
         let request = tinyRequest()

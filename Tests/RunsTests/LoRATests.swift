@@ -90,8 +90,8 @@ private struct SmallModels {
 struct LoRALoadingTests {
     @Test(
         "frames equal those of a checkpoint that was merged before",
-        arguments: [LinearStorage.plain, .int8, .fp8])
-    func equalToMerged(form: LinearStorage) async throws {
+        arguments: [LinearFormat.plain, .int8Blocks, .fp8Rows])
+    func equalToMerged(form: LinearFormat) async throws {
         let small = try SmallModels()
         var base = SmallModels.text
         if form != .plain {
@@ -151,7 +151,7 @@ struct LoRALoadingTests {
         #expect(step < late)
     }
 
-    @Test("a LoRA that fits nothing is refused before anything is loaded; strange keys are told")
+    @Test("a LoRA that fits nothing is refused before anything is loaded; unused keys are reported")
     func refusals() async throws {
         let small = try SmallModels()
         let models = small.models(SmallModels.text)

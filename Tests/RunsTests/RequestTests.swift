@@ -68,7 +68,7 @@ struct RequestTests {
         #expect(line(.wan22I2V) { $0.image = "a.png" } == nil)
     }
 
-    @Test("fields may be named as whoever asks names them")
+    @Test("callers can name the fields in messages")
     func naming() {
         let error = RequestError.unusable(.topK, found: "3", expected: "above 0 and at most 1")
         #expect(
@@ -172,7 +172,7 @@ struct WrongFileTests {
         }
     }
 
-    @Test("a number that is not finite is told with its tensor before anything is made of it")
+    @Test("a number that is not finite is reported with its tensor before it is used")
     func damaged() async throws {
         let folder = try TemporaryFolder()
         let damaged = folder.path + "/vae.safetensors"
@@ -191,7 +191,7 @@ struct WrongFileTests {
         }
     }
 
-    @Test("a picture that is not there is told by name")
+    @Test("a missing picture is reported by name")
     func picture() async throws {
         var models = try nano()
         models.family.conditioning = .firstFrame

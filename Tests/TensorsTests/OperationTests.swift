@@ -24,7 +24,7 @@ private final class Idle: ForwardingBackend {
     private let matrix = LinearWeight.dense(.zeros([8, 8], .f32))
     private let vector = Tensor.zeros([8], .f32)
 
-    @Test("3,000 operations of a step reach a machine in under 3 ms")
+    @Test("3,000 operations of a step reach a backend in under 3 ms")
     func dispatch() {
         let device = Idle(x)
         device.keeps = false
@@ -67,7 +67,7 @@ private final class Idle: ForwardingBackend {
         #expect(operation.activations.map(\.identity) == [other.identity, other.identity])
     }
 
-    @Test("views are known by their place and shape, and new memory is always another")
+    @Test("views are identified by place and shape, and new memory is always different")
     func identity() {
         let device = NullBackend()
         var seen = Set([x.identity])
@@ -86,7 +86,7 @@ private final class Idle: ForwardingBackend {
         let device = NullBackend()
         let x = Tensor.zeros([130, 256], .bf16)
         for (format, dtype, scaleBytes) in [
-            (ActivationFormat.int8Blocks, DType.i8, 4 * 2 * 2), (.fp8Rows, .f8e4m3, 4 * 130),
+            (LinearFormat.int8Blocks, DType.i8, 4 * 2 * 2), (.fp8Rows, .f8e4m3, 4 * 130),
         ] {
             let y = device.quantize(x, to: format)
             #expect(y.shape == x.shape && y.dtype == dtype && y.format == format)
@@ -96,7 +96,7 @@ private final class Idle: ForwardingBackend {
         #expect(device.total.bytes == 2 * 130 * 256 * 3 + 4 * 4 + 4 * 130)
     }
 
-    @Test("a wrong shape ends the run with the operation and its arguments")
+    @Test("a wrong shape ends the run with a message that names the operation and its arguments")
     func wrongShape() async throws {
         let result = try await #require(
             processExitsWith: .failure, observing: [\.standardErrorContent]

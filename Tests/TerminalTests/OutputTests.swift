@@ -30,6 +30,42 @@ private final class Capture {
     }
 }
 
+/// A terminal of a given width, seen from its other end.
+private final class PseudoTerminal {
+    private let inside: Int32
+    private let outside: Int32
+    let stream: TextStream
+
+    init(columns: Int) throws {
+        outside = open("/dev/ptmx", O_RDWR | O_NOCTTY)
+        // TIOCSPTLCK and TIOCGPTN, whose macros Swift does not read.
+        var (lock, number): (Int32, Int32) = (0, 0)
+        try #require(ioctl(outside, 0x4004_5431, &lock) == 0)
+        try #require(ioctl(outside, 0x8004_5430, &number) == 0)
+        inside = open("/dev/pts/\(number)", O_RDWR | O_NOCTTY)
+        try #require(inside >= 0)
+        stream = TextStream(inside)
+        resize(columns: columns)
+    }
+
+    deinit {
+        close(inside)
+        close(outside)
+    }
+
+    func resize(columns: Int) {
+        var size = winsize(ws_row: 24, ws_col: UInt16(columns), ws_xpixel: 0, ws_ypixel: 0)
+        _ = ioctl(outside, UInt(TIOCSWINSZ), &size)
+    }
+
+    /// What was written since the last time.
+    func text() -> String {
+        var piece = [UInt8](repeating: 0, count: 4096)
+        let count = read(outside, &piece, piece.count)
+        return String(decoding: piece.prefix(max(0, count)), as: UTF8.self)
+    }
+}
+
 @Suite struct TextStreamTests {
     @Test func allOfATextArrives() {
         let capture = Capture()
@@ -99,8 +135,8 @@ private final class Capture {
     @Test func aLineIsReplacedAndRemoved() {
         let capture = Capture()
         let line = MovingLine(on: capture.stream, isShown: true, pause: .zero)
-        line.show("one")
-        line.show("two")
+        line.show { _ in "one" }
+        line.show { _ in "two" }
         line.note("stays")
         line.end()
         #expect(capture.text() == "\r\u{1B}[Kone\r\u{1B}[Ktwo\r\u{1B}[Kstays\n")
@@ -109,24 +145,63 @@ private final class Capture {
     @Test func changesThatComeTooSoonAreLeftOut() {
         let capture = Capture()
         let line = MovingLine(on: capture.stream, isShown: true, pause: .seconds(60))
-        line.show("one")
-        line.show("two")
+        line.show { _ in "one" }
+        line.show { _ in "two" }
         #expect(capture.text() == "\r\u{1B}[Kone")
     }
 
     @Test func elsewhereOnlyNotesAreWritten() {
         let capture = Capture()
         let line = MovingLine(on: capture.stream)
-        line.show("moves")
+        line.show { _ in "moves" }
         line.note("stays")
         #expect(capture.text() == "stays\n")
     }
 
     @Test func barsShowTheShareAndTheTimeLeft() {
-        #expect(
-            FileProgress.text("writing", 0.25, elapsed: 10)
-                == "writing ███████░░░░░░░░░░░░░░░░░░░░░░░ 25 %, 30.00 s left")
-        #expect(
-            FileProgress.text("w", 2, elapsed: 1).hasPrefix("w ██████████████████████████████ 200"))
+        func bar(_ fraction: Double, _ left: Double? = 30, _ columns: Int = 79) -> String {
+            progressBar("step 2/4", fraction, secondsLeft: left, columns: columns)
+        }
+        #expect(bar(0.25) == "step 2/4 ███████░░░░░░░░░░░░░░░░░░░░░░░ 25 %, 30 s left")
+        #expect(bar(0, nil) == "step 2/4 ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░ 0 %")
+        #expect(bar(2, 0).hasSuffix("█ 100 %, 0 s left"))
+        #expect(bar(0.9999).contains(" 99 %") && bar(.nan).contains(" 0 %"))
+        #expect(bar(0.5, 30, 40) == "step 2/4 ███████░░░░░░░░ 50 %, 30 s left")
+        #expect(bar(0.5, 30, 26) == "step 2/4 50 %, 30 s left")
+        #expect(bar(0.5, 30, 20) == "50 %, 30 s left" && bar(0.5, 30, 8) == "50 %")
+        for columns in 5...100 { #expect(bar(0.5, 1e5, columns).count <= columns) }
+    }
+
+    @Test func aLineFitsTheTerminalAsItIsNow() throws {
+        let terminal = try PseudoTerminal(columns: 22)
+        let line = MovingLine(on: terminal.stream, isShown: true, pause: .zero)
+        let long = String(repeating: "x", count: 100)
+        line.show { _ in long }
+        #expect(terminal.text() == "\r\u{1B}[K" + String(repeating: "x", count: 21))
+        terminal.resize(columns: 10)
+        line.show { columns in "\(columns)" + long }
+        #expect(terminal.text() == "\r\u{1B}[K9" + String(repeating: "x", count: 8))
+        terminal.resize(columns: 0)
+        line.show { columns in "\(columns)" }
+        #expect(terminal.text() == "\r\u{1B}[K79")
+    }
+
+    /// Whether a terminal moves lines is said by its name. The only test that changes the environment.
+    @Test func editorsAndLogsGetPlainLines() throws {
+        let terminal = try PseudoTerminal(columns: 80)
+        let before = getenv("TERM").map { String(cString: $0) }
+        defer { if let before { setenv("TERM", before, 1) } else { unsetenv("TERM") } }
+        setenv("TERM", "xterm", 1)
+        #expect(terminal.stream.isTerminal && terminal.stream.movesLines)
+        for name in ["dumb", ""] {
+            setenv("TERM", name, 1)
+            #expect(!terminal.stream.movesLines)
+        }
+        unsetenv("TERM")
+        #expect(!terminal.stream.movesLines)
+        let line = MovingLine(on: terminal.stream)
+        line.show { _ in "moves" }
+        line.note("stays")
+        #expect(terminal.text() == "stays\r\n")
     }
 }

@@ -36,7 +36,7 @@ struct HostileTests {
         try TokenizerFile.read(bytes, path: "tokenizer.json")
     }
 
-    @Test("the tokenizer that the others are made from is read")
+    @Test("the undamaged tokenizer is read")
     func sound() throws {
         let file = try read(tokenizer(normalizers: [replace("a", "aaaa")]))
         #expect(file.pieces.count == 6)
@@ -51,12 +51,12 @@ struct HostileTests {
         #expect(throws: TokenizerError.self) { try read(tokenizer(unknown: id)) }
     }
 
-    @Test("an unknown token that is no piece", arguments: [6, 2_147_483_647, 1 << 40])
+    @Test("an unknown token that is not a piece", arguments: [6, 2_147_483_647, 1 << 40])
     func unknownID(id: Int) {
         #expect(throws: TokenizerError.self) { try read(tokenizer(unknown: id)) }
     }
 
-    @Test("normalizations that make texts long, or work without end")
+    @Test("normalizations that make texts too long or take too much time")
     func growth() {
         let spaces = String(repeating: "x", count: 600)
         for normalizers in [
@@ -79,7 +79,7 @@ struct HostileTests {
             .base64EncodedString()
     }
 
-    @Test("pieces and special tokens longer than any")
+    @Test("pieces and special tokens longer than any real one")
     func longPieces() {
         let long = String(repeating: "a", count: 513)
         #expect(throws: TokenizerError.self) { try read(tokenizer(pieces: [long])) }

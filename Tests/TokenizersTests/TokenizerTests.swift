@@ -91,7 +91,7 @@ struct TokenizerTests {
             long < 16 * short * 4 + 0.05, "16 times the text took \(long / short) times as long")
     }
 
-    @Test("files that are no tokenizers are refused with a reason")
+    @Test("files that are not tokenizers are refused with a reason")
     func refusals() {
         #expect(throws: TokenizerError.self) { try Tokenizer(path: "/nonexistent/spiece.model") }
         #expect(throws: TokenizerError.self) { try Tokenizer(path: #filePath) }

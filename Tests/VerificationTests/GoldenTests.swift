@@ -39,7 +39,7 @@ struct GoldenTests {
         }
     }
 
-    @Test("Arithmetic that a device has not is skipped, with a reason, and everything else checked")
+    @Test("Arithmetic that a device lacks is skipped, with a reason, and everything else checked")
     func missingArithmetic() throws {
         let device = Limited(CPUBackend())
         let table = OperationTable(seed: 7).run(subject: device, reference: CPUBackend())
@@ -50,12 +50,12 @@ struct GoldenTests {
         #expect(!skipped.isEmpty)
         #expect(skipped.allSatisfy { $0.name.contains("sm") || $0.name.contains("fp8Rows") })
         let notes = cases.flatMap(\.checks).compactMap(\.note)
-        #expect(notes.contains { $0.contains("has not the arithmetic") })
-        #expect(notes.contains { $0.contains("has not this arithmetic") })
+        #expect(notes.contains { $0.contains("does not support the arithmetic") })
+        #expect(notes.contains { $0.contains("does not support this arithmetic") })
     }
 
     @Test(
-        "An 8-bit code on a rounding boundary fails no machine that is right, and saves none that is wrong"
+        "An 8-bit code on a rounding boundary neither fails a device that is right nor saves one that is wrong"
     )
     func roundingBoundaries() throws {
         func results(on device: any Backend) throws -> [CaseResult] {
@@ -85,12 +85,12 @@ private final class Louder: ForwardingBackend {
     }
 }
 
-/// A card without SageAttention and without fp8, which refuses what it has not.
+/// A card without SageAttention and without fp8, which refuses what it lacks.
 private final class Limited: ForwardingBackend {
     override func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
         arithmetic == .exact || arithmetic == .bf16
     }
-    override func supports(_ format: ActivationFormat) -> Bool { format != .fp8Rows }
+    override func supports(_ format: LinearFormat) -> Bool { format != .fp8Rows }
 
     override func run(_ operation: Operation) -> [Tensor] {
         switch operation {

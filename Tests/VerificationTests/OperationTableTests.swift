@@ -20,7 +20,7 @@ struct OperationTableTests {
         }
     }
 
-    @Test("Every row has a name of its own, fits its operation, and gives it something to do")
+    @Test("Every row has a unique name, fits its operation, and gives it work to do")
     func rows() {
         var names: Set<String> = []
         for row in table.rows {
@@ -33,7 +33,7 @@ struct OperationTableTests {
         #expect(checked.subtracting(timed) == ["embedding", "concatenate", "layerNorm"])
     }
 
-    @Test("The work of an operation is what its shapes say")
+    @Test("The work of an operation follows from its shapes")
     func work() throws {
         let row = try #require(table.rows.first { $0.name == "linear bf16 none 32760x1536x1536" })
         let work = table.work(of: row)
@@ -42,7 +42,7 @@ struct OperationTableTests {
     }
 
     /// All that the CPU can compute whole in a moment.
-    @Test("A sample is what the whole result holds there")
+    @Test("A sample equals that part of the whole result")
     func samples() {
         let device = CPUBackend(engine: .definition)
         var sampled: Set<String> = []
@@ -72,7 +72,7 @@ struct OperationTableTests {
         #expect(sampled.contains("convolution"))
     }
 
-    @Test("Large tensors repeat a sequence that no row or tile divides")
+    @Test("Large tensors repeat a sequence whose length no row or tile divides")
     func largeInputs() {
         let device = CPUBackend()
         let whole = Operands(on: device, seed: 5, samples: true).normal([3000, 700], .bf16)
@@ -83,7 +83,7 @@ struct OperationTableTests {
         #expect(rows[0].floats() != rows[128].floats())
     }
 
-    @Test("A device that computes another thing fails, wherever it does")
+    @Test("A device that computes something else fails, wherever it does so")
     func faults() {
         let reference = CPUBackend(engine: .definition)
         let wrong = table.run(
@@ -105,7 +105,7 @@ struct OperationTableTests {
             wide.allSatisfy { $0.checks.contains { $0.name == "type" && $0.verdict == .failed } })
     }
 
-    @Test("Times come with the work that was done in them, and with what was compared")
+    @Test("Times come with the work done in them and with the elements compared")
     func times() throws {
         let results = table.run(
             .fast, subject: CPUBackend(), reference: CPUBackend(engine: .definition),
@@ -119,7 +119,7 @@ struct OperationTableTests {
         #expect(result.line.contains(" us, "))
     }
 
-    @Test("A launch is timed without what it takes to wait for the device")
+    @Test("The time of a launch does not include waiting for the device")
     func batches() throws {
         let device = CPUBackend()
         var launches = 0
@@ -132,7 +132,9 @@ struct OperationTableTests {
         #expect(seconds >= 20e-6)
     }
 
-    @Test("What became slower by more than 5 % is told; tables of other devices are refused")
+    @Test(
+        "Operations that became slower by more than 5 % are reported; tables of other devices are refused"
+    )
     func changes() throws {
         func table(_ device: String, _ times: [(String, Double)]) -> TimeTable {
             TimeTable(

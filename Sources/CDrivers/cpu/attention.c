@@ -3,17 +3,18 @@
 
 #if defined(__x86_64__)
 
-/// Keys in a block, queries in a tile, and blocks whose logits are kept before the softmax moves
-/// on.
+/// Keys in a block, queries in a tile, blocks in a group (whose logits are kept for one step of the softmax), and
+/// logits in a row of a group.
 enum { KEYS = 64, QUERIES = 6, GROUP = 8, ROW = GROUP * KEYS };
 
 size_t cpu_attention_scratch(size_t head_dim, size_t rows) {
     const size_t width = (head_dim + LANES - 1) / LANES * LANES;
-    // The sums of the rows, their maxima and denominators, and one tile's logits and weights.
+    // The sums of the rows, their maxima and denominators, and the logits and weights of one tile.
     return rows * (width + 2) + 2 * QUERIES * ROW;
 }
 
-/// Turns a tile's logits into weights in place. Returns the factor of each row's earlier sums.
+/// Turns the logits of a tile into weights, and updates each row's maximum and denominator. `factor`: set to the
+/// factor of each row's earlier sums.
 INLINE void soften(const struct cpu_attention_job *job, float *logits, uint16_t *weights,
                    size_t rows, size_t first_query, const int32_t *blocks, size_t count, float *top,
                    float *total, float *factor) {
@@ -82,7 +83,7 @@ TARGET void cpu_attention(const struct cpu_attention_job *job, const void *q, vo
         total[i] = 0;
     }
     const size_t tiles = (count + QUERIES - 1) / QUERIES;
-    // A group of keys and values stays in the cache while all queries pass over it.
+    // A group of keys and values stays in the cache while all queries are computed with it.
     for (size_t first = 0; first < block_count; first += GROUP) {
         const size_t in_group = block_count - first < GROUP ? block_count - first : GROUP;
         const int32_t *group = blocks + first;

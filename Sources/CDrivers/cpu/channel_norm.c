@@ -1,4 +1,4 @@
-// The norm of the video autoencoder.
+// The video autoencoder's norm over channels.
 #include "tile.h"
 
 #if defined(__x86_64__)

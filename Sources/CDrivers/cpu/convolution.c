@@ -1,13 +1,13 @@
-// Channels-last convolutions as products of tiles: the row of a kernel lies as contiguously in a
-// frame as in the packed weight, so a tile of pixels needs no copy of its input.
+// Convolutions of frames with channels last, as products of tiles. A row of the kernel is contiguous both in a frame
+// and in the packed weight, so a tile of pixels needs no copy of its input.
 #include "tile.h"
 
 #if defined(__x86_64__)
 
-/// Taps of the largest kernel.
+/// The number of taps of the largest kernel.
 enum { MAX_RUNS = 128 };
 
-/// One call's constants.
+/// What is constant during one call.
 struct context {
     const struct cpu_convolution_job *job;
     const void *const *frames;
@@ -16,26 +16,25 @@ struct context {
     struct panel panel;
     /// Bytes and words of a pixel.
     size_t pixel, words;
-    /// Extents that the kernel sees: doubled where `upsample` is set.
+    /// The size of the input, doubled if `upsample` is set.
     long height, width;
 };
 
 static long maximum(long a, long b) { return a > b ? a : b; }
 static long minimum(long a, long b) { return a < b ? a : b; }
 
-/// `count` pixels of the result from (y, x) in steps of (y_step, x_step), which all see the same
-/// taps of the kernel inside the frame. Upsampled, steps are even, so that all pixels have one
-/// phase.
+/// Computes `count` pixels of the result from (y, x) on, in steps of (y_step, x_step). For all of them the same taps of
+/// the kernel must lie inside the frame. With `upsample` the steps are even, so that all pixels have the same phase.
 TARGET static void strip(const struct context *ctx, long y, long y_step, long x, long x_step,
                          long count) {
     const struct cpu_convolution_job *job = ctx->job;
     const int up = job->upsample ? 1 : 0;
-    const long s = (long)job->stride, pad = (long)job->padding, row = (long)job->width;
+    const long s = (long)job->stride, row = (long)job->width;
     const long kh = (long)job->kernel_height, kw = (long)job->kernel_width;
-    const long top = y * s - pad, left = x * s - pad;
+    const long top = y * s - job->padding_top, left = x * s - job->padding_left;
     const long h0 = maximum(0, -top), h1 = minimum(kh, ctx->height - top);
     const long w0 = maximum(0, -left), w1 = minimum(kw, ctx->width - left);
-    // Upsampled, neighbouring taps may read the same pixel: each is a run of its own.
+    // With `upsample`, neighbouring taps may read the same pixel, so each is a run of its own.
     const long taps = up ? 1 : maximum(0, w1 - w0);
     const size_t tap_bytes = ctx->words * ctx->panel.vectors * LANES * 4;
     const char *weights = (const char *)job->packed + ctx->panel.offset;
@@ -76,7 +75,8 @@ TARGET void cpu_convolution(const struct cpu_convolution_job *job, const void *c
                             const void *residual, void *y, size_t first_row, size_t last_row,
                             size_t first_panel, size_t last_panel) {
     const size_t inner = job->kernel_time * job->kernel_height * job->kernel_width * job->inputs;
-    const long up = job->upsample ? 2 : 1, s = (long)job->stride, pad = (long)job->padding;
+    const long up = job->upsample ? 2 : 1, s = (long)job->stride;
+    const long pad_top = job->padding_top, pad_left = job->padding_left;
     struct context ctx = {
         .job = job,
         .frames = frames,
@@ -87,13 +87,13 @@ TARGET void cpu_convolution(const struct cpu_convolution_job *job, const void *c
         .height = (long)job->height * up,
         .width = (long)job->width * up,
     };
-    // Rows and columns of the result whose kernels lie inside the frame.
+    // The rows and columns of the result whose kernels lie entirely inside the frame.
     const long columns = (long)job->out_width, begin = (long)first_row, end = (long)last_row;
-    const long inner_left = minimum((pad + s - 1) / s, columns);
-    const long room_x = ctx.width + pad - (long)job->kernel_width;
+    const long inner_left = minimum((pad_left + s - 1) / s, columns);
+    const long room_x = ctx.width + pad_left - (long)job->kernel_width;
     const long inner_right = maximum(inner_left, minimum(room_x < 0 ? 0 : room_x / s + 1, columns));
-    const long room_y = ctx.height + pad - (long)job->kernel_height;
-    const long inner_top = minimum(maximum((pad + s - 1) / s, begin), end);
+    const long room_y = ctx.height + pad_top - (long)job->kernel_height;
+    const long inner_top = minimum(maximum((pad_top + s - 1) / s, begin), end);
     const long inner_bottom = maximum(inner_top, minimum(room_y < 0 ? 0 : room_y / s + 1, end));
 
     for (size_t index = first_panel; index < last_panel; index++) {

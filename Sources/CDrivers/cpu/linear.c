@@ -3,7 +3,7 @@
 
 #if defined(__x86_64__)
 
-/// Blocks of 128 products or segments of a row: rows of up to 65,536.
+/// The most blocks of 128 products, or segments, of a row: enough for rows of 65,536.
 enum { RUNS_AT_ONCE = 512 };
 
 TARGET void cpu_linear(const struct cpu_linear_job *job, size_t first_row, size_t last_row,

@@ -3,12 +3,12 @@
 
 #if defined(__x86_64__)
 
-/// Queries in a tile and keys in a block.
+/// Queries in a tile, keys in a block, and the widest head.
 enum { QUERIES = 6, KEYS = 64, WIDEST = CPU_LARGEST_LINEAR_HEAD };
 
 INLINE __m512 rounded(__m512 x, int bf16) { return bf16 ? round_bf16(x) : x; }
 
-/// Softmax of a row, rounded. y: f32 [dim up to a multiple of 16], zeros beyond
+/// The softmax of a row, rounded. y: f32 [dim rounded up to a multiple of 16], with zeros from dim on
 INLINE void softmax_row(const void *x, size_t dim, int bf16, float *y) {
     __m512 best = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
     for (size_t j = 0; j < dim; j += LANES) {

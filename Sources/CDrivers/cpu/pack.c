@@ -1,4 +1,4 @@
-// Packed matrices, and whether this processor can use them.
+// Packing and quantising matrices, and whether this processor can run the kernels.
 #include "tile.h"
 
 #include <string.h>
@@ -12,13 +12,13 @@ int cpu_kernels_available(void) {
            && __builtin_cpu_supports("fma");
 }
 
-/// Columns that are divided into panels independently: the panels of CPU_INT8 must not cross a
-/// scale block.
+/// Vectors of columns that are divided into panels independently, because a panel of CPU_INT8 must not cross a scale
+/// block.
 static size_t group_vectors(enum cpu_kind kind) {
     return kind == CPU_INT8 ? SCALE_BLOCK / LANES : ~(size_t)0;
 }
 
-/// Vectors of the first panel of so many: fours, and as many threes as leave nothing over.
+/// Vectors in the next panel if `vectors` remain: panels have four, or three until the rest can be divided by four.
 static size_t next_panel(size_t vectors) {
     if (vectors <= MAX_VECTORS) return vectors;
     return vectors % 4 == 0 ? 4 : 3;
@@ -48,7 +48,7 @@ size_t cpu_panel_count(enum cpu_kind kind, size_t columns) {
 }
 
 size_t cpu_panel_vector_bytes(enum cpu_kind kind, size_t inner) {
-    // CPU_INT8 keeps a vector of corrections before each block.
+    // CPU_INT8 has a vector of corrections before each block.
     const size_t corrections = kind == CPU_INT8 ? (inner + SCALE_BLOCK - 1) / SCALE_BLOCK : 0;
     return (word_count(kind, inner) + corrections) * LANES * 4;
 }
@@ -128,7 +128,7 @@ TARGET float cpu_quantize_block(const void *x, int bf16, size_t stride, size_t r
         for (size_t j = 0; j < columns; j += LANES) {
             const __mmask16 lanes = first_lanes(columns - j);
             const __m512 value = _mm512_mul_ps(load_lanes(x, i * stride + j, lanes, bf16), factor);
-            // The conversions round to the nearest even integer and saturate.
+            // The conversions round to nearest, ties to even, and saturate.
             _mm512_mask_cvtsepi32_storeu_epi8(codes + i * stride + j, lanes,
                                               _mm512_cvtps_epi32(value));
         }

@@ -1,9 +1,9 @@
-// The arithmetic limit of one core.
+// Measuring the arithmetic limit of one core.
 #include "tile.h"
 
 #if defined(__x86_64__)
 
-/// Two instructions start in each cycle and end some five later.
+/// Independent sums. Two instructions can start in each cycle and finish about five cycles later.
 enum { SUMS = 16 };
 
 #define REPEAT(type, start, step)                                                                  \

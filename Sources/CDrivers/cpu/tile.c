@@ -1,11 +1,11 @@
-// The tiles themselves, one function for each kind and size.
+// The tiles, one function for each kind and size.
 #include "tile.h"
 
 #if defined(__x86_64__)
 
 INLINE void tile(const enum cpu_kind kind, const int rows, const int vectors,
                  const struct run *runs, size_t count, size_t words, size_t stride, float *c) {
-    // Indices are known at compile time everywhere, so that these are registers.
+    // All indices are known at compile time, so that these arrays are registers.
     __m512 sums[MAX_TILE], w[MAX_VECTORS];
 #pragma unroll
     for (int i = 0; i < rows; i++)
@@ -36,9 +36,8 @@ INLINE void tile(const enum cpu_kind kind, const int rows, const int vectors,
             _mm512_storeu_ps(c + (i * vectors + j) * LANES, sums[i * vectors + j]);
 }
 
-/// As `tile`, for signed bytes: a run is one block of 128, its exact sum is scaled into c. The
-/// instruction wants one side unsigned: a is moved up by 128, and the panel begins with -128 * (sum
-/// of each column).
+/// As `tile`, for signed bytes. A run is one block of 128, whose exact sum is scaled and added to c. The instruction
+/// needs one unsigned operand, so 128 is added to a, and the panel begins with -128 * (the sum of each column).
 INLINE void tile_int8(const int rows, const int vectors, const struct run *runs, size_t count,
                       size_t words, size_t stride, float *c) {
     __m512i sums[MAX_TILE], w[MAX_VECTORS];

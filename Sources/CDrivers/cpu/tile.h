@@ -1,4 +1,4 @@
-// The inner loop of every product: a tile of results kept in registers.
+// The inner loop of all products: a tile of results in registers.
 #ifndef TILE_H
 #define TILE_H
 
@@ -13,36 +13,35 @@
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-/// Lanes of a vector, and the vectors of the widest panel.
+/// Lanes of a vector, vectors of the widest panel, and accumulators and rows of the largest tiles.
 enum { LANES = 16, MAX_VECTORS = 4, MAX_TILE = 24, MAX_ROWS = 12 };
 
-/// A stretch of the inner dimension: where the rows' words begin, and the panel's.
+/// A part of the inner dimension: the addresses of its first word in the first row of a, and in the panel.
 struct run {
     const char *a;
     const char *b;
-    /// CPU_INT8: product of the two scales of this block.
+    /// CPU_INT8: the product of both scales of this block.
     float scale;
 };
 
-/// Sums `words` words of each of `count` runs: c[i][j] = sum a[i] . b[j], i < rows, j < 16 *
-/// vectors. `stride`: bytes from row to row of a. c: [rows, 16 * vectors]
+/// Sums over `words` words of each of `count` runs: c[i][j] = sum a[i] . b[j]. `stride`: bytes from row to row of a;
+/// c: [rows, 16 * vectors]
 typedef void (*tile_function)(const struct run *runs, size_t count, size_t words, size_t stride,
                               float *c);
 
 /// tiles[kind][vectors - 1][rows - 1]
 extern const tile_function cpu_tiles[3][MAX_VECTORS][MAX_ROWS];
 
-/// Words that are summed in registers before they meet the rest of the sum: keeps f32 sums
-/// accurate.
+/// Words that are summed in registers before they are added to the rest of the sum, to keep f32 sums accurate.
 enum { SEGMENT = 512 };
 
-/// Rows of the largest tile for a panel of so many vectors: at most 24 accumulators fit.
+/// The rows of the largest tile for a panel of this many vectors; at most 24 accumulators fit into registers.
 static inline size_t tile_rows(size_t vectors) {
     static const unsigned char rows[] = {0, 12, 12, 8, 6};
     return rows[vectors];
 }
 
-/// Elements of the inner dimension in a word.
+/// Elements of the inner dimension per word.
 static inline size_t word_elements(enum cpu_kind kind) {
     return kind == CPU_F32 ? 1 : kind == CPU_BF16 ? 2 : 4;
 }
@@ -60,22 +59,22 @@ struct panel {
     size_t offset;
 };
 struct panel cpu_panel(enum cpu_kind kind, size_t columns, size_t inner, size_t index);
-/// Bytes of a panel for each of its vectors.
+/// Bytes of a panel per vector of columns.
 size_t cpu_panel_vector_bytes(enum cpu_kind kind, size_t inner);
 
 INLINE __m512 bf16_to_f32(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
-/// Nearest even; subnormal numbers become zero.
+/// Rounds to nearest, ties to even; subnormal numbers become zero.
 INLINE __m256i f32_to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 INLINE __m512 round_bf16(__m512 x) { return bf16_to_f32(f32_to_bf16(x)); }
 
-/// e^x to two units in the last place; 0 where the result would be below 2^-126.
+/// e^x, accurate to two units in the last place; 0 if the result would be below 2^-126.
 INLINE __m512 exp_f32(__m512 x) {
-    // min keeps a NaN in its second operand; e^89 is infinite already.
+    // min returns its second operand if one is NaN, so NaN stays NaN; e^89 is already infinite.
     const __m512 y = _mm512_min_ps(_mm512_set1_ps(89.0f), x);
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(1.442695041f)), 8);
-    // ln 2 in two parts keeps the remainder exact (Cody and Waite).
+    // Subtracting n ln 2 in two parts keeps the remainder exact (Cody and Waite).
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), y);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
     __m512 p = _mm512_set1_ps(1.984126984e-4f);
@@ -94,7 +93,7 @@ INLINE __m512 silu_f32(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
     return _mm512_div_ps(x, _mm512_add_ps(one, exp_f32(_mm512_sub_ps(_mm512_setzero_ps(), x))));
 }
-/// 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u)).
+/// 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), computed as x / (1 + e^(-2u)).
 INLINE __m512 gelu_tanh_f32(__m512 x) {
     const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
     const __m512 inner = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x);
@@ -102,7 +101,7 @@ INLINE __m512 gelu_tanh_f32(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
-/// The first `n` lanes.
+/// The mask of the first `n` lanes.
 INLINE __mmask16 first_lanes(size_t n) { return n >= LANES ? 0xFFFF : (__mmask16)((1u << n) - 1); }
 
 INLINE __m512 load_lanes(const void *base, size_t index, __mmask16 lanes, int bf16) {
@@ -121,7 +120,7 @@ INLINE void add_tile(float *c, const float *more, size_t results) {
         _mm512_storeu_ps(c + i, _mm512_add_ps(_mm512_loadu_ps(c + i), _mm512_loadu_ps(more + i)));
 }
 
-/// As a tile, in segments of at most SEGMENT words or of one run.
+/// Calls `tile` for segments of at most SEGMENT words, or of one run, and adds the results.
 INLINE void sum_tile(tile_function tile, const struct run *runs, size_t count, size_t words,
                      size_t stride, size_t results, float *c) {
     const size_t runs_in_segment = words >= SEGMENT ? 1 : SEGMENT / words;
@@ -134,9 +133,9 @@ INLINE void sum_tile(tile_function tile, const struct run *runs, size_t count, s
     }
 }
 
-/// Writes a tile of sums, c: [rows, 16 * vectors], through the epilogue to columns first_column...
-/// of `rows` rows of y. `index`: element of y (and of the residual) of the first row; `stride`:
-/// elements from row to row.
+/// Applies the epilogue to a tile of sums, c: [rows, 16 * vectors], and writes it to columns first_column... of `rows`
+/// rows of y. `index`: where the first row begins in y and in the residual, in elements; `stride`: elements from row to
+/// row.
 INLINE void finish_tile(const struct cpu_epilogue *e, const float *c, size_t rows, size_t vectors,
                         size_t first_column, size_t columns, const void *residual, void *y,
                         size_t index, size_t stride) {

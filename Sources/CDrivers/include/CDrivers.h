@@ -1,9 +1,11 @@
-// Umbrella: our own declarations of the libraries that are opened at run time, and the CPU's kernels.
+// Umbrella header: our own declarations of libraries that are opened at run time, and the kernels for the CPU.
 #ifndef CDRIVERS_H
 #define CDRIVERS_H
 
+#include "copy.h"
 #include "cpu_kernels.h"
 #include "cuda_driver.h"
+#include "heap.h"
 #include "nvrtc.h"
 #include "onednn.h"
 

@@ -1,5 +1,5 @@
-// What we use of the CUDA driver API (libcuda.so.1, CUDA 12.0 and later): types, constants and a
-// table of functions that `cuda_driver_load` fills from an opened library.
+// The part of the CUDA driver API that we use (libcuda.so.1, CUDA 12.0 and later): types, constants, and a table of
+// functions that `cuda_driver_load` fills from an open library.
 // Values and signatures: https://docs.nvidia.com/cuda/cuda-driver-api
 #ifndef CUDA_DRIVER_H
 #define CUDA_DRIVER_H
@@ -48,6 +48,35 @@ enum {
     CU_EVENT_DISABLE_TIMING = 2,
 };
 
+// ---- copies of runs ----------------------------------------------------------------------------
+
+enum {
+    CU_MEMORYTYPE_HOST = 1,
+    CU_MEMORYTYPE_UNIFIED = 4,
+    CU_MEMHOSTALLOC_PORTABLE = 1,
+};
+
+typedef struct {
+    size_t srcXInBytes, srcY;
+    int32_t srcMemoryType;
+    const void *_Nullable srcHost;
+    CUdeviceptr srcDevice;
+    void *_Nullable srcArray;
+    size_t srcPitch;
+    size_t dstXInBytes, dstY;
+    int32_t dstMemoryType;
+    void *_Nullable dstHost;
+    CUdeviceptr dstDevice;
+    void *_Nullable dstArray;
+    size_t dstPitch;
+    size_t WidthInBytes, Height;
+} CUDA_MEMCPY2D;
+_Static_assert(sizeof(CUDA_MEMCPY2D) == 128, "ABI");
+
+typedef struct {
+    unsigned char bytes[16];
+} CUuuid;
+
 // ---- virtual memory ---------------------------------------------------------------------------
 
 enum {
@@ -87,7 +116,7 @@ enum {
     CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6,
 };
 
-/// The value is a union of 64 bytes; we use its first three words (cluster x, y, z, or a flag).
+/// The value is a union of 64 bytes, of which we use the first three words (cluster x, y, z, or a flag).
 typedef struct {
     int32_t id;
     char pad[4];
@@ -108,8 +137,8 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
 
 // ---- tensor maps ------------------------------------------------------------------------------
 
-// A CUtensorMap is 128 bytes at an address divisible by 64; passed as void * because Swift does not
-// import C structs aligned above 16 bytes.
+// A CUtensorMap is 128 bytes at an address that is a multiple of 64. It is passed as void * because Swift does not
+// import C structs with an alignment above 16 bytes.
 
 // ---- functions --------------------------------------------------------------------------------
 
@@ -124,6 +153,9 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
     F(cuDeviceGetName, "cuDeviceGetName", (char *name, int length, CUdevice device))                \
     F(cuDeviceGetAttribute, "cuDeviceGetAttribute", (int *value, int attribute, CUdevice device))   \
     F(cuDeviceTotalMem, "cuDeviceTotalMem_v2", (size_t * bytes, CUdevice device))                   \
+    F(cuDeviceGetUuid, "cuDeviceGetUuid_v2", (CUuuid * uuid, CUdevice device))                      \
+    F(cuDeviceCanAccessPeer, "cuDeviceCanAccessPeer",                                               \
+      (int *can, CUdevice device, CUdevice peer))                                                   \
     F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain",                                         \
       (CUcontext _Nullable * _Nonnull context, CUdevice device))                                    \
     F(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", (CUdevice device))                 \
@@ -166,6 +198,7 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
       (void *destination, CUdeviceptr source, size_t bytes, CUstream stream))                       \
     F(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2",                                                    \
       (CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream))                 \
+    F(cuMemcpy2DAsync, "cuMemcpy2DAsync_v2", (const CUDA_MEMCPY2D *copy, CUstream stream))          \
     F(cuMemsetD8Async, "cuMemsetD8Async",                                                           \
       (CUdeviceptr destination, unsigned char value, size_t count, CUstream stream))                \
     F(cuMemsetD32Async, "cuMemsetD32Async",                                                         \
@@ -190,7 +223,7 @@ struct cuda_driver {
 #undef CUDA_DRIVER_FIELD
 };
 
-/// Fills `driver` from a library opened with dlopen. NULL, or the name of the first missing symbol.
+/// Fills `driver` from a library opened with dlopen. Returns NULL, or the name of the first missing symbol.
 const char *_Nullable cuda_driver_load(void *library, struct cuda_driver *driver);
 
 #pragma clang assume_nonnull end

@@ -1,4 +1,4 @@
-// What we use of NVRTC (libnvrtc.so.12 and .13), as a table that `nvrtc_load` fills.
+// The part of NVRTC that we use (libnvrtc.so.12 and .13), as a table that `nvrtc_load` fills.
 // Signatures: https://docs.nvidia.com/cuda/nvrtc
 #ifndef NVRTC_H
 #define NVRTC_H
@@ -38,7 +38,7 @@ struct nvrtc {
 #undef NVRTC_FIELD
 };
 
-/// Fills `nvrtc` from a library opened with dlopen. NULL, or the name of the first missing symbol.
+/// Fills `nvrtc` from a library opened with dlopen. Returns NULL, or the name of the first missing symbol.
 const char *_Nullable nvrtc_load(void *library, struct nvrtc *nvrtc);
 
 #pragma clang assume_nonnull end

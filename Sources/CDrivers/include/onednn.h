@@ -1,5 +1,5 @@
-// What we use of oneDNN 2 (libdnnl.so.2), as a table that `onednn_load` fills. Version 3 changed the
-// layout of descriptors and is not accepted.
+// The part of oneDNN 2 that we use (libdnnl.so.2), as a table that `onednn_load` fills. Version 3 has another layout of
+// descriptors and is not supported.
 // Values and signatures: https://oneapi-src.github.io/oneDNN/v2.6/
 #ifndef ONEDNN_H
 #define ONEDNN_H
@@ -23,7 +23,7 @@ enum { DNNL_STREAM_DEFAULT = 1 };
 enum { DNNL_SCRATCHPAD_USER = 1 };
 /// dnnl_data_type_t
 enum { DNNL_BF16 = 2, DNNL_F32 = 3, DNNL_S32 = 4, DNNL_S8 = 5 };
-/// dnnl_format_tag_t: free for the library to choose; row-major; its transposed.
+/// dnnl_format_tag_t: chosen by the library; row-major; column-major.
 enum { DNNL_ANY = 1, DNNL_AB = 3, DNNL_BA = 22 };
 /// dnnl_query_t
 enum { DNNL_QUERY_WEIGHTS = 131, DNNL_QUERY_SCRATCHPAD = 136 };
@@ -102,11 +102,11 @@ struct onednn {
 #define ONEDNN_FIELD(result, name, parameters) result(*_Nonnull name) parameters;
     ONEDNN_FUNCTIONS(ONEDNN_FIELD)
 #undef ONEDNN_FIELD
-    /// Of the OpenMP runtime that the library is linked with; NULL where it has none.
+    /// A function of the OpenMP runtime that the library is linked with; NULL if there is none.
     void (*_Nullable omp_set_num_threads)(int32_t count);
 };
 
-/// Fills `onednn` from an opened library. Returns the name of a missing function, or NULL.
+/// Fills `onednn` from a library opened with dlopen. Returns NULL, or the name of the first missing symbol.
 const char *_Nullable onednn_load(void *library, struct onednn *onednn);
 
 #pragma clang assume_nonnull end

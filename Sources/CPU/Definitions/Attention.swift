@@ -15,7 +15,7 @@ extension Definitions {
     func relativeAttention(_ o: Operation.RelativeAttention) -> Tensor {
         let (count, heads) = (o.q.shape[0], o.q.shape[1])
         let table = vector(o.table)
-        // Bias of every distance key - query, from -(count - 1) up. [heads][2 count - 1]
+        // The bias of each distance key - query, from -(count - 1) to count - 1. [heads][2 count - 1]
         let bias = (0..<heads).map { head in
             (1 - count..<count).map { table[Self.bucket($0) * heads + head] }
         }
@@ -26,17 +26,18 @@ extension Definitions {
         }
     }
 
-    /// The bucket of a distance key - query: exact below 8, then half octaves up to 15; later keys from 16 up.
+    /// The bucket of a distance key - query: the distance itself below 8, then half octaves up to 15; 16 more for keys
+    /// after the query.
     static func bucket(_ distance: Int) -> Int {
         let side = distance > 0 ? 16 : 0
         let magnitude = distance.magnitude
         if magnitude < 8 { return side + Int(magnitude) }
-        // log(m/8) / log(16) * 8 = log2(m^2) - 6, so its floor is exact in integers.
+        // log(m/8) / log(16) * 8 = log2(m^2) - 6, so the floor can be computed exactly with integers.
         let octaves = UInt.bitWidth - 1 - (magnitude * magnitude).leadingZeroBitCount - 6
         return side + min(8 + octaves, 15)
     }
 
-    /// Attention with a change to each row of logits before the softmax.
+    /// Attention in which `adjust` changes each row of logits before the softmax.
     private func attention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float,
         _ adjust: (_ logits: UnsafeMutablePointer<Float>, _ head: Int, _ query: Int) -> Void
@@ -47,7 +48,7 @@ extension Definitions {
         let (qs, ks, vs, out) = (Rows(q), Rows(k), Rows(v), Rows(result))
         let block = 32
         let width = Panels.columns(keys)
-        // K as panels, then V, of one head.
+        // For one head: K in panels, then V.
         let packed = memory.storage(byteCount: (width * dim + keys * valueDim) * 4)
         let panels = packed.hostPointer!.assumingMemoryBound(to: Float.self)
         let values = panels + width * dim

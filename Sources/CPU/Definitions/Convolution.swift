@@ -1,4 +1,4 @@
-/// Causal convolution of channels-last frames.
+/// Causal convolution of frames with channels last.
 
 import Ground
 import Tensors
@@ -61,7 +61,8 @@ extension Definitions {
         return withExtendedLifetime(packed) { result }
     }
 
-    /// The inputs of one output pixel, zeros outside. patch: [kernelTime, kernelHeight, kernelWidth, in]
+    /// Collects the inputs of one output pixel, with zeros outside the frames.
+    /// patch: [kernelTime, kernelHeight, kernelWidth, in]
     func gather(
         _ x: Rows, _ history: Rows?, _ geometry: ConvolutionGeometry, frame: Int, line: Int,
         column: Int, into patch: UnsafeMutablePointer<Float>

@@ -1,17 +1,18 @@
-/// The definition of every operation, in plain Swift: the oracle, and what runs where nothing faster exists.
+/// The definition of every operation, in plain Swift. Other versions are tested against it, and it runs where nothing
+/// faster exists.
 
 import Tensors
 
-/// What the definitions work with. The operations are in extensions, one family a file.
+/// The memory and threads that the definitions use. The operations are in extensions, related ones in one file.
 struct Definitions {
     let memory: MemoryPool
     let threads: Threads
 
-    /// Iterations in a chunk of a loop over rows: some 16 thousand elements, whatever the number of threads.
+    /// How many rows make one chunk of a parallel loop: about 16 thousand elements, whatever the number of threads.
     func grain(_ columns: Int) -> Int { max(1, 16_384 / max(1, columns)) }
 
-    /// A new tensor whose rows are made in f32, some thousands of elements at a time. `body` gets the indices of
-    /// the rows and where to write them.
+    /// A new tensor whose rows are computed in f32, a few thousand elements at a time. `body` is given the indices of
+    /// some rows and the address to write them to.
     func mapRows(
         _ shape: Shape, _ dtype: DType,
         _ body: (_ rows: Range<Int>, _ out: UnsafeMutablePointer<Float>) -> Void
@@ -40,7 +41,7 @@ struct Definitions {
         }
     }
 
-    /// The same values as another floating-point type.
+    /// The values of x in another floating-point type.
     func converted(_ x: Tensor, to dtype: DType) -> Tensor {
         if x.dtype == dtype { return x }
         let columns = max(1, min(x.shape.count, 4096))
@@ -58,7 +59,7 @@ struct Definitions {
         return result
     }
 
-    /// A tensor as one long row.
+    /// A tensor as a single row.
     struct Line {
         let rows: Rows
         init(_ x: Tensor) { rows = Rows(x, columns: x.shape.count) }

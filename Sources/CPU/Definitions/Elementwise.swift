@@ -1,4 +1,4 @@
-/// Operations that go element by element.
+/// Element-wise operations, and the autoencoder's norm.
 
 import Tensors
 

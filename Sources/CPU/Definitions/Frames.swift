@@ -1,4 +1,4 @@
-/// Frames of the decoder as bytes.
+/// Frames as bytes.
 
 import Tensors
 
@@ -15,7 +15,7 @@ extension Definitions {
                 let out = bytes + range.lowerBound
                 for i in 0..<range.count {
                     let unit = (values[i] + 1) / 2
-                    // Written so that NaN becomes black rather than a trap.
+                    // A NaN fails the comparison and becomes 0; converting it to UInt8 would trap.
                     let clamped = unit > 0 ? min(unit, 1) : 0
                     out[i] = UInt8(clamped * 255 + 0.5)
                 }
@@ -34,7 +34,7 @@ extension Definitions {
         let grain = max(1, 16_384 / (6 * max(width, 1)))
         threads.parallel(x.shape[0] * pairs, grain: grain) { range in
             scratch(8 * width) { colors in
-                // luma: of the two rows, one after the other
+                // luma of both rows, one after the other
                 let luma = colors + 6 * width
                 for pair in range {
                     rows.load(2 * pair..<2 * pair + 2, into: colors)
@@ -64,7 +64,7 @@ extension Definitions {
         return result
     }
 
-    /// To [-1, 1]; NaN to -1.
+    /// x clamped to [-1, 1]; NaN becomes -1.
     @inline(__always)
     private func clamped(_ x: Lanes) -> Lanes {
         let low = Lanes(repeating: -1).replacing(with: x, where: x .> -1)

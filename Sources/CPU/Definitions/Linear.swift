@@ -1,10 +1,10 @@
-/// Linear layers and the 8-bit formats of their operands.
+/// Linear layers, and the 8-bit formats of their operands.
 
 import Ground
 import Tensors
 
 extension Definitions {
-    /// Rows and columns of the result that one chunk of work makes. Both divide a 128x128 scale block.
+    /// Rows and columns of the result that are computed at a time. Both divide the side of a 128x128 scale block.
     private static let tile = (rows: 128, columns: 64)
 
     func linear(_ o: Operation.Linear) -> Tensor {
@@ -37,13 +37,13 @@ extension Definitions {
         return quantize(result, to: o.format)
     }
 
-    /// The sums of products of one tile. sums: [rows.count][tile.columns]
+    /// The dot products of one tile, not yet finished by `scaling`. sums: [rows.count][tile.columns]
     private func product(
         _ x: Rows, _ weight: Rows, _ inputs: Int, _ rows: Range<Int>, _ columns: Range<Int>,
         _ scaling: Scaling, into sums: UnsafeMutablePointer<Float>
     ) {
         let width = Self.tile.columns
-        // The int8 products of one block of 128 are exact in f32: at most 128 * 128 * 128 = 2^21.
+        // The sum of int8 products over one block of 128 is exact in f32: at most 128 * 128 * 128 = 2^21.
         let chunk = scaling.isBlocked ? 128 : MatrixProduct.chunk
         sums.update(repeating: 0, count: rows.count * width)
         scratch(chunk * (rows.count + width) + rows.count * width) { memory in
@@ -71,8 +71,8 @@ extension Definitions {
         }
     }
 
-    /// x as 8-bit activations of `format`; see `Operation.Quantize`.
-    func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
+    /// See `Operation.Quantize`; returns x itself if `format` is plain.
+    func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor {
         switch format {
         case .plain: x
         case .int8Blocks: int8Blocks(x)
@@ -80,7 +80,7 @@ extension Definitions {
         }
     }
 
-    /// q = rne(x * (128 / amax)) saturated to -128...127, scale = amax / 128, for each block of 128x128.
+    /// See `Int8Blocks`.
     private func int8Blocks(_ x: Tensor) -> Tensor {
         let rows = Rows(x)
         let blockRows = ceilDivide(rows.count, 128)
@@ -100,7 +100,7 @@ extension Definitions {
                         rows.load(first + row, from: start, n, into: block + row * n)
                     }
                     let amax = max(
-                        Vector.maximumMagnitude(block, m * n), ActivationFormat.leastMaximum)
+                        Vector.maximumMagnitude(block, m * n), LinearFormat.leastMaximum)
                     scale[index] = amax / 128
                     let inverse = 128 / amax
                     for row in 0..<m {
@@ -114,7 +114,7 @@ extension Definitions {
         return result
     }
 
-    /// q = e4m3(x * (448 / amax)), scale = amax / 448, for each row.
+    /// See `FP8Rows`.
     private func fp8Rows(_ x: Tensor) -> Tensor {
         let rows = Rows(x)
         let scales = memory.storage(byteCount: rows.count * 4)
@@ -126,7 +126,7 @@ extension Definitions {
                 for row in range {
                     rows.load(row, rows.columns, into: line)
                     let amax = max(
-                        Vector.maximumMagnitude(line, rows.columns), ActivationFormat.leastMaximum)
+                        Vector.maximumMagnitude(line, rows.columns), LinearFormat.leastMaximum)
                     scale[row] = amax / 448
                     Vector.scale(line, rows.columns, by: 448 / amax)
                     codes.store(row, rows.columns, line)
@@ -136,8 +136,8 @@ extension Definitions {
         return result
     }
 
-    /// The weight quantised to `format`. weight: [out, in]
-    func quantizedWeight(_ weight: Tensor, to format: ActivationFormat) -> LinearWeight {
+    /// Quantises a weight. weight: [out, in]
+    func quantizedWeight(_ weight: Tensor, to format: LinearFormat) -> LinearWeight {
         if format == .plain { return .dense(weight) }
         let quantized = quantize(weight, to: format)
         let codes = Tensor(weight.shape, quantized.dtype, storage: quantized.storage)
@@ -150,20 +150,20 @@ extension Definitions {
     }
 }
 
-/// int8 codes of f32 values.
+/// Rounding f32 values to integers and int8 codes.
 enum Int8Code {
     /// codes <- saturate(rne(x * factor))
     static func write(
         _ x: UnsafePointer<Float>, _ n: Int, _ factor: Float, to codes: UnsafeMutablePointer<Int8>
     ) {
-        // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low byte.
+        // Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the low byte.
         for i in 0..<n {
             let value = min(max(x[i] * factor, -128), 127)
             codes[i] = Int8(truncatingIfNeeded: (value + 12_582_912).bitPattern)
         }
     }
 
-    /// The nearest integers, halves away from zero. |x| < 2^22
+    /// Rounds to the nearest integer, halves away from zero. |x| < 2^22
     @inline(__always)
     static func roundHalfAway(_ x: Lanes) -> Lanes {
         let sign = unsafeBitCast(x, to: SIMD8<UInt32>.self) & SIMD8(repeating: 0x8000_0000)
@@ -174,7 +174,7 @@ enum Int8Code {
     }
 }
 
-/// How sums of products become results: by the scales of the operands.
+/// Turns sums of products into results, with the scales of the operands.
 private struct Scaling {
     private enum Kind {
         case dense
@@ -182,7 +182,7 @@ private struct Scaling {
         case rows(x: UnsafePointer<Float>, weight: UnsafePointer<Float>)
     }
     private let kind: Kind
-    /// Keep the scales alive.
+    /// Keeps the scales alive.
     private let storages: [Storage?]
 
     init(_ x: Tensor, _ weight: LinearWeight) {
@@ -212,13 +212,13 @@ private struct Scaling {
 
     var isBlocked: Bool { if case .blocks = kind { true } else { false } }
 
-    /// xs * ws of the block at a row of x, a row of the weight and a place in k.
+    /// The product of both scales for the block at a row of x, a row of the weight and an index along k.
     func block(_ row: Int, _ output: Int, _ k: Int) -> Float {
         guard case .blocks(let x, let weight, let columns) = kind else { return 1 }
         return x[row / 128 * columns + k / 128] * weight[output / 128 * columns + k / 128]
     }
 
-    /// Scales, bias, rounding and activation of part of a row.
+    /// Applies scales, bias, rounding and activation to part of a row.
     func finish(
         _ line: UnsafeMutablePointer<Float>, _ row: Int, _ columns: Range<Int>, bias: [Float]?,
         activation: Activation, _ dtype: DType
@@ -229,7 +229,7 @@ private struct Scaling {
         case .rows(let x, let weight):
             for i in 0..<n { line[i] *= x[row] * weight[columns.lowerBound + i] }
         case .blocks:
-            // The original rounds the product, then adds the bias, rounded too, in the output dtype.
+            // As in the original, the product and the bias are both rounded to the output dtype and then added in it.
             round(line, n, to: dtype)
         }
         if let bias {

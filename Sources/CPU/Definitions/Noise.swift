@@ -1,4 +1,4 @@
-/// Normal numbers in PyTorch's order.
+/// Normal random numbers in PyTorch's order.
 
 import Tensors
 

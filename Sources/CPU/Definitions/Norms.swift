@@ -1,13 +1,13 @@
-/// Layer norms, RMS norms, and what the original fuses with them.
+/// Layer norms, RMS norms, and what is fused with them.
 
 import Tensors
 
 extension Definitions {
-    /// (x - mean) / sqrt(var + epsilon) of each row in place, f32. x: [rows, n]
+    /// Replaces each row by (x - mean) / sqrt(var + epsilon), in f32. x: [rows, n]
     private func normalizeLayer(
         _ x: UnsafeMutablePointer<Float>, rows: Int, _ n: Int, _ epsilon: Float, _ kind: NormKind
     ) {
-        // The fast kernel sums over a power of two of lanes and does not mask the surplus ones.
+        // The original's fast kernel pads rows with zeros to a power of two and does not mask the padding.
         let lanes = 1 << (Int.bitWidth - (n - 1).leadingZeroBitCount)
         let surplus = kind == .reference ? Float(lanes - n) : 0
         for row in 0..<rows {
@@ -48,8 +48,8 @@ extension Definitions {
         return quantize(result, to: o.format)
     }
 
-    /// Each row times rsqrt(mean square + epsilon) times the weight, rounded as `kind` does. x: [rows, n]
-    /// The weight is rounded to `dtype` already where `kind` asks for that.
+    /// Multiplies each row by rsqrt(mean square + epsilon) and by the weight, rounded as `kind` says. x: [rows, n]
+    /// The caller has rounded the weight to `dtype` if `kind` requires that.
     private func normalizeRMS(
         _ x: UnsafeMutablePointer<Float>, rows: Int, _ n: Int, _ weight: [Float], _ epsilon: Float,
         _ kind: NormKind, _ dtype: DType

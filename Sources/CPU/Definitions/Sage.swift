@@ -1,4 +1,4 @@
-/// The arithmetic of the attention kernels: what they quantise, and how they round inside a tile.
+/// The arithmetic of SageAttention's kernels: what they quantise, and how they round inside a tile.
 
 import Glibc
 import Ground
@@ -24,8 +24,8 @@ extension Definitions {
             keyScales: keyScales, valueCodes: values?.0, valueScales: values?.1)
     }
 
-    /// int8 codes with one scale for each head and block of rows: scale = max|x| / 127 + 1e-7, codes rounded
-    /// half away from zero. x: [L, heads, dim] → i8 [L, heads, dim], f32 [heads, blocks]
+    /// int8 codes of x - center, with one scale for each head and block of rows: scale = max|x| / 127 + 1e-7, codes
+    /// rounded to nearest, halves away from zero. x: [L, heads, dim] → i8 [L, heads, dim], f32 [heads, blocks]
     private func blockCodes(_ x: Tensor, _ block: Int, minus center: Tensor?) -> (Tensor, Tensor) {
         let (tokens, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
         let blocks = ceilDivide(tokens, block)
@@ -62,7 +62,7 @@ extension Definitions {
         return (codes, scales)
     }
 
-    /// e4m3 codes with one scale for each head and channel: scale = max|v| / 2.25, code = e4m3(v * 2.25 / max|v|).
+    /// e4m3 codes, with one scale for each head and channel: scale = max|v| / 2.25, code = e4m3(v * 2.25 / max|v|).
     /// v: [L, heads, dim] → f8e4m3 [L, heads, dim], f32 [heads, dim]
     private func channelCodes(_ v: Tensor) -> (Tensor, Tensor) {
         let (tokens, heads, dim) = (v.shape[0], v.shape[1], v.shape[2])
@@ -82,7 +82,7 @@ extension Definitions {
         scales.withMutable(Float.self) { scale in
             for i in 0..<width { scale[i] = largest[i] / 2.25 }
         }
-        // A channel of zeros would be 0 * inf in the original; its codes are zeros here.
+        // A channel of zeros would give 0 * inf = NaN in the original; here its codes are zeros.
         let inverse = largest.map { $0 == 0 ? 0 : 2.25 / $0 }
         let codes = mapRows([tokens, width], .f8e4m3) { range, out in
             rows.load(range, into: out)
@@ -92,19 +92,19 @@ extension Definitions {
     }
 }
 
-/// How an attention kernel computes inside a tile of queries and one block of keys.
+/// How an attention kernel computes with a tile of queries and one block of keys.
 struct TileArithmetic {
-    /// Factor of q.k before 2^x: headDim^-0.5 log2 e.
+    /// Factor of q.k in the exponent of 2: headDim^-0.5 log2 e.
     var logitScale: Float
-    /// Added to the exponent of P, so that 8-bit P uses its whole range.
+    /// Added to the exponent of the probabilities P, so that 8-bit P uses its whole range.
     var exponentOffset: Float = 0
-    /// Where the running maximum and the running denominator start.
+    /// Initial values of the running maximum and the running denominator.
     var maximumStart: Float = -.infinity
     var denominatorStart: Float = 0
-    /// What P is rounded to before it meets V, and whether the denominator sums the rounded numbers.
+    /// The type that P is rounded to before it is multiplied by V, and whether the denominator sums the rounded values.
     var probabilities: DType = .f32
     var sumsRounded = false
-    /// Keys after which the accumulator of a block is rounded to f16; nil: f32 accumulators.
+    /// Number of keys after which the accumulator of a block is rounded to f16; nil for f32 accumulators.
     var halfAccumulatorStep: Int?
 
     init(_ arithmetic: SparseAttention.Arithmetic, headDim: Int) {
@@ -128,12 +128,12 @@ struct TileArithmetic {
     }
 }
 
-/// What a sparse attention kernel reads: rows [tokens * heads] of `dim`, and the scales of 8-bit ones.
+/// What a sparse attention kernel reads: tokens * heads rows of `dim` elements, and the scales of 8-bit operands.
 struct TileOperands {
     let arithmetic: TileArithmetic
     let q, k, v: Rows
     let tokens, heads, dim: Int
-    /// [heads][blocks], [heads][blocks] and [heads][dim]; nil: 1
+    /// [heads][blocks], [heads][blocks] and [heads][dim]; nil for 1
     let queryScales, keyScales, valueScales: [Float]?
     let queryBlocks, keyBlocks: Int
 
@@ -159,9 +159,9 @@ struct TileOperands {
     }
 }
 
-/// Softmax over blocks of keys one after the other, with a running maximum (FlashAttention's recurrence).
+/// Softmax over one block of keys after the other, with a running maximum (the recurrence of FlashAttention).
 enum OnlineSoftmax {
-    /// Attention of `queries`, all of one query block, to the listed key blocks.
+    /// Attention of `queries`, which belong to one query block, to the listed key blocks.
     /// panels: the keys of the head, [blocks][width / 16][dim][16]; values: [tokens][dim]
     static func run(
         _ operands: TileOperands, head: Int, queries: Range<Int>, queryBlock: Int,
@@ -267,7 +267,7 @@ enum OnlineSoftmax {
         let odd = (bits &>> 20) & SIMD8(repeating: 1)
         let normal = unsafeBitCast(
             (bits &+ 0x7FFFF &+ odd) & SIMD8(repeating: 0xFFF0_0000), to: Lanes.self)
-        // Below 2^-6 the step is 2^-9 throughout: the unit in the last place of 1.5 * 2^14.
+        // Below 2^-6 the step is always 2^-9, which is the unit in the last place of 1.5 * 2^14.
         let magic = Lanes(repeating: 24_576)
         let value = normal.replacing(with: (x + magic) - magic, where: x .< 0x1p-6)
         return value.replacing(with: 448, where: value .> 448)

@@ -8,7 +8,7 @@ extension Definitions {
     func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor {
         let (q, k, v, spec) = (o.q, o.k, o.v, o.spec)
         let map = blockMap(q, k, spec)
-        // The original casts to bf16 inside, after the map; exact arithmetic keeps f32 up to the result.
+        // The original casts to bf16 after the block map; exact arithmetic stays in f32 up to the result.
         let inner: DType = spec.arithmetic == .exact ? .f32 : .bf16
         let exact = spec.arithmetic == .exact
         let (qs, ks, vs) =
@@ -59,7 +59,7 @@ extension Definitions {
         return BlockMap(scores: scores, indices: indices)
     }
 
-    /// The indices of the `count` largest values, ascending; of equal values the lower indices.
+    /// The indices of the `count` largest values in ascending order; of equal values, the lower indices.
     private static func selectLargest(
         _ values: UnsafePointer<Float>, _ n: Int, _ count: Int,
         into out: UnsafeMutablePointer<Int32>
@@ -85,8 +85,8 @@ extension Definitions {
         }.reshaped([heads, dim])
     }
 
-    /// Means of blocks of rows; the last block is divided by its true length. Rows and means are rounded to
-    /// the dtype of x. x: [tokens, heads, dim] → [blocks, heads, dim]
+    /// Means of x - center over blocks of rows; the last block is divided by its actual length. The differences and the
+    /// means are rounded to the dtype of x. x: [tokens, heads, dim] → [blocks, heads, dim]
     private func pooled(_ x: Tensor, _ block: Int, minus center: Tensor?) -> Tensor {
         let sums = blockSums(x, block, minus: center)
         let rows = Rows(sums)
@@ -101,7 +101,7 @@ extension Definitions {
         }.reshaped([sums.shape[0], x.shape[1], x.shape[2]])
     }
 
-    /// x: [tokens, heads, dim] → f32 [blocks, heads * dim]
+    /// Sums of x - center over blocks of rows. x: [tokens, heads, dim] → f32 [blocks, heads * dim]
     private func blockSums(_ x: Tensor, _ block: Int, minus center: Tensor?) -> Tensor {
         let tokens = x.shape[0]
         let width = x.shape[1] * x.shape[2]
@@ -143,11 +143,11 @@ extension Definitions {
         let keyBlock = spec.keyBlock
         let keyBlocks = ceilDivide(tokens, keyBlock)
         let width = Panels.columns(keyBlock)
-        // Keys as panels, block by block, then values, of one head.
+        // For one head: keys in panels, block by block, then values.
         let packed = memory.storage(byteCount: (keyBlocks * width + tokens) * dim * 4)
         let panels = packed.hostPointer!.assumingMemoryBound(to: Float.self)
         let values = panels + keyBlocks * width * dim
-        // Half a query block is enough work for a chunk, and keeps the threads equally busy.
+        // Half a query block is enough work for a chunk, and gives the threads more equal shares.
         let tile = min(64, spec.queryBlock)
         let tilesInBlock = ceilDivide(spec.queryBlock, tile)
         for head in 0..<heads {
@@ -184,8 +184,8 @@ extension Definitions {
 
     // MARK: Linear branch
 
-    /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)) with cq, ck the softmax of q, k over the head's width;
-    /// every step is rounded to `rounding`. added: [tokens, heads, dim] → same shape in `dtype`
+    /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)), where cq and ck are the softmax of q and k over the width of
+    /// the head; the result of every step is rounded to `rounding`. added: [tokens, heads, dim] → same shape in `dtype`
     func linearBranch(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
         rounding: DType, added: Tensor, as dtype: DType
@@ -261,7 +261,7 @@ extension Definitions {
     private func keyValueStates(_ k: Tensor, _ v: Tensor, _ rounding: DType) -> Tensor {
         let (tokens, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let (ks, vs) = (Rows(k), Rows(v))
-        // At most 16 partial sums for a head, of whole blocks of 256 rows.
+        // At most 16 partial sums per head, each over whole blocks of 256 rows.
         let block = 256
         let share = max(1, ceilDivide(ceilDivide(tokens, block), 16)) * block
         let parts = ceilDivide(tokens, share)

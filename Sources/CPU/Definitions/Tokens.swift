@@ -1,4 +1,4 @@
-/// Between latents, tokens and frames: operations that move numbers.
+/// Operations that only move numbers, between latents, tokens and frames.
 
 import Tensors
 
@@ -9,7 +9,7 @@ extension Definitions {
         let (rows, columns) = (h / p, w / p)
         let channels = parts.reduce(0) { $0 + $1.shape[0] }
         let lines = parts.map { Rows($0, columns: w) }
-        // The place of every channel: its part and its first row there.
+        // For every channel, its part and its first row in that part.
         var places: [(part: Int, row: Int)] = []
         for (index, part) in parts.enumerated() {
             for channel in 0..<part.shape[0] { places.append((index, channel * t * h)) }

@@ -1,21 +1,20 @@
-/// What this machine could do at best: the measure for how good an operation is.
+/// The highest rates that this machine can reach, to which the speed of operations is compared.
 
 internal import CDrivers
 internal import Glibc
 internal import Tensors
 
-/// Limits of the machine at hand, measured; all threads together.
+/// Measured limits of this machine, for all threads together.
 public struct CPUCeilings: Sendable, Hashable {
-    /// Operations in a second, two for a multiplication and its addition.
+    /// Operations per second; a multiplication and its addition count as two.
     public let f32, bf16, int8: Double
-    /// Bytes in a second read and written by copying blocks that no cache holds.
+    /// Bytes read and written per second when copying blocks that fit into no cache.
     public let copy: Double
-    /// Whether the arithmetic was measured in registers; otherwise it is that of a large product of
-    /// matrices.
+    /// Whether the arithmetic was measured in registers; otherwise it is the rate of a large matrix product.
     public let isRegisterPeak: Bool
 
-    /// Takes about a second. Each figure is the best of many short runs, so that other work
-    /// disturbs it little.
+    /// Measures the limits, which takes about a second. Each figure is the best of many short runs, so that other work
+    /// on the machine disturbs it little.
     public static func measure(threads: Int? = nil) -> CPUCeilings {
         let threads = Threads(count: threads ?? Threads.available)
         let inRegisters = cpu_kernels_available() != 0
@@ -35,7 +34,7 @@ public struct CPUCeilings: Sendable, Hashable {
         }
     }
 
-    /// 512 x 1024 times 1024 x 1024 by the fastest operations there are.
+    /// The rate of a product of 512 x 1024 and 1024 x 1024 by the fastest operation available.
     private static func productPeak(_ kind: cpu_kind, _ threads: Threads) -> Double {
         let backend = CPUBackend(threads: threads.count)
         let dtype: DType = kind == CPU_F32 ? .f32 : .bf16
@@ -67,7 +66,7 @@ public struct CPUCeilings: Sendable, Hashable {
         }
     }
 
-    /// The best rate: the amount that `run` returns over the time it took.
+    /// The highest rate in `count` runs: the amount that `run` returns, per second.
     private static func best(of count: Int, _ run: () -> Double) -> Double {
         (0..<count).map { _ in
             let start = seconds()

@@ -1,8 +1,8 @@
-/// Chooses the faster versions of operations for the machine at hand.
+/// Chooses the fastest versions of operations for this machine.
 
 internal import CDrivers
 
-/// The fastest operations that this machine and its libraries offer; nil where there are none.
+/// The fastest operations on this machine with its libraries; nil if there are only the definitions.
 func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
     -> (any FastOperations)?
 {
@@ -15,6 +15,9 @@ func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
 }
 
 extension CPUBackend {
+    /// Version of the oneDNN that was found; nil where there is none.
+    public static var oneDNNVersion: String? { (try? OneDNN.shared.get())?.version }
+
     /// What this machine lacks to compute at full speed and how to get it, in one line; nil if
     /// nothing. Without it operations run by their definitions: right, and several times slower.
     public static var advice: String? {

@@ -1,13 +1,13 @@
-/// oneDNN, opened at run time: single-threaded products of matrices.
+/// oneDNN, opened at run time, for single-threaded matrix products.
 
 internal import CDrivers
 internal import Glibc
 internal import Ground
 import Tensors
 
-/// The opened library. Its functions may be called from any thread.
+/// The library. Its functions may be called from any thread.
 final class OneDNN: @unchecked Sendable {
-    /// The library of this process, or why there is none.
+    /// The library, opened once per process, or why it cannot be opened.
     static let shared: Result<OneDNN, OneDNNUnavailable> = Result { () throws(OneDNNUnavailable) in
         try OneDNN()
     }
@@ -20,7 +20,7 @@ final class OneDNN: @unchecked Sendable {
         guard let library = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_LOCAL) else {
             throw OneDNNUnavailable(reason: String(cString: dlerror()))
         }
-        // The loader fills every field or says which one it cannot.
+        // The loader fills every field, or names the first that it cannot find.
         let table = UnsafeMutablePointer<onednn>.allocate(capacity: 1)
         defer { table.deallocate() }
         if let missing = onednn_load(library, table) {
@@ -36,7 +36,7 @@ final class OneDNN: @unchecked Sendable {
         self.engine = engine
     }
 
-    /// From now on this thread's calls use this thread alone: the threads are ours.
+    /// Makes the calls of this thread use this thread alone, because the work is already divided among our own threads.
     func useOneThread() { functions.omp_set_num_threads?(1) }
 }
 
@@ -49,24 +49,23 @@ struct OneDNNUnavailable: Error, CustomStringConvertible {
     }
 }
 
-/// x W^T for 64 rows of x at a time, with W packed as the library likes it.
+/// x W^T for 64 rows of x at a time, with W in the layout that the library prefers.
 final class OneDNNProduct {
-    /// Rows of x and of the result. Fewer need a filled-up copy: the arithmetic is that of 64
-    /// always.
+    /// Rows of x and of the result in one call. Fewer rows have to be copied and padded to 64.
     static let rows = 64
 
-    /// The type of x and the weight.
+    /// The type of x and of the weight.
     let dtype: DType
     let inner, columns: Int
     private let library: OneDNN
     private let primitive: dnnl_primitive_t
     private let source, weights, result, scratchpad: dnnl_memory_desc_t
     private let packed: Storage
-    /// Bytes of working memory that `run` wants.
+    /// Bytes of working memory that `run` needs.
     let scratchBytes: Int
 
-    /// nil where the library has no such product. weight: [columns, inner], f32, bf16 or i8; the
-    /// result is f32, or i32 for i8.
+    /// nil if the library has no such product. weight: [columns, inner], f32, bf16 or i8; the result is f32, or i32 for
+    /// i8.
     init?(_ weight: Tensor, _ memory: MemoryPool) {
         let (columns, inner, dtype) = (weight.shape[0], weight.shape[1], weight.dtype)
         guard let library = try? OneDNN.shared.get() else { return nil }
@@ -148,8 +147,7 @@ final class OneDNNProduct {
 
     deinit { _ = library.functions.dnnl_primitive_destroy(primitive) }
 
-    /// x: [64, inner] → result: f32 or i32 [64, columns]; scratch: `scratchBytes` bytes, aligned to
-    /// 64
+    /// x: [64, inner] → result: f32 or i32 [64, columns]; scratch: `scratchBytes` bytes, aligned to 64
     func run(
         _ x: UnsafeRawPointer, into result: UnsafeMutableRawPointer,
         scratch: UnsafeMutableRawPointer

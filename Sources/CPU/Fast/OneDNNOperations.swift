@@ -1,10 +1,9 @@
-/// Linear layers and convolutions by oneDNN: for processors without AVX-512 BF16.
+/// Linear layers and convolutions with oneDNN, for processors without AVX-512 BF16.
 
 internal import CDrivers
 import Tensors
 
-/// Rows go through the library 64 at a time, one thread each, so that results do not depend on the
-/// number of threads.
+/// Each call computes 64 rows on one thread, so that results do not depend on the number of threads.
 final class OneDNNOperations: FastOperations {
     let name: String
     let definitions: Definitions
@@ -14,7 +13,7 @@ final class OneDNNOperations: FastOperations {
         self.definitions = definitions
     }
 
-    /// The library's copies of one weight: one product, or one for each block of 128 inputs.
+    /// One weight in the library's layout: one product, or one for each block of 128 inputs.
     private final class Products {
         let list: [OneDNNProduct]
         init(_ list: [OneDNNProduct]) { self.list = list }
@@ -74,8 +73,7 @@ final class OneDNNOperations: FastOperations {
         return withExtendedLifetime(x) { result }
     }
 
-    /// x: int8 codes. The products of each block of 128 inputs are exact, then scaled and added up
-    /// in order.
+    /// x: int8 codes. The products of each block of 128 inputs are exact; they are then scaled and added in order.
     private func int8(
         _ x: Tensor, _ matrix: Tensor, _ scale: Tensor, _ bias: Tensor?, _ activation: Activation,
         _ dtype: DType
@@ -175,8 +173,8 @@ final class OneDNNOperations: FastOperations {
 
     // MARK: Products
 
-    /// The library's product with a weight, in bf16 where that is asked for, stored and supported,
-    /// else in f32. weight: [columns, inner...]
+    /// The library's product with a weight: in bf16 if that is requested, the weight is stored so and the library
+    /// supports it, otherwise in f32. weight: [columns, inner...]
     private func product(_ weight: Tensor, _ dtype: DType) -> OneDNNProduct? {
         let columns = weight.shape[0]
         guard weight.shape.count > 0 else { return nil }
@@ -194,12 +192,12 @@ final class OneDNNOperations: FastOperations {
 
     /// Working memory of one chunk.
     private struct ChunkMemory {
-        /// Rows of x, zeros at first.
+        /// Space for 64 rows of x. Zeroed if the chunk has fewer rows.
         let input: UnsafeMutableRawPointer
         let sums: UnsafeMutablePointer<Float>
         let library: UnsafeMutableRawPointer
 
-        /// 64 rows of x from `rows` on: x itself, or a copy filled up with what was there before.
+        /// The address of 64 rows beginning with `rows` of x: in x itself, or in `input` if there are fewer.
         func filled(_ x: UnsafeMutableRawPointer, _ rows: Range<Int>, _ byteCount: Int)
             -> UnsafeRawPointer
         {

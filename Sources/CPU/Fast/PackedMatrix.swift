@@ -1,9 +1,9 @@
-/// Weights in the layout of the vector kernels, made once and kept with the weight's bytes.
+/// Weights in the layout of the vector kernels, made once and kept as long as the weight.
 
 internal import CDrivers
 import Tensors
 
-/// A matrix whose rows are the columns of a product, packed in panels; see `cpu_kernels.h`.
+/// A matrix whose rows are the columns of a product, packed into panels; see `cpu_kernels.h`.
 final class PackedMatrix {
     let kind: cpu_kind
     let panels: Int
@@ -26,8 +26,8 @@ final class PackedMatrix {
         }
     }
 
-    /// The packed copy of a weight that is never written to: made at its first use, then kept with
-    /// its storage. weight: [columns, inner...]
+    /// The packed copy of a weight, which must never change: made at first use and kept with the weight's storage.
+    /// weight: [columns, inner...]
     static func of(_ weight: Tensor, _ kind: cpu_kind, _ definitions: Definitions) -> PackedMatrix {
         let columns = weight.shape[0]
         let inner = weight.shape.count / max(1, columns)

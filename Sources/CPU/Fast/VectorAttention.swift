@@ -1,4 +1,4 @@
-/// Attention by the vector kernels.
+/// Attention with the vector kernels.
 
 internal import CDrivers
 import Glibc
@@ -6,7 +6,7 @@ internal import Ground
 import Tensors
 
 extension VectorOperations {
-    /// Keys in a block of the kernels.
+    /// Number of keys in a block of the kernels.
     private static let block = 64
 
     func attention(_ o: Operation.Attention) -> Tensor? {
@@ -18,14 +18,14 @@ extension VectorOperations {
         guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
         let (count, heads) = (o.q.shape[0], o.q.shape[1])
         let table = definitions.vector(o.table)
-        // Bias of every distance key - query, from -(count - 1) up. [heads, 2 count - 1]
+        // The bias of each distance key - query, from -(count - 1) to count - 1. [heads, 2 count - 1]
         let bias = (0..<heads).flatMap { head in
             (1 - count..<count).map { table[Definitions.bucket($0) * heads + head] }
         }
         return attend(operands, scale: 1, lastKeyCounts: [], bias: bias)
     }
 
-    /// Every query with every key.
+    /// Attention of every query to every key.
     private func attend(
         _ operands: AttentionOperands, scale: Float, lastKeyCounts: [Int], bias: [Float]?
     ) -> Tensor {
@@ -48,7 +48,7 @@ extension VectorOperations {
 
     func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor? {
         let (q, k, v, spec) = (o.q, o.k, o.v, o.spec)
-        // The arithmetic of the 8-bit kernels is only defined where it is emulated.
+        // Only the definitions emulate the arithmetic of the 8-bit kernels.
         if case .sage = spec.arithmetic { return nil }
         guard spec.keyBlock % Self.block == 0, q.shape[2] <= Int(CPU_LARGEST_LINEAR_HEAD) else {
             return nil
@@ -66,7 +66,7 @@ extension VectorOperations {
             bias: o.bias, added: sparse, as: q.dtype)
     }
 
-    /// Each query block with its selected key blocks. indices: i32 [heads, queryBlocks, selected]
+    /// Attention of each query block to its selected key blocks. indices: i32 [heads, queryBlocks, selected]
     /// → [tokens, heads, dim]
     private func sparseBranch(
         _ operands: AttentionOperands, _ indices: Tensor, _ spec: SparseAttention
@@ -99,17 +99,17 @@ extension VectorOperations {
     }
 }
 
-/// q, and k and v in the layout of the attention kernel.
+/// The operands of the attention kernel: q as it is, k and v packed.
 struct AttentionOperands {
     let q: Tensor
-    /// Blocks of 64 keys.
+    /// Number of blocks of 64 keys.
     let blocks: Int
     let keys: Int
     let kind: cpu_kind
     private let packed: Storage
     private let keyBytes, valueBytes: Int
 
-    /// nil where the kernel does not take the tensors. q, k, v: [L, heads, headDim]
+    /// nil if the kernel cannot take these tensors. q, k, v: [L, heads, headDim]
     init?(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ definitions: Definitions) {
         let (heads, dim) = (q.shape[1], q.shape[2])
         guard q.dtype == .f32 || (q.dtype == .bf16 && dim % 2 == 0), dim > 0, k.shape[0] > 0 else {
@@ -150,8 +150,8 @@ struct AttentionOperands {
         packedKeys(head) + blocks * keyBytes
     }
 
-    /// softmax(q k^T * scale + bias) v of some queries of one head over some blocks of keys,
-    /// ascending. bias: [heads, 2 L - 1]; result: [Lq, heads, headDim]
+    /// softmax(q k^T * scale + bias) v for some queries of one head and some blocks of keys, in ascending order.
+    /// bias: [heads, 2 L - 1]; result: [Lq, heads, headDim]
     func attend(
         head: Int, queries: Range<Int>, blocks: ArraySlice<Int32>, scale: Float,
         lastKeyCounts: [Int], bias: [Float]?, into result: Tensor

@@ -1,4 +1,4 @@
-/// Causal convolutions by the vector kernels.
+/// Causal convolutions with the vector kernels.
 
 internal import CDrivers
 internal import Ground
@@ -17,11 +17,10 @@ extension VectorOperations {
         guard x.dtype == .f32 || (x.dtype == .bf16 && weight.tensor.dtype == .bf16),
             history?.dtype ?? x.dtype == x.dtype, residual?.dtype ?? x.dtype == x.dtype,
             kernel.time * kernel.height * kernel.width <= 128, geometry.inputs > 0,
-            !geometry.upsample || geometry.spatialStride == 1,
-            geometry.padding.top == geometry.padding.left
+            !geometry.upsample || geometry.spatialStride == 1
         else { return nil }
         if x.dtype == .bf16 && geometry.inputs % 2 != 0 {
-            // The kernels read pairs of channels.
+            // The bf16 kernels read channels in pairs.
             return evenConvolution(x, history: history, weight, geometry, residual: residual)
         }
         let kind = x.dtype == .f32 ? CPU_F32 : CPU_BF16
@@ -30,7 +29,7 @@ extension VectorOperations {
         let result = definitions.memory.tensor(shape, x.dtype)
         let inputFrame = geometry.height * geometry.width * geometry.inputs * x.dtype.byteCount
         let outputFrame = shape[1] * shape[2] * shape[3] * x.dtype.byteCount
-        // Every input frame in order; nil is one of zeros.
+        // The addresses of all input frames in order; nil for a frame of zeros.
         var frames = [UnsafeRawPointer?](repeating: nil, count: geometry.leadingZeros)
         for part in [history, x] {
             guard let part else { continue }
@@ -43,8 +42,9 @@ extension VectorOperations {
                 kind: kind, height: geometry.height, width: geometry.width,
                 inputs: geometry.inputs, outputs: weight.outputs, kernel_time: kernel.time,
                 kernel_height: kernel.height, kernel_width: kernel.width,
-                stride: geometry.spatialStride, padding: geometry.padding.top,
-                upsample: geometry.upsample ? 1 : 0, out_height: shape[1], out_width: shape[2],
+                stride: geometry.spatialStride, padding_top: geometry.padding.top,
+                padding_left: geometry.padding.left, upsample: geometry.upsample ? 1 : 0,
+                out_height: shape[1], out_width: shape[2],
                 packed: packed.bytes,
                 epilogue: cpu_epilogue(
                     bias: bias, round_first: 0, activation: CPU_NONE, gate: nil, residual: nil,
@@ -70,8 +70,9 @@ extension VectorOperations {
         return withExtendedLifetime((x, history, packed, residual)) { result }
     }
 
-    /// Rows of the result that one piece of work makes: about 2048 pixels, fewer where there would
-    /// be too few pieces. output: [T, H, W, C]
+    /// How many rows of the result make one piece of work: about 2048 pixels, or fewer if there would be too few
+    /// pieces.
+    /// output: [T, H, W, C]
     private func linesInPiece(_ output: Shape) -> Int {
         let large = max(1, 2048 / max(1, output[2]))
         let fair = output[0] * output[1] / (8 * definitions.threads.count)

@@ -1,12 +1,12 @@
-/// The linear branch of sparse-linear attention, and the autoencoder's norm, by the vector kernels.
+/// The linear branch of sparse-linear attention, and the autoencoder's norm, with the vector kernels.
 
 internal import CDrivers
 internal import Ground
 import Tensors
 
 extension VectorOperations {
-    /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)), cq and ck the softmax of q and k over the
-    /// head's width, every step rounded to the type of the operands. k, added: [tokens, heads, dim]
+    /// added + proj(cq (ck^T v) / (1e-5 + cq . sum ck)), where cq and ck are the softmax of q and k over the width of
+    /// the head; the result of every step is rounded to the type of the operands. k, added: [tokens, heads, dim]
     /// → same shape in `dtype`
     func linearBranch(
         _ operands: AttentionOperands, k: Tensor, projection: Tensor, bias: Tensor?, added: Tensor,
@@ -18,7 +18,7 @@ extension VectorOperations {
         let (blocks, headBytes) = (operands.blocks, dim * size)
         let features = memory.tensor([heads, dim, blocks * 64], q.dtype)
         let states = memory.tensor([heads, dim, dim], q.dtype)
-        // Of each head: the sums of the blocks, and the sum of all.
+        // For each head: the sum of each block, and the sum of all blocks.
         let sums = memory.tensor([heads, blocks + 1, dim], .f32)
         let packedBytes = cpu_packed_bytes(kind, dim, dim)
         let packedStates = memory.storage(byteCount: heads * packedBytes)

@@ -1,11 +1,10 @@
-/// Operations on processors with AVX-512 BF16 and VNNI, by the kernels in `cpu_kernels.h`.
+/// Operations for processors with AVX-512 BF16 and VNNI, with the kernels in `cpu_kernels.h`.
 
 internal import CDrivers
 internal import Ground
 import Tensors
 
-/// The heavy operations in f32, bf16 and int8. How the work is cut does not change a bit of the
-/// results.
+/// The heavy operations in f32, bf16 and int8. Their results are the same bit for bit, however the work is divided.
 final class VectorOperations: FastOperations {
     let name = "AVX-512"
     let definitions: Definitions
@@ -28,15 +27,15 @@ final class VectorOperations: FastOperations {
         return result.map { [$0] }
     }
 
-    /// Calls `body` for pieces of a result of `rows` x `panels`: at most `step` rows each, whose
-    /// starts are multiples of it, and as few panels as it takes to keep the threads equally busy.
+    /// Divides a result of `rows` x `panels` into pieces and calls `body` for each. A piece starts at a multiple of
+    /// `step` rows and has at most `step` rows; panels are divided just enough to keep all threads busy.
     func pieces(
         rows: Int, step: Int, panels: Int,
         _ body: (_ rows: Range<Int>, _ panels: Range<Int>) -> Void
     ) {
         let chunks = ceilDivide(rows, step)
         let wanted = definitions.threads.count == 1 ? 1 : 8 * definitions.threads.count
-        let groups = max(1, min(panels, (wanted + chunks - 1) / max(1, chunks)))
+        let groups = max(1, min(panels, ceilDivide(wanted, max(1, chunks))))
         definitions.threads.parallel(chunks * groups) { range in
             for index in range {
                 let row = index / groups * step
@@ -48,7 +47,7 @@ final class VectorOperations: FastOperations {
         }
     }
 
-    /// The bytes of a vector as f32, or nil; they must not leave `body`.
+    /// Calls `body` with the elements of a vector as f32, or nil. The pointer must not leave `body`.
     func withVector<R>(
         _ x: Tensor?, roundedTo dtype: DType = .f32, _ body: (UnsafePointer<Float>?) -> R
     ) -> R {
@@ -75,7 +74,7 @@ extension VectorOperations {
             dtype: o.residual.dtype)
     }
 
-    /// residual + gate * act(x W^T + bias) in `dtype`, rounded where the definitions round.
+    /// residual + gate * activation(x W^T + bias) in `dtype`, rounded where the definitions round.
     private func product(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation,
         residual: Tensor?, gate: Tensor?, dtype: DType
@@ -114,8 +113,8 @@ extension VectorOperations {
         return withExtendedLifetime((input, packed, scale, residual)) { result }
     }
 
-    /// x as the kernels take it, what they multiply, and the weight's scales; nil where they
-    /// cannot.
+    /// x in the form that the kernels take, the type that they multiply, and the weight's scales; nil if they cannot
+    /// compute this product.
     private func operands(_ x: Tensor, _ weight: LinearWeight) -> (Tensor, cpu_kind, Tensor?)? {
         guard weight.inputs > 0 && weight.inputs <= 65_536 else { return nil }
         switch weight {
@@ -133,7 +132,7 @@ extension VectorOperations {
         }
     }
 
-    private func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor? {
+    private func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor? {
         if format == .plain { return x }
         guard format == .int8Blocks, x.dtype == .f32 || x.dtype == .bf16 else { return nil }
         let (rows, columns) = (x.shape.rows, x.shape.columns)

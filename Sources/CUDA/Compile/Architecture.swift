@@ -1,4 +1,4 @@
-// GPU architectures: what to compile for, and which kernels run where.
+// GPU architectures: which targets to compile for, and which kernels run where.
 
 /// A compute capability: 9.0 is Hopper.
 public struct Architecture: Hashable, Sendable, Comparable, CustomStringConvertible {
@@ -10,7 +10,7 @@ public struct Architecture: Hashable, Sendable, Comparable, CustomStringConverti
         self.minor = minor
     }
 
-    /// From `sm_90a`, `sm_90` or `90`; nil for anything else.
+    /// Parses `sm_90a`, `sm_90` or `90`; nil for anything else.
     public init?(_ name: String) {
         var digits = Substring(name)
         if digits.hasPrefix("sm_") { digits = digits.dropFirst(3) }
@@ -21,10 +21,10 @@ public struct Architecture: Hashable, Sendable, Comparable, CustomStringConverti
         self.init(major: number / 10, minor: number % 10)
     }
 
-    /// NVRTC's name. From 9.0 on the architecture-specific target (`a`): without it there is no
-    /// wgmma and no setmaxnreg.
+    /// NVRTC's name of the target: `sm_80`. From 9.0 on it is the architecture-specific one (`sm_90a`), without which
+    /// there is no wgmma and no setmaxnreg.
     public var description: String { "sm_\(major)\(minor)\(major >= 9 ? "a" : "")" }
-    /// "9.0"
+    /// The compute capability: "9.0".
     public var capability: String { "\(major).\(minor)" }
 
     public static func < (left: Self, right: Self) -> Bool {
@@ -35,19 +35,20 @@ public struct Architecture: Hashable, Sendable, Comparable, CustomStringConverti
     public static let ada = Architecture(major: 8, minor: 9)
     public static let hopper = Architecture(major: 9, minor: 0)
     public static let blackwell = Architecture(major: 12, minor: 0)
-    /// Those that every change is compiled for.
+    /// The architectures that every change is compiled for.
     public static let tested: [Architecture] = [.ampere, .ada, .hopper, .blackwell]
 }
 
 /// Which architectures a translation unit is written for.
 public enum KernelFamily: Hashable, Sendable {
-    /// sm_80 and later: mma.sync, cp.async.
+    /// sm_80 and later: needs mma.sync and cp.async.
     case any
-    /// sm_89 and later: mma.sync with fp8.
+    /// sm_89 and later: needs mma.sync with fp8.
     case fp8
-    /// sm_90a alone: wgmma, bulk tensor copies, setmaxnreg.
+    /// Only sm_90a: needs wgmma, bulk tensor copies and setmaxnreg.
     case hopper
 
+    /// Whether a unit of this family runs on the architecture.
     public func includes(_ architecture: Architecture) -> Bool {
         switch self {
         case .any: architecture >= .ampere

@@ -1,4 +1,4 @@
-// Machine code of a unit with what is known about its kernels, and its form in files.
+// The machine code of a unit, with facts about its kernels, and its file format.
 
 internal import Ground
 
@@ -10,25 +10,25 @@ struct CompiledUnit: Hashable, Sendable {
         /// The mangled name in the cubin.
         var lowered: String
         var registers = 0
-        /// Bytes a thread keeps in local memory: arrays that are indexed, and spilled registers.
+        /// Bytes of local memory per thread: indexed arrays and spilled registers.
         var localBytes = 0
-        /// Bytes of spilled registers, stored and loaded.
+        /// Bytes of spills, stores and loads together.
         var spillBytes = 0
         var sharedBytes = 0
     }
 
     var kernels: [Kernel]
     var cubin: [UInt8]
-    /// Of the NVRTC that made it.
+    /// The version of the NVRTC that compiled it.
     var compiler: CompilerVersion
 
-    /// Kernels that keep registers in memory.
+    /// Kernels that keep more than `toleratedBytes` in local memory.
     var spilling: [Kernel] { kernels.filter { $0.localBytes > Self.toleratedBytes } }
-    /// A few numbers that are kept over a whole loop cost nothing.
+    /// Bytes of local memory that do not matter: a few values, spilled before a loop and reloaded after it.
     static let toleratedBytes = 16
 
-    // Two lines of text, one line a kernel, then the cubin. The second line has the numbers of kernels and
-    // of bytes, the compiler's version, and a sum of all that follows.
+    // File format: two lines of text, one line per kernel, then the cubin. The second line contains the number of
+    // kernels, the bytes of the cubin, the compiler's version, and a checksum of everything that follows.
     private static let magic = "turbodiffusion kernels 2"
 
     func serialized() -> [UInt8] {
@@ -42,7 +42,7 @@ struct CompiledUnit: Hashable, Sendable {
         return Array("\(Self.magic)\n\(header)\n".utf8) + body
     }
 
-    /// nil where the bytes are not a whole, undamaged unit.
+    /// nil if the bytes are not a complete, undamaged unit.
     init?(serialized bytes: UnsafeRawBufferPointer) {
         var rest = bytes[...]
         func line() -> String? {
@@ -78,7 +78,7 @@ struct CompiledUnit: Hashable, Sendable {
     }
 }
 
-/// Of NVRTC: 13.0.
+/// A version of NVRTC: 13.0.
 public struct CompilerVersion: Hashable, Sendable, CustomStringConvertible {
     public let major, minor: Int
     public var description: String { "\(major).\(minor)" }

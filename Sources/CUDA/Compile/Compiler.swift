@@ -1,12 +1,12 @@
-// NVRTC: CUDA C++ to machine code, on machines with or without a GPU.
+// NVRTC, which compiles CUDA C++ to machine code on machines with or without a GPU.
 
 internal import CDrivers
 
-/// Why a kernel cannot be had.
+/// Why a kernel is not available.
 public enum KernelError: Error, Hashable, Sendable, CustomStringConvertible {
     case unavailable(CUDAUnavailable)
     case unknownFile(String)
-    /// The compiler, and its words.
+    /// `compiler` is NVRTC's version and path, `log` its messages.
     case compilation(file: String, architecture: Architecture, compiler: String, log: String)
     case unreadablePack(path: String, reason: String)
 
@@ -16,9 +16,9 @@ public enum KernelError: Error, Hashable, Sendable, CustomStringConvertible {
         case .unknownFile(let file): "no kernel source is named \(file)"
         case .compilation(let file, let architecture, let compiler, let log):
             """
-            \(file) does not compile for \(architecture) with \(compiler). Another version may do it \
-            (pip install nvidia-cuda-nvrtc, --cuda-libraries FOLDER); please report these words of the \
-            compiler:
+            \(file) does not compile for \(architecture) with \(compiler). Another version may work \
+            (pip install nvidia-cuda-nvrtc, --cuda-libraries FOLDER); please report these messages of \
+            the compiler:
             \(log)
             """
         case .unreadablePack(let path, let reason):
@@ -28,13 +28,13 @@ public enum KernelError: Error, Hashable, Sendable, CustomStringConvertible {
     }
 }
 
-/// An opened libnvrtc. Its functions may be called from several threads at once.
+/// The library libnvrtc. Its functions may be called from several threads at once.
 final class Compiler: Sendable {
     private let nvrtc: nvrtc
     let version: CompilerVersion
     let path: String
 
-    /// - Parameter newest: the newest major version of CUDA whose code the driver runs; nil: any.
+    /// - Parameter newest: the newest major version of CUDA whose code the driver can run; nil for any.
     init(libraries: String? = nil, newest: Int? = nil) throws(CUDAUnavailable) {
         let names = [13, 12].filter { $0 <= newest ?? .max }.map { "libnvrtc.so.\($0)" }
         let library = try SharedLibrary.open(names, in: libraryFolders(libraries))
@@ -134,7 +134,7 @@ struct ResourceUsage: Hashable {
     var spills = 0
     var shared = 0
 
-    /// By mangled name. The lines:
+    /// Reads the compiler's log. The keys are mangled names. The lines are:
     ///
     ///     ptxas info    : Compiling entry function '_Z4gelu' for 'sm_90a'
     ///     ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
@@ -171,7 +171,7 @@ struct ResourceUsage: Hashable {
     }
 }
 
-/// The strings as C strings, valid during `body`.
+/// Calls `body` with the strings as C strings, which are valid only during the call.
 private func withCStrings<R>(
     _ strings: [String], _ body: (UnsafePointer<UnsafePointer<CChar>?>) -> R
 ) -> R {

@@ -1,23 +1,23 @@
-// Compiled kernels on disk: the user's cache, one file a unit, and packs, many units in one file.
+// Compiled kernels on disk: the user's cache, with one file per unit, and packs, with many units in one file.
 
 internal import Glibc
 internal import Ground
 internal import SystemPackage
 
-/// A folder of compiled units, named by the hash of everything that decides their content but the
-/// compiler, whose version they tell: an entry is never wrong, only unused. Writers race safely: a file
-/// appears whole, by renaming. A damaged file counts as none and is written anew.
+/// A folder of compiled units. The name of a file is the hash of everything that determines its content except the
+/// compiler, whose version is in the file; so an entry is never wrong, at most unused. Files are written under another
+/// name and then renamed, so several processes may write at once. A damaged file is ignored and written again.
 public struct KernelCache: Hashable, Sendable {
     public let folder: String
 
     public init(folder: String) { self.folder = folder }
 
-    /// `$XDG_CACHE_HOME/turbodiffusion/kernels`, or under `~/.cache`; nil where there is no home, and where others can
-    /// change what is in it.
+    /// `$XDG_CACHE_HOME/turbodiffusion/kernels`, or the same under `~/.cache`; nil if there is no home folder, or if
+    /// other users can change its content.
     public static var user: KernelCache? { user(environment) }
 
     static func user(_ environment: (String) -> String?) -> KernelCache? {
-        // By the XDG base directory specification a path that is not absolute counts as none.
+        // The XDG base directory specification says that relative paths are to be ignored.
         func absolute(_ name: String) -> String? {
             environment(name).flatMap { $0.hasPrefix("/") ? $0 : nil }
         }
@@ -36,14 +36,14 @@ public struct KernelCache: Hashable, Sendable {
 
     func contains(_ key: String) -> Bool { access(path(of: key), R_OK) == 0 }
 
-    /// Keeps `unit`; does nothing where the folder cannot be written.
+    /// Stores a unit; does nothing if the folder cannot be written.
     func store(_ unit: CompiledUnit, as key: String) {
         try? FilePath(folder).makeFolders(mode: 0o700)
         try? PendingFile.write(
             unit.serialized(), to: FilePath(path(of: key)), overwrite: true, durable: false)
     }
 
-    /// Entries and their bytes.
+    /// The number of entries, and their bytes together.
     public var contents: (count: Int, byteCount: Int) {
         let folder = FilePath(folder)
         let names = (try? folder.fileNames()) ?? []
@@ -53,7 +53,7 @@ public struct KernelCache: Hashable, Sendable {
     }
 }
 
-/// Units compiled beforehand for some architectures: a file that travels with the binary.
+/// Units compiled in advance for some architectures, in a file that is distributed with the binary.
 public struct KernelPack: Sendable {
     private static let magic = "turbodiffusion kernel pack 1\n"
     let path: String
@@ -75,7 +75,7 @@ public struct KernelPack: Sendable {
         self.entries = entries
     }
 
-    /// nil where the pack has no such unit.
+    /// nil if the pack has no such unit.
     func load(_ key: String) throws(KernelError) -> CompiledUnit? {
         guard let range = entries[key] else { return nil }
         let bytes = UnsafeRawBufferPointer(rebasing: file.bytes[range])
@@ -95,7 +95,7 @@ public struct KernelPack: Sendable {
         return bytes
     }
 
-    /// Where the units lie.
+    /// The byte range of every unit, by key; nil if the file is damaged.
     static func parse(_ bytes: UnsafeRawBufferPointer) -> [String: Range<Int>]? {
         guard bytes.starts(with: magic.utf8) else { return nil }
         var entries: [String: Range<Int>] = [:]

@@ -1,6 +1,6 @@
-// Every translation unit: what `kernels build`, `kernels check` and a first run compile.
+// The list of all translation units, which `kernels build`, `kernels check` and a first run compile.
 
-/// The list of units; a test compares it with the files in Kernels/.
+/// All units; a test compares them with the files in Kernels/.
 public enum KernelCatalog {
     public static let units: [KernelUnit] =
         Normalization.units + Elementwise.units + Frames.units + Layout.units + ChannelNorm.units

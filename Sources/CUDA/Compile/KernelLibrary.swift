@@ -1,12 +1,12 @@
-// The kernels of one device: units become modules when their first kernel is asked for.
+// The kernels of one device. A unit is loaded when its first kernel is needed.
 
-/// Loaded modules and their functions. Stays on its device's thread.
+/// Loaded modules and their functions. Must stay on its device's thread.
 public final class KernelLibrary {
     private let device: Device
     private let source: KernelSource
     private var units: [ObjectIdentifier: LoadedUnit] = [:]
 
-    /// A unit on the device. The driver brings a kernel's code there when the kernel is asked for.
+    /// A loaded unit. The driver copies a kernel's code to the device when the kernel is first looked up.
     private final class LoadedUnit {
         let module: Module
         let lowered: [String: String]
@@ -23,8 +23,8 @@ public final class KernelLibrary {
         self.source = source
     }
 
-    /// Compiles what is neither in the pack nor in the cache, on all cores; a run's first launches
-    /// then only load.
+    /// Compiles, on all cores, the units that are neither in the pack nor in the cache, so that the first launches of a
+    /// run only have to load them.
     public func prepare(progress: @Sendable (KernelSource.Built) -> Void = { _ in })
         throws(KernelError)
     {
@@ -34,10 +34,10 @@ public final class KernelLibrary {
         _ = try source.build(missing, for: [architecture], newest: newest, progress: progress)
     }
 
-    /// The newest major version of CUDA whose code the driver runs.
+    /// The newest major version of CUDA whose code the driver can run.
     private var newest: Int { device.driver.version / 1000 }
 
-    /// The kernel called `name` in `unit`; nil, and a failure of the device, where it cannot be had.
+    /// The kernel called `name` in `unit`. If there is none, reports a failure to the device and returns nil.
     func function(_ name: String, of unit: KernelUnit) -> Function? {
         let id = ObjectIdentifier(unit)
         if let function = units[id]?.functions[name] { return function }
@@ -56,7 +56,7 @@ public final class KernelLibrary {
         }
     }
 
-    /// The device's kernels, and those that nothing has asked for yet: "file kernel".
+    /// The number of the device's kernels, and those that have not been used yet, each as "file kernel".
     public var usage: (count: Int, unused: [String]) {
         let units = KernelCatalog.units.filter {
             $0.family.includes(device.properties.architecture)
@@ -68,7 +68,7 @@ public final class KernelLibrary {
         return (units.reduce(0) { $0 + $1.kernels.count }, unused)
     }
 
-    /// Loads every unit of the device: how long that takes is what a first use of all kernels costs.
+    /// Loads every unit of the device, to measure how long that takes.
     func loadAll() throws(CUDAError) {
         for unit in KernelCatalog.units
         where unit.family.includes(device.properties.architecture) {

@@ -1,4 +1,4 @@
-// Where compiled kernels come from: a pack, the user's cache, or the compiler.
+// Gets compiled kernels from a pack, from the user's cache, or from the compiler.
 
 internal import Dispatch
 internal import Glibc
@@ -6,18 +6,20 @@ public import Ground
 internal import Synchronization
 internal import SystemPackage
 
-/// Finds or makes machine code. Usable from any thread.
+/// Finds or compiles machine code. May be used from any thread.
 public final class KernelSource: Sendable {
+    /// Where compiled kernels are kept, if anywhere.
     public let cache: KernelCache?
     private let pack: KernelPack?
     private let libraries: String?
     private let compiler = Mutex<Result<Compiler, CUDAUnavailable>?>(nil)
 
     /// - Parameters:
-    ///   - pack: a file of `turbodiffusion kernels build`; nil: `kernels.pack` beside the binary, if any.
-    ///   - cache: where compiled kernels are kept; nil: nowhere.
-    ///   - libraries: folders to look for NVRTC in first, separated by colons.
-    /// - Throws: ``KernelError/unreadablePack(path:reason:)``, also for a pack that others can change.
+    ///   - pack: path of a file made by `turbodiffusion kernels build`; nil for `kernels.pack` beside the binary, if
+    ///   any.
+    ///   - cache: where compiled kernels are kept; nil for nowhere.
+    ///   - libraries: folders to search first for NVRTC, separated by colons.
+    /// - Throws: ``KernelError/unreadablePack(path:reason:)``, also for a pack that other users can change.
     public init(
         pack: String? = nil, cache: KernelCache? = .user, libraries: String? = nil
     ) throws(KernelError) {
@@ -26,7 +28,8 @@ public final class KernelSource: Sendable {
         if let path = pack ?? Self.packBesideBinary() {
             if let place = FilePath(path).changeableByOthers {
                 throw .unreadablePack(
-                    path: path, reason: "others can change \(place): take their permission to write"
+                    path: path,
+                    reason: "other users can change \(place): remove their write permission"
                 )
             }
             self.pack = try KernelPack(contentsOf: path)
@@ -42,8 +45,8 @@ public final class KernelSource: Sendable {
 
     // MARK: The compiler
 
-    /// NVRTC, opened when it is first needed.
-    /// - Parameter newest: the newest major version of CUDA whose code the driver runs.
+    /// NVRTC, which is opened when it is first needed.
+    /// - Parameter newest: the newest major version of CUDA whose code the driver can run.
     private func openedCompiler(newest: Int?) throws(KernelError) -> Compiler {
         let result = compiler.withLock { slot in
             if let slot { return slot }
@@ -59,16 +62,16 @@ public final class KernelSource: Sendable {
         }
     }
 
-    /// "NVRTC 13.0 (/usr/…/libnvrtc.so.13)"
+    /// Version and path of the compiler: "NVRTC 13.0 (/usr/…/libnvrtc.so.13)".
     public func describedCompiler(newest: Int? = nil) throws(KernelError) -> String {
         try openedCompiler(newest: newest).described
     }
 
     // MARK: Units
 
-    /// The machine code of `unit`: from the pack, else from the cache, else compiled and cached. NVRTC is
-    /// not even opened where nothing is compiled: that takes longer than all the rest.
-    /// - Parameter renews: whether the cache's code must be of the version of NVRTC that is installed.
+    /// The machine code of `unit`: from the pack, or else from the cache, or else compiled and cached. NVRTC is opened
+    /// only if something has to be compiled, because opening it takes longer than everything else.
+    /// - Parameter renews: whether to compile again if the cached code was made by another version of NVRTC.
     func unit(
         _ unit: KernelUnit, for architecture: Architecture, newest: Int? = nil, renews: Bool = false
     ) throws(KernelError) -> CompiledUnit {
@@ -88,13 +91,13 @@ public final class KernelSource: Sendable {
         return compiled
     }
 
-    /// Whether a driver for CUDA `newest` takes this code.
+    /// Whether a driver for CUDA `newest` can run this code.
     private func runs(_ unit: CompiledUnit, _ newest: Int?) -> Bool {
         unit.compiler.major <= newest ?? .max
     }
 
-    /// The pack's key of code that runs: for the architecture itself, else for an earlier one of the same
-    /// major version, which runs there too unless it is architecture-specific.
+    /// The pack's key of code that runs on the architecture: code for the architecture itself, or else for an earlier
+    /// one of the same major version, which also runs unless it is architecture-specific.
     private func packKey(of unit: KernelUnit, for architecture: Architecture) -> String? {
         guard let pack else { return nil }
         let oldest = architecture.major >= 9 ? architecture.minor : 0
@@ -121,16 +124,16 @@ public final class KernelSource: Sendable {
         return key
     }
 
-    /// Where the units for an architecture would come from.
+    /// How many of an architecture's units are in the pack and in the cache, and which are missing.
     public struct Readiness: Sendable {
         public var packed = 0
         public var cached = 0
-        /// Those that a compiler has to make.
+        /// The units that have to be compiled.
         public var missing: [KernelUnit] = []
         public var total: Int { packed + cached + missing.count }
     }
 
-    /// Counts without compiling, by the names alone.
+    /// Looks only at names; compiles and loads nothing.
     public func readiness(for architecture: Architecture) -> Readiness {
         var counts = Readiness()
         for unit in KernelCatalog.units where unit.family.includes(architecture) {
@@ -147,23 +150,23 @@ public final class KernelSource: Sendable {
 
     // MARK: All units at once
 
-    /// One unit of a ``build(_:for:progress:)``.
+    /// One compiled unit of a ``build(_:for:newest:renews:progress:)``.
     public struct Built: Sendable {
         public let file: String
         public let architecture: Architecture
         public let seconds: Double
-        /// Kernels that keep more than a few registers in memory, which costs speed: a line about each.
+        /// One line for each kernel that keeps more than a few values in local memory, which costs speed.
         public let spills: [String]
         public let kernelCount: Int
         let key: String
         let unit: CompiledUnit
     }
 
-    /// Compiles, or finds, every unit that runs on the architectures, on all cores.
+    /// Finds or compiles, on all cores, every unit that runs on the architectures.
     /// - Parameters:
-    ///   - renews: whether code of other versions of NVRTC than the installed one is made anew.
-    ///   - progress: called from any thread as units become ready.
-    /// - Throws: the first failure in catalogue order.
+    ///   - renews: whether to compile again what was compiled by another version of NVRTC than the installed one.
+    ///   - progress: is called from any thread as units become ready.
+    /// - Throws: the first failure in the order of the units.
     public func build(
         _ units: [KernelUnit] = KernelCatalog.units, for architectures: [Architecture],
         newest: Int? = nil, renews: Bool = false, progress: @Sendable (Built) -> Void = { _ in }
@@ -198,7 +201,7 @@ public final class KernelSource: Sendable {
         return built
     }
 
-    /// Writes what ``build(_:for:newest:renews:progress:)`` returned as a pack; replaces an older one.
+    /// Writes the result of ``build(_:for:newest:renews:progress:)`` as a pack. An existing file is replaced.
     public static func write(_ built: [Built], to path: String) throws(FileError) {
         try PendingFile.write(
             KernelPack.serialized(built.map { ($0.key, $0.unit) }), to: FilePath(path),

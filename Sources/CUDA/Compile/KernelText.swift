@@ -1,9 +1,9 @@
-// The embedded CUDA sources: texts, what they include, and the name that their content gives them.
+// The embedded CUDA sources: their texts, their includes, and hashes of their content.
 
 internal import CUDASources
 internal import Ground
 
-/// The files of Kernels/ as the binary carries them.
+/// The files of Kernels/, which are embedded in the binary.
 enum KernelText {
     static let names: [String] = (0..<cuda_source_count()).map {
         String(cString: cuda_source_at($0).name)
@@ -25,7 +25,7 @@ enum KernelText {
 
     static subscript(name: String) -> String? { texts[name] }
 
-    /// The headers that `name` includes, directly or through others, by name.
+    /// The names of all headers that `name` includes, directly or through others.
     static func includes(of name: String) -> [String] {
         var found: Set<String> = []
         func visit(_ name: String) {
@@ -37,7 +37,7 @@ enum KernelText {
         return found.sorted()
     }
 
-    /// Names in `#include "…"` lines.
+    /// The names in `#include "…"` lines.
     static func quotedIncludes(in text: String) -> [String] {
         let quote = UInt8(ascii: "\"")
         return text.utf8.split(separator: UInt8(ascii: "\n")).compactMap { line in
@@ -49,7 +49,8 @@ enum KernelText {
         }
     }
 
-    /// Whatever decides the machine code but the compiler: sources, names, options, architecture.
+    /// A hash of everything that determines the machine code except the compiler: sources, names, options,
+    /// architecture.
     static func key(of unit: KernelUnit, for architecture: Architecture) -> String {
         var hash = SHA256()
         for file in [unit.file] + includes(of: unit.file) {

@@ -1,18 +1,17 @@
-// What is compiled together: one file with its definitions and the kernels it instantiates.
+// Translation units: one file, with definitions and the kernels to instantiate.
 
-/// One translation unit. An operation's file declares its units as `static let`s and the list in
-/// KernelCatalog.swift names them; a unit is compiled whole when its first kernel is asked for, so
-/// split a file's instantiations over several units where a run needs only some of them, and to let
-/// them compile in parallel.
+/// One translation unit. The file of an operation declares its units, and KernelCatalog.swift lists them all. A unit is
+/// compiled as a whole when its first kernel is needed. So divide the instantiations of a file into several units if a
+/// run needs only some of them, or to compile them in parallel.
 ///
 ///     static let unit = KernelUnit("gelu.cu", kernels: ["gelu<bf16>", "gelu<float>"])
 public final class KernelUnit: Sendable {
-    /// The file's name in Kernels/.
+    /// The name of the file in Kernels/.
     public let file: String
     public let family: KernelFamily
     /// Preprocessor definitions, `NAME=VALUE`.
     public let definitions: [String]
-    /// C++ name expressions, as NVRTC's nvrtcAddNameExpression takes them: `gemm<128, true>`.
+    /// C++ name expressions for nvrtcAddNameExpression: `gemm<128, true>`.
     public let kernels: [String]
 
     public init(

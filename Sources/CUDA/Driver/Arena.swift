@@ -1,11 +1,11 @@
-// The allocator of device memory: which addresses are free. It touches no device, so it is tested
-// without one.
+// The allocator of device memory, which only decides about addresses. It uses no device, so it can be tested without
+// one.
 
 import Ground
 import Tensors
 
-/// Best fit over ranges of addresses, with coalescing. The same sequence of requests gives the same
-/// addresses and the same peak on every run.
+/// Allocates ranges of addresses by best fit, and joins free neighbours. The same sequence of requests gives the same
+/// addresses and the same peak in every run.
 struct Arena {
     /// Addresses `start ..< end`.
     struct Block: Hashable {
@@ -14,33 +14,42 @@ struct Arena {
         var byteCount: Int { Int(end - start) }
     }
 
-    /// Every block starts at and has a multiple of this: what bulk copies and vector loads want.
+    /// Address and size of every block are multiples of this, as bulk copies and vector loads require.
     static let alignment = 512
 
     /// Free blocks by address; neighbours within a segment are joined.
     private(set) var free: [Block] = []
     private var live: [UInt64: Block] = [:]
-    /// Starts of separately allocated segments: blocks on both sides of one are never joined.
+    /// Starts of separately allocated segments. Blocks on both sides of such an address are never joined.
     private var borders: Set<UInt64> = []
 
-    /// Bytes of live blocks, now and at most.
+    /// Bytes of allocated blocks: now, and the most at once.
     private(set) var current = 0
     private(set) var peak = 0
 
     mutating func resetPeak() { peak = current }
 
-    /// Adds fresh memory.
-    /// - Parameter extends: whether it may be joined with the memory just before it.
+    /// Adds new memory.
+    /// - Parameter extends: whether it may be joined with the memory directly before it.
     mutating func add(_ block: Block, extends: Bool) {
         if !extends { borders.insert(block.start) }
         insert(block)
+    }
+
+    /// Takes memory away again: free bytes at the end of the last block.
+    mutating func remove(_ block: Block) {
+        guard let last = free.last, last.start <= block.start, last.end == block.end else {
+            programmingError("Arena: \(block) is not free at the end")
+        }
+        free.removeLast()
+        if last.start < block.start { free.append(Block(start: last.start, end: block.start)) }
     }
 
     static func rounded(_ byteCount: Int) -> Int {
         roundUp(max(byteCount, 1), to: alignment)
     }
 
-    /// The start of `byteCount` bytes, or nil where no free block is large enough.
+    /// The address of `byteCount` newly allocated bytes; nil if no free block is large enough.
     mutating func allocate(_ byteCount: Int) -> UInt64? {
         let size = Self.rounded(byteCount)
         var best = -1
@@ -68,7 +77,7 @@ struct Arena {
         insert(block)
     }
 
-    /// How much of a growth of `byteCount` at the end of the last block is already there.
+    /// Bytes of the free block that ends at `end`; 0 if there is none.
     func freeTail(before end: UInt64) -> Int {
         guard let last = free.last, last.end == end else { return 0 }
         return last.byteCount

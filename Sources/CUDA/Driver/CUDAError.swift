@@ -1,14 +1,14 @@
-// What can go wrong between us and the NVIDIA libraries, as values with everything a report needs.
+// Errors of the NVIDIA libraries, as values with everything that a report needs.
 
-/// A call of the driver or of NVRTC that failed.
+/// A failed call of the driver or of NVRTC.
 public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
-    /// The library's own number, 700 for example; see ``name``.
+    /// The library's error code, for example 700.
     public let code: Int32
-    /// `CUDA_ERROR_ILLEGAL_ADDRESS`, for example.
+    /// The name of the code, for example `CUDA_ERROR_ILLEGAL_ADDRESS`.
     public let name: String
-    /// The library's sentence about it.
+    /// The library's description.
     public let text: String
-    /// The function that returned it and what it was asked for: `cuLaunchKernel gelu<bf16>`.
+    /// The function that failed, and what it should do: `cuLaunchKernel gelu<bf16>`.
     public let call: String
 
     public init(code: Int32, name: String, text: String, call: String) {
@@ -22,12 +22,12 @@ public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
         "\(call): \(name) (\(code)): \(text)" + (advice.map { "; \($0)" } ?? "")
     }
 
-    /// What to do about it, where that is known.
+    /// What to do about it, if that is known.
     public var advice: String? {
         switch code {
         case 2:
-            "a smaller size or --memory-limit needs less, and nvidia-smi lists who else uses the "
-                + "memory"
+            "a smaller size or --memory-limit needs less memory, and nvidia-smi lists what else "
+                + "uses it"
         case 46, 101, 214, 219, 220, 226, 800, 999:
             "the GPU or its driver failed: look at nvidia-smi and dmesg (Xid), reset the GPU or "
                 + "restart the machine"
@@ -35,25 +35,25 @@ public struct CUDAError: Error, Hashable, Sendable, CustomStringConvertible {
             "the NVIDIA driver is not ready or too old for this library: update it, or restart the "
                 + "machine after an update"
         case 200, 209, 218, 222, 300:
-            "compiled kernels and driver do not fit: delete the folder of kernels that 'doctor' "
-                + "names, or update the driver"
+            "the compiled kernels do not fit the driver: delete the folder of kernels that "
+                + "'doctor' names, or update the driver"
         case 700, 702, 710, 714...719, 721:
-            "the GPU stopped the program: 'turbodiffusion doctor' tells whether it computes rightly; "
-                + "please report this line"
+            "the GPU stopped the program: 'turbodiffusion doctor' checks whether it computes "
+                + "correctly; please report this line"
         default: nil
         }
     }
 }
 
-/// Why CUDA cannot be used on this machine. Every case says what was looked for and what to do.
+/// Why CUDA cannot be used on this machine. The description says what was missing and what to do.
 public enum CUDAUnavailable: Error, Hashable, Sendable, CustomStringConvertible {
-    /// No library of these names in any of these folders.
+    /// The library is in none of the searched folders.
     case missingLibrary(name: String, searched: [String], reason: String)
-    /// A library without a function that we need.
+    /// A library lacks a function that we need.
     case missingSymbol(symbol: String, library: String)
     case noDevice
     case noSuchDevice(ordinal: Int, count: Int)
-    /// The installed driver is older than what the work needs.
+    /// The installed driver is too old for the purpose.
     case driverTooOld(found: String, needed: String, purpose: String)
     case deviceTooOld(name: String, capability: String, needed: String)
     case failed(CUDAError)

@@ -1,45 +1,46 @@
-// What an operation needs of a device: a stream, memory, kernels.
+// What an operation needs from a device: a stream, memory, kernels.
 
 internal import CDrivers
 
-/// A device in use: its main stream, its memory, its kernels. Stays on one thread.
+/// A device in use: its main stream, its memory, its kernels. Must stay on one thread.
 public final class Context {
     public let device: Device
     public let stream: Stream
-    /// Where kernels are launched: `stream`, but for the time of `launching(in:_:)`.
+    /// The stream for launches: `stream`, except during `launching(in:_:)`.
     private var launches: Stream
     public let memory: DeviceMemory
     public let kernels: KernelLibrary
-    /// Wait for every kernel, so that a failure names the kernel that caused it. Slow: for debugging.
+    /// Waits for every kernel, so that a failure names the kernel that caused it. Slow; for debugging.
     public var waitsForEachKernel = false
-    /// What kernels are chosen for: the device's own architecture, unless its generic kernels are wanted.
+    /// The architecture that kernels are chosen for: the device's own, or at most Ada after `useGenericKernels`.
     public private(set) var kernelArchitecture: Architecture
     let arguments = LaunchArguments()
 
     /// - Parameters:
-    ///   - memoryLimit: the most bytes to take from the device; nil: all there are.
+    ///   - memoryLimit: the most bytes to take from the device; nil for all.
+    ///   - peers: GPUs that may write to this one's memory, where they can.
     ///   - kernels: where compiled kernels come from.
     public init(
-        _ device: Device, memoryLimit: Int? = nil, kernels: KernelSource
+        _ device: Device, memoryLimit: Int? = nil, peers: [Int] = [], kernels: KernelSource
     ) throws(CUDAError) {
         self.device = device
         kernelArchitecture = device.properties.architecture
         stream = try Stream(device)
         launches = stream
-        memory = DeviceMemory(device, limit: memoryLimit)
+        memory = DeviceMemory(device, limit: memoryLimit, peers: device.peers(of: peers))
         self.kernels = KernelLibrary(device, kernels)
     }
 
     public var properties: DeviceProperties { device.properties }
 
-    /// Chooses kernels on mma.sync, which run everywhere, from now on: those of Ada, or of an older card.
+    /// From now on chooses kernels on mma.sync, which run on every card: those for Ada, or for an older card.
     func useGenericKernels() { kernelArchitecture = min(kernelArchitecture, .ada) }
 
     /// A buffer of device memory; see ``DeviceMemory/buffer(byteCount:)``.
     public func buffer(byteCount: Int) -> DeviceBuffer { memory.buffer(byteCount: byteCount) }
 
-    /// A kernel, typed by what the caller assigns it to. The unit is compiled or loaded when its first
-    /// kernel is asked for. `name` must be one of the unit's names, letter by letter.
+    /// A kernel, whose argument types follow from the variable that it is assigned to. Its unit is compiled or loaded
+    /// when the first kernel of the unit is needed. `name` must be exactly one of the unit's names.
     public func kernel<each Argument: BitwiseCopyable>(
         _ name: String, of unit: KernelUnit
     ) -> Kernel<repeat each Argument> {
@@ -47,16 +48,17 @@ public final class Context {
     }
 
     /// Waits until the main stream is empty.
-    /// - Throws: the first failure since the last call: of an operation, of a kernel while it ran, of
-    ///   memory or of a compilation. It names the call, and the last kernel where the device cannot
-    ///   tell which one failed (see ``waitsForEachKernel``).
+    /// - Throws: the first failure since the last call: of an operation, a running kernel, an allocation or a
+    ///   compilation.
+    ///   It names the call, and the last launched kernel if the device cannot tell which one failed (see
+    ///   ``waitsForEachKernel``).
     public func synchronize() throws(CUDAError) {
         if device.failure == nil { stream.drain() }
         if let failure = device.takeFailure() { throw failure }
     }
 
-    /// Runs `body` with its kernels in another stream. It must take no device memory, which the main
-    /// stream orders.
+    /// Runs `body`, whose kernels are launched in another stream. It must not allocate device memory, because memory is
+    /// reused in the order of the main stream.
     func launching(in stream: Stream, _ body: () -> Void) {
         let before = launches
         launches = stream

@@ -1,27 +1,60 @@
-// One GPU: its properties, its primary context, and the first thing that went wrong on it.
+// One GPU: its properties, its primary context, and the first failure on it.
 
 internal import CDrivers
 
-/// What a device is and has; sizes in bytes.
+/// The properties of a device; sizes are in bytes.
 public struct DeviceProperties: Hashable, Sendable {
     public let name: String
     public let multiprocessors: Int
     public let architecture: Architecture
     public let totalMemory: Int
     public let l2Cache: Int
-    /// The most shared memory one block can have (static and dynamic together).
+    /// The most shared memory that one block can use (static and dynamic together).
     public let sharedMemoryPerBlock: Int
     public let sharedMemoryPerMultiprocessor: Int
-    /// kHz; 0 where the driver no longer tells.
+    /// In kHz; 0 if the driver does not tell.
     public let clockRate: Int
     /// The driver's version: "580.95.05 (CUDA 13.0)".
     public let driver: String
 }
 
+extension Driver {
+    /// What GPU `ordinal` is, without opening it. The ordinal is below `deviceCount`.
+    public func properties(of ordinal: Int) -> DeviceProperties {
+        var device: CUdevice = 0
+        _ = functions.cuDeviceGet(&device, Int32(ordinal))
+        return Device.properties(of: device, self)
+    }
+
+    /// Whether GPU `from` can read and write the memory of GPU `to`.
+    public func canAccess(from: Int, to: Int) -> Bool {
+        var (one, other, can): (CUdevice, CUdevice, Int32) = (0, 0, 0)
+        return functions.cuDeviceGet(&one, Int32(from)) == 0
+            && functions.cuDeviceGet(&other, Int32(to)) == 0
+            && functions.cuDeviceCanAccessPeer(&can, one, other) == 0 && can != 0
+    }
+
+    /// As `nvidia-smi -L` prints it: "GPU-5a1b2c3d-…". nil where the driver does not tell.
+    public func uuid(of ordinal: Int) -> String? {
+        var (device, uuid): (CUdevice, CUuuid) = (0, CUuuid())
+        guard functions.cuDeviceGet(&device, Int32(ordinal)) == 0,
+            functions.cuDeviceGetUuid(&uuid, device) == 0
+        else { return nil }
+        let bytes = withUnsafeBytes(of: &uuid) { Array($0) }
+        let digits = Array("0123456789abcdef")
+        var text = "GPU"
+        for (index, byte) in bytes.enumerated() {
+            if [0, 4, 6, 8, 10].contains(index) { text += "-" }
+            text += String([digits[Int(byte >> 4)], digits[Int(byte & 15)]])
+        }
+        return text
+    }
+}
+
 /// A device with its primary context, current on the thread that made it.
 ///
-/// Not `Sendable`: a device and everything made from it stay on one thread. Operations do not throw:
-/// they report a failure here, later ones are then skipped, and ``Context/synchronize()`` throws it.
+/// Not `Sendable`: a device and everything made from it stay on one thread. Operations do not throw. They report a
+/// failure here; later ones are then skipped, and ``Context/synchronize()`` throws the failure.
 public final class Device {
     public let driver: Driver
     public let ordinal: Int
@@ -30,7 +63,7 @@ public final class Device {
     let context: CUcontext
     /// The first failure since the last synchronisation.
     public private(set) var failure: CUDAError?
-    /// The last kernel that was launched: the likeliest culprit of an asynchronous failure.
+    /// The last kernel that was launched, which is the most likely cause of an asynchronous failure.
     var lastKernel: String?
 
     var cuda: cuda_driver { driver.functions }
@@ -62,7 +95,7 @@ public final class Device {
 
     deinit { _ = cuda.cuDevicePrimaryCtxRelease(handle) }
 
-    /// Free memory of the device as the driver sees it, other processes included. Bytes.
+    /// Bytes of device memory that no process uses, as the driver reports them.
     public var freeMemory: Int {
         var free = 0
         var total = 0
@@ -70,8 +103,16 @@ public final class Device {
         return free
     }
 
-    /// Keeps `result` as the failure unless it is a success or there is one already.
-    /// - Returns: whether it is a success.
+    /// Those of some GPUs that can read and write this one's memory.
+    func peers(of others: [Int]) -> [CUdevice] {
+        others.filter { driver.canAccess(from: $0, to: ordinal) }.compactMap { other in
+            var peer: CUdevice = 0
+            return cuda.cuDeviceGet(&peer, Int32(other)) == 0 ? peer : nil
+        }
+    }
+
+    /// Records a failed `result`, unless a failure is already recorded.
+    /// - Returns: whether `result` is a success.
     @discardableResult
     func check(_ result: CUresult, _ call: @autoclosure () -> String) -> Bool {
         if result == 0 { return true }
@@ -79,19 +120,19 @@ public final class Device {
         return false
     }
 
-    /// Reports a failure of an operation; the first one is kept.
+    /// Records a failure of an operation, unless a failure is already recorded.
     public func fail(_ error: CUDAError) {
         if failure == nil { failure = error }
     }
 
-    /// The failure, which is thereby dealt with. Where it was the driver's and final (an illegal
-    /// address, for example), every later call fails again.
+    /// Returns the recorded failure and forgets it. After a fatal failure of the driver (an illegal address, for
+    /// example) every later call fails again.
     func takeFailure() -> CUDAError? {
         defer { failure = nil }
         return failure
     }
 
-    private static func properties(of device: CUdevice, _ driver: Driver) -> DeviceProperties {
+    static func properties(of device: CUdevice, _ driver: Driver) -> DeviceProperties {
         let cuda = driver.functions
         func attribute(_ which: Int) -> Int {
             var value: Int32 = 0

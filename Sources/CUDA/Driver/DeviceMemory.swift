@@ -1,30 +1,35 @@
-// Memory of the device and pinned memory of the host.
+// Device memory, and pinned host memory.
 
 internal import CDrivers
 internal import Ground
 
-/// The device memory of one context, ordered by one stream: what is freed may be given out again at
-/// once, because the new owner's work is queued after the old owner's. A buffer that another stream
-/// uses must be kept until that stream has passed an event.
+/// The device memory of one context. It is reused in the order of one stream: freed memory can be allocated again at
+/// once, because the new owner's work is queued after the old owner's. A buffer that another stream uses must be kept
+/// until that stream has passed an event.
 ///
-/// It grows by mapping physical memory behind one range of addresses, so that it does not fragment
-/// by segments, and keeps what it has.
+/// It grows by mapping physical memory to one range of addresses, so that it is not fragmented into segments. It never
+/// shrinks.
 public final class DeviceMemory {
     let device: Device
-    /// The most bytes that may be taken from the device; nil: all there are.
+    /// The most bytes that may be taken from the device; nil for all.
     public let limit: Int?
     private var arena = Arena()
-    /// The reserved range of addresses and how much of it has memory behind it; without virtual
-    /// memory management, segments of cuMemAlloc.
+    /// The reserved range of addresses, in bytes from `base`. Devices without virtual memory management have `segments`
+    /// from cuMemAlloc instead.
     private var base: CUdeviceptr = 0
     private var reserved = 0
     private var handles: [(handle: CUmemGenericAllocationHandle, start: UInt64, byteCount: Int)] =
         []
     private var segments: [CUdeviceptr] = []
 
+    /// GPUs that may use this memory too.
+    private let peers: [CUdevice]
+    /// Whether they can use all of it.
+    private(set) var peersHaveAccess: Bool
+
     /// Bytes taken from the device.
     public private(set) var mapped = 0
-    /// Bytes in live buffers, now and at most since ``resetPeak()``.
+    /// Bytes in allocated buffers: now, and the most since ``resetPeak()``.
     public var current: Int { arena.current }
     public var peak: Int { arena.peak }
     public func resetPeak() { arena.resetPeak() }
@@ -33,10 +38,13 @@ public final class DeviceMemory {
     /// Physical memory comes in multiples of this.
     private static let page = 2 << 20
 
-    init(_ device: Device, limit: Int?) {
+    init(_ device: Device, limit: Int?, peers: [CUdevice] = []) {
         self.device = device
         self.limit = limit
+        self.peers = peers
+        peersHaveAccess = !peers.isEmpty
         reserveAddresses()
+        if reserved == 0 { peersHaveAccess = false }
     }
 
     deinit {
@@ -48,9 +56,9 @@ public final class DeviceMemory {
         for segment in segments { _ = device.cuda.cuMemFree(segment) }
     }
 
-    /// A buffer, uninitialised. Its address is a multiple of 512.
+    /// A new uninitialised buffer. Its address is a multiple of 512.
     ///
-    /// Where there is no memory left the failure is the device's, and the buffer is empty: nothing is
+    /// If there is no memory left, a failure is reported to the device and the buffer has a null address; nothing is
     /// launched after a failure.
     public func buffer(byteCount: Int) -> DeviceBuffer {
         if let start = arena.allocate(byteCount) {
@@ -63,6 +71,19 @@ public final class DeviceMemory {
     }
 
     fileprivate func deallocate(_ pointer: DevicePointer) { arena.deallocate(pointer.address) }
+
+    /// Gives back the memory at the end of the range that no buffer has. Nothing that uses it may be queued.
+    func trim() {
+        while let (handle, start, byteCount) = handles.last, device.failure == nil,
+            arena.freeTail(before: base + UInt64(mapped)) >= byteCount
+        {
+            arena.remove(Arena.Block(start: start, end: start + UInt64(byteCount)))
+            _ = device.cuda.cuMemUnmap(start, byteCount)
+            _ = device.cuda.cuMemRelease(handle)
+            handles.removeLast()
+            mapped -= byteCount
+        }
+    }
 
     // ---- growth ----
 
@@ -81,7 +102,7 @@ public final class DeviceMemory {
             &supported,
             Int32(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED), device.handle)
         guard supported != 0 else { return }
-        // Twice the memory: addresses cost nothing.
+        // Twice the size of the memory: addresses cost nothing.
         let wanted = (device.properties.totalMemory / Self.growth + 1) * Self.growth * 2
         if cuda.cuMemAddressReserve(&base, wanted, 0, 0, 0) == 0 { reserved = wanted }
     }
@@ -92,7 +113,7 @@ public final class DeviceMemory {
         let end = base + UInt64(mapped)
         let missing = reserved > 0 ? need - arena.freeTail(before: end) : need
         var size = roundUp(missing, to: Self.growth)
-        // The last piece is as large as the limit lets it be.
+        // The last piece is as large as the limit allows.
         if let limit { size = min(size, (limit - mapped) / Self.page * Self.page) }
         if let limit, size < missing {
             device.fail(outOfMemory(byteCount, "the limit is \(limit) bytes"))
@@ -103,7 +124,7 @@ public final class DeviceMemory {
             mapped += size
             return true
         }
-        // Without virtual memory management (from the start: a mapped range is never left).
+        // Without virtual memory management. Never used once memory has been mapped.
         var address: CUdeviceptr = 0
         if handles.isEmpty, device.cuda.cuMemAlloc(&address, size) == 0 {
             reserved = 0
@@ -127,10 +148,18 @@ public final class DeviceMemory {
             _ = cuda.cuMemRelease(handle)
             return false
         }
-        var access = CUmemAccessDesc()
-        access.location = property.location
-        access.flags = Int32(CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
-        guard cuda.cuMemSetAccess(start, size, &access, 1) == 0 else {
+        var access = ([device.handle] + peers).map { user in
+            var access = CUmemAccessDesc()
+            access.location = CUmemLocation(
+                type: Int32(CU_MEM_LOCATION_TYPE_DEVICE), id: user)
+            access.flags = Int32(CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+            return access
+        }
+        let isShared =
+            peersHaveAccess && cuda.cuMemSetAccess(start, size, &access, access.count) == 0
+        // From then on everything goes by way of the host.
+        if !isShared { peersHaveAccess = false }
+        guard isShared || cuda.cuMemSetAccess(start, size, &access, 1) == 0 else {
             _ = cuda.cuMemUnmap(start, size)
             _ = cuda.cuMemRelease(handle)
             return false
@@ -164,14 +193,16 @@ public final class DeviceBuffer {
     }
 }
 
-/// Page-locked host memory: the copy engine reads it directly, so copies overlap other work.
+/// Page-locked host memory. The copy engine accesses it directly, so copies overlap with other work.
 public final class PinnedBuffer {
     public let bytes: UnsafeMutableRawBufferPointer
     private let device: Device
 
-    public init(_ device: Device, byteCount: Int) throws(CUDAError) {
+    /// - Parameter isPortable: whether the copy engines of other GPUs use it too.
+    public init(_ device: Device, byteCount: Int, isPortable: Bool = false) throws(CUDAError) {
         var address: UnsafeMutableRawPointer?
-        let result = device.cuda.cuMemHostAlloc(&address, max(byteCount, 1), 0)
+        let result = device.cuda.cuMemHostAlloc(
+            &address, max(byteCount, 1), isPortable ? UInt32(CU_MEMHOSTALLOC_PORTABLE) : 0)
         guard result == 0 else {
             throw device.cuda.error(result, "cuMemHostAlloc \(byteCount) bytes")
         }

@@ -1,6 +1,6 @@
 // An address in device memory.
 
-/// A typed wrapper around the number, so that a launch cannot take an integer for an address.
+/// An address with a type of its own, so that it cannot be confused with an integer argument.
 public struct DevicePointer: Hashable, Sendable, BitwiseCopyable {
     public let address: UInt64
 
@@ -8,7 +8,7 @@ public struct DevicePointer: Hashable, Sendable, BitwiseCopyable {
 
     public static let null = DevicePointer(address: 0)
 
-    /// `byteCount` bytes further on.
+    /// The address `byteCount` bytes later.
     public static func + (pointer: DevicePointer, byteCount: Int) -> DevicePointer {
         DevicePointer(address: pointer.address + UInt64(byteCount))
     }

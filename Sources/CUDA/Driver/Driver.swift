@@ -3,12 +3,12 @@
 internal import CDrivers
 internal import Glibc
 
-/// libcuda.so.1, opened and initialised.
+/// The library libcuda.so.1, initialised.
 public final class Driver: Sendable {
     let functions: cuda_driver
-    /// The CUDA version the driver supports, as major * 1000 + minor * 10: 13000 is CUDA 13.0.
+    /// The CUDA version that the driver supports, as major * 1000 + minor * 10: 13000 is CUDA 13.0.
     public let version: Int
-    /// The driver's own version ("580.95.05"), where the kernel module tells it.
+    /// The driver's own version ("580.95.05"), if the kernel module tells it.
     public let release: String?
     public let deviceCount: Int
 
@@ -58,7 +58,7 @@ public final class Driver: Sendable {
 }
 
 extension cuda_driver {
-    /// A failed result as an error with the driver's own words.
+    /// A failed result as an error, with the driver's description.
     func error(_ result: CUresult, _ call: String) -> CUDAError {
         var name: UnsafePointer<CChar>?
         var text: UnsafePointer<CChar>?

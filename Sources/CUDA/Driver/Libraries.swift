@@ -1,18 +1,18 @@
-// Opens NVIDIA's shared libraries at run time, wherever a machine keeps them.
+// Finds and opens NVIDIA's shared libraries at run time.
 
 internal import CDrivers
 internal import Glibc
 internal import Ground
 internal import SystemPackage
 
-/// An opened shared library. It stays open for the life of the process: its functions are kept.
+/// An open shared library. It is never closed, because its functions are kept.
 struct SharedLibrary {
     let handle: UnsafeMutableRawPointer
-    /// The name or path that opened it.
+    /// The name or path by which it was opened.
     let path: String
 
-    /// Opens the first of `names` (newest first) that is found: in the folders the user named, where
-    /// the loader looks by itself, then in those well-known folders that nobody else can change.
+    /// Opens the first of `names` (newest first) that is found: in the folders named by the user, then where the loader
+    /// looks, then in those well-known folders that no other user can change.
     static func open(
         _ names: [String], in named: [String], wellKnown: [String] = wellKnownFolders()
     ) throws(CUDAUnavailable) -> SharedLibrary {
@@ -20,11 +20,11 @@ struct SharedLibrary {
         for name in names {
             for path in named.map({ "\($0)/\(name)" }) + [name] + wellKnown.map({ "\($0)/\(name)" })
             {
-                // Without this check the loader's message about the last folder hides a better one.
+                // Without this check, the loader's message about a later folder would replace a more useful one.
                 if path != name && access(path, R_OK) != 0 { continue }
                 let isNamed = named.contains { path == "\($0)/\(name)" }
                 if path != name, !isNamed, let place = FilePath(path).changeableByOthers {
-                    reason = "\(path) is not used: others can change \(place)"
+                    reason = "\(path) is not used: other users can change \(place)"
                     continue
                 }
                 preloadBuiltins(beside: path)
@@ -39,8 +39,8 @@ struct SharedLibrary {
             searched: named + ["the loader's path"] + wellKnown, reason: reason)
     }
 
-    /// NVRTC opens `libnvrtc-builtins.so.X.Y` by bare name; off the loader's path that only works
-    /// when it is open already.
+    /// NVRTC opens `libnvrtc-builtins.so.X.Y` by its bare name. Outside of the loader's path this works only if that
+    /// library is already open.
     private static func preloadBuiltins(beside path: String) {
         guard path.contains("/libnvrtc") else { return }
         for file in glob(FilePath(path).folder.appending("libnvrtc-builtins.so.*").string) {
@@ -48,15 +48,15 @@ struct SharedLibrary {
         }
     }
 
-    /// Folders where distributions, NVIDIA's installers and Python environments put the libraries.
+    /// The folders in which distributions, NVIDIA's installers and Python environments put the libraries.
     static func wellKnownFolders() -> [String] {
-        // Environments that are active, on the path of programs, of the user, of the system, or in /opt.
+        // Active environments, and those on PATH, of the user, of the system, or in /opt.
         var prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].compactMap(environment)
         prefixes += (environment("PATH") ?? "").split(separator: ":")
             .filter { $0.hasSuffix("/bin") }.map { String($0.dropLast(4)) }
         prefixes += environment("HOME").map { ["\($0)/.local"] } ?? []
         prefixes += ["/usr/local", "/usr", "/opt/*", "/opt/*/.venv"]
-        // What is relative depends on where the program is started.
+        // Relative paths would depend on the working directory.
         let pythons = prefixes.filter { $0.hasPrefix("/") }.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
@@ -73,7 +73,7 @@ struct SharedLibrary {
     }
 }
 
-/// Folders of `--cuda-libraries` or, without it, TURBODIFFUSION_CUDA_LIBRARIES (separated by colons).
+/// The folders of `--cuda-libraries`, or else of TURBODIFFUSION_CUDA_LIBRARIES, both separated by colons.
 func libraryFolders(_ option: String?) -> [String] {
     let list = option ?? environment("TURBODIFFUSION_CUDA_LIBRARIES") ?? ""
     return list.split(separator: ":").map(String.init)

@@ -1,4 +1,4 @@
-// Machine code on the device, and the kernels in it.
+// Loaded machine code, and the kernels in it.
 
 internal import CDrivers
 
@@ -19,7 +19,7 @@ final class Module {
 
     deinit { _ = device.cuda.cuModuleUnload(handle) }
 
-    /// The kernel of this lowered (mangled) name; `name` is for people.
+    /// The kernel with this lowered (mangled) name; `name` is for messages.
     func function(_ lowered: String, name: String) throws(CUDAError) -> Function {
         var function: CUfunction?
         let result = device.cuda.cuModuleGetFunction(&function, handle, lowered)
@@ -33,7 +33,7 @@ public final class Function {
     public let name: String
     let handle: CUfunction
     private let module: Module
-    /// Dynamic shared memory it is allowed; the driver's default is 48 KiB together with the static.
+    /// Bytes of dynamic shared memory that it may use; by default 48 KiB together with the static memory.
     private var sharedLimit = 0
 
     fileprivate init(module: Module, handle: CUfunction, name: String) {
@@ -42,7 +42,7 @@ public final class Function {
         self.name = name
     }
 
-    /// Raises the kernel's limit of dynamic shared memory where `byteCount` needs it.
+    /// Raises the kernel's limit of dynamic shared memory if `byteCount` exceeds it.
     func allowShared(_ byteCount: Int) {
         guard byteCount > sharedLimit else { return }
         let device = module.device

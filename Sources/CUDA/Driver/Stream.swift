@@ -1,4 +1,4 @@
-// Streams and events: what runs after what.
+// Streams and events, which order the device's work.
 
 internal import CDrivers
 
@@ -18,7 +18,7 @@ public final class Stream {
 
     deinit { _ = device.cuda.cuStreamDestroy(handle) }
 
-    /// Everything queued after this waits for `event`.
+    /// Makes everything that is queued from now on wait for `event`.
     public func wait(for event: Event) {
         device.check(device.cuda.cuStreamWaitEvent(handle, event.handle, 0), "cuStreamWaitEvent")
     }
@@ -30,9 +30,9 @@ public final class Stream {
             "cuStreamSynchronize (last kernel: \(device.lastKernel ?? "none"))")
     }
 
-    // Copies and fills; byte counts. Pageable host memory works too, but then the copy waits.
+    // Copies and fills. Copies from or to pageable host memory block the caller.
 
-    /// Host to device. The source must stay until the stream has passed the copy.
+    /// Copies from host to device. The source must stay valid until the stream has passed the copy.
     public func copy(_ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int) {
         guard device.failure == nil, byteCount > 0 else { return }
         device.check(
@@ -40,7 +40,7 @@ public final class Stream {
             "cuMemcpyHtoDAsync \(byteCount) bytes")
     }
 
-    /// Device to host: valid after a synchronisation.
+    /// Copies from device to host. The bytes are valid after a synchronisation.
     public func copy(_ source: DevicePointer, to target: UnsafeMutableRawPointer, byteCount: Int) {
         guard device.failure == nil, byteCount > 0 else { return }
         device.check(
@@ -48,13 +48,46 @@ public final class Stream {
             "cuMemcpyDtoHAsync \(byteCount) bytes")
     }
 
-    /// Device to device; the ranges must not overlap.
+    /// Copies from device to device. The ranges must not overlap.
     public func copy(_ source: DevicePointer, to destination: DevicePointer, byteCount: Int) {
         guard device.failure == nil, byteCount > 0 else { return }
         device.check(
             device.cuda.cuMemcpyDtoDAsync(
                 destination.address, source.address, byteCount, handle),
             "cuMemcpyDtoDAsync \(byteCount) bytes")
+    }
+
+    /// One side of a copy of runs: where the first is, and how far it is from one to the next.
+    enum Runs {
+        case device(DevicePointer, pitch: Int)
+        /// Pinned memory.
+        case host(UnsafeMutableRawPointer, pitch: Int)
+    }
+
+    /// Copies `rows` runs of `width` bytes; the memory may be another GPU's to which there is access.
+    func copy(rows: Int, width: Int, from source: Runs, to target: Runs) {
+        guard device.failure == nil, rows > 0, width > 0 else { return }
+        var copy = CUDA_MEMCPY2D()
+        (copy.WidthInBytes, copy.Height) = (width, rows)
+        switch source {
+        case .device(let pointer, let pitch):
+            copy.srcMemoryType = Int32(CU_MEMORYTYPE_UNIFIED)
+            (copy.srcDevice, copy.srcPitch) = (pointer.address, pitch)
+        case .host(let pointer, let pitch):
+            copy.srcMemoryType = Int32(CU_MEMORYTYPE_HOST)
+            (copy.srcHost, copy.srcPitch) = (UnsafeRawPointer(pointer), pitch)
+        }
+        switch target {
+        case .device(let pointer, let pitch):
+            copy.dstMemoryType = Int32(CU_MEMORYTYPE_UNIFIED)
+            (copy.dstDevice, copy.dstPitch) = (pointer.address, pitch)
+        case .host(let pointer, let pitch):
+            copy.dstMemoryType = Int32(CU_MEMORYTYPE_HOST)
+            (copy.dstHost, copy.dstPitch) = (pointer, pitch)
+        }
+        device.check(
+            device.cuda.cuMemcpy2DAsync(&copy, handle),
+            "cuMemcpy2DAsync \(rows) x \(width) bytes")
     }
 
     /// Sets every byte.
@@ -79,7 +112,7 @@ public final class Event {
     let device: Device
     let handle: CUevent
 
-    /// - Parameter timing: whether times can be taken; without it an event is cheaper.
+    /// - Parameter timing: whether times can be measured; an event is cheaper without.
     public init(_ device: Device, timing: Bool = false) throws(CUDAError) {
         var handle: CUevent?
         let flags = timing ? 0 : UInt32(CU_EVENT_DISABLE_TIMING)
@@ -91,7 +124,7 @@ public final class Event {
 
     deinit { _ = device.cuda.cuEventDestroy(handle) }
 
-    /// Marks where `stream` is now.
+    /// Marks the current end of `stream`.
     public func record(in stream: Stream) {
         device.check(device.cuda.cuEventRecord(handle, stream.handle), "cuEventRecord")
     }
@@ -104,7 +137,7 @@ public final class Event {
         device.check(device.cuda.cuEventSynchronize(handle), "cuEventSynchronize")
     }
 
-    /// Milliseconds from this event to `end`; both recorded, complete and made with timing.
+    /// Milliseconds from this event to `end`. Both must be recorded, complete, and made with timing.
     public func milliseconds(to end: Event) -> Float {
         var time: Float = 0
         device.check(

@@ -1,25 +1,25 @@
-// Typed launches: a kernel knows the types of its arguments.
+// Kernels with typed arguments.
 
 internal import CDrivers
 internal import Ground
 import Tensors
 
-/// A kernel of the device, its arguments' types in order. Get one from ``Context/kernel(_:of:)``:
+/// A kernel of the device, with the types of its arguments. Get one from ``Context/kernel(_:of:)``:
 ///
 ///     let gelu: Kernel<DevicePointer, DevicePointer, Int64> = context.kernel("gelu<bf16>", of: unit)
 ///     gelu(.elements(count, perThread: 8), output, input, Int64(count))
 ///
-/// The Swift types must be as large as the CUDA ones: `Int32` for int, `Int64` for long long, `Float`,
-/// ``DevicePointer`` for any pointer, ``TensorMap`` for `const __grid_constant__ TensorMap`, and any
-/// `BitwiseCopyable` struct whose layout is the CUDA struct's.
+/// The Swift types must have the size of the CUDA ones: `Int32` for int, `Int64` for long long, `Float` for float,
+/// ``DevicePointer`` for any pointer, ``TensorMap`` for `const __grid_constant__ TensorMap`, and for a struct any
+/// `BitwiseCopyable` struct of the same layout.
 public struct Kernel<each Argument: BitwiseCopyable> {
     let name: String
-    /// nil where the kernel could not be compiled or loaded; the device knows why.
+    /// nil if the kernel could not be compiled or loaded; the device's failure says why.
     let function: Function?
     let context: Context
 
-    /// Launches on the context's current stream. A grid without blocks is no launch. Does nothing
-    /// after a failure; its own failure shows at the next synchronisation.
+    /// Launches the kernel in the context's current stream. Does nothing if the grid is empty, or after a failure. A
+    /// failure of the launch is thrown by the next synchronisation.
     public func callAsFunction(_ shape: LaunchShape, _ argument: repeat each Argument) {
         guard let function, context.device.failure == nil, shape.grid.count > 0 else { return }
         let scratch = context.arguments
@@ -29,8 +29,8 @@ public struct Kernel<each Argument: BitwiseCopyable> {
     }
 }
 
-/// Copies of the arguments of the launch in progress and their addresses, as the driver wants them.
-/// One per context, reused: a launch allocates nothing.
+/// The arguments of the current launch and their addresses, as the driver takes them. Each context has one and reuses
+/// it, so that a launch allocates no memory.
 final class LaunchArguments {
     private let bytes = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 64)
     let addresses = UnsafeMutablePointer<UnsafeMutableRawPointer?>.allocate(capacity: 128)
@@ -48,7 +48,8 @@ final class LaunchArguments {
     }
 
     func append<Value: BitwiseCopyable>(_ value: Value) {
-        // A tensor map wants 64 in the kernel's own parameter space; here 16 serves every type.
+        // Only in the kernel's own parameter space must a tensor map be aligned to 64; here 16 is enough for every
+        // type.
         let start = (used + 15) & ~15
         ensure(start + MemoryLayout<Value>.size <= 4096 && count < 128, "too many arguments")
         (bytes + start).storeBytes(of: value, as: Value.self)

@@ -1,8 +1,8 @@
-// How many threads a kernel runs on.
+// The number of blocks and threads of a launch.
 
 import Ground
 
-/// Three extents; the unmentioned ones are 1.
+/// Three extents, 1 by default.
 public struct Extents: Hashable, Sendable {
     public var x, y, z: Int
 
@@ -19,16 +19,16 @@ extension Extents: ExpressibleByIntegerLiteral {
     public init(integerLiteral value: Int) { self.init(value) }
 }
 
-/// Grid (in blocks), block (in threads), dynamic shared memory, cluster.
+/// The configuration of a launch: grid (in blocks), block (in threads), dynamic shared memory, cluster.
 public struct LaunchShape: Hashable, Sendable {
     public var grid: Extents
     public var block: Extents
-    /// Dynamic shared memory of a block, in bytes; above 48 KiB the kernel's limit is raised for you.
+    /// Bytes of dynamic shared memory per block. The kernel's limit is raised if necessary.
     public var sharedBytes: Int
-    /// Blocks of a cluster (sm_90 and later); the grid is a multiple of it.
+    /// Blocks per cluster (sm_90 and later); the grid must be a multiple of it.
     public var cluster: Extents
-    /// Start while the previous kernel of the stream is still running (sm_90 and later): the kernel
-    /// must call grid_dependency_wait() before it touches what earlier kernels read or write.
+    /// Whether the kernel may start while the previous one of the stream is still running (sm_90 and later). It must
+    /// call grid_dependency_wait() before it accesses memory that earlier kernels read or write.
     public var overlapsPrevious: Bool
 
     public init(
@@ -42,7 +42,7 @@ public struct LaunchShape: Hashable, Sendable {
         self.overlapsPrevious = overlapsPrevious
     }
 
-    /// One thread for each of `count` elements (or for each `perThread` of them), in blocks of `block`.
+    /// One thread per `perThread` of `count` elements, in blocks of `block` threads.
     public static func elements(
         _ count: Int, perThread: Int = 1, block: Int = 256
     ) -> LaunchShape {

@@ -1,14 +1,15 @@
-// Descriptors of tensors for bulk tensor copies (TMA), sm_90 and later.
+// Descriptors of tensors for bulk tensor copies (TMA), on sm_90 and later.
 
 internal import CDrivers
 internal import Ground
 import Tensors
 
-/// A tensor in device memory as the copy engine sees it: 128 opaque bytes, passed to a kernel as
+/// The copy engine's description of a tensor in device memory: 128 opaque bytes, passed to a kernel as
 /// `const __grid_constant__ TensorMap`.
 public struct TensorMap: BitwiseCopyable, Sendable {
     var opaque: InlineArray<16, UInt64> = .init(repeating: 0)
 
+    /// The type of the elements, as far as the copy engine distinguishes it.
     public enum Element: Hashable, Sendable {
         case uint8, int32, f16, bf16, f32
 
@@ -31,7 +32,7 @@ public struct TensorMap: BitwiseCopyable, Sendable {
         }
     }
 
-    /// The xor of 16-byte chunks with the row; the inner box must be at most that many bytes.
+    /// How 16-byte chunks are permuted by xor with the row; the innermost extent of the box is at most that many bytes.
     public enum Swizzle: Int32, Hashable, Sendable {
         case none = 0
         case bytes32 = 1
@@ -39,7 +40,7 @@ public struct TensorMap: BitwiseCopyable, Sendable {
         case bytes128 = 3
     }
 
-    /// What the L2 cache fetches at once.
+    /// How many bytes the L2 cache fetches at once.
     public enum Promotion: Int32, Hashable, Sendable {
         case none = 0
         case bytes64 = 1
@@ -49,17 +50,17 @@ public struct TensorMap: BitwiseCopyable, Sendable {
 }
 
 extension Context {
-    /// Describes a tensor to the copy engine. int8 and fp8 are `.uint8`: the engine only moves them.
-    /// Elements outside the tensor read as zero.
+    /// Describes a tensor for the copy engine. int8 and fp8 elements are `.uint8`, because the engine only moves them.
+    /// Elements outside of the tensor read as zero.
     ///
     /// - Parameters:
-    ///   - base: a multiple of 16.
+    ///   - base: address of the tensor, a multiple of 16.
     ///   - extents: 1 to 5 extents in elements, innermost (contiguous) first.
-    ///   - strides: bytes from one index to the next for each dimension but the innermost, multiples
-    ///     of 16; nil where the tensor is dense.
-    ///   - box: what one copy moves, innermost first, each at most 256; the innermost in bytes a
-    ///     multiple of 16 and no more than the swizzle.
-    ///   - steps: element strides within the box: 2 takes every second index (1 by default).
+    ///   - strides: for each dimension except the innermost, bytes from one index to the next, multiples of 16; nil for
+    ///     a dense tensor.
+    ///   - box: extents of one copy, innermost first, each at most 256; the innermost in bytes is a multiple of 16 and
+    ///     not larger than the swizzle.
+    ///   - steps: strides within the box, in elements; 2 takes every second index. 1 by default.
     public func tensorMap(
         _ element: TensorMap.Element, at base: DevicePointer, extents: [Int], strides: [Int]? = nil,
         box: [Int], steps: [Int]? = nil, swizzle: TensorMap.Swizzle = .bytes128,
@@ -82,7 +83,7 @@ extension Context {
         var map = TensorMap()
         guard device.failure == nil else { return map }
         if byteStrides.isEmpty { byteStrides = [0] }
-        // The driver writes to an address that must be a multiple of 64.
+        // The driver requires a target address that is a multiple of 64.
         withUnsafeTemporaryAllocation(byteCount: 128, alignment: 64) { bytes in
             let result = device.cuda.cuTensorMapEncodeTiled(
                 bytes.baseAddress!, element.code, UInt32(rank),

@@ -1,4 +1,4 @@
-// What the attention operations share: their kernels' arguments and the units they are compiled in.
+// What the attention operations share: the arguments, units and launches of their kernels.
 
 internal import Glibc
 internal import Ground
@@ -13,8 +13,8 @@ struct AttentionArguments: BitwiseCopyable {
     var selected, queryBlock, keyBlock, uncommon: Int32
 
     /// - Parameters:
-    ///   - scale: of the logits, natural.
-    ///   - lastKeyCounts: how often the last keys count; at most two of them.
+    ///   - scale: the factor of q.k in the exponent of e.
+    ///   - lastKeyCounts: how many times each of the last keys counts; at most two keys.
     init(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, out: Tensor, scale: Float,
         lastKeyCounts: [Int] = []
@@ -33,7 +33,7 @@ struct AttentionArguments: BitwiseCopyable {
         dim = Int32(q.shape[2])
         let scale = scale * log2e
         self.scale = scale
-        // Of the scaled logits, in units of the unscaled ones.
+        // Added to the unscaled logits, so divided by the scale.
         let last = ([1, 1] + lastKeyCounts).suffix(2).map { Float(log2(Double($0))) / scale }
         lastKeys = [last[0], last[1]]
         uncommon = keys - Int32(lastKeyCounts.count)
@@ -43,19 +43,19 @@ struct AttentionArguments: BitwiseCopyable {
     }
 }
 
-/// log2(e), as the kernels know it.
+/// log2(e)
 let log2e: Float = 1.442_695_040_888_963_4
 
-/// `Keys` of attention.cuh.
+/// Which keys are visited: `Keys` of attention.cuh.
 enum AttentionKeys: String {
     case all, relative, listed
 }
 
 enum Attention {
-    /// Head dimensions that the kernels are compiled for, and rows of queries of a block.
+    /// The head dimensions that attention_simt.cu is compiled for, and queries per block.
     static let simtTiles: [(dim: Int, queries: Int)] = [(64, 32), (128, 32), (512, 16)]
 
-    /// Of the kernels on mma.sync: four warps with `rowTiles` times 16 queries each, and keys of a tile.
+    /// A tile of attention_mma.cu: four warps with `rowTiles` times 16 queries each, and `keys` keys.
     struct MmaTile {
         let dim, rowTiles, keys: Int
 
@@ -63,7 +63,7 @@ enum Attention {
             "attention_mma<\(dim), \(rowTiles), \(keys), Keys::\(visits)>"
         }
         var queries: Int { 64 * rowTiles }
-        /// Queries, K and V.
+        /// For queries, K and V.
         var sharedBytes: Int { 2 * dim * (queries + 2 * keys) }
     }
     static let mmaTiles = [
@@ -85,7 +85,7 @@ enum Attention {
             ["all", "relative", "listed"].map { tile.kernel($0) }
         })
 
-    /// Keys of a tile and stages of the rings of the Hopper kernel.
+    /// A tile of attention_sm90.cu: `keys` keys, in rings of `stages` stages.
     struct HopperTile {
         let dim, keys, stages: Int
         let visits: AttentionKeys
@@ -93,12 +93,12 @@ enum Attention {
         var kernel: String {
             "attention_sm90<\(dim), \(keys), \(stages), Keys::\(visits.rawValue)>"
         }
-        /// Queries, rings of K and V, barriers, maxima.
+        /// For queries, rings of K and V, barriers, maxima.
         var sharedBytes: Int {
             128 * dim * 2 + 2 * stages * keys * dim * 2 + (4 * stages + 2) * 8 + 2 * 8 * 4
         }
     }
-    /// Few keys (a trimmed prompt) take the narrow tile.
+    /// The narrow tiles are for few keys, such as those of a prompt without padding.
     static let hopperTiles = [
         HopperTile(dim: 64, keys: 64, stages: 6, visits: .all),
         HopperTile(dim: 128, keys: 64, stages: 4, visits: .all),
@@ -110,13 +110,14 @@ enum Attention {
     static let hopper = KernelUnit(
         "attention_sm90.cu", for: .hopper, kernels: hopperTiles.map(\.kernel))
 
-    /// For the autoencoder's head dimension; the small tiles are for cards with 99 KiB a block.
+    /// A tile of attention_wide.cu, for the autoencoder's head dimension. The smaller ones are for cards with 99 KiB of
+    /// shared memory per block.
     struct WideTile {
         let dim, groups, keys: Int
 
         var kernel: String { "attention_wide<\(dim), \(groups), \(keys)>" }
         var queries: Int { 16 * groups }
-        /// Queries, K and V, P, maxima and sums.
+        /// For queries, K and V, P, maxima and sums.
         var sharedBytes: Int { 2 * dim * (queries + 2 * keys) + queries * (128 + 4 * 4) }
     }
     static let wideTiles = [
@@ -126,14 +127,22 @@ enum Attention {
     ]
     static let wide = KernelUnit("attention_wide.cu", kernels: wideTiles.map(\.kernel))
 
-    static let units = [simt, mma, hopper, wide]
+    /// The autoencoder's on Hopper: blocks of 64 queries, tiles of 32 keys.
+    static let hopperWide = KernelUnit(
+        "attention_wide_sm90.cu", for: .hopper, kernels: ["attention_wide_sm90<384>"])
+    static let hopperWideDim = 384
+    /// Queries, a tile of K and one of V, barriers.
+    static let hopperWideBytes = 2 * hopperWideDim * (64 + 2 * 32) + 5 * 8
+
+    static let units = [simt, mma, hopper, wide, hopperWide]
 }
 
 extension Context {
-    /// Attention by the fastest kernel for this card, dtype and head dimension.
+    /// Launches the fastest attention kernel for this card, dtype and head dimension.
     func attention(_ arguments: AttentionArguments, _ dtype: DType, _ keys: AttentionKeys) {
         let dim = arguments.dim
         if dtype == .bf16, hopperAttention(arguments, keys) { return }
+        if dtype == .bf16, keys == .all, hopperWideAttention(arguments) { return }
         if dtype == .bf16, dim <= 128, dim % 8 == 0 {
             mmaAttention(arguments, keys)
         } else if dtype == .bf16, dim % 8 == 0, keys == .all, wideAttention(arguments) {
@@ -143,8 +152,8 @@ extension Context {
         }
     }
 
-    /// Attention of bf16 tensors with a dim above 128.
-    /// - Returns: whether a tile fits this card.
+    /// Attention of bf16 tensors with dim above 128.
+    /// - Returns: false, without a launch, if no tile fits this card.
     func wideAttention(_ arguments: AttentionArguments) -> Bool {
         let tile = Attention.wideTiles.first {
             $0.dim >= Int(arguments.dim) && $0.sharedBytes <= properties.sharedMemoryPerBlock
@@ -160,7 +169,7 @@ extension Context {
         return true
     }
 
-    /// Attention in f32 arithmetic: any dim that is a multiple of 4, f32 or bf16.
+    /// Attention in f32 arithmetic, of f32 or bf16 tensors; dim: a multiple of 4 up to 512.
     func simtAttention(_ arguments: AttentionArguments, _ dtype: DType, _ keys: AttentionKeys) {
         guard let tile = Attention.simtTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
             programmingError("attention: headDim \(arguments.dim) is above 512")
@@ -177,7 +186,7 @@ extension Context {
             arguments)
     }
 
-    /// Attention of bf16 tensors on mma.sync, dim a multiple of 8 up to 128.
+    /// Attention of bf16 tensors on mma.sync; dim: a multiple of 8 up to 128.
     func mmaAttention(_ arguments: AttentionArguments, _ keys: AttentionKeys) {
         guard let tile = Attention.mmaTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
             programmingError("attention: headDim \(arguments.dim) is above 128")
@@ -194,8 +203,35 @@ extension Context {
 }
 
 extension Context {
-    /// Attention on wgmma: bf16 with headDim 64 or 128. `arguments` name the same tensors.
-    /// - Returns: whether this card has it.
+    /// Attention of bf16 tensors on wgmma; dim: 384.
+    /// - Returns: false, without a launch, if this card or dim has no such kernel.
+    func hopperWideAttention(_ arguments: AttentionArguments) -> Bool {
+        let (dim, heads) = (Int(arguments.dim), Int(arguments.heads))
+        guard kernelArchitecture == .hopper, dim == Attention.hopperWideDim else { return false }
+        let kernel: Kernel<TensorMap, TensorMap, TensorMap, AttentionArguments> =
+            kernel("attention_wide_sm90<\(dim)>", of: Attention.hopperWide)
+        kernel(
+            LaunchShape(
+                grid: Extents(ceilDivide(Int(arguments.queries), 64), heads), block: 128,
+                sharedBytes: Attention.hopperWideBytes),
+            headMap(arguments, arguments.q, arguments.queries, box: 64),
+            headMap(arguments, arguments.k, arguments.keys, box: 32),
+            headMap(arguments, arguments.v, arguments.keys, box: 32), arguments)
+        return true
+    }
+
+    /// Describes q, k or v to the copy engine; a box has 64 columns of one head.
+    private func headMap(
+        _ arguments: AttentionArguments, _ pointer: DevicePointer, _ rows: Int32, box: Int
+    ) -> TensorMap {
+        let (dim, heads) = (Int(arguments.dim), Int(arguments.heads))
+        return tensorMap(
+            .bf16, at: pointer, extents: [dim, heads, Int(rows)],
+            strides: [dim * 2, heads * dim * 2], box: [64, 1, box])
+    }
+
+    /// Attention of bf16 tensors on wgmma; dim: 64 or 128.
+    /// - Returns: false, without a launch, if this card or dim has no such kernel.
     func hopperAttention(
         _ arguments: AttentionArguments, _ visits: AttentionKeys
     ) -> Bool {
@@ -206,11 +242,6 @@ extension Context {
         }
         guard kernelArchitecture == .hopper, let tile = fitting else { return false }
         let heads = Int(arguments.heads)
-        func map(_ pointer: DevicePointer, _ rows: Int32, box: Int) -> TensorMap {
-            tensorMap(
-                .bf16, at: pointer, extents: [dim, heads, Int(rows)],
-                strides: [dim * 2, heads * dim * 2], box: [64, 1, box])
-        }
         let kernel: Kernel<TensorMap, TensorMap, TensorMap, AttentionArguments> =
             kernel(tile.kernel, of: Attention.hopper)
         let items = ceilDivide(Int(arguments.queries), 128) * heads
@@ -218,9 +249,9 @@ extension Context {
             LaunchShape(
                 grid: Extents(min(properties.multiprocessors, items)), block: 384,
                 sharedBytes: tile.sharedBytes),
-            map(arguments.q, arguments.queries, box: 128),
-            map(arguments.k, arguments.keys, box: tile.keys),
-            map(arguments.v, arguments.keys, box: tile.keys), arguments)
+            headMap(arguments, arguments.q, arguments.queries, box: 128),
+            headMap(arguments, arguments.k, arguments.keys, box: tile.keys),
+            headMap(arguments, arguments.v, arguments.keys, box: tile.keys), arguments)
         return true
     }
 }

@@ -1,13 +1,13 @@
-// The autoencoder's norm over the channels.
+// The autoencoder's norm over channels.
 
 import Ground
 import Tensors
 
-/// How a position's channels are spread over lanes.
+/// How the channels of one pixel are distributed over lanes.
 struct ChannelPlan: Hashable {
     let vector, lanes, count: Int
 
-    /// Accesses of one lane that the kernels are compiled for: up to 64 elements in all.
+    /// The numbers of accesses per lane that the kernels are compiled for, up to 64 elements in all.
     private static func counts(vector: Int) -> [Int] {
         vector == 1 ? [64] : [1, 2, 4, 64 / vector]
     }

@@ -1,5 +1,6 @@
-// Causal convolutions over channels-last frames.
+// Causal convolutions of frames with channels last.
 
+import Ground
 import Tensors
 
 /// `ConvolutionArguments` of conv.cuh.
@@ -16,7 +17,7 @@ struct ConvolutionArguments: BitwiseCopyable {
     var timeStride, spatialStride, padTop, padLeft: Int32
     var upsample: Int32
 
-    /// Without addresses.
+    /// Everything except the addresses.
     init(_ g: ConvolutionGeometry) {
         (frames, height, width) = (Int32(g.frames), Int32(g.height), Int32(g.width))
         (historyFrames, leadingZeros) = (Int32(g.historyFrames), Int32(g.leadingZeros))
@@ -34,18 +35,18 @@ struct ConvolutionArguments: BitwiseCopyable {
     var pixels: Int { Int(outFrames) * Int(outHeight) * Int(outWidth) }
 }
 
-/// The kernel for a convolution.
+/// A kernel for a convolution, with its tile.
 enum ConvolutionPlan: Hashable {
-    /// conv_sm90.cu: tiles of 256 pixels, 2^`widthLog2` wide, times `outputs`; `slice` channels at once.
+    /// conv_sm90.cu: tiles of 256 pixels, 2^`widthLog2` wide, times `outputs`; reads `slice` channels at a time.
     case hopper(widthLog2: Int, outputs: Int, slice: Int)
-    /// conv_taps_sm90.cu: tiles of 16x16 pixels, times `outputs`; `slice` channels at once.
+    /// conv_taps_sm90.cu: tiles of 16x16 pixels times `outputs`; reads `slice` channels at a time.
     case taps(outputs: Int, slice: Int)
-    /// conv_mma.cu: tiles of 128 pixels times `outputs`; bf16, channels in multiples of 8.
+    /// conv_mma.cu: tiles of 128 pixels times `outputs`; for bf16, with channels in multiples of 8.
     case mma(outputs: Int)
-    /// conv_simt.cu: everything.
+    /// conv_simt.cu: for everything.
     case simt
 
-    /// Every plan that can compute it, the best first. Frames and weights in `dtype`, f32 or bf16.
+    /// All plans that can compute a convolution, the best first. `dtype` of frames and weights: f32 or bf16.
     static func all(
         _ arguments: ConvolutionArguments, _ dtype: DType, _ architecture: Architecture
     ) -> [ConvolutionPlan] {
@@ -54,13 +55,12 @@ enum ConvolutionPlan: Hashable {
         let mma = ConvolutionPlan.mma(outputs: mmaOutputs(outputs))
         let doubled =
             arguments.upsample == 0
-            || arguments.outHeight == 2 * arguments.height
-                && arguments.outWidth == 2 * arguments.width
+            || arguments.outHeight % 2 == 0 && arguments.outWidth % 2 == 0
         guard architecture == .hopper, outputs % 8 == 0 || outputs <= 16, doubled else {
             return [mma, .simt]
         }
         let (width, height) = arguments.tiledSize
-        // The widest of the shapes that cover the frame with the fewest tiles.
+        // Of the shapes that cover the frame with the fewest tiles, the widest.
         let widthLog2 = (3...6).reversed().min {
             tiles($0, width, height) < tiles($1, width, height)
         }!
@@ -69,14 +69,14 @@ enum ConvolutionPlan: Hashable {
         let hopper = ConvolutionPlan.hopper(widthLog2: widthLog2, outputs: columns, slice: slice)
         if arguments.kernelHeight > 3 || arguments.kernelWidth > 3 { return [hopper, mma, .simt] }
         let taps = ConvolutionPlan.taps(outputs: columns, slice: slice)
-        // Where neighbouring outputs share pixels, one rectangle serves all taps of a plane.
+        // If neighbouring outputs share pixels, one rectangle of pixels serves all taps of a plane.
         let shares =
             arguments.kernelHeight * arguments.kernelWidth > 1 && arguments.spatialStride == 1
         return (shares ? [taps, hopper] : [hopper, taps]) + [mma, .simt]
     }
 
-    /// Every width of Wan's autoencoder is a multiple of 96; half as wide a tile reads the pixels twice as often.
-    /// Odd numbers and a handful of outputs have a tile of their own.
+    /// Outputs per tile of conv_mma.cu. All numbers of channels in Wan's autoencoder are multiples of 96; a tile half
+    /// as wide reads the pixels twice as often. Odd or small numbers of outputs have their own tile.
     static func mmaOutputs(_ outputs: Int) -> Int {
         if outputs <= 16 || outputs % 2 != 0 { return 16 }
         return ceilDivide(outputs, 96) * 4 <= ceilDivide(outputs, 48) * 3 ? 96 : 48
@@ -88,9 +88,10 @@ enum ConvolutionPlan: Hashable {
 }
 
 extension ConvolutionArguments {
-    /// What Hopper's tiles cover: the output, or one parity of it where x is doubled.
+    /// The area that Hopper's tiles cover: the output, or one parity of it if x is upsampled.
     fileprivate var tiledSize: (width: Int, height: Int) {
-        upsample == 0 ? (Int(outWidth), Int(outHeight)) : (Int(width), Int(height))
+        upsample == 0
+            ? (Int(outWidth), Int(outHeight)) : (Int(outWidth) / 2, Int(outHeight) / 2)
     }
 }
 
@@ -121,7 +122,8 @@ enum Convolution {
             "conv_taps_sm90.cu", for: .hopper,
             kernels: ["conv_taps_sm90<\(outputs), 128>", "conv_taps_sm90<\(outputs), 192>"])
     }
-    /// Outputs of a tile, and the kernel: its warps across the pixels, of eight.
+    /// The kernel for each number of outputs per tile. Its second argument is how many of the eight warps lie along the
+    /// pixels.
     private static let mmaKernels = [
         96: "conv_mma<96, 4>", 48: "conv_mma<48, 8>", 16: "conv_mma<16, 8>",
     ]
@@ -130,10 +132,10 @@ enum Convolution {
         "conv_simt.cu", kernels: ["conv_simt<float>", "conv_simt<bf16>"])
     static let units = hopper + taps + [mma, simt]
 
-    /// Bytes of dynamic shared memory; conv_sm90.cu.
+    /// Bytes of dynamic shared memory; see conv_sm90.cu.
     private static let hopperSharedBytes = 1024 + 204 * 1024 + 2 * 8 * 1024 + 512
 
-    /// Queues the convolution.
+    /// Launches the convolution.
     static func launch(
         _ arguments: ConvolutionArguments, _ dtype: DType, _ plan: ConvolutionPlan,
         _ context: Context
@@ -218,10 +220,11 @@ enum Convolution {
 
 extension ConvolutionMaps {
     /// - Parameters:
-    ///   - rectangle: extents of what one copy of x covers, width and height; with a spatial stride it
-    ///     takes every second of them.
-    ///   - stored: width and height of what one copy of the result covers.
-    ///   - outputs, slice: of a tile, and channels of x at once.
+    ///   - rectangle: width and height that one copy of x covers; with a spatial stride of 2 it takes every second
+    ///   pixel.
+    ///   - stored: width and height that one copy of the result covers.
+    ///   - outputs: outputs per tile.
+    ///   - slice: channels of x that are read at a time.
     fileprivate init(
         _ arguments: ConvolutionArguments, rectangle: (width: Int, height: Int),
         stored: (width: Int, height: Int), outputs: Int, slice: Int, _ context: Context
@@ -229,7 +232,7 @@ extension ConvolutionMaps {
         let stride = Int(arguments.spatialStride)
         let inputs = Int(arguments.inputs)
         let hasTail = slice == 96
-        // A slice of 96 channels comes as 64 and 32.
+        // A slice of 96 channels is copied as 64 and 32.
         func source(_ base: DevicePointer, _ frames: Int32, tail: Bool) -> TensorMap {
             context.tensorMap(
                 .bf16, at: base,
@@ -269,7 +272,7 @@ extension ConvolutionMaps {
                 box: [64, stored.width, stored.height, 1])
         }
         if outputs <= 16 {
-            // The kernels store narrow results themselves.
+            // The kernels store narrow results without the copy engine.
             out = .init(repeating: TensorMap())
         } else if scale == 1 {
             out = .init(repeating: result(0))

@@ -1,4 +1,4 @@
-// Attention over all keys: the transformer's, umT5's, the autoencoder's.
+// Attention to all keys: that of the transformer, of umT5 and of the autoencoder.
 
 import Ground
 import Tensors
@@ -13,9 +13,9 @@ extension CUDABackend {
         return out
     }
 
-    /// Memory for what attention with such queries gives; nil where its kernels do not write `format`. Their blocks
-    /// of 128 queries of a head of 128 are the blocks of int8 scales.
-    func attended(_ q: Tensor, _ format: ActivationFormat) -> Tensor? {
+    /// A tensor for the result of attention with queries q; nil if the kernels cannot write `format`. They can write
+    /// int8 if headDim is 128, because their blocks of 128 queries of one head are then the blocks of the int8 scales.
+    func attended(_ q: Tensor, _ format: LinearFormat) -> Tensor? {
         if format == .plain { return tensor(q.shape, q.dtype) }
         guard format == .int8Blocks, q.dtype == .bf16, q.shape[2] == 128 else { return nil }
         let (rows, heads) = (q.shape[0], q.shape[1])
@@ -34,7 +34,7 @@ extension CUDABackend {
         return out
     }
 
-    /// There are kernels for such queries, and keys and values like them.
+    /// Stops the program if there are no kernels for queries like q.
     func requireHeads(_ q: Tensor, _ operation: String) {
         ensure(
             (q.dtype == .bf16 || q.dtype == .f32) && q.shape[2] % 4 == 0 && q.shape[2] <= 512,

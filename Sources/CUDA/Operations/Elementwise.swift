@@ -1,4 +1,4 @@
-// Operations that go element by element: conversions, gated sums, samplers, noise.
+// Element-wise operations: conversions, gated sums, sampler steps, noise.
 
 import Ground
 import Tensors
@@ -25,14 +25,14 @@ enum Elementwise {
 
     static let units = [unit, conversions]
 
-    /// 8 elements a thread where all addresses allow whole accesses.
+    /// Elements per thread: 8 if all addresses allow accesses of 16 bytes, otherwise 1.
     static func vector(_ pointers: DevicePointer...) -> Int {
         pointers.allSatisfy { $0.address % 16 == 0 } ? 8 : 1
     }
 }
 
 extension Elementwise {
-    /// Queues `count` elements at `source` as another type at `target`.
+    /// Launches the conversion of `count` elements at `source` to another type at `target`.
     static func convert(
         _ source: DevicePointer, _ from: DType, to target: DevicePointer, _ to: DType, count: Int,
         _ context: Context

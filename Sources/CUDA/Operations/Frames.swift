@@ -1,4 +1,4 @@
-// Frames of the decoder as bytes.
+// Frames as bytes.
 
 import Tensors
 

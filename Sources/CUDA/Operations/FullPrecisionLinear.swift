@@ -1,10 +1,10 @@
-// Linear layers with f32 activations: the time embedding, the head, and whole models in f32.
+// Linear layers in f32 arithmetic: the time embedding, the head, and whole models in f32.
 
 import Ground
 import Tensors
 
 enum FullPrecisionLinear {
-    /// Rows that one launch of `linear_few_rows` takes.
+    /// The numbers of rows that `linear_few_rows` is compiled for.
     static let fewRows = [4, 1]
 
     static let unit = KernelUnit(
@@ -26,9 +26,9 @@ private struct Finish: BitwiseCopyable {
 }
 
 extension CUDABackend {
-    /// `linear` in f32: exact to the rounding of f32 sums. x: [..., in], any float type; weight: [out, in],
-    /// f32 or bf16 → [..., out] in `dtype`, f32 or bf16. The bias is added in f32; the product is
-    /// rounded to `dtype` before an activation.
+    /// `linear` in f32, exact except for the rounding of f32 sums. x: [..., in], any float type; weight: [out, in], f32
+    /// or bf16 → [..., out] in `dtype`, f32 or bf16. The bias is added in f32; the sum is rounded to `dtype` before an
+    /// activation.
     func fullPrecisionLinear(
         _ x: Tensor, _ weight: Tensor, bias: Tensor?, activation: Activation, dtype: DType
     ) -> Tensor {

@@ -1,4 +1,4 @@
-// Operations that move numbers: latents to tokens and back, channels, frames.
+// Operations that only move numbers: latents to tokens and back, channels, frames.
 
 import Ground
 public import Tensors
@@ -14,14 +14,15 @@ enum Layout {
         kernels: pairs.map { "patchify<\($0)>" } + pairs.map { "channels_last<\($0)>" }
             + ["float", "bf16"].flatMap { ["unpatchify<\($0)>", "channels_first<\($0)>"] }
             + moved.map { "interleave_time<\($0)>" }
+            + moved.map { "copy_runs<\($0)>" }
             + ["u32", "u16"].map { "kernel_channels_last<\($0)>" } + ["compare_bits"])
 
     static let units = [unit]
 
-    /// The largest unit that divides `byteCount` and the addresses: its C++ type and size.
-    static func unit(_ byteCount: Int, _ pointer: DevicePointer) -> (name: String, size: Int) {
+    /// The largest unit of memory that divides `byteCount` and the address: its C++ type and its bytes.
+    static func unit(_ byteCount: Int, _ pointers: DevicePointer...) -> (name: String, size: Int) {
         for (name, size) in [("uint4", 16), ("u32", 4), ("u16", 2)]
-        where byteCount % size == 0 && pointer.address % UInt64(size) == 0 {
+        where byteCount % size == 0 && pointers.allSatisfy({ $0.address % UInt64(size) == 0 }) {
             return (name, size)
         }
         return ("u8", 1)
@@ -118,7 +119,7 @@ extension CUDABackend {
     }
 
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool {
-        // The kernel compares words.
+        // The kernel compares words of 4 bytes.
         guard a.shape == b.shape, a.dtype == b.dtype, a.byteCount % 4 == 0,
             a.pointer.address % 4 == 0, b.pointer.address % 4 == 0, a.byteCount > 0
         else { return equalOnHost(a, b) }

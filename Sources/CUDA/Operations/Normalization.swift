@@ -1,39 +1,39 @@
-// Layer and RMS norms with what is fused to them.
+// Layer norms, RMS norms, and what is fused with them.
 
 import Ground
 import Tensors
 
-/// How the rows of a matrix are spread over threads: a block a row or a warp a row, in registers.
+/// How the rows of a matrix are distributed over threads: one block or one warp holds a row in registers.
 struct RowPlan: Hashable {
     let dtype: DType
-    /// Elements of one access.
+    /// Elements per access.
     let vector: Int
-    /// Accesses of one thread of a block that has a row.
+    /// Accesses per thread, if a block holds the row.
     let count: Int
-    /// Threads of a block that has a row.
+    /// Threads per block, if a block holds the row.
     let threads: Int
-    /// Whether a warp holds the row; its sums have the order of those of `threads` threads.
+    /// Whether a warp holds the row. It sums in the same order as `threads` threads would.
     let inWarp: Bool
 
-    /// The most threads that the kernels are compiled for.
+    /// The most threads per block that the kernels are compiled for.
     static let mostThreads = 512
-    /// Instantiated accesses a thread, for whole and for single elements.
+    /// The numbers of accesses per thread that the kernels are compiled for, with vectors and with single elements.
     static let vectorCounts = [1, 2, 4]
     static let scalarCounts = [16]
-    /// bf16 rows that a warp can hold: the models' widths.
+    /// Lengths of bf16 rows that a warp can hold: the widths of the models.
     static let warpColumns = [1536, 5120]
-    /// Rows of a block of warps: `WarpRow::kThreads` / 32.
+    /// Rows per block, if a warp holds a row: `WarpRow::kThreads` / 32.
     static let warpsPerBlock = 4
 
     /// - Parameters:
     ///   - aligned: whether every row starts at a multiple of 16 bytes.
-    ///   - narrow: elements of an access where rows are not aligned.
+    ///   - narrow: elements per access if rows are not aligned.
     ///   - warps: whether a warp may hold a row.
     init(columns: Int, dtype: DType, aligned: Bool, narrow: Int = 1, warps: Bool = true) {
         let vector = aligned ? 16 / dtype.byteCount : narrow
         let vectors = ceilDivide(columns, vector)
         let counts = aligned ? Self.vectorCounts : Self.scalarCounts
-        // Few accesses a thread keep many in flight; few threads a row keep the reductions cheap.
+        // Few accesses per thread keep many in flight; few threads per row keep the reductions cheap.
         let wanted = aligned ? 256 : Self.mostThreads
         let count =
             counts.first { vectors <= $0 * wanted }
@@ -48,14 +48,14 @@ struct RowPlan: Hashable {
         inWarp = warps && aligned && dtype == .bf16 && Self.warpColumns.contains(columns)
     }
 
-    /// The row's type in the kernels: a template argument.
+    /// The type of the row in the kernels, as a template argument.
     var row: String {
         inWarp
             ? "WarpRow<\(count), \(threads / 32)>"
             : "BlockRow<\(CUDABackend.typeName(dtype)), \(vector), \(count)>"
     }
 
-    /// The launch for so many rows.
+    /// The configuration of a launch for this many rows.
     func shape(_ rows: Int) -> LaunchShape {
         inWarp
             ? LaunchShape(
@@ -64,14 +64,14 @@ struct RowPlan: Hashable {
             : LaunchShape(grid: Extents(rows), block: Extents(threads))
     }
 
-    /// The types of all rows of `dtype` that a block holds.
+    /// The types of all rows of `dtype` that a block can hold.
     static func blockRows(_ dtype: DType, narrow: Int = 1) -> [String] {
         let t = CUDABackend.typeName(dtype)
         return vectorCounts.map { "BlockRow<\(t), \(16 / dtype.byteCount), \($0)>" }
             + scalarCounts.map { "BlockRow<\(t), \(narrow), \($0)>" }
     }
 
-    /// The types of all rows of `dtype` that a warp holds.
+    /// The types of all rows of `dtype` that a warp can hold.
     static func warpRows(_ dtype: DType) -> [String] {
         dtype == .bf16
             ? warpColumns.map { RowPlan(columns: $0, dtype: dtype, aligned: true).row } : []
@@ -86,7 +86,7 @@ enum Normalization {
     static let layerNorm = KernelUnit(
         file,
         kernels: types.flatMap { type in
-            // bf16 rows may become f32 ones: the head's.
+            // bf16 rows can have f32 results, as in the transformer's head.
             let results = type == .bf16 ? ["bf16", "float"] : ["float"]
             return (RowPlan.blockRows(type) + RowPlan.warpRows(type)).flatMap { row in
                 results.map { "layer_norm<\($0), \(row)>" }
@@ -120,7 +120,7 @@ enum Normalization {
 
     static let units = [layerNorm, rmsNorm, quantized]
 
-    /// The original's fast layer norm counts the lanes up to the next power of two as zeros.
+    /// The original's fast layer norm pads rows with zeros to the next power of two, and counts these.
     static func padding(_ columns: Int, _ kind: NormKind) -> Float {
         guard kind == .reference, columns > 1 else { return 0 }
         return Float(1 << (Int.bitWidth - (columns - 1).leadingZeroBitCount) - columns)
@@ -156,7 +156,7 @@ extension CUDABackend {
 
     private func layerNorm(
         _ operation: String, _ x: Tensor, weight: Tensor?, bias: Tensor?, weightOffset: Float,
-        rounds: Bool, _ epsilon: Float, _ kind: NormKind, _ format: ActivationFormat,
+        rounds: Bool, _ epsilon: Float, _ kind: NormKind, _ format: LinearFormat,
         _ dtype: DType
     ) -> Tensor {
         requireActivations(x, operation)
@@ -236,7 +236,7 @@ extension CUDABackend {
         let columns = x.shape.columns
         let half = rope.cosine.shape.columns
         ensure(rope.cosine.dtype == .f32, "rmsNormRope: f32 angles expected, \(rope.cosine)")
-        // A vector of x stays within a head, and a vector of the table starts at 16 bytes.
+        // A vector of x must lie within one head, and a vector of the table must start at a multiple of 16 bytes.
         let tables = [rope.cosine, rope.sine].allSatisfy { $0.byteOffset % 16 == 0 }
         let (plan, gain) = rmsPlan(
             "rmsNormRope", x, weight, o.kind, aligned: half % 4 == 0 && tables, narrow: 2,
@@ -271,7 +271,8 @@ extension CUDABackend {
         return (plan, gain)
     }
 
-    /// The second of the two kernels: normalise, round, find the largest of each block, quantise.
+    /// Launches the second of two kernels, which normalises, rounds, finds the largest element of each block and
+    /// quantises.
     private func normInt8<Map: BitwiseCopyable>(
         _ x: Tensor, _ statistics: DeviceStorage, _ map: Map, _ mapName: String, _ plan: RowPlan
     ) -> Tensor {
@@ -294,7 +295,7 @@ extension CUDABackend {
         return out
     }
 
-    /// Activations are bf16 or f32 here.
+    /// Stops the program if x is neither bf16 nor f32.
     func requireActivations(_ x: Tensor, _ operation: String) {
         ensure(
             x.dtype == .bf16 || x.dtype == .f32,

@@ -1,5 +1,6 @@
-// 8-bit activations and weights.
+// Quantising activations and weights to 8 bits.
 
+import Ground
 import Tensors
 
 enum Quantize {
@@ -12,10 +13,10 @@ enum Quantize {
         })
     static let units = [unit]
 
-    /// Queues the quantiser. x: [rows, columns] in bf16 or f32 → codes: same; scales: f32
-    /// [ceil(rows/128), ceil(columns/128)] for int8 blocks, [rows] for fp8 rows.
+    /// Launches the kernel. x: [rows, columns] in bf16 or f32 → codes: same shape; scales: f32
+    /// [ceil(rows/128), ceil(columns/128)] for int8 blocks, [rows] for fp8 rows
     static func launch(
-        _ x: DevicePointer, _ dtype: DType, rows: Int, columns: Int, _ format: ActivationFormat,
+        _ x: DevicePointer, _ dtype: DType, rows: Int, columns: Int, _ format: LinearFormat,
         codes: DevicePointer, scales: DevicePointer, _ context: Context
     ) {
         let vector = x.address % 16 == 0 && columns % 8 == 0

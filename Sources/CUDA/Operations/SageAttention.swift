@@ -1,4 +1,4 @@
-// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137): 8-bit operands, then one kernel.
+// SageAttention's block-sparse kernels (SpargeAttn, arXiv 2502.18137), and the quantisation of their operands.
 
 import Ground
 import Tensors
@@ -26,7 +26,7 @@ enum Sage {
 
     static let units = [prepare, hopper, halves, eighths]
 
-    /// The cards that have this arithmetic.
+    /// The cards that can compute in this arithmetic.
     static func family(of architecture: SageArchitecture) -> KernelFamily {
         switch architecture {
         case .sm80: halves.family
@@ -35,10 +35,10 @@ enum Sage {
         }
     }
 
-    /// Shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
+    /// Bytes of shared memory of sage_sm90: two tiles of K, two of V, a query block, barriers.
     static func hopperBytes(_ dim: Int) -> Int { 4 * 128 * dim + 64 * dim + 9 * 8 }
 
-    /// Shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
+    /// Bytes of shared memory of sage_mma: a query block, two tiles of K, and one of V in f16 or two in e4m3.
     static func mmaBytes(_ dim: Int) -> Int { (128 + 2 * 64) * 128 + 2 * 64 * dim }
 }
 
@@ -52,41 +52,47 @@ private struct SageArguments: BitwiseCopyable {
     var padding: Int32 = 0
 }
 
-/// Quantised q, k and v as the kernels read them.
+/// Quantised q or k. Codes: int8 [heads, blocks * block, dim]; scales: f32 [heads, blocks]; block means: bf16 [heads,
+/// blocks, dim]
+struct SageRows {
+    let codes, scales, pooled: Tensor
+}
+
+/// Quantised q, k and v, in the layout that the kernels read.
 struct SageLayout {
-    /// int8 [heads, blocks * block, dim]; scales f32 [heads, blocks]; block means bf16 [heads, blocks, dim]
-    let q, qScales, qPooled: Tensor
-    let k, kScales, kPooled: Tensor
-    /// e4m3 [heads, dim, paddedKeys] in the kernels' order with f32 [heads, dim], or f16 [L, heads, dim].
+    let q, k: SageRows
+    /// e4m3 [heads, dim, paddedKeys] in the kernels' order, with scales f32 [heads, dim]; or f16 [L, heads, dim]
     let v: Tensor
     let vScales: Tensor?
 }
 
 extension CUDABackend {
     /// - Parameters:
-    ///   - linear: the linear branch's share, added to the rounded result. bf16 [L, heads, dim]
-    ///   - map: nil where it is the map of the bf16 q and k.
+    ///   - rows: quantised q; nil if q is still to be quantised.
+    ///   - linear: the result of the linear branch, which is added to the rounded result. bf16 [L, heads, dim]
+    ///   - indices: the selected blocks; nil if they are to be computed from the bf16 q and k.
     func sageAttention(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
-        _ map: BlockMap?, _ spec: SparseAttention, _ architecture: SageArchitecture,
-        into out: Tensor
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ rows: SageRows?, _ branch: LinearBranch,
+        _ linear: Tensor, _ indices: Tensor?, _ spec: SparseAttention,
+        _ architecture: SageArchitecture, into out: Tensor
     ) {
         checkSageBlocks(spec, architecture)
         ensure(
             supports(.sage(architecture)),
-            "sparseLinearAttention: \(name) has not the arithmetic of \(architecture.rawValue)")
-        let operands = sageLayout(q, k, v, branch, spec, architecture)
-        let indices = (map ?? selectBlocks(operands.qPooled, operands.kPooled, spec)).indices
+            "sparseLinearAttention: \(name) cannot compute in the arithmetic of \(architecture.rawValue)"
+        )
+        let operands = sageLayout(q, k, v, rows, branch, spec, architecture)
+        let indices = indices ?? selectedBlocks(operands.q.pooled, operands.k.pooled, spec)
         let (length, heads, dim) = (linear.shape[0], linear.shape[1], linear.shape[2])
         let arguments = SageArguments(
             out: out.pointer, addend: linear.pointer,
             outScales: out.scales == nil ? .null : out.scalesPointer, indices: indices.pointer,
-            qScales: operands.qScales.pointer, kScales: operands.kScales.pointer,
-            vScales: operands.vScales?.pointer ?? .null, q: operands.q.pointer,
-            k: operands.k.pointer, v: operands.v.pointer, queries: Int32(length),
+            qScales: operands.q.scales.pointer, kScales: operands.k.scales.pointer,
+            vScales: operands.vScales?.pointer ?? .null, q: operands.q.codes.pointer,
+            k: operands.k.codes.pointer, v: operands.v.pointer, queries: Int32(length),
             keys: Int32(length), heads: Int32(heads),
-            queryBlocks: Int32(operands.qScales.shape[1]),
-            keyBlocks: Int32(operands.kScales.shape[1]), selected: Int32(indices.shape[2]),
+            queryBlocks: Int32(operands.q.scales.shape[1]),
+            keyBlocks: Int32(operands.k.scales.shape[1]), selected: Int32(indices.shape[2]),
             scale: log2e / Float(dim).squareRoot())
         switch architecture {
         case .sm90: hopperSage(arguments, operands, dim)
@@ -112,10 +118,10 @@ extension CUDABackend {
             LaunchShape(
                 grid: Extents(Int(arguments.queryBlocks), heads), block: 128,
                 sharedBytes: Sage.hopperBytes(dim)),
-            rows(operands.q, 64), rows(operands.k, 128), values, arguments)
+            rows(operands.q.codes, 64), rows(operands.k.codes, 128), values, arguments)
     }
 
-    /// The kernels for blocks of 128 x 64.
+    /// Launches the kernels for blocks of 128 x 64.
     private func mmaSage(
         _ arguments: SageArguments, _ dim: Int, _ product: String, _ unit: KernelUnit
     ) {
@@ -128,31 +134,42 @@ extension CUDABackend {
             arguments)
     }
 
+    /// Uninitialised memory for quantised x. x: [L, heads, dim]
+    func sageRows(_ x: Tensor, _ block: Int) -> SageRows {
+        let (length, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
+        let blocks = ceilDivide(length, block)
+        return SageRows(
+            codes: tensor([heads, blocks * block, dim], .i8),
+            scales: tensor([heads, blocks], .f32), pooled: tensor([heads, blocks, dim], .bf16))
+    }
+
+    /// Quantises x - mean to int8.
+    private func quantizedRows(_ x: Tensor, _ mean: Tensor?, _ block: Int) -> SageRows {
+        let (length, heads, dim) = (x.shape[0], x.shape[1], x.shape[2])
+        let rows = sageRows(x, block)
+        let kernel:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                Int32, Int32
+            > = context.kernel(
+                "sage_quantize_rows<\(dim), \(block), \(mean != nil)>", of: Sage.prepare)
+        kernel(
+            LaunchShape(
+                grid: Extents(heads, ceilDivide(length, block)), block: 256,
+                sharedBytes: 8 * (dim + 1) * 4),
+            x.pointer, mean?.pointer ?? .null, rows.codes.pointer, rows.scales.pointer,
+            rows.pooled.pointer, Int32(length), Int32(heads))
+        return rows
+    }
+
+    /// - Parameter rows: quantised q; nil if q is still to be quantised.
     func sageLayout(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ spec: SparseAttention,
-        _ architecture: SageArchitecture
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ rows: SageRows?, _ branch: LinearBranch,
+        _ spec: SparseAttention, _ architecture: SageArchitecture
     ) -> SageLayout {
         let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        func rows(_ x: Tensor, _ mean: Tensor?, _ block: Int) -> (Tensor, Tensor, Tensor) {
-            let blocks = ceilDivide(length, block)
-            let codes = tensor([heads, blocks * block, dim], .i8)
-            let scales = tensor([heads, blocks], .f32)
-            let pooled = tensor([heads, blocks, dim], .bf16)
-            let kernel:
-                Kernel<
-                    DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
-                    Int32, Int32
-                > = context.kernel(
-                    "sage_quantize_rows<\(dim), \(block), \(mean != nil)>", of: Sage.prepare)
-            kernel(
-                LaunchShape(
-                    grid: Extents(heads, blocks), block: 256, sharedBytes: 8 * (dim + 1) * 4),
-                x.pointer, mean?.pointer ?? .null, codes.pointer, scales.pointer, pooled.pointer,
-                Int32(length), Int32(heads))
-            return (codes, scales, pooled)
-        }
-        let (qCodes, qScales, qPooled) = rows(q, nil, spec.queryBlock)
-        let (kCodes, kScales, kPooled) = rows(k, branch.keyMean, spec.keyBlock)
+        let queries = rows ?? quantizedRows(q, nil, spec.queryBlock)
+        let keys = quantizedRows(k, branch.keyMean, spec.keyBlock)
         let values: Tensor
         var valueScales: Tensor?
         if architecture == .sm80 {
@@ -177,10 +194,7 @@ extension CUDABackend {
                 Int32(length), Int32(heads))
             valueScales = scales
         }
-        return SageLayout(
-            q: qCodes, qScales: qScales, qPooled: qPooled, k: kCodes, kScales: kScales,
-            kPooled: kPooled, v: values,
-            vScales: valueScales)
+        return SageLayout(q: queries, k: keys, v: values, vScales: valueScales)
     }
 
     private func checkSageBlocks(_ spec: SparseAttention, _ architecture: SageArchitecture) {
@@ -198,7 +212,7 @@ extension CUDABackend {
         let k = converted(o.k, to: .bf16)
         let v = converted(o.v, to: .bf16)
         let branch = linearBranch(k, v)
-        let layout = sageLayout(q, k, v, branch, o.spec, o.architecture)
+        let layout = sageLayout(q, k, v, nil, branch, o.spec, o.architecture)
         let (length, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
         func natural(_ codes: Tensor, _ kernelName: String, _ dtype: DType, _ padded: Int) -> Tensor
         {
@@ -212,9 +226,11 @@ extension CUDABackend {
         }
         return SageOperands(
             keyMean: branch.keyMean,
-            queryCodes: natural(layout.q, "sage_natural_rows", .i8, layout.q.shape[1]),
-            keyCodes: natural(layout.k, "sage_natural_rows", .i8, layout.k.shape[1]),
-            queryScales: layout.qScales, keyScales: layout.kScales,
+            queryCodes: natural(
+                layout.q.codes, "sage_natural_rows", .i8, layout.q.codes.shape[1]),
+            keyCodes: natural(
+                layout.k.codes, "sage_natural_rows", .i8, layout.k.codes.shape[1]),
+            queryScales: layout.q.scales, keyScales: layout.k.scales,
             valueCodes: layout.vScales == nil
                 ? nil : natural(layout.v, "sage_natural_values", .f8e4m3, layout.v.shape[2]),
             valueScales: layout.vScales)

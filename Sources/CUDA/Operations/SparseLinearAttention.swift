@@ -1,5 +1,5 @@
-// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part, by the arithmetic asked for,
-// plus the linear branch over all keys.
+// Sparse-linear attention (SLA, arXiv 2509.24006): the block-sparse part in the requested arithmetic, plus the linear
+// branch over all keys.
 
 import Ground
 import Tensors
@@ -21,13 +21,22 @@ enum SparseLinearAttention {
     static let hopper = KernelUnit(
         "linear_branch_sm90.cu", for: .hopper,
         kernels: [64, 128].flatMap {
-            ["linear_branch_sums_sm90<\($0)>", "linear_branch_project_sm90<\($0)>"]
-        })
+            ["linear_branch_sums_sm90<\($0)>", "linear_branch_project_sm90<\($0), false>"]
+        } + ["linear_branch_project_sm90<128, true>"])
+    /// Shared memory of its projection: both matrices; two tiles of q for each of four warpgroups; the sums and the bias;
+    /// denominators, maxima, and sums of eight pairs of rows, for each warpgroup.
+    static func hopperProjectBytes(_ dim: Int) -> Int {
+        2 * dim * dim * 2 + 8 * 64 * dim * 2 + 2 * dim * 4 + 4 * (64 + 4 + 8 * dim) * 4
+    }
 
     static let units = [exact, rounded, hopper]
+
+    /// In so many pieces sums over the keys of a head are taken, on every card and however many heads a device has: the
+    /// same sums everywhere. With 12 heads two waves of blocks fill a Hopper card.
+    static let chunks = 22
 }
 
-/// What the linear branch's pass over k and v leaves: the branch's operands, and what quantisation needs.
+/// The sums over k and v that the linear branch needs, and the statistics that quantisation needs.
 struct LinearBranch {
     /// bf16 [heads, dim, dim] and [heads, dim]
     let kv, featureSum: Tensor
@@ -35,6 +44,11 @@ struct LinearBranch {
     let keyMean: Tensor
     /// The largest magnitude of each channel of v. f32 [heads, dim]
     let valueMaximum: Tensor
+}
+
+/// `QuantizedRows` of linear_branch_sm90.cu.
+private struct QuantizedRows: BitwiseCopyable {
+    var codes, scales, pooled: DevicePointer
 }
 
 extension CUDABackend {
@@ -51,7 +65,7 @@ extension CUDABackend {
         ensure(
             bias?.dtype ?? .f32 == .f32,
             "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
-        // Hopper's 8-bit kernel has blocks of 64 queries.
+        // Hopper's 8-bit kernel has blocks of 64 queries, but int8 scales belong to 128.
         let quantizes = spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
         guard let out = attended(q, o.format), o.format == .plain || quantizes else {
             return o.composed(on: self)
@@ -60,56 +74,57 @@ extension CUDABackend {
             exactSparseAttention(q, k, v, weight, bias, spec, into: out)
             return out
         }
-        // The original casts here: the block map is of the incoming dtype, everything else is bf16.
-        let map = q.dtype == .bf16 ? nil : blockMap(q, k, spec)
+        // As in the original, the block map is computed in the dtype of the inputs, and everything else in bf16.
+        let indices = q.dtype == .bf16 ? nil : blockMap(q, k, spec).indices
         let (q16, k16, v16) = (
             converted(q, to: .bf16), converted(k, to: .bf16), converted(v, to: .bf16)
         )
         let branch = linearBranch(k16, v16)
-        let linear = projected(q16, branch, converted(weight, to: .bf16), bias)
+        // The projection's tiles are the blocks of queries here, so the same kernel quantises q.
+        let rows =
+            spec.arithmetic == .sage(.sm90) && dim == 128 ? sageRows(q16, spec.queryBlock) : nil
+        let linear = projected(q16, branch, converted(weight, to: .bf16), bias, quantizing: rows)
         let half = q.dtype == .bf16 ? out : tensor(q.shape, .bf16)
         switch spec.arithmetic {
         case .sage(let architecture):
-            sageAttention(q16, k16, v16, branch, linear, map, spec, architecture, into: half)
+            sageAttention(
+                q16, k16, v16, rows, branch, linear, indices, spec, architecture, into: half)
         case .bf16, .exact:
-            bf16SparseAttention(q16, k16, v16, branch, linear, map, spec, into: half)
+            bf16SparseAttention(q16, k16, v16, branch, linear, indices, spec, into: half)
         }
         return q.dtype == .bf16 ? half : converted(half, to: q.dtype)
     }
 
-    // MARK: The original's bf16 kernel
+    // MARK: In bf16
 
     private func bf16SparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ branch: LinearBranch, _ linear: Tensor,
-        _ map: BlockMap?, _ spec: SparseAttention, into out: Tensor
+        _ indices: Tensor?, _ spec: SparseAttention, into out: Tensor
     ) {
         let dim = q.shape[2]
         ensure(
             spec.queryBlock % 128 == 0 && spec.keyBlock % 64 == 0,
             "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
                 + "multiples of 128 x 64 wanted")
-        let map =
-            map
+        let indices =
+            indices
             ?? {
                 let (pooledQ, pooledK) = pooled(q, k, mean: branch.keyMean, spec)
-                return selectBlocks(pooledQ, pooledK, spec)
+                return selectedBlocks(pooledQ, pooledK, spec)
             }()
         var arguments = AttentionArguments(
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
-        arguments.list(map, spec)
+        arguments.list(indices, spec)
         arguments.addend = linear.pointer
         context.attention(arguments, .bf16, .listed)
     }
 
-    /// Sums over the keys. k, v: bf16 [L, heads, dim]
+    /// Computes the sums over the keys. k, v: bf16 [L, heads, dim]
     func linearBranch(_ k: Tensor, _ v: Tensor) -> LinearBranch {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
         let hopper = context.kernelArchitecture == .hopper
-        // Hopper: a block a multiprocessor. Elsewhere about two of the largest cards'; the same sums on
-        // all of them.
-        let blocks = hopper ? context.properties.multiprocessors : 264
-        let chunks = min(ceilDivide(keys, 64), max(1, blocks / heads))
+        let chunks = min(ceilDivide(keys, 64), SparseLinearAttention.chunks)
         let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let statistics = storage(byteCount: heads * chunks * 3 * dim * 4)
@@ -143,39 +158,56 @@ extension CUDABackend {
         return result
     }
 
-    /// The linear branch's share of the result. q: bf16 [L, heads, dim] → the same
-    func projected(_ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?)
-        -> Tensor
-    {
+    /// The result of the linear branch. q: bf16 [L, heads, dim] → same
+    /// - Parameter rows: where Hopper's kernel also writes quantised q; for blocks of 64 rows and heads of 128.
+    func projected(
+        _ q: Tensor, _ branch: LinearBranch, _ weight: Tensor, _ bias: Tensor?,
+        quantizing rows: SageRows? = nil
+    ) -> Tensor {
         let (queries, heads, dim) = (q.shape[0], q.shape[1], q.shape[2])
-        let hopper = context.kernelArchitecture == .hopper
-        let (rows, blocks) = hopper ? (64, context.properties.multiprocessors) : (128, 264)
-        let chunks = min(ceilDivide(queries, rows), max(1, blocks / heads))
-        let chunk = ceilDivide(ceilDivide(queries, chunks), rows) * rows
         let out = tensor(q.shape, .bf16)
+        func chunks(ofRows rows: Int, blocks: Int) -> (count: Int, rows: Int) {
+            let count = min(ceilDivide(queries, rows), max(1, blocks / heads))
+            return (count, ceilDivide(ceilDivide(queries, count), rows) * rows)
+        }
+        if context.kernelArchitecture == .hopper {
+            let chunk = chunks(ofRows: 64, blocks: context.properties.multiprocessors)
+            let quantized = QuantizedRows(
+                codes: rows?.codes.pointer ?? .null, scales: rows?.scales.pointer ?? .null,
+                pooled: rows?.pooled.pointer ?? .null)
+            let project:
+                Kernel<
+                    DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                    DevicePointer, QuantizedRows, Int32, Int32, Int32
+                > = context.kernel(
+                    "linear_branch_project_sm90<\(dim), \(rows != nil)>",
+                    of: SparseLinearAttention.hopper)
+            project(
+                LaunchShape(
+                    grid: Extents(chunk.count, heads), block: 512,
+                    sharedBytes: SparseLinearAttention.hopperProjectBytes(dim)),
+                q.pointer, branch.kv.pointer, branch.featureSum.pointer, weight.pointer,
+                bias?.pointer ?? .null, out.pointer, quantized, Int32(queries), Int32(heads),
+                Int32(chunk.rows))
+            return out
+        }
+        let chunk = chunks(ofRows: 128, blocks: 264)
         let project:
             Kernel<
                 DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
                 DevicePointer, Int32, Int32, Int32
-            > =
-                hopper
-                ? context.kernel(
-                    "linear_branch_project_sm90<\(dim)>", of: SparseLinearAttention.hopper)
-                : context.kernel(
-                    "linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
-        // Both matrices; tiles of q; the sums and either the bias and four times 64 denominators or 128.
-        let tileBytes = (hopper ? 8 * 64 : 128) * dim * 2
-        let vectorBytes = (hopper ? 2 * dim + 4 * 64 : dim + 128) * 4
+            > = context.kernel("linear_branch_project<\(dim)>", of: SparseLinearAttention.rounded)
+        // Both matrices, a tile of q, the sums and 128 denominators.
         project(
             LaunchShape(
-                grid: Extents(chunks, heads), block: hopper ? 512 : 256,
-                sharedBytes: 2 * dim * dim * 2 + tileBytes + vectorBytes),
+                grid: Extents(chunk.count, heads), block: 256,
+                sharedBytes: 2 * dim * dim * 2 + 128 * dim * 2 + (dim + 128) * 4),
             q.pointer, branch.kv.pointer, branch.featureSum.pointer, weight.pointer,
-            bias?.pointer ?? .null, out.pointer, Int32(queries), Int32(heads), Int32(chunk))
+            bias?.pointer ?? .null, out.pointer, Int32(queries), Int32(heads), Int32(chunk.rows))
         return out
     }
 
-    // MARK: Nothing rounded
+    // MARK: In exact arithmetic
 
     private func exactSparseAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ weight: Tensor, _ bias: Tensor?,
@@ -190,7 +222,7 @@ extension CUDABackend {
         let type = Self.typeName(q.dtype)
         let map = blockMap(q, k, spec)
 
-        let chunks = min(ceilDivide(length, 32), max(1, 264 / heads))
+        let chunks = min(ceilDivide(length, 32), SparseLinearAttention.chunks)
         let chunk = ceilDivide(ceilDivide(length, chunks), 32) * 32
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let sumParts = storage(byteCount: heads * chunks * dim * 4)
@@ -229,17 +261,17 @@ extension CUDABackend {
 
         var arguments = AttentionArguments(
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
-        arguments.list(map, spec)
+        arguments.list(map.indices, spec)
         arguments.addend = linear.location
         context.simtAttention(arguments, q.dtype, .listed)
     }
 }
 
 extension AttentionArguments {
-    /// Visit only the map's blocks.
-    mutating func list(_ map: BlockMap, _ spec: SparseAttention) {
-        indices = map.indices.pointer
-        selected = Int32(map.indices.shape[2])
+    /// Restricts attention to these blocks. i32 [heads, queryBlocks, selected]
+    mutating func list(_ blocks: Tensor, _ spec: SparseAttention) {
+        indices = blocks.pointer
+        selected = Int32(blocks.shape[2])
         queryBlock = Int32(spec.queryBlock)
         keyBlock = Int32(spec.keyBlock)
     }

@@ -1,9 +1,9 @@
-// From the device to pinned host memory, while the device goes on.
+// Copies from the device to pinned host memory, while the device continues to compute.
 
 internal import Tensors
 
-/// Pinned buffers for copies to the host. They are used again: making one takes far longer than
-/// copying a few frames.
+/// Pinned buffers for copies to the host. They are reused, because allocating one takes far longer than copying a few
+/// frames.
 final class Downloads {
     /// A buffer, and the end of the copy into it.
     struct Slot {
@@ -16,8 +16,8 @@ final class Downloads {
 
     init(_ context: Context) { self.context = context }
 
-    /// Queues the copy in the main stream: it takes a fraction of a percent of the time in which the frames
-    /// were computed, and the memory of `x` may be given out again as soon as it is queued.
+    /// Queues a copy in the main stream. There the memory of `x` can be reused as soon as the copy is queued, and the
+    /// copy takes only a fraction of a percent of the time in which the frames are computed.
     func begin(_ x: Tensor) -> HostCopy {
         let copy = DeviceToHost(x.shape, x.dtype, self, Result { try slot(of: x.byteCount) })
         if let slot = copy.slot {
@@ -39,13 +39,13 @@ final class Downloads {
     }
 
     fileprivate func giveBack(_ slot: Slot) {
-        // Whoever did not wait for the copy leaves it behind in the stream.
+        // The caller may not have waited for the copy.
         slot.event.synchronize()
         free.append(slot)
     }
 }
 
-/// One copy on its way.
+/// One copy, perhaps in progress.
 private final class DeviceToHost: HostCopy {
     private let shape: Shape
     private let dtype: DType
@@ -69,7 +69,10 @@ private final class DeviceToHost: HostCopy {
 
     override var isComplete: Bool { slot?.event.isComplete ?? true }
 
-    /// The tensor lies in the pinned buffer, which is used again when nobody holds either.
+    override var isAsynchronous: Bool { true }
+
+    /// The returned tensor uses the pinned buffer, which is reused when neither this copy nor the tensor exists any
+    /// more.
     override func wait() throws -> Tensor {
         let slot = try target.get()
         slot.event.synchronize()

@@ -1,4 +1,4 @@
-// Bringing tensors to the device and back.
+// Copying tensors to the device and back.
 
 import Ground
 public import Tensors
@@ -9,7 +9,7 @@ extension CUDABackend {
         return place(host, as: dtype, recipe, in: group) { converted(host, to: dtype) }
     }
 
-    /// - Parameter made: what `recipe` makes of a tensor that is on the device.
+    /// - Parameter made: applies `recipe` to a tensor that is already on the device.
     private func place(
         _ x: Tensor, as dtype: DType, _ recipe: Recipe, in group: WeightGroup?,
         _ made: () -> Tensor
@@ -37,7 +37,7 @@ extension CUDABackend {
     }
 
     public func place(
-        _ weight: Tensor, quantizedTo format: ActivationFormat, in group: WeightGroup?
+        _ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?
     ) -> LinearWeight {
         guard format != .plain else { return place(.dense(weight), as: .bf16, in: group) }
         let (rows, columns) = (weight.shape[0], weight.shape[1])
@@ -50,7 +50,7 @@ extension CUDABackend {
             in: group
         ) {
             let codes = tensor(weight.shape, format == .fp8Rows ? .f8e4m3 : .i8)
-            // Quantisers read bf16, as the original's does.
+            // Weights are rounded to bf16 before they are quantised, as in the original.
             Quantize.launch(
                 converted(weight, to: .bf16).pointer, .bf16, rows: rows, columns: columns, format,
                 codes: codes.pointer, scales: scale.pointer, context)
@@ -60,7 +60,7 @@ extension CUDABackend {
             ? .fp8Rows(weight: matrix, scale: scale) : .int8Blocks(weight: matrix, scale: scale)
     }
 
-    /// The file's layout travels as it is and is turned on the device.
+    /// Copies the kernel in the layout of the file and transposes it on the device.
     public func place(
         convolution kernel: Tensor, bias: Tensor?, as dtype: DType, in group: WeightGroup?
     ) -> ConvolutionWeight {
@@ -95,10 +95,11 @@ extension CUDABackend {
         x.isOnHost ? HostCopy(x) : downloads.begin(x)
     }
 
-    /// What `recipe` makes of a host tensor, on the device.
+    /// Copies a host tensor to the device and applies `recipe`.
     private func uploaded(_ host: Tensor, as dtype: DType, _ recipe: Recipe) -> Tensor {
         let out = tensor(host.shape, dtype)
-        // The main stream orders memory, so scratch may go when everything is queued.
+        // Memory is reused in the order of the main stream, so scratch memory may be released when everything is
+        // queued.
         var scratch: [DeviceStorage] = []
         uploads.carry(out: recipe, of: host, to: out.pointer, in: context.stream) {
             scratch.append(storage(byteCount: $0))
@@ -107,7 +108,7 @@ extension CUDABackend {
         return out
     }
 
-    /// x in another dtype; itself where nothing changes.
+    /// x in another dtype; x itself if the dtype is the same.
     func converted(_ x: Tensor, to dtype: DType) -> Tensor {
         if x.dtype == dtype { return x }
         let out = tensor(x.shape, dtype)

@@ -1,27 +1,28 @@
-// What a weight in host memory goes through on its way to the device.
+// How a weight in host memory is converted on its way to the device.
 
+import Ground
 import Tensors
 
 /// How the bytes of a host tensor become those of a weight.
 enum Recipe {
     case copy
-    /// Into another dtype.
+    /// Converts to another dtype.
     case convert(DType)
-    /// Into codes; the scales are written beside them, to memory that stays.
-    case quantize(ActivationFormat, scales: DevicePointer)
+    /// Quantises; the scales are written to `scales`, in memory that stays on the device.
+    case quantize(LinearFormat, scales: DevicePointer)
 }
 
 extension Uploads {
-    /// Queues in `stream` all that makes a weight of `host` at `target`. The bytes travel as they are and are
-    /// converted on the device, piece by piece, so that the unconverted copy takes little memory. Every piece
-    /// is computed as the whole would be, so the result does not depend on the pieces.
-    /// - Parameter scratch: device memory of at least so many bytes, for all that follows in `stream`.
+    /// Queues in `stream` everything that makes the weight at `target` from `host`. The bytes are copied unconverted
+    /// and converted on the device, piece by piece, so that the unconverted copy takes little memory. The result does
+    /// not depend on the size of the pieces.
+    /// - Parameter scratch: returns device memory of at least so many bytes, for use in `stream` only.
     func carry(
         out recipe: Recipe, of host: Tensor, to target: DevicePointer, in stream: Stream,
         scratch: (Int) -> DevicePointer
     ) {
         let (count, size) = (host.shape.count, host.dtype.byteCount)
-        /// Pieces of a multiple of `unit` elements.
+        /// Calls `body` for pieces whose lengths are multiples of `unit` elements.
         func pieces(of unit: Int, _ body: (Range<Int>) -> Void) {
             let length = max(Self.chunk / size / unit, 1) * unit
             for start in stride(from: 0, to: count, by: length) {
@@ -46,11 +47,11 @@ extension Uploads {
                 }
             }
         case .quantize(let format, let scales):
-            // Blocks of 128 rows have scales of their own.
+            // Pieces of whole blocks of 128 rows, since each block has its own scales.
             let columns = host.shape[1]
             let unit = 128 * columns
             let most = min(max(Self.chunk, unit * size), count * size)
-            // Quantisers read bf16, as the original's does.
+            // Weights are rounded to bf16 before they are quantised, as in the original.
             let isRead = host.dtype == .bf16
             let memory = scratch(isRead ? most : Arena.rounded(most) + most / size * 2)
             let codesSource = isRead ? memory : memory + Arena.rounded(most)

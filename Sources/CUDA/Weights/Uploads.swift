@@ -1,14 +1,14 @@
-// From mapped files to the device: parallel copies into pinned memory, uploads behind them, and
-// conversion on the device.
+// Copies from mapped files to the device: all cores copy into pinned memory, and the copy engine follows.
 
+internal import CDrivers
 internal import Dispatch
 internal import Glibc
 internal import Ground
 import Tensors
 
-/// Fills a ring of pinned buffers with all cores while the copy engine empties it.
+/// A ring of pinned buffers, which all cores fill while the copy engine empties it.
 final class Uploads {
-    /// One buffer of the ring. Its event marks the upload that last read it.
+    /// One buffer of the ring. Its event marks the end of the last upload from it.
     private struct Slot {
         let pinned: PinnedBuffer
         let event: Event
@@ -19,14 +19,14 @@ final class Uploads {
     private var next = 0
     private static let slotCount = 4
     static let chunk = 16 << 20
-    /// More threads than this do not read memory faster.
+    /// At most 12: more threads do not read memory faster.
     private let threads = min(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 12)
 
     init(_ context: Context) throws(CUDAError) {
         self.context = context
     }
 
-    /// Queues the copy of host bytes to the device. They have been read when this returns.
+    /// Queues a copy of host bytes to the device. The bytes have been read when this returns.
     func copy(
         _ source: UnsafeRawPointer, to destination: DevicePointer, byteCount: Int, in stream: Stream
     ) {
@@ -46,7 +46,7 @@ final class Uploads {
         }
     }
 
-    /// The next buffer of the ring, when the device has read it; nil after a failure.
+    /// The next buffer of the ring, after the device has read it; nil after a failure.
     private func freeSlot() -> Slot? {
         guard context.device.failure == nil else { return nil }
         if slots.count < Self.slotCount {
@@ -67,15 +67,23 @@ final class Uploads {
     }
 
     private func fill(_ target: PinnedBuffer, from source: UnsafeRawPointer, byteCount: Int) {
+        Self.copy(source, to: target.bytes.baseAddress!, byteCount: byteCount, threads: threads)
+    }
+
+    /// Copies on several threads, past the caches: only the copy engine reads the target.
+    static func copy(
+        _ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int,
+        threads: Int
+    ) {
         let share = 1 << 20
         let parts = ceilDivide(byteCount, share)
-        let destination = UInt(bitPattern: target.bytes.baseAddress!)
+        let destination = UInt(bitPattern: target)
         let origin = UInt(bitPattern: source)
         let workers = min(threads, parts)
         DispatchQueue.concurrentPerform(iterations: workers) { worker in
             for part in stride(from: worker, to: parts, by: workers) {
                 let start = part * share
-                memcpy(
+                copy_streaming(
                     UnsafeMutableRawPointer(bitPattern: destination + UInt(start))!,
                     UnsafeRawPointer(bitPattern: origin + UInt(start))!,
                     min(share, byteCount - start))
@@ -83,7 +91,7 @@ final class Uploads {
         }
     }
 
-    /// Gives the pinned buffers back; the next upload makes new ones.
+    /// Frees the pinned buffers; the next upload allocates new ones.
     func release() {
         for slot in slots { slot.event.synchronize() }
         slots = []

@@ -1,27 +1,29 @@
-// Weights in groups: which stay on the device, which visit it, and how both come behind the computation.
+// Weights in groups: which of them stay on the device, and how they are copied to it during the computation.
 //
-// A weight that lies in a mapped file is only promised when it is placed. When its group is required the host
-// copies its bytes into pinned memory and the copy engine takes them to the device, in a stream of its own. The
-// host is ahead of the device by what it has queued: while it works on one group the device computes with the
-// group before, so that the transfer is hidden where a group's computation takes longer.
+// Placing a weight of a mapped file copies nothing; it only makes a `Promise`. When the group of the weight is
+// required, the host copies its bytes into pinned memory, and the copy engine transfers them to the device in a stream
+// of its own. The host runs ahead of the device: while it works on one group, the device computes with the group
+// before. So the transfer is hidden if the computation with a group takes longer.
+//
+// A weight that leaves the device after each use is called a visitor. Visitors share two slots of device memory.
 
 import Tensors
 
-/// One weight that is not on the device: where it comes from and what becomes of it.
+/// One weight that is not on the device yet: its source, its conversion and its storage.
 private struct Promise {
     let storage: DeviceStorage
     let source: Tensor
     let recipe: Recipe
 }
 
-/// What has to be done when a group is required.
+/// The weights of a group that are not simply on the device.
 private final class GroupWeights {
-    /// Will stay, and have memory, but have not come yet.
+    /// Weights that will stay and have memory, but have not been copied yet.
     var expected: [Promise] = []
-    /// Visit the device for each use, at these places in one range of bytes.
+    /// Weights that are copied for each use, and their offsets in a slot.
     var visitors: [(promise: Promise, offset: Int)] = []
     var byteCount = 0
-    /// The slot that holds the visitors now.
+    /// The slot that contains the visitors now.
     var slot: Slot?
 }
 
@@ -29,9 +31,9 @@ private final class GroupWeights {
 private final class Slot {
     let buffer: DeviceBuffer
     weak var group: GroupWeights?
-    /// The last operation that reads the slot has ended.
+    /// Marks the end of the last operation that reads the slot.
     let used: Event
-    /// Time of the last use.
+    /// When the slot was last used, as a count of uses.
     var turn = 0
 
     init(_ buffer: DeviceBuffer, used: Event) {
@@ -40,8 +42,8 @@ private final class Slot {
     }
 }
 
-/// The weights of one set whose memory is taken all at once, when the first group that stays is required, and its
-/// two slots: one computes, the other fills.
+/// The deferred weights of a set, whose memory is allocated all at once when the first group that stays is required;
+/// and the two slots of the set, of which one is used for computing while the other is filled.
 private final class SetWeights {
     var undecided: [(promise: Promise, group: GroupWeights)] = []
     var slots: [Slot] = []
@@ -55,12 +57,12 @@ private final class SetWeights {
     }
 }
 
-/// Bytes of grouped weights that stay on the device.
+/// Counts the bytes of grouped weights that stay on the device.
 private final class Residents {
     var byteCount = 0
 }
 
-/// Counts one resident tensor until its storage goes.
+/// Counts one resident tensor as long as its storage exists.
 private final class ResidentToken {
     private let residents: Residents
     private let byteCount: Int
@@ -74,19 +76,20 @@ private final class ResidentToken {
     deinit { residents.byteCount -= byteCount }
 }
 
-/// Decides what stays, and brings what was promised.
+/// Decides which weights stay on the device, and copies weights when they are required.
 final class WeightStreaming {
     private let context: Context
     private let uploads: Uploads
     private let copies: Stream
-    private let residentLimit: Int?
+    /// The most bytes of grouped weights that stay, from the next weight on; nil: all.
+    var residentLimit: Int?
     private let residents = Residents()
-    /// A point of one stream that the other waits for.
+    /// An event of one stream that the other waits for.
     private let mark: Event
     private var turn = 0
-    /// The slot that the queued operations read.
+    /// The slot that the operations queued now read.
     private weak var current: Slot?
-    /// Unconverted bytes, for the stream of copies only.
+    /// Memory for unconverted bytes, used in the stream of copies only.
     private var scratch: DeviceBuffer?
 
     init(_ context: Context, _ uploads: Uploads, residentBytes limit: Int?) throws(CUDAError) {
@@ -97,9 +100,15 @@ final class WeightStreaming {
         mark = try Event(context.device)
     }
 
+    /// Lets go of what only the next copies would want again.
+    func releaseScratch() {
+        if scratch != nil { follow(context.stream, copies) }
+        scratch = nil
+    }
+
     // ---- placing ----
 
-    /// Leaves a host tensor where it is until its group is required; nil where the weight must come now.
+    /// Leaves a host tensor where it is until its group is required; nil if the weight has to be copied now.
     func promise(
         _ host: Tensor, _ recipe: Recipe, as dtype: DType, to group: WeightGroup
     ) -> DeviceStorage? {
@@ -109,8 +118,8 @@ final class WeightStreaming {
         let isDeferred = host.isMapped && group.set.isDeferred
         var isCopy = false
         if case .copy = recipe { isCopy = true }
-        // Memory that is not a file's is given back sooner when the weight comes now; where it does not stay, its
-        // final form is the smallest to keep.
+        // A weight that is not in a mapped file is copied now, so that its memory is freed sooner. If it cannot stay on
+        // the device, it is kept on the host in its final form, which is the smallest.
         guard isDeferred || isVisitor && (host.isMapped || isCopy) else { return nil }
         let promise = Promise(
             storage: DeviceStorage(away: byteCount), source: host, recipe: recipe)
@@ -123,7 +132,7 @@ final class WeightStreaming {
         return promise.storage
     }
 
-    /// Counts a tensor that has come, or lets it visit from host memory where the limit is reached.
+    /// Counts a tensor that is on the device, or moves it to host memory as a visitor if it exceeds the limit.
     /// - Returns: the tensor to use from now on.
     func admit(_ tensor: Tensor, to group: WeightGroup?) -> Tensor {
         guard let group, tensor.byteCount >= WeightGroup.smallestMoving else { return tensor }
@@ -146,7 +155,7 @@ final class WeightStreaming {
     }
 
     private func count(_ storage: DeviceStorage?) {
-        guard residentLimit != nil, let storage else { return }
+        guard let storage else { return }
         storage.token = ResidentToken(residents, storage.byteCount)
     }
 
@@ -160,7 +169,7 @@ final class WeightStreaming {
 
     // ---- requiring ----
 
-    /// Makes the weights of `group` usable by what is queued from here on.
+    /// Makes the weights of `group` usable for everything that is queued from now on.
     func require(_ group: WeightGroup) {
         current?.used.record(in: context.stream)
         current = nil
@@ -175,7 +184,7 @@ final class WeightStreaming {
         }
         if !weights.visitors.isEmpty { current = fetch(weights, of: set) }
         if context.device.failure != nil {
-            // Nothing more is launched; addresses only have to exist.
+            // Nothing is launched after a failure, so any address that is not null will do.
             let undecided = set.undecided.filter { $0.group === weights }.map(\.promise)
             for promise in weights.visitors.map(\.promise) + undecided
             where promise.storage.location == .null {
@@ -184,7 +193,7 @@ final class WeightStreaming {
         }
     }
 
-    /// Takes the memory of all that stays, in the order of placing.
+    /// Allocates the memory of all weights that stay, in the order of placing.
     private func settle(_ set: SetWeights) {
         if set.undecided.isEmpty { return }
         while let (promise, group) = set.undecided.first {
@@ -204,7 +213,7 @@ final class WeightStreaming {
         follow(copies, context.stream)
     }
 
-    /// The slot of `group`, filling the one that was used longest ago if it is in none.
+    /// The slot with the visitors of `group`. If there is none, fills the slot that was used longest ago.
     private func fetch(_ group: GroupWeights, of set: SetWeights) -> Slot? {
         turn += 1
         if let slot = group.slot {
@@ -234,7 +243,7 @@ final class WeightStreaming {
         for (promise, _) in group.visitors { promise.storage.location = .null }
     }
 
-    /// Two slots as large as the largest group of visitors.
+    /// Allocates two slots that are as large as the largest group of visitors.
     private func prepareSlots(of set: SetWeights) -> Bool {
         if let slot = set.slots.first, slot.buffer.byteCount >= set.largest { return true }
         set.slots.forEach(leave)
@@ -254,11 +263,11 @@ final class WeightStreaming {
         return context.device.failure == nil
     }
 
-    /// Queues all that makes the weight at `target`, in the stream of copies.
+    /// Queues everything that makes the weight at `target`, in the stream of copies.
     private func bring(_ promise: Promise, to target: DevicePointer) {
         uploads.carry(out: promise.recipe, of: promise.source, to: target, in: copies) {
             if let scratch, scratch.byteCount >= $0 { return scratch.pointer }
-            // The old one goes back to the main stream, which must not be ahead of its last use.
+            // The old memory returns to the main stream, which must not reuse it before its last use here.
             follow(context.stream, copies)
             let buffer = context.buffer(byteCount: $0)
             follow(copies, context.stream)
@@ -267,7 +276,7 @@ final class WeightStreaming {
         }
     }
 
-    /// What is queued in `later` from here on waits for what is queued in `earlier` now.
+    /// Makes what is queued in `later` from now on wait for what is queued in `earlier` until now.
     private func follow(_ later: Stream, _ earlier: Stream) {
         mark.record(in: earlier)
         later.wait(for: mark)

@@ -1,43 +1,43 @@
-// What all attention kernels share: their arguments, umT5's position buckets, block lists.
+// What all attention kernels share: their arguments, multiplicities of keys, umT5's position buckets.
 //
-// Layouts: q, out [queries, heads, dim]; k, v [keys, heads, dim]; rows are heads * dim apart.
+// Layouts: q, out [queries, heads, dim]; k, v [keys, heads, dim], so the rows of one head are heads * dim apart.
 #pragma once
 #include "ptx.cuh"
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
 
-/// The arguments of every attention kernel; the fields that a kernel does not use are null or zero.
+/// The arguments of every attention kernel; fields that a kernel does not use are null or zero.
 struct AttentionArguments {
     const void* q;
     const void* k;
     const void* v;
     void* out;
-    /// Added to the rounded result, rounded again (the linear branch of SLA). [queries, heads, dim]
+    /// Added to the rounded result, which is then rounded again; the linear branch of SLA. [queries, heads, dim]
     const void* addend;
-    /// Of int8 results, in blocks of 128 queries of a head of 128: [ceil(queries / 128), heads]. Null: bf16.
+    /// Scales of int8 results, one for 128 queries of a head with dim 128: [ceil(queries / 128), heads]. Null for bf16.
     float* out_scales;
     /// umT5's position bias. f32 [32, heads]
     const float* table;
-    /// Ascending key blocks of each query block. [heads, ceil(queries / query_block), selected]
+    /// The key blocks of each query block, ascending. [heads, ceil(queries / query_block), selected]
     const int* indices;
     int queries, keys, heads, dim;
-    /// Of the logits, times log2(e).
+    /// The factor of q.k in the exponent of 2: the scale of the logits times log2(e).
     float scale;
-    /// log2 of how often the last two keys count, divided by `scale`.
+    /// log2 of how many times each of the last two keys counts, divided by `scale`.
     float last_keys[2];
     int selected, query_block, key_block;
-    /// The first key that counts otherwise than once; the end where all do.
+    /// The first key that does not count once; `keys` if all do.
     int uncommon;
 };
 
-/// What is added to the logits of `key`: how often it counts; keys past the end never do.
+/// What is added to the logits of `key` so that it counts as often as it should; keys past the end never count.
 DEVICE float multiplicity(const AttentionArguments& a, int key) {
     const int left = a.keys - key;
     return left > 2 ? 0.0f : left == 2 ? a.last_keys[0] : left == 1 ? a.last_keys[1] : -kInfinity;
 }
 
-/// The same for a tile of logits as mma leaves them, four a group of eight keys; `key` is the first.
+/// The same for the accumulators of mma: a tile of logits, four for each eight keys. `key` is the tile's first.
 template <int kCount>
 DEVICE void add_multiplicities(float (&s)[kCount], const AttentionArguments& a, int key) {
     if (key + 2 * kCount <= a.uncommon) return;
@@ -52,16 +52,16 @@ DEVICE void add_multiplicities(float (&s)[kCount], const AttentionArguments& a, 
 
 /// Which keys a query sees.
 enum class Keys {
-    /// All of them; the last two with their multiplicities.
+    /// All keys; the last two with their multiplicities.
     all,
-    /// All of them, with umT5's position bias.
+    /// All keys, with umT5's position bias.
     relative,
-    /// Those of the listed blocks.
+    /// The keys of the listed blocks.
     listed,
 };
 
-/// The bucket of umT5's relative position key - query: 16 more for keys after the query, distances below
-/// 8 one by one, then eight logarithmic steps whose integer borders are 8 * 2^(k/2).
+/// The bucket of umT5's relative position key - query: the distance itself below 8, then eight logarithmic steps with
+/// integer borders at 8 * 2^(k/2); 16 more for keys after the query.
 DEVICE int position_bucket(int relative) {
     const int n = relative < 0 ? -relative : relative;
     int bucket = n;

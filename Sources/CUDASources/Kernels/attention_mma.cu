@@ -1,9 +1,9 @@
-// Attention of bf16 tensors on mma.sync: any card from sm_80 on (FlashAttention-2, arXiv 2307.08691).
+// Attention of bf16 tensors on mma.sync, for all cards from sm_80 (FlashAttention-2, arXiv 2307.08691).
 //
-// A warp keeps kRowTiles x 16 rows of the result in registers and walks over the keys in tiles of kBlock; the
-// tile's K and V are shared by the block's warps, K(i + 1) loads while tile i's softmax and PV run. With 32
-// rows a fragment of K or V serves twice as many products; two blocks of threads hide each other's barriers.
-// P is rounded to bf16, the denominator sums it unrounded. `dim` may be any multiple of 8 up to kDim.
+// A warp keeps kRowTiles x 16 rows of the result in registers and visits the keys in tiles of kBlock. The warps of a
+// block share the tile's K and V; K(i + 1) is loaded during the softmax and PV of tile i. With 32 rows, each fragment
+// of K or V is used for twice as many products; two blocks of threads hide each other's barriers. P is rounded to bf16,
+// but the denominator sums it unrounded. `dim` may be any multiple of 8 up to kDim.
 #include "attention.cuh"
 #include "attention_tile.cuh"
 #include "softmax.cuh"
@@ -39,7 +39,7 @@ struct KeyWalk {
     }
 };
 
-/// umT5's bias of the logits of a tile that begins with `key`; `row`: this thread's first.
+/// Adds umT5's bias to the logits of a tile that begins with `key`. `row` is this thread's first row.
 template <int kTiles>
 DEVICE void add_bias(float (&s)[kTiles][4], const AttentionArguments& a, int head, int row, int key) {
     const int distance = key + 2 * (lane_id() % 4) - row;
@@ -52,8 +52,8 @@ DEVICE void add_bias(float (&s)[kTiles][4], const AttentionArguments& a, int hea
     }
 }
 
-/// q: bf16 [queries, heads, dim] → out; grid (ceil(queries / (64 kRowTiles)), heads). The compiler is told how many
-/// blocks share a multiprocessor, or it spills to reach more.
+/// q: bf16 [queries, heads, dim] → out: same; grid (ceil(queries / (64 kRowTiles)), heads). The launch bounds say how
+/// many blocks share a multiprocessor, because the compiler would spill registers to reach more.
 template <int kDim, int kRowTiles, int kBlock, Keys kKeys>
 __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 4 : 2)
 attention_mma(const AttentionArguments a) {
@@ -89,12 +89,12 @@ attention_mma(const AttentionArguments a) {
     for (int tile = 0; tile < walk.tiles; tile++) {
         const int key = walk.key;
         cp_async_wait<0>();
-        __syncthreads();  // K(tile) is there; everybody is done with V(tile - 1)
+        __syncthreads();  // K(tile) has arrived, and all warps are done with V(tile - 1)
         load(v_shared, a.v, key);
 
         float s[kRowTiles][kBlock / 8][4] = {};
         multiply_keys<kQueries, kBlock, kDim / 16>(s, q_lane, k_lane, 0);
-        __syncthreads();  // everybody is done with K(tile)
+        __syncthreads();  // all warps are done with K(tile)
         if (tile + 1 < walk.tiles) {
             walk.advance(a);
             load(k_shared, a.k, walk.key);
@@ -117,7 +117,7 @@ attention_mma(const AttentionArguments a) {
             }
         }
         cp_async_wait<1>();
-        __syncthreads();  // V(tile) is there
+        __syncthreads();  // V(tile) has arrived
 #pragma unroll
         for (int step = 0; step < kBlock / 16; step++) {
 #pragma unroll

@@ -1,6 +1,6 @@
-// Attention in f32 arithmetic, for f32 tensors and for head dimensions that no tensor-core kernel takes.
+// Attention in f32 arithmetic, for f32 tensors and for head dimensions that no tensor-core kernel supports.
 //
-// One block takes kQueries rows of one head; a thread takes two rows and, of 32 keys, every eighth.
+// One block of threads computes kQueries rows of one head; each thread handles two rows and every eighth of 32 keys.
 // Operands are widened to f32 in shared memory. `dim` may be any multiple of 4 up to kDim.
 #include "attention.cuh"
 
@@ -139,7 +139,7 @@ attention_simt(const AttentionArguments a) {
             Vector<T, 4> y;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                // In f32 nothing is rounded before the linear branch is added, in bf16 once, at the end.
+                // Nothing is rounded before the linear branch is added; a bf16 result is rounded once, at the end.
                 if (a.addend) x[e] += static_cast<const float*>(a.addend)[place + e];
                 y[e] = T(x[e]);
             }

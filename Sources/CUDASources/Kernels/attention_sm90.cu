@@ -1,9 +1,9 @@
 // Attention of bf16 tensors on Hopper (FlashAttention-3, arXiv 2407.08608), head dimension 64 or 128.
 //
-// Two consumer warpgroups take 64 queries each and walk over the same tiles of kBlock keys; a producer warp
-// loads them with bulk tensor copies into rings for K and V. A warpgroup issues Q K(i)^T before P V(i - 1),
-// so its softmax runs beside its own P V; named barriers let the two warpgroups issue in turn, so that one's
-// softmax runs beside the other's products. Blocks of threads are persistent.
+// Two consumer warpgroups have 64 queries each and visit the same tiles of kBlock keys, which a producer warp loads
+// into rings for K and V with bulk tensor copies. A warpgroup issues Q K(i)^T before P V(i - 1), so its softmax
+// overlaps with its own P V. Named barriers make the two warpgroups issue in turn, so that the softmax of one overlaps
+// with the products of the other. Blocks of threads are persistent.
 #include "attention.cuh"
 #include "attention_tile.cuh"
 #include "softmax.cuh"
@@ -20,7 +20,7 @@ struct Layout {
     static constexpr int kKeys = kQueryBytes;
     static constexpr int kValues = kKeys + kStages * kTileBytes;
     static constexpr int kBarriers = kValues + kStages * kTileBytes;
-    /// The warps' largest results, of this item and the last.
+    /// Each warp's largest result, for this work item and the one before.
     static constexpr int kMaxima = kBarriers + (4 * kStages + 2) * 8;
     static constexpr int kBytes = kMaxima + 2 * 4 * kConsumers * 4;
 };
@@ -28,10 +28,10 @@ struct Layout {
 template <int kStages>
 struct Barriers {
     u32 base;
-    /// Phase: the tile is there. Consumers wait.
+    /// A phase ends when the tile has arrived. Consumers wait for it.
     DEVICE u32 key_full(int stage) const { return base + stage * 8; }
     DEVICE u32 value_full(int stage) const { return base + (kStages + stage) * 8; }
-    /// Phase: all consumer warps are done with the tile. The producer waits.
+    /// A phase ends when all consumer warps are done with the tile. The producer waits for it.
     DEVICE u32 key_empty(int stage) const { return base + (2 * kStages + stage) * 8; }
     DEVICE u32 value_empty(int stage) const { return base + (3 * kStages + stage) * 8; }
     /// The same for the queries.
@@ -39,7 +39,7 @@ struct Barriers {
     DEVICE u32 query_empty() const { return base + (4 * kStages + 1) * 8; }
 };
 
-/// What one block of threads does next: 128 queries of a head, tile after tile of keys.
+/// One work item of a block of threads: 128 queries of a head, and the tiles of keys that they visit.
 template <int kBlock, Keys kKeys>
 struct Work {
     int head, first, tiles, steps;
@@ -66,7 +66,7 @@ struct Work {
     }
 };
 
-/// A tile of `rows` rows: panels of 64 columns.
+/// Loads a tile of kRows rows in panels of 64 columns.
 template <int kDim, int kRows>
 DEVICE void load_tile(u32 shared, const TensorMap& map, u32 barrier, int head, int row) {
 #pragma unroll
@@ -103,12 +103,12 @@ DEVICE void produce(const TensorMap& q_map, const TensorMap& k_map, const Tensor
     }
 }
 
-/// Q K^T of a warpgroup. q, k: descriptors of the tiles' first panels.
+/// s = Q K^T for one warpgroup. q, k: descriptors of the first panels of the tiles
 template <int kDim, int kBlock>
 DEVICE void scores(float (&s)[kBlock / 2], u64 q, u64 k) {
 #pragma unroll
     for (int step = 0; step < kDim / 16; step++) {
-        // A descriptor counts 16 bytes: 32 bytes a step, then the next panel.
+        // Descriptors count in units of 16 bytes: a step is 32 bytes, and after four steps comes the next panel.
         const int along = step % 4 * 2;
         wgmma_bf16<kBlock>(s, q + step / 4 * (kQueries * 8) + along,
                            k + step / 4 * (kBlock * 8) + along, step > 0);
@@ -125,7 +125,7 @@ DEVICE void weigh(float (&o)[kDim / 2], const u32 (&p)[kBlock / 4], u64 v) {
     }
 }
 
-/// One step of the running softmax: s: logits of the tile that begins with `key` → probabilities.
+/// One step of the running softmax. s: the logits of the tile that begins with `key` → its probabilities
 template <int kBlock>
 DEVICE void soften(RunningSoftmax& softmax, float (&s)[kBlock / 2], int key, const AttentionArguments& a) {
     add_multiplicities(s, a, key);
@@ -135,7 +135,7 @@ DEVICE void soften(RunningSoftmax& softmax, float (&s)[kBlock / 2], int key, con
     softmax.soften(s, a.scale);
 }
 
-/// Accumulators as the A operand: k-step t takes the tiles 2 t and 2 t + 1.
+/// Accumulators as the A operand: k-step t consists of the tiles 2 t and 2 t + 1.
 template <int kBlock>
 DEVICE void pack(u32 (&p)[kBlock / 4], const float (&s)[kBlock / 2]) {
 #pragma unroll
@@ -155,7 +155,7 @@ DEVICE void consume(const AttentionArguments& a, u8* memory, Barriers<kStages> b
         __syncwarp();
         if (lane == 0) mbarrier_arrive(barrier);
     };
-    // The warpgroups' turns to issue products.
+    // The warpgroups take turns at issuing products.
     auto take_turn = [&] { bar_sync(1 + consumer, 256); };
     auto pass_turn = [&] { bar_arrive(2 - consumer, 256); };
     if (consumer == 1) bar_arrive(1, 256);
@@ -183,8 +183,8 @@ DEVICE void consume(const AttentionArguments& a, u8* memory, Barriers<kStages> b
         keys.advance();
         soften<kBlock>(softmax, s, work.key(0, a), a);
 
-        // Waits for P V(tile - 2) and makes P(tile - 1) of its logits. It comes after the wait for other
-        // tiles, a loop: ptxas moves the wait to the start of its block, before the softmax otherwise.
+        // Waits for P V(tile - 2) and turns the logits of tile - 1 into P. It must come after the loop that waits for
+        // the next tile: otherwise ptxas moves the wait to the start of its basic block, before the softmax.
         auto finish = [&](int tile) {
             wgmma_wait<0>();
             wgmma_hold(o);
@@ -243,7 +243,7 @@ DEVICE void consume(const AttentionArguments& a, u8* memory, Barriers<kStages> b
             write_rows(static_cast<bf16*>(a.out) + place, stride, rows, x);
             continue;
         }
-        // Both warpgroups' rows are one block of scales.
+        // The rows of both warpgroups together have one scale.
         float* maxima = reinterpret_cast<float*>(memory + L::kMaxima) + query_parity * 4 * kConsumers;
         float largest = warp_max(largest_magnitude(x, rows));
         if (lane == 0) maxima[threadIdx.x / 32] = largest;
@@ -255,8 +255,8 @@ DEVICE void consume(const AttentionArguments& a, u8* memory, Barriers<kStages> b
     }
 }
 
-/// The maps: bf16 [rows, heads, dim] as (dim, heads, rows), boxes of 64 columns of one head, 128 rows of
-/// queries and kBlock keys. Persistent: the grid is at most the multiprocessors.
+/// The maps: bf16 [rows, heads, dim] as (dim, heads, rows), with boxes of 64 columns of one head and 128 queries or
+/// kBlock keys. Blocks are persistent: at most one per multiprocessor.
 template <int kDim, int kBlock, int kStages, Keys kKeys>
 __global__ void __launch_bounds__(kThreads, 1)
 attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,

@@ -1,4 +1,4 @@
-// Tiles of 16-bit rows in shared memory for mma.sync: copies in, fragments out.
+// Tiles of 16-bit values in shared memory for mma.sync: loading tiles, reading fragments, writing results.
 #pragma once
 #include "store.cuh"
 #include "tile.cuh"
@@ -11,8 +11,8 @@ DEVICE void unpack_bf16(float (&x)[8], uint4 words) {
     x[6] = bf16_low(words.w), x[7] = bf16_high(words.w);
 }
 
-/// `kRows` rows of kDim 16-bit values: panels of 64 columns, rows of 128 bytes, 128-byte swizzle. The
-/// base is a multiple of 1024.
+/// A tile of kRows rows of kDim 16-bit values: panels of 64 columns, with rows of 128 bytes and 128-byte swizzle. Its
+/// address must be a multiple of 1024.
 template <int kRows, int kDim>
 struct Tile {
     static constexpr int kBytes = kRows * kDim * 2;
@@ -21,8 +21,8 @@ struct Tile {
         return u32(byte / 128 * (kRows * 128)) + swizzle_128b(u32(row * 128 + byte % 128));
     }
 
-    /// Starts copying `kRows` rows from `source`, `stride` elements apart; rows from `rows` on and columns
-    /// from `columns` on become zero. By kThreads threads.
+    /// Starts copying kRows rows from `source`, `stride` elements apart, with kThreads threads. Rows from `rows` on and
+    /// columns from `columns` on become zero.
     template <int kThreads, typename T>
     static DEVICE void load(u32 shared, const T* source, i64 stride, int rows, int columns,
                             int thread = int(threadIdx.x)) {
@@ -42,18 +42,18 @@ struct Tile {
     }
 };
 
-/// Where a lane's rows of 8x8 matrices are in a Tile: a base and, for each of the four 32-byte steps within
-/// a panel, the swizzled chunk. Rows a multiple of 8 further on have the same chunks.
+/// The addresses that a lane gives to ldmatrix for a Tile: a base and, for each of the four 32-byte steps within a
+/// panel, the offset of the swizzled chunk. Rows at a distance that is a multiple of 8 have the same offsets.
 ///
-/// `rows`: the tile's rows are those of the fragment (A, or V as B transposed by ldmatrix): 16 rows, then
-/// 16 bytes further. `columns`: rows are the columns of B (K in Q K^T): 8 rows, 16 bytes further, then rows
-/// 8..15.
+/// `rows`: the rows of the tile are those of the fragment (A, or V as B transposed by ldmatrix); the matrices are at
+/// rows 0 and 8, then the same 16 bytes further. `columns`: the rows of the tile are the columns of B (K in Q K^T); the
+/// matrices are at row 0, 16 bytes further, then the same at row 8.
 struct TileLane {
     enum Order { rows, columns };
     u32 base;
     u32 chunk[4];
 
-    /// `first_column`: a multiple of 16 below 64, in a tile of one panel.
+    /// `first_column`: a multiple of 16 below 64; must be 0 if the tile has more than one panel.
     DEVICE TileLane(u32 shared, int first_row, Order order, int first_column = 0) {
         const int lane = lane_id();
         const int far_row = order == rows ? lane / 8 % 2 : lane / 16;
@@ -65,7 +65,7 @@ struct TileLane {
         }
     }
 
-    /// 16 rows further on: `row_step`; 16 columns further on: `column_step`, in a tile of kRows rows.
+    /// The address `row_step` times 16 rows and `column_step` times 16 columns further, in a tile of kRows rows.
     template <int kRows>
     DEVICE u32 at(int row_step, int column_step) const {
         return base + column_step / 4 * (kRows * 128) + row_step * 2048 + chunk[column_step % 4];
@@ -75,8 +75,8 @@ struct TileLane {
 DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k16_bf16(d, a, b0, b1); }
 DEVICE void mma(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k32_s8(d, a, b0, b1); }
 
-/// s += Q K^T of a warp: kRowTiles x 16 rows of a tile of kQueries, kKeys rows of a tile of kBlock, over kSteps
-/// times 32 bytes of a head. K is `offset` bytes behind what `k` was made for.
+/// s += Q K^T for a warp: kRowTiles x 16 rows of a tile of kQueries, and kTiles x 8 rows of a tile of kBlock, over
+/// kSteps times 32 bytes of a head. K is `offset` bytes after the address that `k` was made for.
 template <int kQueries, int kBlock, int kSteps, int kRowTiles, int kTiles, typename T>
 DEVICE void multiply_keys(T (&s)[kRowTiles][kTiles][4], const TileLane& q, const TileLane& k, u32 offset) {
 #pragma unroll
@@ -97,9 +97,9 @@ DEVICE void multiply_keys(T (&s)[kRowTiles][kTiles][4], const TileLane& q, const
     }
 }
 
-/// Writes the results of a block of threads, 16 kRowTiles rows a warp: x[t] are this lane's rows of tile t, packed
-/// as bf16; `place` is the first column of its first row, of which `rows` exist. Where `scale` is not null they
-/// become int8 and one block of scales, through `words` of shared memory: four warps, 128 rows and columns.
+/// Writes the results of a block of threads, 16 kRowTiles rows per warp. x[t]: this lane's rows of tile t, packed as
+/// bf16; `place`: index of the first column of its first row, from which `rows` rows exist. If `scale` is not null, the
+/// block of 128 rows and columns of four warps becomes int8 with one scale, using `words` in shared memory.
 template <int kRowTiles, int kTiles>
 DEVICE void write_results(void* out, const void* addend, float* scale, i64 place, i64 stride, int rows,
                           u32 (&x)[kRowTiles][2][kTiles], int columns, float* words) {
@@ -122,7 +122,7 @@ DEVICE void write_results(void* out, const void* addend, float* scale, i64 place
         largest = fmaxf(largest, largest_magnitude(x[t], rows - 16 * t));
     }
     largest = warp_max(largest);
-    __syncthreads();  // nobody needs a tile any more
+    __syncthreads();  // all warps are done with the tiles
     if (lane_id() == 0) words[warp_id()] = largest;
     __syncthreads();
 #pragma unroll

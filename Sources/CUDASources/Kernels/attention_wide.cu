@@ -1,21 +1,21 @@
-// Attention of bf16 tensors with head dimensions of 256 to 512 on mma.sync: the video autoencoder's.
+// Attention of bf16 tensors with head dimensions up to 512 on mma.sync, for the video autoencoder.
 //
-// 16 rows of such a result are too much for one warp's registers, so two warps share them: each computes
-// the logits of half of a tile's keys, the maxima meet in shared memory, P goes through shared memory, and
-// each computes half of the result's columns. Otherwise as attention_mma.cu.
+// 16 rows of such a result do not fit into the registers of one warp, so two warps share them. Each computes the logits
+// of half of a tile's keys, they exchange the maxima and P through shared memory, and each computes half of the columns
+// of the result. Otherwise as attention_mma.cu.
 #include "attention.cuh"
 #include "attention_tile.cuh"
 #include "softmax.cuh"
 
-/// q: bf16 [queries, heads, dim] → out; dim a multiple of 8 up to kDim; grid (ceil(queries / (16 kGroups)),
+/// q: bf16 [queries, heads, dim] → out: same; dim: a multiple of 8 up to kDim; grid (ceil(queries / (16 kGroups)),
 /// heads), 64 kGroups threads.
 template <int kDim, int kGroups, int kBlock>
 __global__ void __launch_bounds__(64 * kGroups, 1)
 attention_wide(const AttentionArguments a) {
     constexpr int kThreads = 64 * kGroups;
     constexpr int kQueries = 16 * kGroups;
-    constexpr int kHalf = kDim / 2;         // columns of the result, of one warp
-    constexpr int kKeys = kBlock / 2;       // keys of a tile, of one warp
+    constexpr int kHalf = kDim / 2;         // columns of the result per warp
+    constexpr int kKeys = kBlock / 2;       // keys of a tile per warp
     using PTile = Tile<kQueries, 64>;       // P: rows of kBlock, at most 64, values
     constexpr int kQueryBytes = kQueries * kDim * 2;
     constexpr int kTileBytes = kBlock * kDim * 2;
@@ -35,7 +35,7 @@ attention_wide(const AttentionArguments a) {
     const int half = warp_id() % 2;
     const int warp_row = warp_id() / 2 * 16;
 
-    // Rows of kDim values: panels of 64 columns. A warp copies 32 chunks of 16 bytes at a time.
+    // Loads rows of kDim values in panels of 64 columns. A warp copies 32 chunks of 16 bytes at a time.
     auto load = [&](u32 to, const void* from, int row, int rows, int count) {
         const bf16* source = static_cast<const bf16*>(from) + row * stride + head * a.dim;
         for (int i = threadIdx.x; i < count * kChunks; i += kThreads) {
@@ -61,7 +61,7 @@ attention_wide(const AttentionArguments a) {
     for (int tile = 0; tile < tiles; tile++) {
         const int key = tile * kBlock;
         cp_async_wait<0>();
-        __syncthreads();  // K(tile) is there; everybody is done with V(tile - 1) and P
+        __syncthreads();  // K(tile) has arrived, and all warps are done with V(tile - 1) and P
         load(v_shared, a.v, key, a.keys, kBlock);
         cp_async_commit();
 
@@ -75,7 +75,7 @@ attention_wide(const AttentionArguments a) {
         for (int r = 0; r < 2; r++) {
             if (lane % 4 == 0) maxima[half * kQueries + warp_row + lane / 4 + 8 * r] = largest[r];
         }
-        __syncthreads();  // everybody is done with K(tile); the maxima are there
+        __syncthreads();  // all warps are done with K(tile) and have written their maxima
         if (tile + 1 < tiles) load(k_shared, a.k, key + kBlock, a.keys, kBlock);
         cp_async_commit();
 #pragma unroll
@@ -97,7 +97,7 @@ attention_wide(const AttentionArguments a) {
             }
         }
         cp_async_wait<1>();
-        __syncthreads();  // V(tile) and P are there
+        __syncthreads();  // V(tile) and P have arrived
 #pragma unroll
         for (int step = 0; step < kBlock / 16; step++) {
             u32 p[4];

@@ -1,7 +1,7 @@
 // The block map of sparse-linear attention: which key blocks each query block attends to.
 //
-//     mean over the keys → pooled q, pooled (k - mean), each rounded to T → scores q k^T, rounded to T →
-//     the `selected` best of each row, ties to the lower index, listed in ascending order
+//     mean of k over the keys → block means of q and of k - mean, rounded to T → scores q k^T, rounded to T →
+//     the `selected` largest of each row (of equal ones, the lower index), listed in ascending order
 #include "attention_tile.cuh"
 
 constexpr int kThreads = 256;
@@ -36,7 +36,7 @@ __global__ void column_mean(const float* sums, T* mean, int chunks, int rows) {
     mean[blockIdx.x * dim + threadIdx.x] = T(sum / float(rows));
 }
 
-/// Means of blocks of rows. x: [rows, heads, dim], mean: T [heads, dim], subtracted first, or null →
+/// Means of x - mean over blocks of rows. x: [rows, heads, dim], mean: T [heads, dim], or null for 0 →
 /// pooled: T [heads, blocks, dim]; grid (blocks, heads).
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -62,7 +62,7 @@ block_pool(const T* x, const T* mean, T* pooled, int rows, int heads, int dim, i
 }
 
 /// q: T [heads, query_blocks, dim], k: T [heads, key_blocks, dim] → scores: T [heads, query_blocks,
-/// key_blocks]; grid (query_blocks, heads). A warp takes one score at a time.
+/// key_blocks]; grid (query_blocks, heads). A warp computes one score at a time.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
 block_scores(const T* q, const T* k, T* scores, int key_blocks, int dim) {
@@ -125,15 +125,15 @@ block_scores_mma(const bf16* q, const bf16* k, bf16* scores, int query_blocks, i
     }
 }
 
-/// The `selected` largest of each row of scores: T [rows, columns] → indices: i32 [rows, selected],
-/// ascending. One warp takes one row; grid ceil(rows / 8).
+/// Finds the `selected` largest of each row. scores: T [rows, columns] → indices: i32 [rows, selected], ascending.
+/// One warp handles one row; grid ceil(rows / 8).
 ///
-/// The scores as integers in their order; the `selected`-th largest of them is built bit by bit from the
-/// top. Those above it are in, of those equal to it the first ones as long as there is room.
+/// The scores are turned into integers of the same order, and the `selected`-th largest of them is determined bit by
+/// bit, the highest first. All scores above it are selected, and as many of those equal to it as are needed.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
 block_select(const T* scores, int* indices, int rows, int columns, int selected) {
-    constexpr int kLowestBit = sizeof(T) == 2 ? 16 : 0;  // a bf16 ends there
+    constexpr int kLowestBit = sizeof(T) == 2 ? 16 : 0;  // lower bits of a bf16 are zero
     extern __shared__ __align__(16) u8 shared[];
     const int row = blockIdx.x * (kThreads / 32) + warp_id();
     const int lane = lane_id();

@@ -1,14 +1,14 @@
 // The autoencoder's norm: x / max(||x||, 1e-12) * sqrt(C) * gamma over the channels, then SiLU.
 #include "rows.cuh"
 
-/// x / (1 + exp(-x)), as exact as T shows.
+/// x / (1 + exp(-x)), to the precision of T.
 template <typename T>
 DEVICE float silu(float x) {
     if constexpr (sizeof(T) == 2) return x * rcp_approx(1.0f + __expf(-x));
     return x / (1.0f + expf(-x));
 }
 
-/// kLanes neighbouring lanes hold a position's channels in kCount vectors each.
+/// kLanes neighbouring lanes hold the channels of one position, in kCount vectors each.
 /// x: [positions, channels] → out: [positions, channels]; gamma: [channels]
 template <typename T, int kVector, int kLanes, int kCount>
 __global__ void __launch_bounds__(256)

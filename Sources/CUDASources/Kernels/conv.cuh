@@ -1,28 +1,28 @@
-// What the convolution kernels share: the geometry of a causal convolution over channels-last frames.
+// What the convolution kernels share: the arguments of a causal convolution of frames with channels last.
 #pragma once
 #include "ptx.cuh"
 
-/// x: [frames, height, width, inputs], behind history: [history_frames, height, width, inputs], behind
-/// `leading_zeros` frames of zeros; w: [outputs, kernel_time, kernel_height, kernel_width, inputs] →
+/// The input is `leading_zeros` frames of zeros, then history: [history_frames, height, width, inputs], then
+/// x: [frames, height, width, inputs]. w: [outputs, kernel_time, kernel_height, kernel_width, inputs] →
 /// out: [out_frames, out_height, out_width, outputs].
 struct ConvolutionArguments {
     const void* x;
     const void* history;
     const void* w;
-    /// [outputs], or null.
+    /// [outputs], or null
     const float* bias;
-    /// The shape of out, or null.
+    /// Added to the result: same shape as out, or null.
     const void* residual;
     void* out;
     int frames, history_frames, leading_zeros, height, width, inputs;
     int out_frames, out_height, out_width, outputs;
     int kernel_time, kernel_height, kernel_width;
     int time_stride, spatial_stride, pad_top, pad_left;
-    /// Height and width are doubled (nearest) before the kernel sees them.
+    /// Whether height and width are doubled first, by repeating each pixel.
     int upsample;
 };
 
-/// Where frame `time`, counted from the first leading zero, is; null where it is zero.
+/// The address of frame `time`, counted from the first leading zero; null for a frame of zeros.
 template <typename T>
 DEVICE const T* source_frame(const ConvolutionArguments& a, int time) {
     const i64 frame = i64(a.height) * a.width * a.inputs;

@@ -1,5 +1,5 @@
-// Convolutions of bf16 frames as matrix products by mma.sync: rows are 128 output pixels, K walks over the
-// kernel's taps and, within a tap, over slices of 32 channels. The channels are a multiple of 8.
+// Convolutions of bf16 frames as matrix products on mma.sync: a tile has 128 output pixels as rows, and K runs over the
+// taps of the kernel and, within a tap, over slices of 32 channels. The number of channels is a multiple of 8.
 //
 // Two blocks share a multiprocessor: one multiplies while the other waits at its barrier.
 #include "conv.cuh"
@@ -8,11 +8,11 @@
 constexpr int kPixels = 128;
 constexpr int kThreads = 256;
 constexpr int kSlice = 32;
-/// Three fit twice into the smallest card's shared memory.
+/// Three stages fit twice into the shared memory of the smallest card.
 constexpr int kStages = 3;
 
-/// What a thread copies of both operands, slice by slice: eight channels of two pixels and of every 64th output.
-/// Counters walk over the taps; a pixel's address is found once for each.
+/// What a thread copies of both operands, slice by slice: eight channels of two pixels and of every 64th output. The
+/// address of a pixel is computed once per tap.
 template <int kOutputs>
 struct TapWalk {
     static constexpr int kCopies = ceil_div(kOutputs, 64);
@@ -20,11 +20,11 @@ struct TapWalk {
     const int chunk = threadIdx.x % 4, line = threadIdx.x / 4;
     const int slices = ceil_div(a.inputs, kSlice);
     const i64 weight_row = i64(a.kernel_time * a.kernel_height * a.kernel_width) * a.inputs;
-    /// Where the kernel's first tap meets the pixels.
+    /// Input coordinates of the kernel's first tap, for both pixels.
     int time[2], top[2], left[2];
-    /// The next tap, and the channel that this thread copies next.
+    /// The tap and the channel that this thread copies next.
     int kt = 0, kh = 0, kw = 0, channel = chunk * 8;
-    /// The pixels' frames and channels under that tap; null where they are zero.
+    /// Addresses of the frames and pixels under that tap; null for zeros.
     const bf16* frame[2];
     const bf16* source[2];
     const bf16* weight;
@@ -38,7 +38,7 @@ struct TapWalk {
             left[i] = pixel % a.out_width * a.spatial_stride - a.pad_left;
             pixel /= a.out_width;
             top[i] = pixel % a.out_height * a.spatial_stride - a.pad_top;
-            // A pixel past the end reads frames before the first: zeros.
+            // A pixel past the end reads frames before the first, which are zeros.
             time[i] = inside ? pixel / a.out_height * a.time_stride : -a.kernel_time;
         }
         weight = static_cast<const bf16*>(a.w) + (first_output + line) * weight_row + channel;
@@ -67,7 +67,7 @@ struct TapWalk {
         }
     }
 
-    /// Starts copying the next slice: pixels to `stage`, outputs behind them. Rows of 64 bytes.
+    /// Starts copying the next slice: pixels to `stage`, and the weights of the outputs after them. Rows have 64 bytes.
     DEVICE void load(u32 stage) {
         const u32 to = stage + swizzle_64b(line * 64 + chunk * 16);
         const bool some = channel < a.inputs;
@@ -106,7 +106,7 @@ struct TapWalk {
     }
 };
 
-/// Bias and residual join two rows and two columns of accumulators; kPairs: the outputs are even.
+/// Adds bias and residual to two rows and two columns of accumulators, and stores them. kPairs: `outputs` is even.
 template <bool kPairs>
 DEVICE void store(const ConvolutionArguments& a, const float (&acc)[4], int row, int column, int pixels) {
     const bf16* residual = static_cast<const bf16*>(a.residual);
@@ -137,12 +137,12 @@ DEVICE void store(const ConvolutionArguments& a, const float (&acc)[4], int row,
     }
 }
 
-/// Grid: tiles, those of one rectangle of pixels next to each other. kRows: the warps across the pixels of a
-/// tile; the rest share its kOutputs outputs. The narrow tile takes odd numbers of outputs.
+/// Grid: tiles; those with the same pixels follow each other. kRows of the eight warps lie along the pixels of a tile,
+/// the others along its kOutputs outputs. The narrowest tile also supports odd numbers of outputs.
 template <int kOutputs, int kRows>
 __global__ void __launch_bounds__(kThreads, 2) conv_mma(const ConvolutionArguments a) {
     constexpr int kColumns = kThreads / 32 / kRows;
-    // Of a warp, in tiles of 16 pixels and of 8 outputs.
+    // The share of a warp, in tiles of 16 pixels and of 8 outputs.
     constexpr int kHigh = kPixels / kRows / 16, kWide = kOutputs / kColumns / 8;
     static_assert(kWide % 2 == 0);
     constexpr u32 kStageBytes = (kPixels + kOutputs) * kSlice * 2;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_mma(const ConvolutionArgumen
 #pragma unroll 1
     for (int s = 0; s < slices; s++) {
         cp_async_wait<kStages - 2>();
-        __syncthreads();  // slice s is there, and all have finished with slice s - 1
+        __syncthreads();  // slice s has arrived, and all threads are done with slice s - 1
         if (s + kStages - 1 < slices) walk.load(ahead);
         cp_async_commit();
 #pragma unroll

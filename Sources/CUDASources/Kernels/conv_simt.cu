@@ -1,13 +1,13 @@
-// Convolutions on the ordinary arithmetic units: f32 frames, and channels that are no multiple of 8.
+// Convolutions without tensor cores, for f32 frames and for numbers of channels that are not multiples of 8.
 #include "conv.cuh"
 #include "rows.cuh"
 
-/// A block computes 64 pixels x 64 outputs, 16 products at a time; a thread 4 x 4.
+/// A block of threads computes 64 pixels x 64 outputs, over 16 inputs at a time; a thread computes 4 x 4.
 /// Grid: (tiles of pixels, tiles of outputs), 256 threads.
 template <typename T>
 __global__ void __launch_bounds__(256) conv_simt(const ConvolutionArguments a) {
     constexpr int kSide = 64, kDepth = 16;
-    // Rows of 68: the transposing stores spread over the banks, and stay aligned for float4.
+    // Rows of 68, so that the transposing stores hit different banks and rows stay aligned for float4.
     __shared__ float patches[kDepth][kSide + 4], weights[kDepth][kSide + 4];
     const int pixels = a.out_frames * a.out_height * a.out_width;
     const int plane = a.kernel_height * a.kernel_width;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(256) conv_simt(const ConvolutionArguments a) {
                 for (int j = 0; j < 4; j++) sums[i][j] += us[i] * vs[j];
             }
         }
-        // Sums of 256 products are added up separately: long sums in float lose digits.
+        // The sum is made of partial sums over 256 products, because long sums in float lose digits.
         if (k0 % 256 == 256 - kDepth || k0 + kDepth >= depth) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {

@@ -1,39 +1,39 @@
-// Convolutions of bf16 frames on Hopper: matrix products whose A tile is a rectangle of pixels of one
-// frame. For each tap of the kernel the copy engine fetches the rectangle shifted by that tap; what lies
-// outside the frame arrives as zeros, which is the padding.
+// Convolutions of bf16 frames on Hopper, as matrix products whose A tile is a rectangle of pixels of one frame. For
+// each tap of the kernel the copy engine fetches the rectangle, shifted by that tap; pixels outside of the frame arrive
+// as zeros, which is the padding.
 #include "conv_sm90.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// Two consumers with 128 pixels each.
+/// Pixels of a tile: 128 for each of two consumers.
 constexpr int kPixels = 256;
-/// 64 pixels of 64 channels on their way out, for each consumer.
+/// Staging memory of each consumer: 64 pixels of 64 channels.
 constexpr u32 kPieceBytes = 8 * 1024;
 constexpr u32 kConvRingBytes = 204 * 1024;
 constexpr u32 kConvSharedBytes = 1024 + kConvRingBytes + kConsumers * kPieceBytes + kTailBytes;
 static_assert(kConvSharedBytes <= 227 * 1024);
 
-/// Boxes of x and history: 64 (32) channels of a tile's pixels; of w: 64 (32) channels of one tap and kN
+/// Boxes of x and history: 64 (tail: 32) channels of a tile's pixels; of w: 64 (tail: 32) channels of one tap and kN
 /// outputs; of out: 64 channels of 64 pixels.
 struct ConvolutionMaps {
     TensorMap x, x_tail, history, history_tail, w, w_tail;
-    /// One for each parity (row, column) of output pixels with `upsample`; otherwise the first.
+    /// With `upsample`, one for each parity (row, column) of output pixels; otherwise only the first is used.
     TensorMap out[4];
 };
 
-/// A tile is 2^width_log2 pixels wide. With `upsample` its pixels are those of one parity.
+/// A tile is 2^width_log2 pixels wide. With `upsample` it has the pixels of one parity.
 struct ConvolutionTiles {
     int width_log2;
-    /// How many tiles there are along each direction, and parities.
+    /// Numbers of tiles along each direction, and of parities.
     int across, down, outputs, parities;
 };
 
-/// Where a tile is.
+/// The position of a tile.
 struct TilePosition {
     int column, line, frame, output, parity;
 
     DEVICE TilePosition(int index, const ConvolutionTiles& tiles, int frames, int kN) {
-        // Tiles that share their pixels follow each other: outputs, then frames.
+        // Tiles that read the same pixels follow each other: first those of other outputs, then of other frames.
         output = index % tiles.outputs * kN;
         index /= tiles.outputs;
         parity = index % tiles.parities;
@@ -45,12 +45,12 @@ struct TilePosition {
     }
 };
 
-/// The first tap in time that does not read a leading zero (the last one where all do: it reads zeros).
+/// The first tap in time that does not read leading zeros; if all taps do, the last one, which reads zeros.
 DEVICE int first_tap(const ConvolutionArguments& a, int frame) {
     return min(max(a.leading_zeros - frame * a.time_stride, 0), a.kernel_time - 1);
 }
 
-/// kN: outputs of a tile; kSlice: 192 for channels in multiples of 96, else 128.
+/// kN: outputs of a tile; kSlice: bytes of a slice, 192 for channels in multiples of 96, otherwise 128.
 template <int kN, int kSlice>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     conv_sm90(const __grid_constant__ ConvolutionMaps maps, const ConvolutionArguments a,
@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                         int h = tap / a.kernel_width - a.pad_top;
                         int w = tap % a.kernel_width - a.pad_left;
                         if (a.upsample) {
-                            // Of the doubled frame's coordinate 2 i + parity + h, the half.
+                            // The source pixel of coordinate 2 i + parity + h of the doubled frame is half of that,
+                            // rounded down.
                             h = tile.line + ((tile.parity / 2 + h) >> 1);
                             w = tile.column + ((tile.parity % 2 + w) >> 1);
                         } else {
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 (a.kernel_time - first_tap(a, tile.frame)) * plane * channel_slices;
             float acc[2][kN / 2];
             multiply<S, P, 2, kN, kSlice>(acc, ring_base, pipeline, ring, slices, group * 128, lane);
-            // Or the compiler computes all addresses below once and keeps them, in memory.
+            // Keeps the compiler from computing all addresses below only once and spilling them.
             asm volatile("" : "+r"(thread_row), "+r"(thread_column));
             const u32 swizzle = thread_row % 8 * 16;
             const u32 staging_row = staging + thread_row * 128 + thread_column * 2;

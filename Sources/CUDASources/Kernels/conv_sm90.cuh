@@ -1,24 +1,23 @@
-// What both convolutions on wgmma do with their sums: bias, residual, and the way to memory.
+// What both convolutions on wgmma do with their sums: add bias and residual, and write the result.
 #pragma once
 #include "conv.cuh"
 #include "gemm_epilogue.cuh"
 #include "gemm_sm90.cuh"
 
-/// This thread's part of a piece of 64 pixels: two of them, and where they go.
+/// This thread's part of a piece of 64 pixels: two pixels, and where they are stored.
 struct PixelPair {
-    /// Elements of out and residual from each pixel's first channel of this thread on.
+    /// For each pixel, the index of this thread's first channel in out and residual.
     i64 at[2];
     /// Whether the pixel exists.
     bool inside[2];
-    /// The first of this thread's channels, and how many there are from it on.
+    /// This thread's first channel in the tile, and how many channels of the result there are from it on.
     int channel, columns;
-    /// Its row of the staging panel in shared memory, and that row's swizzle.
+    /// The row of the staging panel in shared memory, and the swizzle of that row.
     u32 staging_row, swizzle;
 };
 
-/// Writes one piece: kN channels from `output` on in panels of 64, each staged in shared memory and
-/// stored by `store(panel)`, which the leader of the `kThreads` threads at `barrier` runs. acc: this
-/// thread's accumulators of the piece.
+/// Writes one piece: kN channels from `output` on in panels of 64, each staged in shared memory and stored by
+/// `store(panel)`, which the leader of the kThreads threads at `barrier` calls. acc: this thread's accumulators
 template <int kN, int kThreads, typename Store>
 DEVICE void write_piece(const float (&acc)[kN / 2], const ConvolutionArguments& a, int output,
                         const PixelPair& pixels, int barrier, bool leader, Store store) {

@@ -1,41 +1,40 @@
-// Convolutions of bf16 frames on Hopper. A tile is 16x16 output pixels of one frame. The copy engine
-// fetches the input rectangle that all taps of one plane of the kernel read, once; wgmma then reads it
-// in place, shifted by each tap, while the weights of the taps stream by. What lies outside the frame
-// arrives as zeros, which is the padding.
+// Convolutions of bf16 frames on Hopper, with tiles of 16x16 output pixels of one frame. The copy engine fetches once
+// the input rectangle that all taps of one plane of the kernel read; wgmma then reads it in place, shifted by each tap,
+// while the weights of the taps are streamed. Pixels outside of the frame arrive as zeros, which is the padding.
 #include "conv_sm90.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int kSide = 16;
-/// A rectangle with the halo of a 3x3 kernel, at most.
+/// Pixels of the largest rectangle: a tile with the halo of a 3x3 kernel.
 constexpr int kRectangle = (kSide + 2) * (kSide + 2);
-/// 64 pixels of 64 channels on their way out, for each consumer.
+/// Staging memory of each consumer: 64 pixels of 64 channels.
 constexpr u32 kPieceBytes = 8 * 1024;
 constexpr u32 kConvSharedBytes = 227 * 1024;
 
-/// Boxes of x and history: 64 (32) channels of a rectangle; of w: 64 (32) channels of one tap and kN
+/// Boxes of x and history: 64 (tail: 32) channels of a rectangle; of w: 64 (tail: 32) channels of one tap and kN
 /// outputs; of out: 64 channels of 8x8 pixels.
 struct ConvolutionMaps {
     TensorMap x, x_tail, history, history_tail, w, w_tail;
-    /// One for each parity (row, column) of output pixels with `upsample`; otherwise the first.
+    /// With `upsample`, one for each parity (row, column) of output pixels; otherwise only the first is used.
     TensorMap out[4];
 };
 
 struct ConvolutionTiles {
-    /// How many tiles there are along each direction, and parities.
+    /// Numbers of tiles along each direction, and of parities.
     int across, down, outputs, parities;
-    /// Width and height of the rectangle.
+    /// Width and height of the rectangle of pixels.
     int width, height;
     /// Whether one rectangle serves all taps of a plane; with a spatial stride each tap has its own.
     int shared;
 };
 
-/// Where a tile is. With `upsample` its pixels are those of one parity.
+/// The position of a tile. With `upsample` it has the pixels of one parity.
 struct TilePosition {
     int column, line, frame, output, parity;
 
     DEVICE TilePosition(int index, const ConvolutionTiles& tiles, int frames, int kN) {
-        // Tiles that share their pixels follow each other: outputs, then frames.
+        // Tiles that read the same pixels follow each other: first those of other outputs, then of other frames.
         output = index % tiles.outputs * kN;
         index /= tiles.outputs;
         parity = index % tiles.parities;
@@ -47,18 +46,18 @@ struct TilePosition {
     }
 };
 
-/// The first tap in time that does not read a leading zero (the last one where all do: it reads zeros).
+/// The first tap in time that does not read leading zeros; if all taps do, the last one, which reads zeros.
 DEVICE int first_tap(const ConvolutionArguments& a, int frame) {
     return min(max(a.leading_zeros - frame * a.time_stride, 0), a.kernel_time - 1);
 }
 
-/// Where in the source a tap reads, along one axis, relative to the tile's first pixel. Doubled frames:
-/// of the doubled coordinate 2 i + parity + tap - pad, the half.
+/// The source coordinate of a tap along one axis, relative to the tile's first pixel. For doubled frames it is half of
+/// the coordinate 2 i + parity + tap - pad, rounded down.
 DEVICE int tap_shift(const ConvolutionArguments& a, int parity, int tap, int pad) {
     return a.upsample ? (parity + tap - pad) >> 1 : tap - pad;
 }
 
-/// Shared memory: two rectangles, as many taps' weights as fit, staging, barriers.
+/// Shared memory: two rectangles, the weights of as many taps as fit, staging memory, barriers.
 template <int kN, int kSlice>
 struct Layout {
     static constexpr u32 kTailA = (kRectangle * 128 + 1023) / 1024 * 1024;
@@ -75,7 +74,7 @@ struct Layout {
     static constexpr u32 kBarriers = kStaging + kConsumers * kPieceBytes;
 };
 
-/// kN: outputs of a tile; kSlice: 192 for channels in multiples of 96, else 128.
+/// kN: outputs of a tile; kSlice: bytes of a slice, 192 for channels in multiples of 96, otherwise 128.
 template <int kN, int kSlice>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     conv_taps_sm90(const __grid_constant__ ConvolutionMaps maps, const ConvolutionArguments a,
@@ -152,8 +151,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         const int group = warp / 4 - 1;
         const bool leader = threadIdx.x % kGroupThreads == 0;
         const u32 staging = base + L::kStaging + group * kPieceBytes;
-        // A consumer has 8 lines, in two squares of 8x8 pixels side by side. This thread's two pixels
-        // of a square are one below the other.
+        // A consumer has 8 lines: two squares of 8x8 pixels side by side. In each square this thread has two pixels,
+        // one below the other.
         int thread_line = 2 * (warp % 4);
         int thread_column = lane / 4;
         const int scale = a.upsample ? 2 : 1;
@@ -171,7 +170,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 const u32 rectangle = base + ring_a.stage * L::kA;
                 int kh = 0, kw = 0;
                 for (int i = 0; i < taps; i++) {
-                    // The tap's first pixel of this consumer, in the rectangle.
+                    // The index in the rectangle of the first pixel that this consumer reads for the tap.
                     const int pixel =
                         (8 * group + tap_shift(a, tile.parity / 2, kh, a.pad_top) - top) *
                             tiles.width +
@@ -182,7 +181,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     }
                     mbarrier_wait(pipeline_b.full(ring_b.stage), ring_b.parity);
                     const u32 weights = base + L::kBaseB + ring_b.stage * L::kB;
-                    // Eight pixels of a line are 1024 bytes; the next line is tiles.width pixels on.
+                    // Eight pixels of a line are 1024 bytes; the next line is tiles.width pixels further.
                     const u64 da = wgmma_descriptor(rectangle + pixel * 128, 16, tiles.width * 128,
                                                     Swizzle::bytes128);
                     const u64 db = wgmma_descriptor_128b(weights);
@@ -229,7 +228,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             pipeline_b.release(read_b, lane);
             pipeline_a.release(read_a, lane);
 
-            // Or the compiler computes all addresses below once and keeps them, in memory.
+            // Keeps the compiler from computing all addresses below only once and spilling them.
             asm volatile("" : "+r"(thread_line), "+r"(thread_column));
             const u32 swizzle = thread_column * 16;
             const int channel = 2 * (lane % 4);

@@ -1,7 +1,7 @@
-// Element by element: conversions, gated sums, gated GELU, sampler updates, noise.
+// Element-wise kernels: conversions, gated sums, gated GELU, sampler steps, noise.
 #include "rows.cuh"
 
-/// in: [count] → out: [count], through float
+/// in: [count] → out: [count], converted by way of float
 template <typename In, typename Out, int kVector>
 __global__ void convert(Out* out, const In* in, i64 count) {
     for_vector<kVector>(count, [&]<int kSize>(i64 i) {
@@ -51,7 +51,7 @@ __global__ void gelu_gate(T* out, const T* gate, const T* up, i64 count) {
 
 // ---- samplers, in double ----------------------------------------------------------------------
 
-/// SDE (noise given): (1 - next) * (x - t v) + next * noise; ODE: x - (t - next) * v. All [count].
+/// With noise (SDE): (1 - next) * (x - t v) + next * noise; without (ODE): x - (t - next) * v. All: [count]
 __global__ void rcm_step(double* out, const double* x, const float* v, const float* noise, double t,
                          double next, i64 count) {
     const i64 i = first_element<1>();
@@ -102,7 +102,7 @@ DEVICE uint4 philox(uint2 key, uint4 counter) {
     return counter;
 }
 
-/// Two normal numbers; sine and cosine as in cuRAND, whose numbers PyTorch returns.
+/// Two normal numbers, with the sine and cosine of cuRAND, which PyTorch uses.
 DEVICE float2 box_muller(u32 x, u32 y) {
     constexpr float kScale = 2.3283064e-10f;              // 2^-32
     constexpr float kTurn = 2.3283064e-10f * 6.2831855f;  // 2^-32 * 2 pi
@@ -114,7 +114,7 @@ DEVICE float2 box_muller(u32 x, u32 y) {
     return make_float2(s * sine, s * cosine);
 }
 
-/// PyTorch's order of draws: thread i of `threads` writes four numbers a round, `threads` apart.
+/// Numbers in PyTorch's order: each of `threads` threads writes four numbers per round, `threads` apart.
 /// out: [count]
 __global__ void normal_noise(float* out, u64 seed, u64 first_round, i64 threads, i64 count) {
     const i64 thread = first_element<1>();

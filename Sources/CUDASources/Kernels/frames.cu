@@ -1,4 +1,4 @@
-// Frames of the decoder to bytes: RGB for pictures, NV12 for video encoders.
+// Frames as bytes: RGB for pictures, NV12 for video encoders.
 #include "rows.cuh"
 
 /// floor(clamp((x + 1) / 2, 0, 1) * 255 + 0.5): [count]
@@ -10,7 +10,7 @@ __global__ void rgb8(u8* out, const T* x, i64 count) {
         Vector<u8, kSize> bytes;
 #pragma unroll
         for (int j = 0; j < kSize; ++j) {
-            // NaN becomes 0: fmaxf returns its other operand.
+            // NaN becomes 0, because fmaxf returns its other operand.
             const float unit = fminf(fmaxf((values[j] + 1.0f) * 0.5f, 0.0f), 1.0f);
             bytes[j] = u8(floorf(unit * 255.0f + 0.5f));
         }
@@ -18,10 +18,10 @@ __global__ void rgb8(u8* out, const T* x, i64 count) {
     });
 }
 
-/// x in [-1, 1]; NaN becomes -1: fmaxf returns its other operand.
+/// x clamped to [-1, 1]; NaN becomes -1, because fmaxf returns its other operand.
 DEVICE float clamped(float x) { return fminf(fmaxf(x, -1.0f), 1.0f); }
 
-/// BT.709, limited range. A thread makes 2 x kPixels of Y and the Cb and Cr of their 2x2 blocks.
+/// BT.709, limited range. A thread computes Y of 2 x kPixels pixels, and Cb and Cr of their 2x2 blocks.
 /// x: [frames, height, width, 3] → out: [frames, height * 3 / 2, width]; width is a multiple of kPixels.
 template <typename T, int kPixels>
 __global__ void nv12(u8* out, const T* x, i64 frames, int height, int width) {

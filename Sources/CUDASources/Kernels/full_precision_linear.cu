@@ -1,5 +1,5 @@
-// Linear layers in f32 on the ordinary arithmetic units: the time embedding, the head, and whole
-// models run in f32. y = activation(x W^T + bias), W: [outputs, inputs].
+// Linear layers in f32 without tensor cores, for the time embedding, the head, and whole models in f32.
+// y = activation(x W^T + bias), W: [outputs, inputs]
 #include "rows.cuh"
 
 enum class Activation { none, gelu_tanh, silu };
@@ -13,11 +13,11 @@ DEVICE float activate(float x, int activation) {
     }
 }
 
-/// What becomes of a sum of products.
+/// Turns a sum of products into a result.
 struct Finish {
     const float* bias;  // [outputs] or null
     int activation;
-    /// Whether the sum is rounded to bf16 before the activation, as between separate operators.
+    /// Whether the sum is rounded to bf16 before the activation, as if they were separate operators.
     int rounds;
 
     DEVICE float operator()(float sum, int output) const {
@@ -27,8 +27,8 @@ struct Finish {
     }
 };
 
-/// A few rows: a warp an output, so that the weight is read once and at the memory's speed.
-/// x: [kRows, inputs], w: [outputs, inputs] → y: [kRows, outputs]. 256 threads, a warp an output.
+/// For few rows: one warp per output, so that the weight is read once, at the speed of memory.
+/// x: [kRows, inputs], w: [outputs, inputs] → y: [kRows, outputs]; 256 threads
 template <typename W, int kRows, int kVector>
 __global__ void __launch_bounds__(256)
     linear_few_rows(float* y, const float* x, const W* w, Finish finish, int outputs, int inputs) {
@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-/// Many rows: tiles of 128 x 64 by 256 threads, each 8 x 4. Sums of 256 products are added up
-/// separately: long sums in float lose digits.
-/// x: [rows, inputs], w: [outputs, inputs] → y: [rows, outputs]. Grid: (row tiles, output tiles).
+/// For many rows: 256 threads compute a tile of 128 x 64, each 8 x 4. The sum is made of partial sums over 256
+/// products, because long sums in float lose digits.
+/// x: [rows, inputs], w: [outputs, inputs] → y: [rows, outputs]; grid (row tiles, output tiles)
 template <typename W, int kVector>
 __global__ void __launch_bounds__(256)
     linear_tiles(float* y, const float* x, const W* w, Finish finish, int rows, int outputs,
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(256)
     constexpr int kM = 128, kN = 64, kK = 16;
     constexpr int kALoads = kM * kK / 256 / kVector, kBLoads = kN * kK / 256 / kVector;
     static_assert(kALoads >= 1 && kBLoads >= 1);
-    // Stored with k outermost; padded so that the transposing stores spread over the banks.
+    // Stored with k outermost, and padded so that the transposing stores hit different banks.
     __shared__ float a[2][kK][kM + 4];
     __shared__ float b[2][kK][kN + 4];
     const int row = blockIdx.x * kM, output = blockIdx.y * kN;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(256)
         }
     };
 
-    // Thread (i, j) of 16 x 16 has the rows 4i..+3 and 64 + 4i..+3, the outputs 4j..+3.
+    // Thread (i, j) of 16 x 16 has rows 4i..4i+3 and 64+4i..64+4i+3, and outputs 4j..4j+3.
     const int m = threadIdx.x / 16 * 4, n = threadIdx.x % 16 * 4;
     float total[8][4] = {}, sums[8][4] = {};
     fetch(0);

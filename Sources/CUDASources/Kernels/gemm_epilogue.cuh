@@ -1,11 +1,11 @@
-// What happens to a matrix product's f32 accumulators before they become the result: scales, bias,
-// activation, gate and residual, with the roundings of the original's separate operators.
+// The epilogue of matrix products, which turns f32 accumulators into results: scales, bias, activation, gate and
+// residual, rounded where the original's separate operators round.
 #pragma once
 #include "ptx.cuh"
 
-/// What the operands of a product are made of.
+/// The type of the operands of a product.
 enum class Element { i8, e4m3, bf16 };
-/// What its result is made of; i8 with one f32 scale for each 128x128 block.
+/// The type of the result; i8 has one f32 scale for each block of 128x128.
 enum class Output { bf16, f32, i8 };
 enum class Activation { none, gelu, silu };
 
@@ -20,17 +20,17 @@ struct LinearArguments {
     const float* w_scales;
     /// [outputs], or null.
     const float* bias;
-    /// [outputs], or null for 1. Used with a residual alone.
+    /// [outputs], or null for 1. Used only with a residual.
     const float* gate;
-    /// [rows, outputs], in the result's type.
+    /// [rows, outputs], in the type of the result.
     const void* residual;
     /// Output::i8: [ceil(rows/128), outputs/128].
     float* out_scales;
     int rows, outputs, inputs;
 };
 
-// Reads of the epilogue, in the order they are written: the compiler would gather more of them than
-// there are registers for.
+// Reads of the epilogue. They are volatile, so that they stay in this order: the compiler would otherwise move more of
+// them together than there are registers for.
 DEVICE float2 load_pair(const float* p) {
     float2 r;
     asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(r.x), "=f"(r.y) : "l"(p));
@@ -42,7 +42,7 @@ DEVICE u32 load_pair(const bf16* p) {
     return r;
 }
 
-/// x / (1 + e^-z) without overflow: for z → -inf the quotient is x * 0.
+/// x / (1 + e^-z), without overflow: for z → -inf the result is x * 0.
 DEVICE float times_sigmoid(float x, float z) {
     return x * rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * z));
 }
@@ -51,13 +51,13 @@ DEVICE float times_sigmoid(float x, float z) {
 DEVICE float gelu_tanh(float x) {
     return times_sigmoid(x, x * fmaf(0.0713548162726f, x * x, 1.5957691216057308f));
 }
-/// The same to 2^-12 of |x|: below what an 8-bit block keeps.
+/// The same with an error of 2^-12 |x|, which is less than the precision of an 8-bit block.
 DEVICE float gelu_tanh_coarse(float x) {
     const float half = 0.5f * x;
     return fmaf(half, tanh_approx(x * fmaf(0.0356774081363f, x * x, 0.7978845608028654f)), half);
 }
 
-/// Rounds between operators as the result's type does: to bf16, or not at all.
+/// Rounds between operators: to bf16, or not at all for f32 results.
 template <Output kOutput>
 DEVICE float2 round_between(float2 v) {
     return kOutput == Output::f32 ? v : unpack_bf16(pack_bf16(v.x, v.y));
@@ -74,7 +74,7 @@ DEVICE float activate(float x) {
     }
 }
 
-/// The scales of e4m3 rows in the rows `row` and `row + 8` and two columns from `column` on.
+/// The scales of e4m3 rows for the rows `row` and `row + 8`.
 struct RowScales {
     float x[2];
 
@@ -82,7 +82,7 @@ struct RowScales {
         x[0] = __ldg(args.x_scales + min(row, args.rows - 1));
         x[1] = __ldg(args.x_scales + min(row + 8, args.rows - 1));
     }
-    /// Scales four accumulators: two rows, two columns. The outputs are even.
+    /// Scales four accumulators: two rows, and two columns from `column` on. `outputs` is even.
     DEVICE void apply(const LinearArguments& args, int column, float& a, float& b, float& c,
                       float& d) const {
         const float2 w = load_pair(args.w_scales + min(column, args.outputs - 2));
@@ -93,15 +93,15 @@ struct RowScales {
     }
 };
 
-/// Where a thread's part of the epilogue's operands lies: two neighbouring columns from `column`, in the
-/// rows `row` and `row + 8`. Later columns are at constant offsets.
+/// The addresses of the epilogue's operands for one thread: two neighbouring columns from `column` on, in the rows
+/// `row` and `row + 8`. Later columns are at constant offsets.
 template <Element kElement, Output kOutput, bool kAdd>
 struct Place {
     const float* bias;
     const float* gate;
-    /// In the residual; in bf16 or float.
+    /// Addresses in the residual, which is bf16 or float.
     const u8* residual[2];
-    /// Columns from `column` to the end; negative or zero where there are none.
+    /// Number of columns from `column` to the end; zero or negative if there are none.
     int columns;
     bool inside[2];
 
@@ -120,22 +120,26 @@ struct Place {
     }
 };
 
-/// What the epilogue needs to know about the two columns `offset` further on.
+/// The epilogue's operands for the two columns that are `offset` columns further.
 template <Element kElement, Output kOutput, bool kAdd>
 struct Columns {
     float2 bias, gate;
     /// bf16 pairs, or floats as bits.
     u32 residual[2][kOutput == Output::f32 ? 2 : 1];
 
+    /// kResidual: loads the residual too, from global memory.
+    template <bool kResidual = true>
     DEVICE void load(const Place<kElement, kOutput, kAdd>& place, int offset) {
         const bool inside = offset < place.columns;
         bias = make_float2(0.0f, 0.0f);
         if (place.bias && inside) bias = load_pair(place.bias + offset);
-        // Block-scaled int8 adds the bias in the result's type.
+        // With block-scaled int8 the bias is added in the type of the result.
         if constexpr (kElement == Element::i8) bias = round_between<kOutput>(bias);
         if constexpr (kAdd) {
             gate = make_float2(1.0f, 1.0f);
             if (place.gate && inside) gate = round_between<kOutput>(load_pair(place.gate + offset));
+        }
+        if constexpr (kAdd && kResidual) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const bool read = inside && place.inside[h];
@@ -157,9 +161,25 @@ struct Columns {
         }
     }
 
-    /// `v`: the product of row `row + 8 h`, scaled. The results are
-    /// representable in the output's type (in bf16 before the quantisation of Output::i8).
-    /// Block-scaled int8 rounds the product before the bias joins, the other kinds after.
+    /// Loads the residual from shared memory: that of row `row` is at `address`, that of row `row + 8` 1024 bytes further.
+    DEVICE void load_residual(u32 address) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if constexpr (kOutput == Output::f32) {
+                asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                             : "=r"(residual[h][0]), "=r"(residual[h][1])
+                             : "r"(address + 1024 * h));
+            } else {
+                asm volatile("ld.shared.u32 %0, [%1];"
+                             : "=r"(residual[h][0])
+                             : "r"(address + 1024 * h));
+            }
+        }
+    }
+
+    /// `v`: the scaled product in row `row + 8 h`. The result is rounded to the output's type (to bf16 for Output::i8,
+    /// which is quantised later). With block-scaled int8 the product is rounded before the bias is added, otherwise
+    /// after.
     template <Activation kActivation>
     DEVICE float2 finish(float2 v, int h) const {
         if constexpr (kElement == Element::i8) v = round_between<kOutput>(v);

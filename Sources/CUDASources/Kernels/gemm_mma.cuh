@@ -1,9 +1,9 @@
-// What our matrix products by mma.sync share, on every card from sm_80: a warp's share of one step along K.
+// What matrix products on mma.sync share: a warp's part of one step along K. For all cards from sm_80.
 #pragma once
 #include "gemm_epilogue.cuh"
 #include "tile.cuh"
 
-/// What the tensor cores add products of an element up in.
+/// The type in which the tensor cores sum products of an element.
 template <Element kElement>
 struct SumOf {
     using Type = float;
@@ -28,8 +28,8 @@ DEVICE void mma_step(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     mma_m16n8k32_s8(d, a, b0, b1);
 }
 
-/// The byte of a tile whose address a lane gives to ldmatrix for the operand A (rows from `row` on), before the
-/// swizzle; B's rows are the columns of the product.
+/// The offset in a tile, before the swizzle, that a lane gives to ldmatrix for the operand A, with rows from `row` on.
+/// `lane_offset_b` is the same for B, whose rows are the columns of the product.
 template <int kRowBytes>
 DEVICE u32 lane_offset_a(int row) {
     return (row + lane_id() % 16) * kRowBytes + lane_id() / 16 * 16;
@@ -39,8 +39,8 @@ DEVICE u32 lane_offset_b(int row) {
     return (row + lane_id() % 8 + lane_id() / 16 * 8) * kRowBytes + lane_id() / 8 % 2 * 16;
 }
 
-/// acc += A B^T over 32 bytes of K: kHigh x 16 rows, kWide x 8 columns of the tiles at `a` and `b` (this lane's
-/// addresses). acc[i][j][r] of lane l is in row 16 i + l / 4 + 8 (r / 2), column 8 j + 2 (l % 4) + r % 2.
+/// acc += A B^T over 32 bytes of K: kHigh x 16 rows and kWide x 8 columns. `a`, `b`: this lane's addresses in the
+/// tiles. acc[i][j][r] of lane l is in row 16 i + l / 4 + 8 (r / 2), column 8 j + 2 (l % 4) + r % 2.
 template <Element kElement, int kRowBytes, int kHigh, int kWide, typename T>
 DEVICE void multiply_step(T (&acc)[kHigh][kWide][4], u32 a, u32 b) {
     static_assert(kWide % 2 == 0);

@@ -1,8 +1,8 @@
-// The skeleton of our matrix products on Hopper: one producer warp fills a ring of shared-memory
-// stages with bulk tensor copies, two consumer warpgroups multiply what has arrived.
+// The skeleton of matrix products on Hopper: one producer warp fills a ring of stages in shared memory with bulk tensor
+// copies, and two consumer warpgroups multiply what has arrived.
 //
-// A stage holds A: [rows of the tile, slice] and B: [columns of the tile, slice], both K-major. A slice is
-// 128 bytes of K, or 192 as a part of 128 and a part of 64 (three times 32 channels of a convolution).
+// A stage contains A: [rows of the tile, slice] and B: [columns of the tile, slice], both K-major. A slice is 128 bytes
+// of K, or 192, stored as a part of 128 and a part of 64 (96 channels of a convolution).
 #pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
@@ -12,10 +12,10 @@
 constexpr int kGroupThreads = 128;
 constexpr int kConsumers = 2;
 constexpr int kGemmThreads = kGroupThreads * (1 + kConsumers);
-/// Shared memory for a stage ring, and for each consumer's piece of the result on its way out.
+/// Shared memory for the ring of stages, and staging memory for each consumer's results.
 constexpr u32 kRingBytes = 192 * 1024;
 constexpr u32 kStagingBytes = 16 * 1024;
-/// Behind the staging: barriers and a few words.
+/// After the staging memory: barriers and a few words.
 constexpr u32 kTailBytes = 512;
 constexpr u32 kGemmSharedBytes = 1024 + kRingBytes + kConsumers * kStagingBytes + kTailBytes;
 
@@ -30,8 +30,8 @@ DEVICE void st_shared_u16(u32 address, u16 value) {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
 }
 
-/// Arrives at the same barrier of block `rank` of the cluster, this one included, without ordering
-/// any writes: a consumer only read. (A release at cluster scope costs a fence of the whole device.)
+/// Arrives at the same barrier of block `rank` of the cluster, which may be this one, without ordering writes, because
+/// a consumer has only read. (A release at cluster scope would cost a fence of the whole device.)
 DEVICE void mbarrier_arrive_read(u32 barrier, int rank) {
     asm volatile(
         "{\n\t.reg .b32 remote;\n\tmapa.shared::cluster.u32 remote, %0, %1;\n\t"
@@ -40,7 +40,7 @@ DEVICE void mbarrier_arrive_read(u32 barrier, int rank) {
         : "memory");
 }
 
-/// The parts of a stage: kM rows of A, kN rows of B, kSlice bytes of each; and how many fit kRing bytes.
+/// The layout of a stage: kM rows of A and kN rows of B, kSlice bytes each; and how many stages fit into kRing bytes.
 template <int kM, int kN, int kSlice, int kRing>
 struct Stage {
     static_assert(kSlice == 128 || kSlice == 192);
@@ -55,8 +55,8 @@ struct Stage {
     static_assert(kB % 1024 == 0 && kTailA % 512 == 0 && kTailB % 512 == 0);
 };
 
-/// The barriers of a ring. `full` completes when a stage's bytes have arrived, `empty` when every
-/// consumer of the cluster has read them: a multicast copy writes into all its blocks.
+/// The barriers of a ring. `full` completes when the bytes of a stage have arrived, `empty` when all consumers of the
+/// cluster have read them, since a multicast copy writes into all blocks of the cluster.
 template <int kStages, int kCluster>
 struct Pipeline {
     u32 barriers;
@@ -64,7 +64,7 @@ struct Pipeline {
     DEVICE u32 full(int stage) const { return barriers + 8 * stage; }
     DEVICE u32 empty(int stage) const { return barriers + 8 * (kStages + stage); }
 
-    /// By one thread; a barrier of the block or cluster follows.
+    /// Called by one thread; a barrier of the block or cluster must follow.
     DEVICE void init() const {
         for (int s = 0; s < kStages; s++) {
             mbarrier_init(full(s), 1);
@@ -72,7 +72,7 @@ struct Pipeline {
         }
         fence_mbarrier_init();
     }
-    /// By every warp of every consumer when its reads of the stage are complete.
+    /// Called by every warp of every consumer when its reads of the stage are complete.
     DEVICE void release(int stage, int lane) const {
         if constexpr (kCluster == 1) {
             if (lane == 0) mbarrier_arrive(empty(stage));
@@ -102,13 +102,12 @@ DEVICE void sync_blocks() {
     }
 }
 
-/// 64 bytes of K with 64-byte swizzle: 8 rows are 512 bytes.
+/// A tile with rows of 64 bytes and 64-byte swizzle: 8 rows are 512 bytes.
 DEVICE u64 wgmma_descriptor_64b(u32 shared) {
     return wgmma_descriptor(shared, 16, 512, Swizzle::bytes64);
 }
 
-/// acc = sum over `slices` stages of A B^T for bf16, by one consumer: kM64 times 64 rows
-/// from row `row` of the stage.
+/// acc = sum of A B^T over `slices` stages, for bf16, by one consumer: kM64 times 64 rows from row `row` of each stage.
 template <class S, class P, int kM64, int kN, int kSlice>
 DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
                      Ring<S::kCount>& ring, int slices, int row, int lane) {
@@ -138,7 +137,7 @@ DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipelin
             }
         }
         wgmma_commit();
-        // One slice stays in flight while the next one is waited for.
+        // The products of one slice stay in flight while the next slice is awaited.
         if (i > 0) {
             wgmma_wait<1>();
             pipeline.release(previous, lane);
@@ -152,11 +151,11 @@ DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipelin
     pipeline.release(previous, lane);
 }
 
-/// As `multiply` for 8-bit operands, whose products leave the tensor cores after each slice of 128.
-/// int8: acc = sum of f32(int32 dot) * scale in ascending order, with a scale for each slice. e4m3: acc =
-/// sum of the slices' sums, because the tensor cores add with some 14 bits only.
-/// The sums of 64 rows at a time live beside the accumulators; while this group adds its sums the other
-/// group's instructions keep the tensor cores busy.
+/// As `multiply`, for 8-bit operands, whose sums are added outside of the tensor cores after each slice of 128.
+/// int8: acc = sum of f32(int32 dot) * scale in ascending order, with a scale for each slice. e4m3: acc = sum of the
+/// slices' sums, because the tensor cores add with only about 14 bits.
+/// The sums of 64 rows at a time are kept beside the accumulators. While this warpgroup adds its sums, the instructions
+/// of the other one keep the tensor cores busy.
 template <Element kElement, class S, class P, int kM64, int kN>
 DEVICE void multiply_slices(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
                             Ring<S::kCount>& ring, int slices, int row, int lane,

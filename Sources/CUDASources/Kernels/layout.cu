@@ -1,9 +1,9 @@
-// Moving numbers: latents to tokens and back, channels first and last, frames.
+// Kernels that only move numbers: latents to tokens and back, channels first and last, frames.
 #include "rows.cuh"
 
 DEVICE i64 element_index() { return i64(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-/// One part of the latents to features (channel, kh, kw) of the tokens.
+/// Writes one part of the latents to the features (channel, kh, kw) of the tokens.
 /// in: [C, T, H, W] → out: [T * H/p * W/p, features], from feature `first` on
 template <typename In, typename Out>
 __global__ void patchify(Out* out, const In* in, int channels, int t, int h, int w, int p,
@@ -54,7 +54,7 @@ __global__ void channels_first(float* out, const In* in, const float* scale, con
     out[i] = float(in[i % n * channels + channel]) * scale[channel] + shift[channel];
 }
 
-/// The two halves of the channels are neighbouring frames.
+/// The two halves of the channels become neighbouring frames.
 /// in: [T, positions, 2, units] → out: [T, 2, positions, units]
 template <typename Unit>
 __global__ void interleave_time(Unit* out, const Unit* in, i64 count, i64 positions, int units) {
@@ -66,7 +66,7 @@ __global__ void interleave_time(Unit* out, const Unit* in, i64 count, i64 positi
     out[i] = in[((frame / 2 * positions + position) * 2 + frame % 2) * units + unit];
 }
 
-/// The kernel of a convolution with its input channels innermost.
+/// Moves the input channels of a convolution's kernel to the last axis.
 /// in: [count / (inputs * taps), inputs, taps] → out: [.., taps, inputs]
 template <typename Unit>
 __global__ void kernel_channels_last(Unit* out, const Unit* in, i64 count, int inputs, int taps) {
@@ -77,7 +77,17 @@ __global__ void kernel_channels_last(Unit* out, const Unit* in, i64 count, int i
     out[i] = in[(row / taps * inputs + input) * taps + row % taps];
 }
 
-/// Sets *differs where the bytes of a and b are not the same. `count` units of 4 bytes.
+/// Runs of `width` units, `count` units in all, from one pitch to another (in units). out may be another GPU's memory.
+template <typename T>
+__global__ void copy_runs(T* out, const T* in, i64 count, i64 width, i64 out_pitch, i64 in_pitch) {
+    for (i64 i = element_index(); i < count; i += i64(gridDim.x) * blockDim.x) {
+        const u32 run = u32(i) / u32(width);
+        const i64 column = i - run * width;
+        out[run * out_pitch + column] = in[run * in_pitch + column];
+    }
+}
+
+/// Sets *differs to 1 if a and b differ anywhere. `count`: number of 4-byte words
 __global__ void compare_bits(u32* differs, const u32* a, const u32* b, i64 count) {
     bool different = false;
     for (i64 i = element_index(); i < count; i += i64(gridDim.x) * blockDim.x) {

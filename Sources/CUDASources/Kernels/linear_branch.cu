@@ -3,15 +3,15 @@
 //     c(x) = softmax over the head dimension           kv = sum over keys of c(k)^T v      [dim, dim]
 //     o = (c(q) kv) / (1e-5 + c(q) . sum c(k))         result = o W^T + bias
 //
-// Every intermediate is rounded to bf16, as the original's PyTorch operators do; sums are f32. The pass
-// over k and v also takes what quantisation needs to know first: the mean of k, the largest |v|.
+// Every intermediate result is rounded to bf16, as by the original's PyTorch operators; sums are f32. The pass over k
+// and v also computes the statistics that quantisation needs: the mean of k and the largest |v|.
 #include "linear_branch.cuh"
 
 constexpr int kThreads = 256;
-/// Blocks of linear_branch_project that share a multiprocessor, by its shared memory.
+/// How many blocks of linear_branch_project share a multiprocessor, which depends on its shared memory.
 constexpr int kProjectBlocks = __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 ? 2 : 1;
 
-/// Sums of one chunk of keys. k, v: bf16 [keys, heads, dim] → kv_parts: f32 [heads, chunks, dim, dim],
+/// Sums over one chunk of keys. k, v: bf16 [keys, heads, dim] → kv_parts: f32 [heads, chunks, dim, dim],
 /// statistics: f32 [heads, chunks, 3, dim]; grid (chunks, heads), kThreads threads. `chunk` is a multiple
 /// of 64 keys.
 template <int kDim>
@@ -21,7 +21,7 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
     constexpr int kRows = 64;
     using Rows = Tile<kRows, kDim>;
     constexpr int kColumnGroups = 128 / kDim;          // warps that share 16 rows of kv
-    constexpr int kColumns = kDim / kColumnGroups;     // of kv, of one warp
+    constexpr int kColumns = kDim / kColumnGroups;     // columns of kv per warp
     extern __shared__ __align__(1024) u8 shared[];     // two stages of (k, v)
     const int head = blockIdx.y;
     const i64 stride = i64(heads) * kDim;
@@ -42,7 +42,7 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
     };
 
     float kv[kColumns / 8][4] = {};
-    float feature_sum[4] = {};  // of 16 features, in all eight columns
+    float feature_sum[4] = {};  // sums of 16 features, the same in all eight columns
     float sums[2][kDim / 64][8] = {};
     const int tiles = ceil_div(count, kRows);
     if (tiles > 0) load(0);
@@ -50,7 +50,7 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
         u8* k_tile = shared + tile % 2 * (2 * Rows::kBytes);
         u8* v_tile = k_tile + Rows::kBytes;
         cp_async_wait<0>();
-        __syncthreads();  // this stage is there; everybody is done with the other one
+        __syncthreads();  // this stage has arrived, and all warps are done with the other one
         if (tile + 1 < tiles) load(tile + 1);
         features<kRows, kDim, kThreads>(
             k_tile, threadIdx.x, count - tile * kRows,
@@ -74,7 +74,7 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
 #pragma unroll
         for (int step = 0; step < kRows / 16; step++) {
             u32 a[4];
-            // Rows of A are features: the matrices of the k tile's rows (keys) and columns, transposed.
+            // The rows of A are features, so the matrices of the k tile (rows are keys) are transposed.
             const int row = step * 16 + lane % 8 + lane / 16 * 8;
             ldmatrix_x4_trans(a, shared_address(k_tile) +
                                      Rows::offset(row, feature * 2 + lane / 8 % 2 * 16));
@@ -109,7 +109,7 @@ linear_branch_sums(const bf16* k, const bf16* v, float* kv_parts, float* statist
     join_statistics<kDim, kThreads>(sums, reinterpret_cast<float*>(shared), statistics);
 }
 
-/// Joins the chunks. → kv: bf16 [heads, dim, dim], feature_sum, key_mean: bf16 [heads, dim],
+/// Adds up the chunks. → kv: bf16 [heads, dim, dim], feature_sum, key_mean: bf16 [heads, dim],
 /// value_maximum: f32 [heads, dim]; grid (dim + 1, heads), dim threads.
 __global__ void linear_branch_join(const float* kv_parts, const float* statistics, bf16* kv,
                                    bf16* feature_sum, bf16* key_mean, float* value_maximum,
@@ -140,7 +140,7 @@ __global__ void linear_branch_join(const float* kv_parts, const float* statistic
     value_maximum[head * dim + column] = maximum;
 }
 
-/// The branch's result. q: bf16 [queries, heads, dim], kv, feature_sum as above, weight: bf16 [dim, dim],
+/// The result of the branch. q: bf16 [queries, heads, dim]; kv, feature_sum: as above; weight: bf16 [dim, dim],
 /// bias: f32 [dim] or null → out: bf16 [queries, heads, dim]; grid (chunks, heads); `chunk` is a multiple
 /// of 128 rows.
 template <int kDim>
@@ -193,7 +193,7 @@ linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, co
             });
         __syncthreads();
 
-        // Half of the columns at a time: two blocks fit a multiprocessor.
+        // Half of the columns at a time, so that two blocks fit on a multiprocessor.
         u32 quotient[kDim / 8][2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -221,7 +221,7 @@ linear_branch_project(const bf16* q, const bf16* kv, const bf16* feature_sum, co
                 }
             }
         }
-        __syncthreads();  // everybody has read the tile: the next one may come
+        __syncthreads();  // all warps have read the tile, so the next one may be loaded
 
 #pragma unroll
         for (int n = 0; n < kDim / 16; n++) {

@@ -1,16 +1,16 @@
-// What the kernels of the linear branch share: see linear_branch.cu.
+// What the kernels of the linear branch share; see linear_branch.cu.
 #pragma once
 #include "attention_tile.cuh"
 
-/// The rows of the partial sums of one chunk of keys.
+/// The rows of the statistics of one chunk of keys.
 enum Statistic { kKeySum, kValueMaximum, kFeatureSum, kStatistics };
 
-/// Two bf16 ones: B of the product that sums the rows of A.
+/// Two bf16 ones: the operand B of a product that sums the rows of A.
 constexpr u32 kOnes = 0x3f803f80;
 
-/// c(x) of the rows of a tile in place, by kThreads threads. Eight lanes share a row; each keeps the columns
-/// of its chunks of eight, `lane8 + 8 i`, the same ones for all rows, and calls `before` with the row
-/// and those values as loaded, `after` with the features. Rows from `rows` on become zero.
+/// Replaces the rows of a tile by c(x), with kThreads threads. Eight lanes share a row; each has the chunks `lane8 + 8
+/// i` of eight columns, the same for all rows. It calls `before` with the row and the loaded values of these columns,
+/// and `after` with the features. Rows from `rows` on become zero.
 template <int kRows, int kDim, int kThreads, typename Before, typename After>
 DEVICE void features(u8* tile, int thread, int rows, Before before, After after) {
     constexpr int kChunks = kDim / 64;
@@ -57,8 +57,8 @@ DEVICE void features(u8* tile, int thread, int rows, Before before, After after)
     }
 }
 
-/// Joins what the threads of a block saw in `features`: over the four rows of a warp by shuffles, over the
-/// warps in shared memory, in a fixed order. table: [warps][2][dim] → statistics: [2][dim].
+/// Combines the sums and maxima that the threads of a block collected in `features`, in a fixed order: over the four
+/// rows of a warp by shuffles, over the warps in shared memory. table: [warps][2][dim] → statistics: [2][dim]
 template <int kDim, int kThreads>
 DEVICE void join_statistics(float (&sums)[2][kDim / 64][8], float* table, float* statistics) {
     const int lane = lane_id();

@@ -1,10 +1,10 @@
-// The linear branch of sparse-linear attention (see linear_branch.cu) in f32 with nothing rounded.
+// The linear branch of sparse-linear attention (see linear_branch.cu) in f32, without intermediate rounding.
 #include "ptx.cuh"
 
 constexpr int kThreads = 256;
 constexpr int kRows = 32;
 
-/// Widens kRows rows of one head, `rows` of which exist, to shared memory; zero elsewhere.
+/// Loads kRows rows of one head into shared memory as f32. Only `rows` of them exist; the others become zero.
 template <int kDim, typename T>
 DEVICE void load_rows(float* to, const T* from, i64 stride, int rows) {
     for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
@@ -12,7 +12,7 @@ DEVICE void load_rows(float* to, const T* from, i64 stride, int rows) {
     }
 }
 
-/// softmax over kDim of each row in place; rows from `rows` on become zero. A warp takes four rows.
+/// Softmax over kDim of each row, in place; rows from `rows` on become zero. A warp handles four rows.
 template <int kDim>
 DEVICE void features(float* x, int rows) {
 #pragma unroll
@@ -90,7 +90,7 @@ linear_branch_exact_sums(const T* k, const T* v, float* kv_parts, float* sums, i
     if (int(threadIdx.x) < kDim) sums[part * kDim + threadIdx.x] = sum;
 }
 
-/// Joins the chunks: parts [heads, chunks, size] → [heads, size]; grid (ceil(size / 256), heads).
+/// Adds up the chunks. parts: [heads, chunks, size] → whole: [heads, size]; grid (ceil(size / 256), heads)
 __global__ void __launch_bounds__(kThreads)
 linear_branch_exact_join(const float* parts, float* whole, int chunks, int size) {
     const int i = blockIdx.x * kThreads + threadIdx.x;

@@ -1,15 +1,16 @@
-// The linear branch on Hopper: the kernels of linear_branch.cu on wgmma. See there for what they compute.
+// The linear branch on Hopper: the kernels of linear_branch.cu on wgmma. See that file for what they compute.
 //
-// Both are limited by memory if enough is on its way and the tensor cores run beside the softmax: 16 warps
-// share a multiprocessor, tiles are loaded two steps ahead, and products are waited for a tile later.
+// Both reach the speed of memory if enough bytes are in flight and the tensor cores work during the softmax. So 16
+// warps share a multiprocessor, tiles are loaded two steps ahead, and products are awaited one tile later.
 #include "linear_branch.cuh"
+#include "sage.cuh"
 #include "wgmma.cuh"
 
 constexpr int kThreads = 512;
 constexpr int kGroups = kThreads / 128;
 constexpr int kRows = 64;  // of a tile
 
-/// Sums of one chunk of keys: as `linear_branch_sums`, kThreads threads.
+/// Sums over one chunk of keys: as `linear_branch_sums`, with kThreads threads.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
 linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* statistics, int keys,
@@ -17,7 +18,7 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
     using Rows = Tile<kRows, kDim>;
     constexpr int kStages = 4;
     constexpr int kColumnGroups = kGroups / (kDim / 64);  // warpgroups that share 64 rows of kv
-    constexpr int kColumns = kDim / kColumnGroups;        // of kv, of one warpgroup
+    constexpr int kColumns = kDim / kColumnGroups;        // columns of kv per warpgroup
     extern __shared__ __align__(1024) u8 shared[];        // stages of (k, v)
     const int head = blockIdx.y;
     const i64 stride = i64(heads) * kDim;
@@ -42,9 +43,9 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
     };
 
     float kv[kColumns / 2];
-    float feature_sum[4] = {};  // of 16 features, in all eight columns
+    float feature_sum[4] = {};  // sums of 16 features, the same in all eight columns
     float keys_sum[kDim / 64][8] = {};
-    u32 largest[kDim / 64][4] = {};  // pairs of |v| as integers, which are ordered alike
+    u32 largest[kDim / 64][4] = {};  // pairs of |v| as integers, which have the same order
     load(0);
     load(1);
 #pragma unroll 1
@@ -53,7 +54,7 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
         u8* v_tile = k_tile + Rows::kBytes;
         cp_async_wait<1>();
         fence_proxy_async();
-        __syncthreads();  // the tile is there; the products with the one two before are done
+        __syncthreads();  // the tile has arrived, and the products with the one two before it are done
         load(tile + 2);
         features<kRows, kDim, kThreads>(
             k_tile, threadIdx.x, count - tile * kRows,
@@ -76,7 +77,7 @@ linear_branch_sums_sm90(const bf16* k, const bf16* v, float* kv_parts, float* st
         __syncthreads();
 #pragma unroll
         for (int step = 0; step < kRows / 16; step++) {
-            // Rows of A are features: the matrices of the k tile's rows (keys) and columns, transposed.
+            // The rows of A are features, so the matrices of the k tile (rows are keys) are transposed.
             u32 a[4];
             const int row = step * 16 + lane % 8 + lane / 16 * 8;
             ldmatrix_x4_trans(a, shared_address(k_tile) +
@@ -135,19 +136,32 @@ struct ProjectLayout {
     static constexpr int kMatrixBytes = kDim * kDim * 2;
     static constexpr int kTileBytes = kRows * kDim * 2;
     static constexpr int kWeight = kMatrixBytes;
-    static constexpr int kTiles = 2 * kMatrixBytes;  // two of each warpgroup
+    static constexpr int kTiles = 2 * kMatrixBytes;  // two for each warpgroup
     static constexpr int kSums = kTiles + 2 * kGroups * kTileBytes;
     static constexpr int kBias = kSums + kDim * 4;
     static constexpr int kDenominators = kBias + kDim * 4;
-    static constexpr int kBytes = kDenominators + kGroups * kRows * 4;
+    static constexpr int kMaxima = kDenominators + kGroups * kRows * 4;
+    static constexpr int kPooled = kMaxima + kGroups * 4 * 4;  // eight pairs of rows of each group
+    static constexpr int kBytes = kPooled + kGroups * 8 * kDim * 4;
 };
 
-/// The branch's result: as `linear_branch_project`, kThreads threads; `chunk` is a multiple of 64 rows. The
-/// warpgroups take turns at the chunk's tiles and share the matrices alone.
-template <int kDim>
+/// Where quantised q is written, as by sage_quantize_rows with blocks of 64 rows. Codes: int8 [heads, blocks * 64, dim];
+/// scales: f32 [heads, blocks]; block means: bf16 [heads, blocks, dim]
+struct QuantizedRows {
+    i8* codes;
+    float* scales;
+    bf16* pooled;
+};
+
+/// The result of the branch: as `linear_branch_project`, with kThreads threads; `chunk` is a multiple of 64 rows. The
+/// warpgroups share only the matrices; each takes every fourth tile of the chunk. kQuantizes: also quantises q, which
+/// then is read only once.
+template <int kDim, bool kQuantizes>
 __global__ void __launch_bounds__(kThreads, 1)
 linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_sum, const bf16* weight,
-                           const float* bias, bf16* out, int queries, int heads, int chunk) {
+                           const float* bias, bf16* out, QuantizedRows quantized, int queries, int heads,
+                           int chunk) {
+    static_assert(!kQuantizes || kDim == 128);  // the sums below
     using L = ProjectLayout<kDim>;
     using Rows = Tile<kRows, kDim>;
     using Matrix = Tile<kDim, kDim>;
@@ -157,6 +171,8 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
     float* biases = reinterpret_cast<float*>(shared + L::kBias);
     const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0);
     float* denominators = reinterpret_cast<float*>(shared + L::kDenominators) + group * kRows;
+    float* maxima = reinterpret_cast<float*>(shared + L::kMaxima) + group * 4;
+    float* pooled = reinterpret_cast<float*>(shared + L::kPooled) + group * 8 * kDim;  // [8][dim]
     const int thread = int(threadIdx.x) % 128;
     const int head = blockIdx.y;
     const i64 stride = i64(heads) * kDim;
@@ -191,8 +207,45 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
 #pragma unroll 1
     for (int n = 0; first < end; n++, first += kGroups * kRows) {
         cp_async_wait<0>();
-        bar_sync(1 + group, 128);  // the tile is there; all are done with the other one
+        bar_sync(1 + group, 128);  // the tile has arrived, and the warpgroup is done with the other one
         load(n + 1, first + kGroups * kRows);
+        // For quantisation: this thread's values, their sums over its rows, and the largest magnitude.
+        constexpr int kOwn = kQuantizes ? kRows / 16 : 0;
+        uint4 raw[kOwn + 1][kDim / 64];
+        float largest = 0;
+        if constexpr (kQuantizes) {
+            float sum[kDim / 64][8] = {};
+#pragma unroll
+            for (int i = 0; i < kOwn * (kDim / 64); i++) {
+                const int pass = i / (kDim / 64), c = i % (kDim / 64);
+                raw[pass][c] = *reinterpret_cast<const uint4*>(
+                    shared + tile_offset(n) +
+                    Rows::offset(thread / 8 + pass * 16, (lane8 + 8 * c) * 16));
+                float x[8];
+                unpack_bf16(x, raw[pass][c]);
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    sum[c][e] += x[e];  // zero past the end
+                    largest = fmaxf(largest, fabsf(x[e]));
+                }
+            }
+            // Sums of pairs of rows. The mean is computed from eight of them, in the order of sage_quantize_rows.
+#pragma unroll
+            for (int i = 0; i < kDim / 64 * 8; i++) {
+                sum[i / 8][i % 8] += __shfl_xor_sync(0xffffffffu, sum[i / 8][i % 8], 8);
+            }
+            if (lane / 8 % 2 == 0) {
+                float* to = pooled + (thread / 32 * 2 + lane / 16) * kDim + lane8 * 8;
+#pragma unroll
+                for (int i = 0; i < kDim / 64 * 2; i++) {
+                    const float* s = sum[i / 2] + i % 2 * 4;
+                    *reinterpret_cast<float4*>(to + i / 2 * 64 + i % 2 * 4) =
+                        make_float4(s[0], s[1], s[2], s[3]);
+                }
+            }
+            largest = warp_max(largest);
+            if (lane == 0) maxima[thread / 32] = largest;
+        }
         features<kRows, kDim, 128>(
             shared + tile_offset(n), thread, end - first,
             [](int, const float(&)[kDim / 64][8]) {},
@@ -210,6 +263,25 @@ linear_branch_project_sm90(const bf16* q, const bf16* kv, const bf16* feature_su
             });
         fence_proxy_async();
         bar_sync(1 + group, 128);
+        if constexpr (kQuantizes) {
+            const int blocks = ceil_div(queries, kRows);
+            const i64 place = i64(head) * blocks + first / kRows;
+#pragma unroll
+            for (int w = 0; w < 4; w++) largest = fmaxf(largest, maxima[w]);
+            const float scale = sage_scale(largest);
+            const float inverse = 1.0f / scale;
+            if (thread == 0) quantized.scales[place] = scale;
+            float total = 0;
+#pragma unroll
+            for (int p = 0; p < 8; p++) total += pooled[p * kDim + thread];
+            quantized.pooled[place * kDim + thread] = bf16(total / float(min(kRows, queries - first)));
+#pragma unroll
+            for (int i = 0; i < kOwn * (kDim / 64); i++) {
+                const int p = i / (kDim / 64), c = i % (kDim / 64);
+                *reinterpret_cast<uint2*>(quantized.codes + (place * kRows + thread / 8 + p * 16) * kDim +
+                                          (lane8 + 8 * c) * 8) = sage_codes(raw[p][c], inverse);
+            }
+        }
 
         u32 quotient[kDim / 8][2];
         {

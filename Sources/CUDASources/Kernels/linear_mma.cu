@@ -1,29 +1,29 @@
-// Linear layers by mma.sync: every card from sm_80, and shapes that the copy engine cannot address.
+// Linear layers on mma.sync, for all cards from sm_80 and for shapes that the copy engine cannot address.
 //
-// Eight warps share a tile of 256x128 (64x64 each), or of 128x128 (64x32) where there are few rows.
+// Eight warps share a tile of 256x128 (64x64 each), or of 128x128 (64x32 each) if there are few rows.
 #include "gemm_mma.cuh"
 #include "store.cuh"
 
 constexpr int kThreads = 256;
 constexpr int kColumns = 128;
 
-/// Of a tile of kRows x kColumns: what cp.async brings in one stage is 128 bytes of K of both operands.
+/// The layout of a tile of kRows x kColumns. A stage contains 128 bytes of K of both operands.
 template <int kRows>
 struct LinearTile {
     static constexpr int kStages = kRows == 256 ? 2 : 3;
     static constexpr u32 kOperandBytes = kRows * 128;
     static constexpr u32 kStageBytes = kOperandBytes + kColumns * 128;
     static constexpr int kWarpsAcross = 8 / (kRows / 64);
-    /// Tiles of 8 columns of a warp.
+    /// Number of tiles of 8 columns per warp.
     static constexpr int kWide = kColumns / kWarpsAcross / 8;
 
     static DEVICE int warp_row() { return warp_id() / kWarpsAcross * 64; }
     static DEVICE int warp_column() { return warp_id() % kWarpsAcross * (kWide * 8); }
 };
 
-/// Starts copying byte k and the next 15 of every 32nd of kRows rows, from `row` on. Past the last row it is read
-/// again: nobody writes what comes of it. Past the end of K are zeros. Rows start at multiples of 16 bytes.
-/// matrix: [rows, row_bytes]
+/// Starts copying 16 bytes from byte k of every 32nd of kRows rows, from `row` on. Past the end of the matrix the last
+/// row is read again, since its results are not written; past the end of K the bytes become zero. Rows start at
+/// multiples of 16 bytes. matrix: [rows, row_bytes]
 template <int kRows>
 DEVICE void load_rows(u32 shared, const void* matrix, int row, int rows, int row_bytes, int k) {
     const bool some = k < row_bytes;
@@ -34,13 +34,13 @@ DEVICE void load_rows(u32 shared, const void* matrix, int row, int rows, int row
     }
 }
 
-/// acc += A B^T over a stage. `a`, `b`: this lane's addresses in its first 32 bytes of K; `scale` belongs to the
-/// stage's blocks of int8. `load` starts the next copies once the tensor cores have something to do. `hidden`
-/// is zero, or the compiler would keep A from strip to strip.
+/// acc += A B^T over a stage. `a`, `b`: this lane's addresses in its first 32 bytes of K; `scale`: for the stage's
+/// blocks of int8. `load` starts the next copies, and is called when the tensor cores have work. `hidden` is zero,
+/// which the compiler does not know; otherwise it would keep A in registers from strip to strip.
 template <Element kElement, int kWide, class Load>
 DEVICE void multiply_stage(float (&acc)[4][kWide][4], u32 a, u32 b, float scale, u32 hidden, Load load) {
-    // The tensor cores add e4m3 products with some 14 bits only: not more than 128 of them. (On sm_90 this
-    // instruction is carried out in f16 with float sums, and the conversions need registers.)
+    // The tensor cores add e4m3 products with only about 14 bits, so they add at most 128 of them. (On sm_90 this
+    // instruction is emulated in f16 with float sums, and the conversions need registers.)
     constexpr bool kEmulated = kElement == Element::e4m3 && __CUDA_ARCH__ == 900;
     if constexpr (kElement == Element::bf16 || kEmulated) {
         if (kEmulated) load();
@@ -51,7 +51,7 @@ DEVICE void multiply_stage(float (&acc)[4][kWide][4], u32 a, u32 b, float scale,
             if (!kEmulated && k == 0) load();
         }
     } else {
-        // 32 columns' sums at a time: they are scaled while the next are multiplied.
+        // The sums of 32 columns at a time, which are scaled while the next ones are multiplied.
 #pragma unroll
         for (int strip = 0; strip < kWide / 4; strip++) {
             typename SumOf<kElement>::Type sums[4][4][4] = {};
@@ -76,7 +76,7 @@ DEVICE void multiply_stage(float (&acc)[4][kWide][4], u32 a, u32 b, float scale,
     }
 }
 
-/// Writes two rows, `row` and `row + 8`, of bf16 pairs, from `column` on: this lane's first.
+/// Writes two rows of bf16 pairs, `row` and `row + 8`. `column` is this lane's first column.
 template <int kWide>
 DEVICE void write_pairs(const LinearArguments& args, u32 (&pairs)[2][kWide], int row, int column) {
     bf16* out = static_cast<bf16*>(args.out) + i64(row) * args.outputs + column;
@@ -97,8 +97,8 @@ DEVICE void write_pairs(const LinearArguments& args, u32 (&pairs)[2][kWide], int
     }
 }
 
-/// Scales, bias, activation, gate and residual; writes the result, or leaves it in `acc` for quantize_tile.
-/// Returns its largest magnitude in this thread.
+/// Applies scales, bias, activation, gate and residual, and writes the result or leaves it in `acc` for quantize_tile.
+/// Returns the largest magnitude in this thread.
 template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kWide>
 DEVICE float finish_tile(const LinearArguments& args, float (&acc)[4][kWide][4], int row0, int column) {
     float amax = 0.0f;
@@ -142,7 +142,7 @@ DEVICE float finish_tile(const LinearArguments& args, float (&acc)[4][kWide][4],
     return amax;
 }
 
-/// The finished tile as int8: 128 rows are one block of scales. `amax`: of this thread's results.
+/// Writes the finished tile as int8, with one scale for each 128 rows. `amax`: largest magnitude in this thread
 template <int kRows, int kWide>
 DEVICE void quantize_tile(const LinearArguments& args, const float (&acc)[4][kWide][4], int row0, int column,
                         float amax) {
@@ -158,13 +158,13 @@ DEVICE void quantize_tile(const LinearArguments& args, const float (&acc)[4][kWi
     if (threadIdx.x % (32 * kWarps) == 0 && row0 < args.rows) {
         args.out_scales[i64(row0 / 128) * (args.outputs / 128) + column / 128] = code_scale(amax);
     }
-    // A lane's 16 columns.
+    // A lane writes 16 columns.
     const int quad = lane_id() % 4;
     i8* out = static_cast<i8*>(args.out) + column + 14 * quad;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int row = row0 + 8 * i, h = i % 2 * 2;
-        // Two codes of each of two tiles of 8 columns; afterwards two tiles' codes.
+        // Each word has two codes of each of two tiles of 8 columns.
         u32 words[4] = {};
 #pragma unroll
         for (int n = 0; n < kWide / 2; n++) {
@@ -181,8 +181,7 @@ DEVICE void quantize_tile(const LinearArguments& args, const float (&acc)[4][kWi
     }
 }
 
-/// Grid: tiles, a band of eight rows of tiles after another. args.outputs is even; Output::i8 wants a
-/// multiple of 128.
+/// Grid: tiles, in bands of eight rows of tiles. args.outputs is even; for Output::i8 it is a multiple of 128.
 template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kRows>
 __global__ void __launch_bounds__(kThreads, 1) linear_mma(const LinearArguments args) {
     using Tile = LinearTile<kRows>;
@@ -199,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_mma(const LinearArguments 
     const int row_bytes = args.inputs * (kElement == Element::bf16 ? 2 : 1);
     const int slices = ceil_div(row_bytes, 128);
 
-    // A slice past the end is zeros, and nobody multiplies with them.
+    // A slice past the end becomes zeros, which are not used.
     const u32 to = base + swizzle_128b(threadIdx.x * 16);
     const int line = threadIdx.x / 8, chunk = threadIdx.x % 8 * 16;
     auto load = [&](u32 stage, int slice) {
@@ -209,10 +208,10 @@ __global__ void __launch_bounds__(kThreads, 1) linear_mma(const LinearArguments 
                             row_bytes, k);
         cp_async_commit();
     };
-    // 32 bytes further along K are these addresses with bits 5 and 6 changed.
+    // Steps of 32 bytes along K change only bits 5 and 6 of these addresses.
     const u32 a = base + swizzle_128b(lane_offset_a<128>(Tile::warp_row()));
     const u32 b = base + Tile::kOperandBytes + swizzle_128b(lane_offset_b<128>(Tile::warp_column()));
-    // Blocks of int8 scales are 128 rows high; in the last tile the lower one may not exist.
+    // A block with one int8 scale is 128 rows high; in the last tile the lower block may not exist.
     const int scale_row = min((row0 + Tile::warp_row()) / 128, (args.rows - 1) / 128);
     const float* x_scales = args.x_scales + i64(scale_row) * slices;
     const float* w_scales = args.w_scales + i64(tile_column) * slices;
@@ -226,8 +225,8 @@ __global__ void __launch_bounds__(kThreads, 1) linear_mma(const LinearArguments 
         float scale = 1.0f;
         if constexpr (kElement == Element::i8) scale = __ldg(x_scales + s) * __ldg(w_scales + s);
         cp_async_wait<kStages - 2>();
-        __syncthreads();  // slice s is there, and all have finished with slice s - 1
-        // The last of the ring comes behind this one.
+        __syncthreads();  // slice s has arrived, and all threads are done with slice s - 1
+        // The stage before this one, in the order of the ring, is free.
         const u32 ahead = stage == 0 ? kLast : stage - Tile::kStageBytes;
         multiply_stage<kElement>(acc, a + stage, b + stage, scale, hidden,
                                  [&] { load(ahead, s + kStages - 1); });

@@ -1,14 +1,14 @@
-// Linear layers on Hopper: out = epilogue(x w^T) by wgmma on tiles that bulk tensor copies bring.
+// Linear layers on Hopper: out = epilogue(x w^T), on wgmma with tiles loaded by bulk tensor copies.
 //
-// Persistent blocks walk over the tiles. Two blocks of a cluster work side by side and share the operand
-// that they have in common by multicast: w where each has 128 rows of x, x where each has 128 rows of w.
+// Persistent blocks of threads visit the tiles. Two blocks of a cluster work on neighbouring tiles and share their
+// common operand by multicast: w if each has 128 rows of x, x if each has 128 rows of w.
 #include "gemm_epilogue.cuh"
 #include "gemm_sm90.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// Position of tile `index`, in units of what a cluster computes. Eight rows of tiles are walked
-/// together, so that what runs at one time shares its operands in L2.
+/// The position of tile `index`, in units of a cluster's tile. The order goes along bands of eight rows of tiles, so
+/// that tiles computed at the same time share their operands in L2.
 DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
     constexpr int kBand = 8;
     const int band = index / (kBand * tiles_n);
@@ -17,24 +17,38 @@ DEVICE int2 tile_position(int index, int tiles_m, int tiles_n) {
     return make_int2(band * kBand + inside % height, inside / height);
 }
 
-/// kM64: times 64 rows of a consumer; kN: columns of a tile. 8-bit operands need kM64 = 2, kN = 128: room
-/// for the sums of a slice beside the accumulators, and a consumer's tile is one block of int8 scales.
-template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, int kM64, int kN,
+/// kM64: rows of a consumer, in units of 64; kN: columns of a tile. 8-bit operands need kM64 = 2 and kN = 128: then the
+/// sums of a slice fit beside the accumulators, and the tile of a consumer is one block with one int8 scale.
+///
+/// kStages: the producer loads the residual into the ring behind a tile's last slice, one stage for each piece of the
+/// results of both consumers, while they still multiply. This hides the loads if the inner size is small; if it is
+/// large, occupying the ring costs more than it gains.
+template <Element kElement, Output kOutput, Activation kActivation, bool kAdd, bool kStages, int kM64, int kN,
           int kCluster>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     linear_sm90(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
-                const __grid_constant__ TensorMap out_map, const LinearArguments args) {
+                const __grid_constant__ TensorMap out_map,
+                const __grid_constant__ TensorMap residual_map, const LinearArguments args) {
     constexpr int kM = 64 * kM64 * kConsumers;
     constexpr int kSliceElements = kElement == Element::bf16 ? 64 : 128;
     using S = Stage<kM, kN, 128, kRingBytes>;
     using P = Pipeline<S::kCount, kCluster>;
-    // A cluster of two is wide where its tiles are tall.
+    // Two tall tiles of a cluster lie side by side, two wide ones above each other.
     constexpr bool kShareX = kCluster == 2 && kM > kN;
     constexpr bool kShareW = kCluster == 2 && !kShareX;
     constexpr int kClusterM = kShareW ? 2 * kM : kM;
     constexpr int kClusterN = kShareX ? 2 * kN : kN;
     static_assert(kElement == Element::bf16 || (kM64 == 2 && kN == 128));
     static_assert(kOutput != Output::i8 || kElement == Element::i8);
+
+    constexpr int kSize = kOutput == Output::f32 ? 4 : kOutput == Output::bf16 ? 2 : 1;
+    // The result is stored in pieces of 64 rows, through a consumer's staging memory.
+    constexpr int kPanel = 128 / kSize;  // columns in 128 bytes
+    constexpr int kFit = kOutput == Output::i8 ? 128 : int(kStagingBytes) / 64 / kSize;
+    constexpr int kPiece = kN < kFit ? kN : kFit;
+    constexpr int kPanels = (kPiece + kPanel - 1) / kPanel;
+    constexpr u32 kPieceBytes = kPanels * 8192;
+    constexpr bool kStaged = kAdd && kStages && kConsumers * kPieceBytes <= S::kBytes;
 
     extern __shared__ u8 shared[];
     const u32 ring_base = (shared_address(shared) + 1023) & ~1023u;
@@ -50,6 +64,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         tma_prefetch(x_map);
         tma_prefetch(w_map);
         tma_prefetch(out_map);
+        if (kStaged) tma_prefetch(residual_map);
         pipeline.init();
     }
     sync_blocks<kCluster>();
@@ -91,6 +106,21 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     }
                     ring.advance();
                 }
+                if constexpr (kStaged) {
+                    for (int piece = 0; piece < kM64 * kN / kPiece; piece++) {
+                        mbarrier_wait(pipeline.empty(ring.stage), ring.parity ^ 1);
+                        const u32 full = pipeline.full(ring.stage);
+                        const u32 stage = ring_base + ring.stage * S::kBytes;
+                        mbarrier_arrive_expect_tx(full, kConsumers * kPieceBytes);
+                        for (int p = 0; p < kConsumers * kPanels; p++) {
+                            const int m = piece / (kN / kPiece), c = piece % (kN / kPiece);
+                            tma_load_2d(stage + p * 8192, residual_map, full,
+                                        column + c * kPiece + p % kPanels * kPanel,
+                                        row + 64 * (p / kPanels * kM64 + m));
+                        }
+                        ring.advance();
+                    }
+                }
             }
         }
     } else {
@@ -110,7 +140,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 multiply<S, P, kM64, kN, 128>(acc, ring_base, pipeline, ring, slices,
                                               group * 64 * kM64, lane);
             } else {
-                // Tiles outside the matrix are computed from zeros; their scales must be readable.
+                // Tiles outside of the matrix are computed from zeros, but their scales must be readable.
                 const int block_row = min(row0, args.rows - 1) / 128;
                 const int block_column = min(column0, args.outputs - 1) / 128;
                 multiply_slices<kElement, S, P, kM64, kN>(
@@ -118,19 +148,23 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                     args.x_scales + i64(block_row) * slices,
                     args.w_scales + i64(block_column) * slices);
             }
-            if (row0 >= args.rows || column0 >= args.outputs) continue;
-            // Or the compiler computes all addresses below once and keeps them, in memory.
+            if (row0 >= args.rows || column0 >= args.outputs) {
+                if constexpr (kStaged) {
+                    for (int piece = 0; piece < kM64 * kN / kPiece; piece++) {
+                        mbarrier_wait(pipeline.full(ring.stage), ring.parity);
+                        pipeline.release(ring.stage, lane);
+                        ring.advance();
+                    }
+                }
+                continue;
+            }
+            // Keeps the compiler from computing all addresses below only once and spilling them.
             asm volatile("" : "+r"(thread_row), "+r"(thread_column));
 
-            constexpr int kSize = kOutput == Output::f32 ? 4 : kOutput == Output::bf16 ? 2 : 1;
-            // thread_column * kSize is below 16 but for f32, where it reaches the next 16 bytes.
+            // thread_column * kSize is below 16, except for f32, where it can reach the next 16 bytes.
             const u32 staging_row = staging + thread_row * 128 + thread_column * kSize % 16;
             const u32 swizzle = thread_row % 8 * 16 ^ thread_column * kSize / 16 * 16;
-            // The result leaves in pieces of 64 rows through this group's staging memory.
-            constexpr int kPanel = 128 / kSize;  // columns in 128 bytes
-            constexpr int kFit = kOutput == Output::i8 ? 128 : int(kStagingBytes) / 64 / kSize;
-            constexpr int kPiece = kN < kFit ? kN : kFit;
-            // Loads of 32 columns are in flight together.
+            // The loads of 32 columns are in flight together.
             constexpr int kBatch = 4;
             float largest = 0.0f;
 #pragma unroll
@@ -151,19 +185,26 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                         if (leader) bulk_wait_read<0>();
                         bar_sync(1 + group, kGroupThreads);
                     }
+                    // The distance from the staging memory to the residual, which has the same layout.
+                    u32 to_residual = 0;
+                    if constexpr (kStaged) {
+                        mbarrier_wait(pipeline.full(ring.stage), ring.parity);
+                        to_residual = ring_base + ring.stage * S::kBytes + group * kPieceBytes - staging;
+                    }
 #pragma unroll
                     for (int first_j = 0; first_j < kPiece / 8; first_j += kBatch) {
                         Columns<kElement, kOutput, kAdd> columns[kBatch];
 #pragma unroll
                         for (int j = 0; j < kBatch; j++) {
-                            columns[j].load(place, c * kPiece + 8 * (first_j + j));
+                            columns[j].template load<!kStaged>(place, c * kPiece + 8 * (first_j + j));
                         }
 #pragma unroll
                         for (int j = 0; j < kBatch; j++) {
-                            // Under the 128-byte swizzle; rows 8 apart have the same pattern.
+                            // Address with 128-byte swizzle; rows at a distance of 8 have the same pattern.
                             const int byte = 8 * (first_j + j) % kPanel * kSize;
                             const u32 address = staging_row + 8 * (first_j + j) / kPanel * 8192 +
                                                 ((byte & 0x70) ^ swizzle) + (byte & 0xf);
+                            if constexpr (kStaged) columns[j].load_residual(address + to_residual);
 #pragma unroll
                             for (int h = 0; h < 2; h++) {
                                 const int at = 4 * (c * kPiece / 8 + first_j + j) + 2 * h;
@@ -184,12 +225,17 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                             }
                         }
                     }
+                    if constexpr (kStaged) {
+                        __syncwarp();
+                        pipeline.release(ring.stage, lane);
+                        ring.advance();
+                    }
                     if constexpr (kOutput != Output::i8) {
                         fence_proxy_async();
                         bar_sync(1 + group, kGroupThreads);
                         if (leader) {
 #pragma unroll
-                            for (int p = 0; p < (kPiece + kPanel - 1) / kPanel; p++) {
+                            for (int p = 0; p < kPanels; p++) {
                                 tma_store_2d(out_map, staging + p * 8192,
                                              column0 + c * kPiece + p * kPanel, row0 + 64 * m);
                             }
@@ -199,7 +245,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                 }
             }
             if constexpr (kOutput == Output::i8) {
-                // One scale for this group's 128x128 values, then the codes.
+                // First the scale of this warpgroup's 128x128 values, then the codes.
                 largest = warp_max(largest);
                 if (lane == 0) words[4 * group + warp % 4] = largest;
                 if (leader) bulk_wait_read<0>();
@@ -235,7 +281,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         if (leader) bulk_wait<0>();
     }
     __syncwarp();
-    // A block's memory must outlive the copies and arrivals of its neighbour.
+    // The shared memory of a block must outlive the copies and arrivals of its neighbour.
     if constexpr (kCluster > 1) cluster_sync();
 }
 

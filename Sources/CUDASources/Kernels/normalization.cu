@@ -1,5 +1,5 @@
-// Layer and RMS norms over the last axis, with what follows them: modulation, rotary embedding,
-// rounding to 8 bits. Statistics in float from the row in registers, in two passes.
+// Layer norms and RMS norms over the last axis, and what is fused with them: modulation, rotary embedding, quantisation
+// to 8 bits. Statistics are computed in float, in two passes over a row in registers.
 #include "rows.cuh"
 
 /// Mean and 1/sqrt(variance + epsilon) of a row.
@@ -7,7 +7,7 @@ struct alignas(8) Statistics {
     float mean, inverse;
 };
 
-/// `padding`: lanes beyond the row that count as zeros in the variance (0: the textbook definition).
+/// `padding`: number of zeros after the row that count in the variance; 0 is the textbook definition.
 template <typename Row>
 DEVICE Statistics layer_statistics(Row& row, int columns, float epsilon, float padding) {
     const float mean = row.sum(columns, [](float x) { return x; }) / columns;
@@ -22,16 +22,16 @@ DEVICE Statistics rms_statistics(Row& row, int columns, float epsilon) {
     return {0.0f, 1.0f / sqrtf(squares / columns + epsilon)};
 }
 
-/// What turns a normalised value into the result.
+/// Turns a normalised value into the result: weight and bias.
 struct Affine {
     const float* weight;  // [columns] or null for 1 - weight_offset
     const float* bias;    // [columns] or null for 0
-    /// 1 where the weight is a modulation's scale.
+    /// 1 if the weight is the scale of a modulation.
     float weight_offset;
-    /// Whether the normalised value is rounded to T first: the original's LayerNorm returns T.
+    /// Whether the normalised value is rounded to T first, because the original's LayerNorm returns T.
     int rounds;
 
-    /// Those of kVector neighbouring columns.
+    /// The values for kVector neighbouring columns.
     template <int kVector>
     struct Columns {
         float weight[kVector], bias[kVector];
@@ -60,14 +60,14 @@ struct Affine {
     };
 };
 
-/// The RMS norm's weight, as the checkpoint happens to hold it: float or bf16.
+/// The weight of an RMS norm, float or bf16 as in the checkpoint.
 template <typename Weight>
 struct Gain {
     const Weight* weight;  // [columns]
-    /// Whether x_hat and the weight are rounded to T before the product.
+    /// Whether the normalised value and the weight are rounded to T before the product.
     int rounds;
 
-    /// That of kVector neighbouring columns.
+    /// The values for kVector neighbouring columns.
     template <int kVector>
     struct Columns {
         float weight[kVector];
@@ -89,7 +89,7 @@ struct Gain {
     };
 };
 
-/// f<true>() or f<false>(): one branch for all of a row.
+/// Calls f<true>() or f<false>(), so that there is one branch for a whole row.
 template <typename F>
 DEVICE void with_rounding(int rounds, F f) {
     if (rounds) {
@@ -99,7 +99,7 @@ DEVICE void with_rounding(int rounds, F f) {
     }
 }
 
-/// The i-th vector of a row, normalised and mapped.
+/// Normalises and maps the i-th vector of a row.
 template <bool kRounds, typename Row, typename Map, int kVector>
 DEVICE void normalise(float (&values)[kVector], const Row& row, int i, Statistics s, const Map& map) {
     using T = typename Row::Element;
@@ -109,7 +109,7 @@ DEVICE void normalise(float (&values)[kVector], const Row& row, int i, Statistic
     columns.template apply<T, kRounds>(values, s);
 }
 
-// ---- a row of a block or of a warp ------------------------------------------------------------
+// ---- a block or a warp holds a row ------------------------------------------------------------
 
 #define ROW_KERNEL __global__ void __launch_bounds__(Row::kThreads, Row::kBlocks)
 
@@ -134,7 +134,7 @@ ROW_KERNEL layer_norm(Out* out, const typename Row::Element* x, Affine affine, i
     });
 }
 
-/// x: [rows, columns] → codes: e4m3 [rows, columns], scales: [rows]. A BlockRow.
+/// x: [rows, columns] → codes: e4m3 [rows, columns], scales: [rows]. Row is a BlockRow.
 template <typename Row>
 ROW_KERNEL layer_norm_fp8(u8* codes, float* scales, const typename Row::Element* x, Affine affine,
                           int columns, float epsilon, float padding) {
@@ -187,7 +187,7 @@ ROW_KERNEL rms_norm(typename Row::Element* out, const typename Row::Element* x, 
 
 /// RMS norm over the row, then the rotation of the pairs (2i, 2i + 1) of each head.
 /// x: [rows, heads * 2 * half] → out: the same; cosine, sine: [rows, half].
-/// With kPeriodic, all vectors of a thread are at the same place of their heads.
+/// With kPeriodic, all vectors of a thread have the same position in their heads.
 template <typename Weight, bool kPeriodic, typename Row>
 ROW_KERNEL rms_norm_rope(typename Row::Element* out, const typename Row::Element* x, Gain<Weight> gain,
                          const float* cosine, const float* sine, int rows, int columns, int half,
@@ -227,7 +227,7 @@ ROW_KERNEL rms_norm_rope(typename Row::Element* out, const typename Row::Element
     });
 }
 
-// ---- int8 in blocks of 128 x 128: statistics first, then a block of threads a block of numbers ----
+// ---- int8 in blocks of 128 x 128: first the statistics of rows, then one block of threads per block of numbers ----
 
 template <typename Row>
 ROW_KERNEL layer_statistics_of_rows(Statistics* statistics, const typename Row::Element* x, int rows,
@@ -251,8 +251,7 @@ ROW_KERNEL rms_statistics_of_rows(Statistics* statistics, const typename Row::El
 
 /// x: [rows, columns], statistics: [rows] → codes: int8 [rows, columns],
 /// scales: [ceil(rows/128), ceil(columns/128)]. Grid: (column blocks, row blocks), 256 threads, or 1024
-/// with single elements. The last rows come first: the statistics' kernel has just left them in the
-/// L2 cache.
+/// with single elements. The last rows come first, because the statistics' kernel has just left them in the L2 cache.
 template <typename T, typename Map, int kVector>
 __global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) == 16 ? 3 : 1)
     norm_int8(i8* codes, float* scales, const T* x, const Statistics* statistics, Map map, int rows,
@@ -261,7 +260,7 @@ __global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) 
     constexpr int kRows = (kVector > 1 ? 256 : 1024) / kAcross;  // rows at once
     constexpr int kCount = 128 / kRows;
     const int down = int(gridDim.y - 1 - blockIdx.y);
-    // Threads beyond the end repeat the last row or column: that changes no maximum.
+    // Threads beyond the end repeat the last row or column, which does not change the maximum.
     const int own = blockIdx.x * 128 + threadIdx.x % kAcross * kVector;
     const int column = min(own, columns - kVector);
     const int first = down * 128 + threadIdx.x / kAcross;
@@ -288,7 +287,7 @@ __global__ void __launch_bounds__(kVector > 1 ? 256 : 1024, kVector * sizeof(T) 
             kept[i].set(values);
         }
     });
-    // Rounding keeps the order: the largest of the rounded numbers is the largest one, rounded.
+    // Rounding keeps the order, so the largest of the rounded numbers is the largest number, rounded.
     most = block_reduce<true>(fmaxf(round_to<T>(most), kLeastMaximum));
     if (threadIdx.x == 0) scales[down * gridDim.x + blockIdx.x] = most / 128.0f;
     const float factor = 128.0f / most;

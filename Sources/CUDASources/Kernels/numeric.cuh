@@ -1,7 +1,7 @@
-// The number types of our kernels: fixed-width integers, bf16, f16, fp8 (e4m3), and packed vectors.
+// The number types of the kernels: fixed-width integers, bf16, f16, fp8 (e4m3), and packed vectors.
 //
-// No toolkit header is included anywhere: NVRTC compiles our kernels on machines that have none.
-// Arithmetic happens in float; these types only store. Conversions round to nearest even.
+// No header of the CUDA toolkit is included, because NVRTC compiles the kernels on machines that have none.
+// These types are only for storage; arithmetic is done in float. Conversions round to nearest, ties to even.
 #pragma once
 
 using i8 = signed char;
@@ -16,11 +16,11 @@ static_assert(sizeof(i64) == 8 && sizeof(u32) == 4 && sizeof(u16) == 2);
 
 #define DEVICE __device__ __forceinline__
 
-/// Smallest multiple count: ceil(n / d).
+/// n / d, rounded up.
 constexpr __host__ __device__ __forceinline__ int ceil_div(int n, int d) { return (n + d - 1) / d; }
 
-/// What the largest magnitude of a block or row is at least when its 8-bit scale is made:
-/// `ActivationFormat.leastMaximum`.
+/// Lower bound of a block's or row's largest magnitude, so that no 8-bit scale is zero:
+/// `LinearFormat.leastMaximum`.
 constexpr float kLeastMaximum = 1e-8f;
 
 // ---- bf16 -------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ DEVICE float bf16_low(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 DEVICE float2 unpack_bf16(u32 pair) { return make_float2(bf16_low(pair), bf16_high(pair)); }
 
-/// x rounded to bf16 and widened again: the reference rounds between its operators.
+/// x rounded to bf16 and widened again, as the original rounds between its operators.
 DEVICE float round_bf16(float x) { return float(bf16(x)); }
 
 // ---- f16 --------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ DEVICE float2 unpack_e4m3(u16 pair) {
 #else
     auto decode = [](u32 x) -> float {
         if ((x & 0x7fu) == 0x7fu) return __uint_as_float(0x7fffffffu);
-        // As bits of a half the exponent is 8 too small, subnormals included.
+        // Read as a half, the exponent is 8 too small, also for subnormals.
         f16 h;
         h.bits = u16(((x & 0x80u) << 8) | ((x & 0x7fu) << 7));
         return float(h) * 256.0f;

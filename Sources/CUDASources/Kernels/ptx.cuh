@@ -1,8 +1,8 @@
-// Instructions as functions, one per instruction and named after it (PTX ISA 9.0).
+// PTX instructions as functions, one per instruction and named after it (PTX ISA 9.0).
 //
 // From sm_80: mma, ldmatrix, cp.async. From sm_90: stmatrix, mbarrier, bulk tensor copies (TMA),
 // fences, clusters. From sm_90a: setmaxnreg (wgmma is in wgmma.cuh).
-// Shared-memory addresses are u32 byte addresses in the shared window: see `shared_address`.
+// Addresses of shared memory are u32 byte addresses in the shared window; see `shared_address`.
 #pragma once
 #include "numeric.cuh"
 
@@ -23,8 +23,8 @@ DEVICE int lane_id() {
 /// The warp's index in its block.
 DEVICE int warp_id() { return int(threadIdx.x) / 32; }
 
-/// The same, and the compiler knows that all lanes agree. All 32 lanes must be here: within a branch
-/// that some lanes did not take, the shuffle waits for them for ever.
+/// The same, but the compiler knows that it is equal in all lanes. All 32 lanes must call it: in a branch that some
+/// lanes do not take, the shuffle would wait for ever.
 DEVICE int uniform_warp_id() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
 
 // ---- arithmetic -------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ DEVICE float tanh_approx(float x) {
     return r;
 }
 
-/// Sum (largest) over `kWidth` neighbouring lanes, a power of two; every lane gets the result.
+/// The sum over kWidth neighbouring lanes, a power of two, in every lane; `warp_max` is the largest.
 template <int kWidth = 32>
 DEVICE float warp_sum(float x) {
 #pragma unroll
@@ -67,7 +67,7 @@ DEVICE float warp_max(float x) {
 
 // ---- global memory with cache hints -----------------------------------------------------------
 
-/// 16 bytes that are read once: bypass L1.
+/// Loads 16 bytes that are read only once, bypassing L1.
 DEVICE uint4 load_streaming(const void* p) {
     uint4 r;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -78,14 +78,14 @@ DEVICE uint4 load_streaming(const void* p) {
 
 // ---- asynchronous copies of sm_80 -------------------------------------------------------------
 
-/// 16 bytes global → shared through L2 alone; with `valid` false the bytes become zero (the global
-/// address is not read but must still be a legal pointer).
+/// Copies 16 bytes from global to shared memory, bypassing L1. If `valid` is false, the bytes become zero; the global
+/// address is not read then, but must still be a legal pointer.
 DEVICE void cp_async_16(u32 shared, const void* global, bool valid = true) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
-/// 4 or 8 bytes, through L1.
+/// Copies 4 or 8 bytes, through L1.
 template <int kBytes>
 DEVICE void cp_async_small(u32 shared, const void* global, bool valid = true) {
     static_assert(kBytes == 4 || kBytes == 8);
@@ -102,7 +102,7 @@ DEVICE void cp_async_wait() {
 
 // ---- 8x8 matrices between shared memory and registers -----------------------------------------
 
-/// Four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
+/// Loads four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
 DEVICE void ldmatrix_x4(u32 (&r)[4], u32 shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -171,7 +171,7 @@ DEVICE void mma_m16n8k32_s8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #if __CUDA_ARCH__ >= 890
-/// [16, 32] x [32, 8], e4m3 → float (the chip's own accumulation keeps about 14 bits on sm_89/90).
+/// [16, 32] x [32, 8], e4m3 → float (accumulated with only about 14 bits on sm_89 and sm_90).
 DEVICE void mma_m16n8k32_e4m3(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 "
@@ -195,7 +195,7 @@ DEVICE void mma_m16n8k32_e4m3_f16(u32 (&d)[2], const u32 (&a)[4], u32 b0, u32 b1
 DEVICE void bar_sync(int id, int count) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
 }
-/// Announces without waiting.
+/// Arrives at the barrier without waiting.
 DEVICE void bar_arrive(int id, int count) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory");
 }

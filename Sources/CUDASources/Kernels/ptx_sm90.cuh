@@ -1,10 +1,10 @@
 // Instructions of sm_90: stmatrix, mbarrier, bulk (tensor) copies, fences, clusters, setmaxnreg.
-// Included by ptx.cuh where the target has them.
+// Included by ptx.cuh if the target has them.
 #pragma once
 #include "numeric.cuh"
 
 /// Stores four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
-/// If a bulk copy reads them next: fence_proxy_async in each writing thread, then a barrier.
+/// Before a bulk copy reads them, each writing thread must call fence_proxy_async, then a barrier must follow.
 DEVICE void stmatrix_x4(u32 shared, u32 r0, u32 r1, u32 r2, u32 r3) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
                  "r"(r0), "r"(r1), "r"(r2), "r"(r3)
@@ -24,19 +24,20 @@ DEVICE bool elect_one() {
 DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-/// After the inits, before other threads, bulk copies or other blocks of the cluster use them.
+/// Must be called after mbarrier_init, before other threads, bulk copies or other blocks of the cluster use the
+/// barriers.
 DEVICE void fence_mbarrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 DEVICE void mbarrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-/// Arrives and announces `bytes` more that bulk copies will bring in this phase.
+/// Arrives, and adds `bytes` to what bulk copies have to write in this phase.
 DEVICE void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
 }
-/// Whether the phase of parity `parity` has completed; may sleep for a while inside.
+/// Whether the phase of parity `parity` has completed; may suspend the thread for a while.
 DEVICE bool mbarrier_try_wait(u32 barrier, u32 parity) {
     u32 done;
     asm volatile(
@@ -47,8 +48,8 @@ DEVICE bool mbarrier_try_wait(u32 barrier, u32 parity) {
         : "memory");
     return done != 0;
 }
-/// Waits for the phase of parity `parity`. A fresh barrier is in phase 0: waiting for parity 1
-/// returns at once (a producer's first wait for an empty stage), for parity 0 blocks.
+/// Waits until the phase of parity `parity` has completed. A new barrier is in phase 0, so waiting for parity 1 returns
+/// at once (a producer's first wait for an empty stage), and waiting for parity 0 blocks.
 DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
     while (!mbarrier_try_wait(barrier, parity)) {
     }
@@ -66,20 +67,20 @@ DEVICE void tma_prefetch(const TensorMap& map) {
 }
 
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/// Until at most kPending of this thread's store groups still read shared memory.
+/// Waits until at most kPending of this thread's store groups still read shared memory.
 template <int kPending>
 DEVICE void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
-/// Until at most kPending of this thread's store groups are incomplete.
+/// Waits until at most kPending of this thread's store groups are incomplete.
 template <int kPending>
 DEVICE void bulk_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// tma_load(shared, map, barrier, x[, y, z, w]): one box of a tensor; coordinates are
-// element indices, innermost dimension first, and may be negative or past the end (zero-filled).
-// One thread issues it. tma_store(map, shared, x, y, ...) clips at the borders instead.
+// tma_load_Nd(shared, map, barrier, x, y, ...) loads one box of a tensor. Coordinates are indices of elements,
+// innermost dimension first; elements with a negative index or past the end become zero. tma_store_Nd(map, shared, x,
+// y, ...) stores a box and skips such elements. One thread issues the copy.
 #define TMA_LOAD(RANK, PLACES, PARAMETERS, ...)                                                     \
     DEVICE void tma_load_##RANK##d(u32 shared, const TensorMap& map, u32 barrier, PARAMETERS) {     \
         asm volatile("cp.async.bulk.tensor." #RANK                                                  \
@@ -108,8 +109,8 @@ TMA_STORE(4, "%2, %3, %4, %5", int x TMA_COMMA int y TMA_COMMA int z TMA_COMMA i
 #undef TMA_STORE
 #undef TMA_COMMA
 
-/// A 2-d box to the same shared address of every block whose bit is set in `blocks`; each of them
-/// counts the bytes at its own barrier at the same address.
+/// Loads a 2-d box to the same shared address in every block whose bit is set in `blocks`. Each of these blocks counts
+/// the bytes at its own barrier, which has the same address too.
 DEVICE void tma_load_2d_multicast(u32 shared, const TensorMap& map, u32 barrier, int x, int y,
                                   u16 blocks) {
     asm volatile(
@@ -138,8 +139,8 @@ DEVICE void cluster_sync() {
 // ---- registers --------------------------------------------------------------------------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM120_ALL)
-/// Gives up or takes registers, for all four warps of a warpgroup. The kernel needs
-/// __launch_bounds__(threads, 1); kCount is a multiple of 8.
+/// Reduces (`inc`: raises) the registers per thread to kCount, a multiple of 8, for all four warps of a warpgroup. The
+/// kernel needs __launch_bounds__(threads, 1).
 template <int kCount>
 DEVICE void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));

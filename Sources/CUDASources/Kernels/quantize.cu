@@ -1,9 +1,9 @@
-// 8-bit activations and weights from bf16 or float.
+// Quantising bf16 or float to 8 bits.
 #include "rows.cuh"
 
 constexpr int kThreads = 256;
 
-/// Eight neighbouring values, zeros past `count`. kVector: they start at a multiple of 16 bytes and
+/// Loads eight neighbouring values, with zeros from `count` on. kVector: their address is a multiple of 16 bytes, and
 /// `count` is a multiple of 8.
 template <typename T, bool kVector>
 DEVICE void load_eight(float (&v)[8], const T* p, int count) {
@@ -32,7 +32,7 @@ DEVICE void load_eight(float (&v)[8], const T* p, int count) {
     }
 }
 
-/// Eight codes, fewer at the end of a row.
+/// Stores eight codes, or `count` if that is less.
 template <bool kVector>
 DEVICE void store_eight(u8* p, u32 low, u32 high, int count) {
     if (count <= 0) return;
@@ -53,7 +53,7 @@ DEVICE float largest(const float (&v)[8]) {
     return r;
 }
 
-/// The maximum over the block's threads, in every thread.
+/// The maximum over the threads of the block, in every thread.
 DEVICE float block_max(float x) {
     __shared__ float words[kThreads / 32];
     x = warp_max(x);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, kVector && sizeof(T) == 2 ? 4 : 1)
     for (int i = 0; i < 8; i++) {
         const int r = row + 16 * i;
         if constexpr (kVector) {
-            // Beyond the end the last row or column again: that changes no maximum.
+            // Beyond the end the last row or column is repeated, which does not change the maximum.
             kept[i].load(x + i64(min(r, rows - 1)) * columns + min(column, columns - 8));
         } else {
             float values[8];
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kVector && sizeof(T) == 2 ? 4 : 1)
 }
 
 /// e4m3 with one scale for each row: q = e4m3(x * (448 / amax)), scale = amax / 448.
-/// x: [rows, columns] → codes: same, scales: [rows]. A block a row; the second reading hits L2.
+/// x: [rows, columns] → codes: same, scales: [rows]. One block per row; the second read hits L2.
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     quantize_rows(e4m3* codes, float* scales, const T* x, int columns) {

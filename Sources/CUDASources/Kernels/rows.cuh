@@ -1,14 +1,14 @@
-// Rows of a matrix as floats in registers: loads, stores and sums that the memory-bound kernels share.
+// Rows of a matrix in registers: loads, stores and sums for kernels that are limited by memory.
 #pragma once
 #include "ptx.cuh"
 
-/// The first element of this thread, kVector a thread.
+/// The index of this thread's first element, with kVector elements per thread.
 template <int kVector>
 DEVICE i64 first_element() {
     return (i64(blockIdx.x) * blockDim.x + threadIdx.x) * kVector;
 }
 
-/// Calls body(start, vector size) on the whole vectors, and element by element on the tail.
+/// Calls body<kVector>(start) for a whole vector, and body<1>(i) for each element of an incomplete one.
 template <int kVector, typename F>
 DEVICE void for_vector(i64 count, F body) {
     const i64 start = first_element<kVector>();
@@ -19,13 +19,13 @@ DEVICE void for_vector(i64 count, F body) {
     }
 }
 
-/// x as T can hold it; nothing for float.
+/// x rounded to T, as a float.
 template <typename T>
 DEVICE float round_to(float x) {
     return float(T(x));
 }
 
-/// The same of all; bf16 in pairs, by one instruction.
+/// The same for all values; pairs of bf16 with one instruction.
 template <typename T, int kVector>
 DEVICE void round_all(float (&values)[kVector]) {
     if constexpr (sizeof(T) == 2 && kVector % 2 == 0) {
@@ -41,7 +41,7 @@ DEVICE void round_all(float (&values)[kVector]) {
     }
 }
 
-/// kVector neighbouring elements as floats; p is a multiple of min(16, kVector * sizeof(T)) bytes.
+/// Loads kVector neighbouring elements as floats; p must be a multiple of min(16, kVector * sizeof(T)) bytes.
 template <int kVector, typename T>
 DEVICE void load_floats(float (&values)[kVector], const T* p) {
     constexpr int kChunk = kVector * sizeof(T) > 16 ? 16 / int(sizeof(T)) : kVector;
@@ -53,7 +53,7 @@ DEVICE void load_floats(float (&values)[kVector], const T* p) {
     }
 }
 
-/// kVector floats as neighbouring elements of another type, rounded to nearest even.
+/// Stores kVector floats as neighbouring elements of T, rounded to nearest, ties to even.
 template <int kVector, typename T>
 DEVICE void store_floats(T* p, const float (&values)[kVector]) {
     constexpr int kChunk = kVector * sizeof(T) > 16 ? 16 / int(sizeof(T)) : kVector;
@@ -66,7 +66,7 @@ DEVICE void store_floats(T* p, const float (&values)[kVector]) {
     }
 }
 
-/// kVector floats as e4m3.
+/// Stores kVector floats as e4m3.
 template <int kVector>
 DEVICE void store_e4m3(u8* p, const float (&values)[kVector]) {
     if constexpr (kVector == 1) {
@@ -80,7 +80,7 @@ DEVICE void store_e4m3(u8* p, const float (&values)[kVector]) {
     }
 }
 
-/// kVector floats as int8, rounded to nearest even and saturated.
+/// Stores kVector floats as int8, rounded to nearest, ties to even, and saturated.
 template <int kVector>
 DEVICE void store_i8(i8* p, const float (&values)[kVector]) {
     if constexpr (kVector == 1) {
@@ -98,7 +98,8 @@ DEVICE void store_i8(i8* p, const float (&values)[kVector]) {
     }
 }
 
-/// kVector neighbouring elements of T waiting in registers: bf16 as pairs, half the registers of floats.
+/// kVector neighbouring elements of T in registers. bf16 are kept in pairs, which need half as many registers as
+/// floats.
 template <typename T, int kVector>
 struct Kept {
     float values[kVector];
@@ -113,7 +114,7 @@ struct Kept {
 #pragma unroll
         for (int j = 0; j < kVector; ++j) values[j] = round_to<T>(from[j]);
     }
-    /// Hides the values from the compiler, which would keep what it computed of them.
+    /// Hides the values from the compiler, which would otherwise keep results computed from them.
     DEVICE void forget() {}
 };
 
@@ -138,7 +139,7 @@ struct Kept<bf16, 8> {
     }
 };
 
-/// An f32 or bf16 parameter vector, as checkpoints happen to hold it.
+/// A vector of parameters, f32 or bf16 as in the checkpoint.
 struct Parameters {
     const void* data;
     int is_bf16;
@@ -153,7 +154,7 @@ struct Parameters {
     }
 };
 
-/// Sum (largest) over the block, the same bits in every thread.
+/// The sum (kMax: the largest) over the threads of the block, equal bit for bit in every thread.
 template <bool kMax = false>
 DEVICE float block_reduce(float x) {
     __shared__ float partial[32];
@@ -167,22 +168,22 @@ DEVICE float block_reduce(float x) {
     return warp(lane < int(blockDim.x) / 32 ? partial[lane] : 0.0f);
 }
 
-/// One row held by a block: thread i has the vectors i, i + blockDim.x, …
+/// A row held by a block: thread i has the vectors i, i + blockDim.x, …
 template <typename T, int kWidth, int kCount>
 struct BlockRow {
     using Element = T;
     static constexpr int kVector = kWidth;
     static constexpr int kVectors = kCount;
-    /// The most threads of a block, the fewest blocks a multiprocessor.
+    /// Launch bounds: the most threads per block, and the fewest blocks per multiprocessor.
     static constexpr int kThreads = 512;
     static constexpr int kBlocks = 1;
     float values[kCount][kVector];
 
-    /// The row's index.
+    /// The index of the row.
     DEVICE static int index() { return int(blockIdx.x); }
-    /// Whether this thread writes what there is once a row.
+    /// Whether this thread writes what is written once per row.
     DEVICE static bool leads() { return threadIdx.x == 0; }
-    /// Whether this thread's i-th vector is one of the row's.
+    /// Whether this thread's i-th vector lies in the row.
     DEVICE static bool holds(int i, int columns) { return column(i) < columns; }
     DEVICE static int column(int i) { return (i * int(blockDim.x) + int(threadIdx.x)) * kVector; }
 
@@ -203,7 +204,7 @@ struct BlockRow {
         for (int j = 0; j < kVector; ++j) to[j] = values[i][j];
     }
 
-    /// Sum over the row of f(value), which must be 0 for the zeros beyond the end, or `columns` is given.
+    /// The sum of f(value) over the row.
     template <typename F>
     DEVICE float sum(int columns, F f) const {
         float total = 0.0f;
@@ -217,7 +218,7 @@ struct BlockRow {
         return block_reduce(total);
     }
 
-    /// Largest magnitude of the row.
+    /// The largest magnitude in the row.
     DEVICE float largest(int columns) const {
         float most = 0.0f;
 #pragma unroll
@@ -231,8 +232,8 @@ struct BlockRow {
     }
 };
 
-/// One row of 256 * kCount * kWarps bf16 held by a warp: no barriers, many bytes in flight. Sums are the
-/// bits of BlockRow<bf16, 8, kCount> with kWarps warps.
+/// A row of 256 * kCount * kWarps bf16 held by a warp: no barriers, and many bytes in flight. Sums are equal bit for
+/// bit to those of BlockRow<bf16, 8, kCount> with kWarps warps.
 template <int kCount, int kWarps>
 struct WarpRow {
     static_assert(kWarps <= 8);
@@ -241,7 +242,7 @@ struct WarpRow {
     static constexpr int kVectors = kCount * kWarps;
     static constexpr int kThreads = 128;
 #if __CUDA_ARCH__ >= 1000
-    static constexpr int kBlocks = kVectors <= 8 ? 8 : 3;  // at 128 registers the compiler spills
+    static constexpr int kBlocks = kVectors <= 8 ? 8 : 3;  // with 128 registers the compiler would spill
 #else
     static constexpr int kBlocks = kVectors <= 8 ? 8 : 4;
 #endif
@@ -261,7 +262,7 @@ struct WarpRow {
 
     template <typename F>
     DEVICE float sum(int columns, F f) {
-        // Of lane l, total w is that of the block's thread 32 w + l.
+        // In lane l, total w is what thread 32 w + l of a block would have.
         float totals[8] = {};
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) {
@@ -274,8 +275,8 @@ struct WarpRow {
                 kept[i * kWarps + w].forget();
             }
         }
-        // The three highest bits of the lane choose a total while the lanes are summed: 4 + 2 + 1
-        // exchanges for eight totals, and then those bits sum the totals.
+        // While lanes are summed, the three highest bits of the lane select a total, which takes 4 + 2 + 1 exchanges
+        // for eight totals; afterwards the totals are summed over those bits.
 #pragma unroll
         for (int half = 4; half > 0; half /= 2) {
             const bool upper = lane_id() & (half * 4);

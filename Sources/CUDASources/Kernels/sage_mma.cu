@@ -1,10 +1,11 @@
-// Block-sparse SageAttention on mma.sync, blocks of 128 queries x 64 keys: the kernels of sm_80 (P V in f16),
-// of sm_89 (e4m3, f32 accumulators) and SageAttention2++ (e4m3, f16 accumulators within a block of keys).
+// Block-sparse SageAttention on mma.sync, with blocks of 128 queries x 64 keys: the arithmetic of sm_80 (P V in f16),
+// of sm_89 (e4m3, f32 accumulators) and of SageAttention2++ (e4m3, f16 accumulators within a block of keys).
 //
-// Four warps of 32 rows; two blocks of threads share a multiprocessor. K and V of the next visit load during
-// this one, which leaves one barrier a visit. Tiles of f16 values are too large for that on most cards, and where
-// they are not it gains nothing: V waits for its visit. Rows of 8-bit queries and keys are 128 bytes in shared memory, half used where the head dimension is
-// 64, so that all tiles share one swizzle.
+// A block of threads has four warps with 32 rows each; two blocks share a multiprocessor. K and V of the next block of
+// keys are loaded during the computation with the current one, so that one barrier per block of keys is enough. Tiles
+// of f16 values are too large for that on most cards, and on the others it gains nothing; so f16 V is loaded when it is
+// needed. Rows of 8-bit queries and keys take 128 bytes in shared memory (half of it unused if the head dimension is
+// 64), so that all tiles have the same swizzle.
 #include "attention_tile.cuh"
 #include "sage.cuh"
 
@@ -13,10 +14,10 @@ enum class Product { f16, e4m3, e4m3_f16 };
 constexpr int kQueries = 128;
 constexpr int kBlock = 64;
 constexpr int kThreads = 128;
-/// Of a warp, 16 rows each.
+/// Tiles of 16 rows per warp.
 constexpr int kRowTiles = 2;
 
-/// Starts copying kRows rows of kBytes, `stride` apart, to rows of kRowBytes with the swizzle of that width.
+/// Starts copying kRows rows of kBytes, `stride` bytes apart, to rows of kRowBytes with the swizzle of that width.
 template <int kRows, int kBytes, int kRowBytes>
 DEVICE void load_bytes(u32 shared, const u8* from, i64 stride) {
     constexpr int kChunks = kBytes / 16, kStep = kThreads / kChunks;
@@ -31,11 +32,11 @@ DEVICE void load_bytes(u32 shared, const u8* from, i64 stride) {
     }
 }
 
-/// Shared memory of a block of threads, and what lies where.
+/// The layout of the shared memory of a block of threads.
 template <int kDim, Product kProduct>
 struct Layout {
     static constexpr bool kHalf = kProduct == Product::f16;
-    /// Whether V of the next visit has room beside this one's.
+    /// Whether there is room for V of the next block of keys too.
     static constexpr bool kAhead = !kHalf;
     using QTile = Tile<kQueries, 64>;
     using KTile = Tile<kBlock, 64>;
@@ -43,12 +44,12 @@ struct Layout {
     static constexpr u32 kKeys = QTile::kBytes;
     static constexpr u32 kValues = kKeys + 2 * KTile::kBytes;
 
-    /// Of visit i.
+    /// Offsets of K and V of the i-th block of keys.
     static DEVICE u32 keys(int i) { return kKeys + i % 2 * KTile::kBytes; }
     static DEVICE u32 values(int i) { return kValues + (kAhead ? i % 2 * kValueBytes : 0); }
 };
 
-/// The logits of 16 rows as probabilities in f16, as A operands; the sums are of what is multiplied.
+/// Turns the logits of 16 rows into probabilities in f16, as operands A. The denominator sums the rounded values.
 DEVICE void soften(u32 (&x)[kBlock / 16][4], float (&p)[kBlock / 8][4], RunningSoftmax& softmax, float scale) {
     softmax.soften<false>(flat(p), scale);
     float total[2] = {0, 0};
@@ -63,7 +64,7 @@ DEVICE void soften(u32 (&x)[kBlock / 16][4], float (&p)[kBlock / 8][4], RunningS
     softmax.add(1, total[1]);
 }
 
-/// The same in e4m3, in the order of sage_quantize_values.
+/// The same in e4m3, in the order of sage_quantize_values; the denominator sums the values before rounding.
 DEVICE void soften(u32 (&x)[kBlock / 32][4], float (&p)[kBlock / 8][4], RunningSoftmax& softmax, float scale) {
     softmax.soften(flat(p), scale, kProbabilityOffset);
 #pragma unroll
@@ -75,7 +76,7 @@ DEVICE void soften(u32 (&x)[kBlock / 32][4], float (&p)[kBlock / 8][4], RunningS
     }
 }
 
-/// d += A B of one step; f16 sums are packed in pairs.
+/// d += A B for one step; f16 sums are packed in pairs.
 template <Product kProduct>
 DEVICE void multiply_values(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 890
@@ -96,7 +97,8 @@ DEVICE void multiply_values(u32 (&d)[2], const u32 (&a)[4], u32 b0, u32 b1) {
 /// o += P V of one block of keys.
 template <int kDim, Product kProduct, int kSteps>
 DEVICE void add_values(float (&o)[kRowTiles][kDim / 8][4], const u32 (&x)[kRowTiles][kSteps][4], u32 values) {
-    // V as stored, or by channels in rows of 64 bytes: 8 rows, 16 bytes further, then rows 8..15.
+    // Addresses of V: f16 as stored; e4m3 by channels, in rows of 64 bytes, with the matrices at row 0, 16 bytes
+    // further, then the same at row 8.
     const TileLane lane(values, 0, TileLane::rows);
     const u32 row = (lane_id() % 8 + lane_id() / 16 * 8) * 64 + lane_id() / 8 % 2 * 16;
     const u32 column[2] = {values + swizzle_64b(row), values + swizzle_64b(row + 32)};
@@ -133,8 +135,8 @@ DEVICE void add_values(float (&o)[kRowTiles][kDim / 8][4], const u32 (&x)[kRowTi
     }
 }
 
-/// The operands: q, k int8 [heads, blocks * rows, dim]; v e4m3 [heads, dim, padded keys] in the order of
-/// sage_quantize_values, or f16 [keys, heads, dim]. Grid (query blocks, heads).
+/// q, k: int8 [heads, blocks * rows, dim]; v: e4m3 [heads, dim, padded keys] in the order of sage_quantize_values, or
+/// f16 [keys, heads, dim]; grid (query blocks, heads)
 template <int kDim, Product kProduct>
 __global__ void __launch_bounds__(kThreads, 2) sage_mma(const SageArguments a) {
     using L = Layout<kDim, kProduct>;
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 2) sage_mma(const SageArguments a) {
         const int next = i + 1 < a.selected ? list[i + 1] : index;
         const float factor = q_factor * k_scales[index];
         cp_async_wait<0>();
-        __syncthreads();  // what has been asked for is there; everybody is done with the last visit
+        __syncthreads();  // the copies have arrived, and all warps are done with the last block of keys
         if (!L::kAhead) {
             load_values(i, index);
             cp_async_commit();
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 2) sage_mma(const SageArguments a) {
         multiply_keys<kQueries, kBlock, kDim / 32>(s, q_lane, k_lane, L::keys(i));
         const int limit = a.keys - index * kBlock;
         u32 x[kRowTiles][kBlock / (L::kHalf ? 16 : 32)][4];
-        // All branches come first: within one block the compiler joins `fade` and the sums of add_values.
+        // All branches come first: within one basic block the compiler can fuse `fade` with the sums of add_values.
         float p[kRowTiles][kBlock / 8][4];
 #pragma unroll
         for (int t = 0; t < kRowTiles; t++) {
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 2) sage_mma(const SageArguments a) {
             for (int i = 0; i < kBlock / 2; i++) flat(p[t])[i] = float(flat(s[t])[i]);
         }
         if (limit < kBlock) {
-            asm volatile("");  // a branch, no selections
+            asm volatile("");  // forces a branch instead of selections
 #pragma unroll
             for (int i = 0; i < kRowTiles * kBlock / 2; i++) {
                 const int key = i / 4 * 8 % kBlock + 2 * (lane_id() % 4) + i % 2;
@@ -216,13 +218,14 @@ __global__ void __launch_bounds__(kThreads, 2) sage_mma(const SageArguments a) {
             float largest[2];
             row_maxima(flat(p[t]), largest);
             softmax[t].raise(largest, factor);
-            // Sums within the products cannot join it: it is left out where no maximum rose.
+            // Where the products themselves sum into o, `fade` cannot be fused with them; it is skipped if no maximum
+            // rose.
             if (kProduct != Product::e4m3 || softmax[t].rose()) softmax[t].fade(flat(o[t]));
             soften(x[t], p[t], softmax[t], factor);
         }
         if (!L::kAhead) {
             cp_async_wait<1>();
-            __syncthreads();  // V is there
+            __syncthreads();  // V has arrived
         }
         add_values<kDim, kProduct>(o, x, base + L::values(i));
         index = next;

@@ -1,12 +1,13 @@
-// SageAttention's 8-bit operands (arXiv 2411.10958, 2502.18137) of bf16 tensors.
+// Makes SageAttention's 8-bit operands (arXiv 2411.10958, 2502.18137) from bf16 tensors.
 //
-//     q, k - mean k: int8 by blocks of rows, scale = max|x| / 127 + 1e-7, halves away from zero
-//     v: e4m3 by channels, scale = max|v| / 2.25, transposed; or f16
+//     q, k - mean(k): int8, with one scale per block of rows: max|x| / 127 + 1e-7; halves are rounded away from zero
+//     v: e4m3, transposed, with one scale per channel: max|v| / 2.25; or f16
 #include "attention_tile.cuh"
+#include "sage.cuh"
 
 constexpr int kThreads = 256;
 
-/// x - mean as the original rounds it.
+/// x - mean, rounded to bf16 as in the original.
 DEVICE uint4 centre(uint4 x, const float (&mean)[8]) {
     auto pair = [](u32 words, float low, float high) {
         return pack_bf16(bf16_low(words) - low, bf16_high(words) - high);
@@ -15,24 +16,16 @@ DEVICE uint4 centre(uint4 x, const float (&mean)[8]) {
                       pair(x.z, mean[4], mean[5]), pair(x.w, mean[6], mean[7]));
 }
 
-/// x to the nearest integer, halves away from zero.
-DEVICE u32 round_away(float x) { return u32(int(x + copysignf(0.5f, x))); }
-
-/// The low bytes of four words.
-DEVICE u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
-    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-}
-
-/// One block of rows of one head. x: bf16 [rows, heads, dim]; mean: bf16 [heads, dim] (kMean) →
+/// Quantises one block of rows of one head. x: bf16 [rows, heads, dim]; mean: bf16 [heads, dim], with kMean →
 /// codes: int8 [heads, blocks * kRows, dim] (rows past the end are zero), scales: f32 [heads, blocks],
-/// pooled: bf16 [heads, blocks, dim], the block's mean; grid (heads, blocks): neighbours in time read
-/// neighbours in memory.
+/// pooled: bf16 [heads, blocks, dim], the means of the blocks; grid (heads, blocks), so that blocks of threads that run
+/// at the same time read neighbouring memory.
 template <int kDim, int kRows, bool kMean>
 __global__ void __launch_bounds__(kThreads)
 sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf16* pooled, int rows,
                    int heads) {
-    constexpr int kChunks = kDim / 8;           // of a row: one thread keeps the same one for all rows
-    constexpr int kStep = kThreads / kChunks;   // rows between two of one thread
+    constexpr int kChunks = kDim / 8;           // per row; a thread has the same chunk of all its rows
+    constexpr int kStep = kThreads / kChunks;   // distance between the rows of a thread
     constexpr int kCount = kRows / kStep;
     extern __shared__ __align__(16) u8 shared[];
     float* sums = reinterpret_cast<float*>(shared);  // [warps][dim]
@@ -84,7 +77,7 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     __syncthreads();
 #pragma unroll
     for (int warp = 0; warp < kThreads / 32; warp++) largest = fmaxf(largest, maxima[warp]);
-    const float scale = largest / 127.0f + 1e-7f;
+    const float scale = sage_scale(largest);
     const float inverse = 1.0f / scale;
     const i64 place = i64(head) * gridDim.y + block;
     if (threadIdx.x == 0) scales[place] = scale;
@@ -97,21 +90,14 @@ sage_quantize_rows(const bf16* x, const bf16* mean, i8* codes, float* scales, bf
     }
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
-        // Rows past the end are zeros, and zero becomes code 0.
-        float y[8];
-        unpack_bf16(y, raw[i]);
-        u32 codes_of[8];
-#pragma unroll
-        for (int e = 0; e < 8; e++) codes_of[e] = round_away(y[e] * inverse);
+        // Rows past the end are zeros, whose code is 0.
         *reinterpret_cast<uint2*>(codes + (i64(head) * gridDim.y * kRows + first + i * kStep) * kDim +
-                                  chunk * 8) =
-            make_uint2(pack_bytes(codes_of[0], codes_of[1], codes_of[2], codes_of[3]),
-                       pack_bytes(codes_of[4], codes_of[5], codes_of[6], codes_of[7]));
+                                  chunk * 8) = sage_codes(raw[i], inverse);
     }
 }
 
-/// Which key, of a group of 16, is at position 4 c + i of the transposed values: 2 c + i % 2 + 8 (i / 2).
-/// So the columns that a thread holds of Q K^T are, in order, those that it holds of P as the A operand.
+/// Quantises and transposes the values. In each group of 16 keys, position 4 c + i has key 2 c + i % 2 + 8 (i / 2).
+/// Then the columns of Q K^T that a thread holds are, in order, those that it needs of P as the operand A.
 ///
 /// v: bf16 [keys, heads, dim], maxima: f32 [heads, dim] → codes: e4m3 [heads, dim, blocks * 128] in that
 /// order, zero past the end; scales: f32 [heads, dim]; grid (heads, blocks).
@@ -119,13 +105,13 @@ template <int kDim>
 __global__ void __launch_bounds__(kThreads)
 sage_quantize_values(const bf16* v, const float* maxima, u8* codes, float* scales, int keys,
                      int heads) {
-    constexpr int kStride = 33;  // words of a channel's 128 bytes, one more against bank conflicts
+    constexpr int kStride = 33;  // words for a channel's 128 bytes, plus one against bank conflicts
     extern __shared__ __align__(16) u8 shared[];
     u32* words = reinterpret_cast<u32*>(shared);                  // [dim][33]
     float* factors = reinterpret_cast<float*>(words + kDim * kStride);  // [dim]
     const int head = blockIdx.x;
     const int first = blockIdx.y * 128;
-    // A warp takes four chunks of eight channels of eight groups of four keys, kTurns times.
+    // A warp handles four chunks of eight channels, of eight groups of four keys, kTurns times.
     constexpr int kParts = kDim / 32;  // of the channels
     constexpr int kWarps = kThreads / 32;
     constexpr int kTurns = kParts * 4 / kWarps;
@@ -173,7 +159,7 @@ sage_quantize_values(const bf16* v, const float* maxima, u8* codes, float* scale
     }
 }
 
-/// x: bf16 → f16; four elements a thread.
+/// x: bf16 → y: f16; four elements per thread
 __global__ void sage_halve_values(const bf16* x, f16* y, i64 count) {
     const i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
     if (i >= count) return;
@@ -186,7 +172,7 @@ __global__ void sage_halve_values(const bf16* x, f16* y, i64 count) {
 
 // ---- for checking: the operands in natural order ----------------------------------------------
 
-/// codes: [heads, rows_padded, dim] → out: [rows, heads, dim]; one thread a byte.
+/// codes: [heads, padded, dim] → out: [rows, heads, dim]; one byte per thread
 __global__ void sage_natural_rows(const u8* codes, u8* out, int rows, int heads, int dim, int padded) {
     const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= i64(rows) * heads * dim) return;
@@ -195,7 +181,7 @@ __global__ void sage_natural_rows(const u8* codes, u8* out, int rows, int heads,
     out[i] = codes[(head * i64(padded) + row) * dim + i % dim];
 }
 
-/// codes: [heads, dim, padded] as sage_quantize_values writes them → out: [keys, heads, dim].
+/// codes: [heads, dim, padded], from sage_quantize_values → out: [keys, heads, dim]
 __global__ void sage_natural_values(const u8* codes, u8* out, int keys, int heads, int dim, int padded) {
     const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= i64(keys) * heads * dim) return;

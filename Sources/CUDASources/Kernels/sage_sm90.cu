@@ -1,14 +1,13 @@
-// Block-sparse SageAttention on Hopper: int8 Q K^T and e4m3 P V on wgmma, blocks of 64 queries x 128 keys.
+// Block-sparse SageAttention on Hopper: int8 Q K^T and e4m3 P V on wgmma, with blocks of 64 queries x 128 keys.
 //
-// One warpgroup is one block of threads and takes one query block; it walks over that block's list of key
-// blocks: products, softmax, products. Three blocks of threads share a multiprocessor, so while one
-// waits for the tensor cores the others compute their softmax; nothing within one overlaps. Its first thread
-// loads the tiles: one of K and one of V ahead of those in use.
+// A block of threads is one warpgroup and computes one query block. It visits the listed key blocks one after the
+// other: products, softmax, products. Three blocks of threads share a multiprocessor, so while one waits for the tensor
+// cores, the others compute their softmax; within a block nothing overlaps. Its first thread loads the tiles: one of K
+// and one of V ahead of those in use.
 //
-// Measured on an H200: the tiles are there before they are wanted, and tensor cores, exponentials and issue
-// slots are all busy for less than half of the time. Warpgroups that share the tiles of two or three query
-// blocks load less, but wait for each other: they take 1.1 to 1.4 times as long, even where neighbours want
-// the same keys.
+// Measured on an H200: the tiles arrive before they are needed, and tensor cores, exponentials and issue slots are all
+// busy for less than half of the time. Warpgroups that share the tiles of two or three query blocks load less but wait
+// for each other; they take 1.1 to 1.4 times as long, even if neighbouring query blocks attend to the same keys.
 #include "attention_tile.cuh"
 #include "sage.cuh"
 #include "wgmma.cuh"
@@ -31,11 +30,11 @@ struct Layout {
 /// The running softmax of this thread's two rows.
 struct Softmax {
     float maximum[2] = {kLowestLogit, kLowestLogit};
-    float sum[2] = {1.0f, 1.0f};  // of this thread's columns; the first decay makes it zero
+    float sum[2] = {1.0f, 1.0f};  // over this thread's columns; the first decay makes it zero
     float decay[2];
 
-    /// Takes the new maxima. s: integer logits, `factor` what one is worth; columns from `limit` on do
-    /// not exist (kMasked).
+    /// Updates the maxima. s: integer logits, to be multiplied by `factor`; with kMasked, columns from `limit` on do
+    /// not exist.
     template <bool kMasked>
     DEVICE void raise(const i32 (&s)[64], float factor, int limit) {
         const int column = 2 * (lane_id() % 4);
@@ -68,7 +67,7 @@ struct Softmax {
         }
     }
 
-    /// The probabilities: e4m3 in the order of the A operand.
+    /// Computes the probabilities, in e4m3 and in the order of the operand A.
     template <bool kMasked>
     DEVICE void weights(const i32 (&s)[64], float factor, int limit, u32 (&p)[16]) {
         const int column = 2 * (lane_id() % 4);
@@ -86,7 +85,7 @@ struct Softmax {
                     if (kMasked && 8 * (j + e / 2) + column + e % 2 >= limit) x[e] = 0.0f;
                 }
                 total[r] += (x[0] + x[1]) + (x[2] + x[3]);
-                // Keys 32 t + 0..15 are the low half of the fragment, rows 8 and up its odd registers.
+                // Keys 32 t + 0..15 are the low half of the fragment; rows from 8 on are in its odd registers.
                 p[j / 4 * 4 + j / 2 % 2 * 2 + r] = pack_e4m3(x[0], x[1], x[2], x[3]);
             }
         }
@@ -106,7 +105,7 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
     const u32 barriers = base + L::kBarriers;
-    // Phases: a stage's tile is there; all warps are done with it.
+    // Phases of `full` barriers end when a tile has arrived, those of `empty` ones when all warps are done with it.
     auto k_full = [=](int stage) { return barriers + 8 * stage; };
     auto v_full = [=](int stage) { return barriers + 8 * (kStages + stage); };
     auto k_empty = [=](int stage) { return barriers + 8 * (2 * kStages + stage); };
@@ -146,7 +145,7 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
         if (a.selected > 1) load_k(1, list[1]);
     }
     const float q_factor = a.q_scales[place] * a.scale;
-    // Of the visits ahead: their blocks and the scale of the next one's keys.
+    // The next key block to visit, and the scale of the keys that are visited now.
     int next = list[min(1, a.selected - 1)];
     float scale = k_scales[list[0]];
     __syncthreads();
@@ -208,7 +207,7 @@ sage_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ Tenso
         }
         next = ahead;
     };
-    // Only the last key block can be cut short.
+    // Only the last key block can be incomplete.
     const int limit = a.keys - list[a.selected - 1] * kKeysPerBlock;
     const int whole = a.selected - (limit < kKeysPerBlock);
 #pragma unroll 1

@@ -1,12 +1,12 @@
-// The running softmax of the attention kernels (FlashAttention, arXiv 2205.14135), over logits as the products
-// leave them: a thread holds parts of two rows, element i is of row i / 2 % 2, four threads share both.
+// The running softmax of the attention kernels (FlashAttention, arXiv 2205.14135), on the accumulators of the products:
+// four threads share two rows, and element i of a thread belongs to row i / 2 % 2.
 #pragma once
 #include "ptx.cuh"
 
-/// Where a running maximum starts. It is finite: a tile without any key changes nothing.
+/// Initial value of a running maximum. It is finite, so that a tile without any key changes nothing.
 constexpr float kLowestLogit = -1e30f;
 
-/// Accumulators tile by tile as one array.
+/// The accumulators of all tiles as one array.
 template <typename T, int kTiles>
 DEVICE T (&flat(T (&x)[kTiles][4]))[4 * kTiles] {
     return reinterpret_cast<T(&)[4 * kTiles]>(x);
@@ -26,15 +26,15 @@ DEVICE void row_maxima(const float (&s)[kCount], float (&largest)[2]) {
     }
 }
 
-/// Probabilities are 2^(logit - maximum) until the sum of all divides them.
+/// Probabilities are 2^(logit - maximum); at the end the result is divided by the sum of all.
 struct RunningSoftmax {
     float maximum[2] = {kLowestLogit, kLowestLogit};
-    /// Of this thread's columns.
+    /// Sums over this thread's columns.
     float sum[2] = {0, 0};
-    /// What the last rise of the maxima makes of earlier sums and results.
+    /// The factors of earlier sums and results after the maxima have risen.
     float decay[2];
 
-    /// `largest`: of the tile's logits, which are worth `scale`.
+    /// Updates the maxima. `largest`: of the tile's logits, which are to be multiplied by `scale`.
     DEVICE void raise(const float (&largest)[2], float scale) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -44,9 +44,9 @@ struct RunningSoftmax {
         }
     }
 
-    /// Turns the tile's logits into probabilities, times 2^boost. Their sums join those of earlier tiles, unless
-    /// the caller adds what it makes of them (kSums). Each is added as soon as it is there: the chain of
-    /// additions hides behind the exponentials.
+    /// Turns the tile's logits into probabilities, times 2^boost. With kSums, adds them to the sums; otherwise the
+    /// caller does that, after rounding. Each is added as soon as it is computed, so that the additions overlap with
+    /// the exponentials.
     template <bool kSums = true, int kCount>
     DEVICE void soften(float (&s)[kCount], float scale, float boost = 0) {
 #pragma unroll
@@ -65,19 +65,19 @@ struct RunningSoftmax {
         }
     }
 
-    /// A tile's sum of row r, after `raise`.
+    /// Adds a tile's sum of row r; must follow `raise`.
     DEVICE void add(int r, float total) { sum[r] = __fmaf_rn(sum[r], decay[r], total); }
 
-    /// Whether any maximum of the warp rose.
+    /// Whether any maximum of the warp has risen.
     DEVICE bool rose() const { return __any_sync(0xffffffffu, decay[0] != 1.0f || decay[1] != 1.0f); }
 
-    /// Earlier results under the new maxima.
+    /// Scales earlier results to the new maxima.
     template <int kCount>
     DEVICE void fade(float (&o)[kCount]) const {
 #pragma unroll
         for (int i = 0; i < kCount; i++) o[i] *= decay[i / 2 % 2];
     }
 
-    /// 1 / the whole rows' sums.
+    /// 1 / the sum of the whole row r.
     DEVICE float inverse(int r) const { return 1.0f / warp_sum<4>(sum[r]); }
 };

@@ -1,14 +1,14 @@
-// From accumulators of mma to rows of results in memory: 16 bytes a lane, four lanes a row.
+// Writing the accumulators of mma to rows in memory, with 16 bytes per lane and four lanes per row.
 #pragma once
 #include "ptx.cuh"
 
-/// Accumulators of mma (columns 8 j + 2 (lane % 4) + {0, 1} of tile j) as rows of 16 bytes: x0..x3 are this
-/// lane's words of four tiles; afterwards they are the four words of tile lane % 4. (Selected by PRMT: of a
-/// `?:` the compiler makes branches around the shuffles.)
+/// Turns accumulators of mma (columns 8 j + 2 (lane % 4) + {0, 1} of tile j) into rows of 16 bytes: x0..x3 are this
+/// lane's words of four tiles, and become the four words of tile lane % 4. (Words are selected with PRMT; from `?:` the
+/// compiler would make branches around the shuffles.)
 DEVICE void quad_transpose(u32& x0, u32& x1, u32& x2, u32& x3) {
     const u32 odd = lane_id() & 1 ? 0x7654 : 0x3210;
     const u32 high = lane_id() & 2 ? 0x7654 : 0x3210;
-    // The lane keeps the word of its own parity, its neighbour gets the other one.
+    // The lane keeps the word of its own parity and gives the other one to its neighbour.
     auto exchange = [](u32& a, u32& b, u32 which, int distance) {
         const u32 other = __shfl_xor_sync(0xffffffffu, __byte_perm(b, a, which), distance);
         a = __byte_perm(a, other, which);
@@ -20,10 +20,10 @@ DEVICE void quad_transpose(u32& x0, u32& x1, u32& x2, u32& x3) {
     exchange(x1, x3, high, 2);
 }
 
-/// This lane's two rows of a tile of results, of which `rows` and `columns` exist: x[r] are the accumulators of
-/// row 8 r, packed as bf16. Afterwards x[r][4 j...] are the eight columns from 32 j + 8 (lane % 4) on.
-/// `addend`, where there is one, is added and the sum rounded again: the first column of row 0, `stride` elements
-/// before the next row, 16-byte aligned; `columns` is a multiple of 8. Whole warps.
+/// Gathers this lane's two rows of a tile of results, of which `rows` and `columns` exist. x[r]: the accumulators of
+/// row 8 r, packed as bf16; afterwards x[r][4 j...] are the eight columns from 32 j + 8 (lane % 4) on. If `addend` is
+/// not null, it is added and the sum rounded again: it points to the first column of row 0, is aligned to 16 bytes, and
+/// its rows are `stride` elements apart. `columns` is a multiple of 8. Must be called by whole warps.
 template <int kTiles>
 DEVICE void gather_rows(u32 (&x)[2][kTiles], const bf16* addend, i64 stride, int rows,
                         int columns = 8 * kTiles) {
@@ -57,7 +57,7 @@ DEVICE void gather_rows(u32 (&x)[2][kTiles], const bf16* addend, i64 stride, int
     }
 }
 
-/// Writes gathered rows as bf16, to places as gather_rows reads them from.
+/// Writes gathered rows as bf16; `out` and `stride` are as `addend` and `stride` of gather_rows.
 template <int kTiles>
 DEVICE void write_rows(bf16* out, i64 stride, int rows, const u32 (&x)[2][kTiles],
                        int columns = 8 * kTiles) {
@@ -72,7 +72,7 @@ DEVICE void write_rows(bf16* out, i64 stride, int rows, const u32 (&x)[2][kTiles
     }
 }
 
-/// The largest magnitude of this lane's rows, as far as they exist.
+/// The largest magnitude in those of this lane's rows that exist.
 template <int kTiles>
 DEVICE float largest_magnitude(const u32 (&x)[2][kTiles], int rows) {
     float largest = 0;
@@ -87,7 +87,7 @@ DEVICE float largest_magnitude(const u32 (&x)[2][kTiles], int rows) {
     return largest;
 }
 
-/// The int8 codes of a block are its values times this, its scale is 1 / this.
+/// The factor from the values of a block to its int8 codes; the scale of the block is its inverse.
 DEVICE float code_factor(float largest) { return 128.0f / fmaxf(largest, kLeastMaximum); }
 DEVICE float code_scale(float largest) { return fmaxf(largest, kLeastMaximum) / 128.0f; }
 

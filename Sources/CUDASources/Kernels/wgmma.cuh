@@ -5,13 +5,13 @@
 //   row    16 w + l / 4 + 8 (i / 2 % 2)
 //   column 8 (i / 4) + 2 (l % 4) + i % 2
 // A in registers is the m16k16 (m16k32) fragment of mma.sync, rows as above.
-// Order: wgmma_fence, instructions, wgmma_commit, wgmma_wait<n>; d may be touched after the wait.
+// Order: wgmma_fence, instructions, wgmma_commit, wgmma_wait<n>; d may be accessed after the wait.
 #pragma once
 #include "ptx.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// Before the first instruction, and whenever registers that one reads were written since.
+/// Needed before the first instruction, and whenever registers that an instruction reads have been written since.
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits until at most kPending committed groups are in flight.
@@ -19,8 +19,8 @@ template <int kPending>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-/// Keeps the compiler from moving uses of accumulators across a wait. (In registers of their own type:
-/// another one would be a copy that ptxas sees before the wait, and it would serialise the instructions.)
+/// Keeps the compiler from moving uses of accumulators across a wait. (The operands must have the accumulators' own
+/// type: another type would mean a copy before the wait, for which ptxas would serialise the instructions.)
 template <int N>
 DEVICE void wgmma_hold(float (&d)[N]) {
 #pragma unroll
@@ -36,22 +36,22 @@ DEVICE void wgmma_hold(i32 (&d)[N]) {
 
 enum class Swizzle : u64 { none = 0, bytes128 = 1, bytes64 = 2, bytes32 = 3 };
 
-/// The general descriptor; offsets in bytes (multiples of 16).
+/// A descriptor of any kind; offsets are in bytes, in multiples of 16.
 DEVICE u64 wgmma_descriptor(u32 shared, u32 leading, u32 stride, Swizzle swizzle) {
     return u64((shared & 0x3ffffu) >> 4) | (u64(leading >> 4) << 16) | (u64(stride >> 4) << 32) |
            (u64(swizzle) << 62);
 }
 
-/// A K-major tile (rows of A, or of B as [N, K]) whose rows are 128 bytes with 128-byte swizzle, as a
-/// bulk tensor copy with a 128-byte inner box writes it; 8 rows are 1024 bytes. `shared` of the tile
-/// must be a multiple of 1024. Step through K by adding 32 bytes to the address: descriptor + 2.
+/// A K-major tile (rows of A, or of B as [N, K]) with rows of 128 bytes and 128-byte swizzle, as written by a bulk
+/// tensor copy with a box of 128 bytes; 8 rows are 1024 bytes. `shared` of the whole tile must be a multiple of 1024. A
+/// step along K adds 32 bytes to the address: descriptor + 2.
 DEVICE u64 wgmma_descriptor_128b(u32 shared) {
     return wgmma_descriptor(shared, 16, 1024, Swizzle::bytes128);
 }
 
-/// An N-major B tile [K rows, N columns] of 16-bit values for `kTransposeB` (A likewise): 64-column panels of
-/// 128-byte rows with 128-byte swizzle; `panel` is the distance in bytes between panels (K * 128).
-/// Step through K by 16 rows: add 2048 bytes to the address: descriptor + 128.
+/// An N-major tile [K rows, N columns] of 16-bit values, for B with kTransposeB or A with kTransposeA: panels of 64
+/// columns, with rows of 128 bytes and 128-byte swizzle; `panel` is the distance between panels in bytes (K * 128). A
+/// step of 16 rows along K adds 2048 bytes to the address: descriptor + 128.
 DEVICE u64 wgmma_descriptor_128b_transposed(u32 shared, u32 panel) {
     return wgmma_descriptor(shared, panel, 1024, Swizzle::bytes128);
 }
@@ -102,8 +102,8 @@ DEVICE u64 wgmma_descriptor_128b_transposed(u32 shared, u32 panel) {
 #define WGMMA_OPS96(C, i) WGMMA_OPS64(C, i), WGMMA_OPS32(C, i + 64)
 #define WGMMA_OPS128(C, i) WGMMA_OPS64(C, i), WGMMA_OPS64(C, i + 64)
 
-// One instruction. SHAPE: its type suffixes; C: the constraint of an accumulator; H = N / 2; A, B, P
-// (and A1..A3): operand places; TAIL: the immediates after the predicate.
+// One instruction. SHAPE: its type suffixes; C: the constraint of an accumulator; H = N / 2; A, B, P (and A0..A3):
+// numbers of operands; TAIL: the immediates after the predicate.
 #define WGMMA_SS(N, H, C, SHAPE, A, B, P, TAIL, ...)                                               \
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" P                                    \
                  ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #N SHAPE " " WGMMA_D##N ", %" A     \

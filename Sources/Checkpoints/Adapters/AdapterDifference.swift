@@ -1,9 +1,9 @@
-/// The differences that adapters store in parts: what their headers tell, and their numbers.
+/// The weight differences that adapters store in factored form: their shapes, from headers, and their numbers.
 
 import Ground
 import Tensors
 
-/// A tensor of an adapter as a matrix: the first axis is the rows, the others together the columns.
+/// A tensor of an adapter as a matrix: the first axis is the rows, the other axes together the columns.
 struct StoredMatrix {
     let file: any Checkpoint
     let name: String
@@ -13,12 +13,12 @@ struct StoredMatrix {
         let shape = file.info(name)?.shape ?? []
         let (rows, columns) = foldedExtents(shape)
         guard !shape.isEmpty, rows > 0, columns > 0 else {
-            throw .incompatible(path: file.path, reason: "'\(name)' \(shape) is no matrix")
+            throw .incompatible(path: file.path, reason: "'\(name)' \(shape) is not a matrix")
         }
         self.init(name, in: file, rows: rows, columns: columns)
     }
 
-    /// The elements under other extents of the same product.
+    /// The same elements under other extents with the same product.
     init(_ name: String, in file: any Checkpoint, rows: Int, columns: Int) {
         self.file = file
         self.name = name
@@ -26,7 +26,7 @@ struct StoredMatrix {
         self.columns = columns
     }
 
-    /// - Throws: `.malformed` where a number is not finite.
+    /// - Throws: `.malformed` if a number is not finite.
     func read() throws(CheckpointError) -> Matrix {
         let tensor = try file.require(name)
         try requireFinite(tensor, name, in: file)
@@ -39,7 +39,7 @@ func foldedExtents(_ shape: [Int]) -> (rows: Int, columns: Int) {
     (shape.first ?? 1, shape.dropFirst().reduce(1, *))
 }
 
-/// - Throws: `.malformed` where the tensor holds infinities or NaNs.
+/// - Throws: `.malformed` if the tensor contains infinities or NaNs.
 func requireFinite(
     _ tensor: Tensor, _ name: String, in file: any Checkpoint
 ) throws(CheckpointError) {
@@ -48,12 +48,12 @@ func requireFinite(
     }
 }
 
-/// A matrix that is stored as it is, or as the product of two.
+/// A matrix that is stored as it is or as the product of two.
 enum Factor {
     case whole(StoredMatrix)
     case product(StoredMatrix, StoredMatrix)
 
-    /// - Throws: `.incompatible` where the two do not multiply.
+    /// - Throws: `.incompatible` if the shapes of the two cannot be multiplied.
     static func product(
         _ a: String, _ b: String, in file: any Checkpoint
     ) throws(CheckpointError) -> Factor {
@@ -79,7 +79,7 @@ enum Factor {
         }
     }
 
-    /// nil where it is stored as it is.
+    /// nil if the matrix is stored as it is.
     var rank: Int? {
         guard case .product(let a, _) = self else { return nil }
         return a.columns
@@ -116,7 +116,7 @@ enum LoadedFactor {
         }
     }
 
-    /// All rows.
+    /// The whole matrix, multiplied out.
     func matrix() -> Matrix {
         switch self {
         case .whole(let matrix): return matrix
@@ -130,9 +130,9 @@ enum LoadedFactor {
 
 /// What an adapter adds to a matrix.
 enum Difference {
-    /// A low-rank product (LoRA), or the whole difference.
+    /// A low-rank product (LoRA), or the full difference.
     case factor(Factor)
-    /// The product of two matrices element by element: LoHa.
+    /// The elementwise product of two matrices: LoHa.
     case elementwise(Factor, Factor)
     /// The Kronecker product: LoKr.
     case kronecker(Factor, Factor)

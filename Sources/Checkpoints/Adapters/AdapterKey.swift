@@ -1,5 +1,5 @@
-/// The keys of adapters: which module of the model they speak of, and which part of its change they
-/// hold.
+/// The keys of adapters: which module of the model a key refers to, and which part of its change it
+/// holds.
 
 /// A part of the change of one module.
 enum AdapterPart: Hashable {
@@ -10,7 +10,7 @@ enum AdapterPart: Hashable {
     case alpha
     /// DoRA's norms of the changed matrix.
     case magnitude
-    /// The whole difference of the tensor with this leaf.
+    /// The full difference of the tensor with this leaf.
     case difference(String)
     /// The whole new tensor with this leaf.
     case replacement(String)
@@ -20,11 +20,11 @@ enum AdapterPart: Hashable {
     case kronecker(String)
 }
 
-/// What a key says.
+/// A parsed key.
 struct AdapterKey {
     enum Content {
         case part(AdapterPart)
-        /// A kind of change that is not understood.
+        /// A kind of change that is not supported.
         case foreign(String)
     }
 
@@ -32,7 +32,7 @@ struct AdapterKey {
     let module: String
     let content: Content
 
-    /// Prefixes before the model's own names, any number of them.
+    /// Prefixes before the model's own names; there may be several.
     private static let prefixes = [
         "base_model.", "model.", "diffusion_model.", "transformer.", "transformer_2.", "unet.",
         "pipe.", "dit.",
@@ -40,7 +40,7 @@ struct AdapterKey {
         "module.", "lora_unet_", "lora_transformer_", "lycoris_",
     ]
 
-    /// Names that one component of a key may have, behind the module's.
+    /// Key components after the module's name that say what the tensor is.
     private static let parts: [String: AdapterPart] = [
         "lora_B": .up, "lora_up": .up, "lora_A": .down, "lora_down": .down, "alpha": .alpha,
         "lora_magnitude_vector": .magnitude, "dora_scale": .magnitude,
@@ -54,7 +54,7 @@ struct AdapterKey {
         "lokr_w2_a": .kronecker("w2_a"), "lokr_w2_b": .kronecker("w2_b"),
     ]
 
-    /// Kinds of change that are refused, by the names that give them away.
+    /// Kinds of change that are refused, by the key components that identify them.
     private static let foreign: [String: String] = [
         "lora_mid": "a LoCon in Tucker form", "hada_t1": "a LoHa in Tucker form",
         "hada_t2": "a LoHa in Tucker form", "lokr_t2": "a LoKr in Tucker form",
@@ -78,14 +78,14 @@ struct AdapterKey {
             let after = components.dropFirst(index + 1)
             // "lora.up.weight" is lora_up.weight
             let isSplit = component == "lora" && ["up", "down"].contains(after.first)
-            let name = isSplit ? "lora_" + after.first! : component
+            let name = isSplit ? "lora_" + (after.first ?? "") : component
             func module() -> String { components[..<index].joined(separator: ".") }
             if let kind = Self.foreign[name] {
                 self.init(module: module(), content: .foreign(kind))
                 return
             }
             if let part = Self.parts[name] {
-                // Behind the part may stand PEFT's name of the adapter, and "weight".
+                // The part may be followed by PEFT's name of the adapter and by "weight".
                 let leaf = after.last == "bias" ? "bias" : "weight"
                 let content: Content =
                     switch (part, leaf) {
@@ -97,7 +97,7 @@ struct AdapterKey {
                 return
             }
         }
-        // A whole tensor, as PEFT saves modules that were trained beside the adapters.
+        // A whole tensor: PEFT saves modules that were trained along with the adapters this way.
         var module = components.dropLast()
         if module.count > 2, module.dropLast().last == "modules_to_save" { module.removeLast(2) }
         if module.last == "base_layer" { module.removeLast() }
@@ -115,13 +115,13 @@ struct AdapterKey {
 }
 
 /// The modules of a model by the names that an adapter gives them: Wan's own or Hugging Face's,
-/// with dots or, as kohya writes them, underscores.
+/// with dots or, in kohya's files, with underscores.
 struct AdapterModules {
     private var modules: [String: String] = [:]
 
     /// - Parameters:
-    ///   - base: in original names.
-    ///   - keys: the adapter's, which tell whose names they are.
+    ///   - base: the model, in original names.
+    ///   - keys: the adapter's keys, which show whose names it uses.
     init(_ base: any Checkpoint, keys: [String]) {
         let kind = KeyLayout.detect(base.names)?.0
         let foreign = ["attn1", "attn2", "condition_embedder", "proj_out", "SelfAttention"]
@@ -132,7 +132,7 @@ struct AdapterModules {
             for name in [spelled, String(spelled.map { $0 == "." ? "_" : $0 })]
             where modules[name] == nil { modules[name] = module }
         }
-        // Hugging Face's norm2 is Wan's norm3: the adapter's own spelling goes first.
+        // Hugging Face's norm2 is Wan's norm3, so the adapter's own spelling takes precedence.
         if let translation { for module in own { add(translation.foreign(module), module) } }
         for module in own { add(module, module) }
     }

@@ -1,4 +1,4 @@
-/// From the keys of an adapter to changes of a model's tensors, all told by headers.
+/// Turns the keys of an adapter into changes of a model's tensors, from headers alone.
 
 import Tensors
 
@@ -9,10 +9,10 @@ struct AdapterReader {
     private let base: any Checkpoint
     private let modules: AdapterModules
     private let matrices: QuantizedMatrices
-    /// By the name of the tensor in the model.
+    /// The changes, with the name of each tensor in the model.
     private(set) var changes: [(target: String, change: Change)] = []
     private(set) var unmatched: [String] = []
-    /// What had to be decided, for people.
+    /// Decisions that a user should know of.
     private(set) var notes: [String] = []
 
     init(_ lora: LoRA, _ base: any Checkpoint, _ matrices: QuantizedMatrices) {
@@ -43,7 +43,7 @@ struct AdapterReader {
             }
             switch parsed.content {
             case .foreign(let kind):
-                throw fail("'\(name)' is changed by \(kind), which is not understood (\(key))")
+                throw fail("'\(name)' is changed by \(kind), which is not supported (\(key))")
             case .part(let part):
                 if found[name] == nil { order.append(name) }
                 let earlier = found[name, default: Module(spelled: parsed.module, name: name)]
@@ -57,13 +57,13 @@ struct AdapterReader {
         if let source = configuration.source, let alpha = configuration.alpha,
             !found.values.contains(where: { $0.parts[.alpha] != nil })
         {
-            notes.append("\(file.path): its alpha of \(alpha) is that of \(source)")
+            notes.append("\(file.path): its alpha of \(alpha) comes from \(source)")
         }
         if configuration.saysDoRA,
             !changes.contains(where: { if case .decompose = $0.change { true } else { false } })
         {
             throw fail(
-                "\(configuration.source ?? "its header") says DoRA, but no magnitudes are there")
+                "\(configuration.source ?? "its header") says DoRA, but there are no magnitudes")
         }
     }
 
@@ -80,12 +80,12 @@ struct AdapterReader {
         } else if module.has({ if case .hadamard = $0 { true } else { false } }) {
             guard let a = take(.hadamard("w1_a")), let b = take(.hadamard("w1_b")),
                 let c = take(.hadamard("w2_a")), let d = take(.hadamard("w2_b"))
-            else { throw fail("'\(module.name)' is changed by a LoHa of which a part is missing") }
+            else { throw fail("'\(module.name)' is changed by a LoHa with a missing part") }
             let (first, second) = (
                 try Factor.product(a, b, in: file), try Factor.product(c, d, in: file)
             )
             guard first.rows == second.rows, first.columns == second.columns else {
-                throw fail("'\(module.name)' is changed by a LoHa of two different shapes")
+                throw fail("'\(module.name)' is changed by a LoHa with two different shapes")
             }
             difference = .elementwise(first, second)
         } else if module.has({ if case .kronecker = $0 { true } else { false } }) {
@@ -95,7 +95,7 @@ struct AdapterReader {
                 }
                 guard let a = take(.kronecker(name + "_a")), let b = take(.kronecker(name + "_b"))
                 else {
-                    throw fail("'\(module.name)' is changed by a LoKr of which a part is missing")
+                    throw fail("'\(module.name)' is changed by a LoKr with a missing part")
                 }
                 return try .product(a, b, in: file)
             }
@@ -126,7 +126,7 @@ struct AdapterReader {
             case .difference(let leaf): try replace(leaf, of: module, key, isDifference: true)
             case .replacement(let leaf): try replace(leaf, of: module, key, isDifference: false)
             default:
-                throw fail("'\(key)' is part of a change of '\(module.name)' that is not complete")
+                throw fail("'\(key)' is part of an incomplete change of '\(module.name)'")
             }
         }
     }
@@ -141,18 +141,18 @@ struct AdapterReader {
         case .factor(let factor), .elementwise(let factor, _): rank = factor.rank
         case .kronecker(let a, let b): rank = b.rank ?? a.rank
         }
-        guard let rank else { return strength }  // alpha means nothing for whole matrices
+        guard let rank else { return strength }  // alpha does not apply to full matrices
         guard let alpha else {
             return strength * Float(configuration.scale(of: module.spelled, rank: rank))
         }
         let value = try file.require(alpha)
         guard value.shape.count == 1, value.allFinite else {
-            throw fail("'\(alpha)' is no number")
+            throw fail("'\(alpha)' is not a number")
         }
         return strength * value.floats()[0] / Float(rank)
     }
 
-    /// The change of a module's matrix.
+    /// Adds the change of a module's matrix.
     private mutating func add(
         _ difference: Difference, scale: Float, _ magnitude: String?, to module: Module
     ) throws(CheckpointError) {
@@ -162,10 +162,10 @@ struct AdapterReader {
         }
         let (rows, columns) = foldedExtents(stored.shape)
         guard difference.rows == rows, difference.columns == columns else {
-            // A LoRA of a text-to-video model on an image-to-video one: all other layers fit.
+            // A LoRA for text to video on an image-to-video model: all other layers fit.
             if module.name == "patch_embedding", difference.rows == rows {
                 unmatched += module.parts.values.sorted().map {
-                    "\($0) (for \(difference.columns / 4) channels, here are \(columns / 4))"
+                    "\($0) (for \(difference.columns / 4) channels, the model has \(columns / 4))"
                 }
                 return
             }
@@ -179,17 +179,17 @@ struct AdapterReader {
         let alongRows = norms.rows == rows && norms.columns == 1
         guard alongRows || norms.rows == 1 && norms.columns == columns else {
             throw fail(
-                "'\(magnitude)' [\(norms.rows), \(norms.columns)] does not go with [\(rows), \(columns)]"
+                "'\(magnitude)' [\(norms.rows), \(norms.columns)] does not fit [\(rows), \(columns)]"
             )
         }
-        // The strength is that of the whole change, its direction and its magnitude.
+        // The strength applies to the whole change, direction and magnitude.
         try append(
             .decompose(
                 difference, scale: strength == 0 ? 0 : scale / strength, magnitude: norms,
                 alongRows: alongRows, strength: strength), to: stored.name)
     }
 
-    /// A whole tensor: added, or put in the place of the model's.
+    /// Adds a full tensor to the model's, or replaces the model's by it.
     private mutating func replace(
         _ leaf: String, of module: Module, _ key: String, isDifference: Bool
     ) throws(CheckpointError) {
@@ -222,14 +222,15 @@ struct AdapterReader {
     private mutating func append(_ change: Change, to target: String) throws(CheckpointError) {
         guard let stored = base.info(target),
             stored.dtype.isFloatingPoint || matrices.byCodes[target] != nil
-                || LinearStorage(codes: splitLeaf(target).leaf) != nil
+                || LinearFormat(codes: splitLeaf(target).leaf) != nil
         else {
-            throw fail("it changes '\(target)', which does not hold numbers in \(base.path)")
+            throw fail(
+                "it changes '\(target)', which has no floating-point numbers in \(base.path)")
         }
         changes.append((target, change))
     }
 
-    /// The weight of a module in whatever form it has.
+    /// The weight of a module, in whatever form it is stored.
     private func storedMatrix(_ module: String) -> TensorInfo? {
         ["weight", "int8_weight", "fp8_weight"].lazy.compactMap { base.info("\(module).\($0)") }
             .first
@@ -239,7 +240,7 @@ struct AdapterReader {
         .incompatible(path: file.path, reason: reason)
     }
 
-    /// The error for an adapter of another model: its width, where the shapes tell it.
+    /// The error for an adapter made for another model; it names that model's width if the shapes tell it.
     private func foreign(_ module: String, _ found: [Int], _ stored: [Int]) -> CheckpointError {
         if case .wanTransformer(let model) = DetectedModel(base), found.count == stored.count,
             let place = stored.firstIndex(of: model.dim), found[place] != model.dim

@@ -4,16 +4,16 @@
 import Ground
 import Tensors
 
-/// What stands about alpha outside of the keys.
+/// What is said about alpha outside the keys.
 struct AdapterConfiguration {
     private(set) var alpha: Double?
     private var alphas: [(pattern: String, alpha: Double)] = []
     private var isRankStabilized = false
     let saysDoRA: Bool
-    /// Where it was found.
+    /// Where the configuration was found, for messages.
     let source: String?
 
-    /// - Throws: `.malformed`, or `.incompatible` where it asks for what is not done here.
+    /// - Throws: `.malformed`, or `.incompatible` if it asks for something that is not supported.
     init(of file: any Checkpoint) throws(CheckpointError) {
         var found: (text: [UInt8], source: String)?
         if let text = file.metadata["lora_adapter_metadata"] {
@@ -29,10 +29,10 @@ struct AdapterConfiguration {
             return
         }
         guard case .object(let members)? = JSONValue(parsing: found.text) else {
-            throw .malformed(path: file.path, reason: "\(found.source) holds no JSON object")
+            throw .malformed(path: file.path, reason: "\(found.source) is not a JSON object")
         }
         var own: [String: JSONValue] = [:]
-        // diffusers writes the name of the part of its pipeline before each name.
+        // diffusers prefixes each name with the pipeline's part that it belongs to.
         for (key, value) in members {
             let parts = key.split(separator: ".")
             guard let last = parts.last, parts.count == 1 || parts[0] != "text_encoder" else {
@@ -46,7 +46,8 @@ struct AdapterConfiguration {
         guard own["fan_in_fan_out"]?.bool != true else {
             throw .incompatible(
                 path: file.path,
-                reason: "\(found.source) says fan_in_fan_out: turned matrices are not read")
+                reason: "\(found.source) says fan_in_fan_out: transposed matrices are not supported"
+            )
         }
         if case .object(let patterns)? = own["alpha_pattern"] {
             for (pattern, value) in patterns {
@@ -63,7 +64,7 @@ struct AdapterConfiguration {
         }
     }
 
-    /// alpha / rank of a module (in the adapter's spelling); 1 where nothing is said.
+    /// alpha / rank of a module (in the adapter's spelling), or alpha / √rank for rsLoRA; 1 without an alpha.
     func scale(of module: String, rank: Int) -> Double {
         let special = alphas.first { pair in
             module == pair.pattern || module.hasSuffix("." + pair.pattern)
@@ -73,7 +74,7 @@ struct AdapterConfiguration {
     }
 }
 
-/// The bytes of a file of at most 1 MB; nil where there is none.
+/// The bytes of a file of at most 1 MB; nil if there is none.
 private func smallFile(_ path: String) throws(CheckpointError) -> [UInt8]? {
     do throws(CheckpointError) {
         let file = try openFile(path)

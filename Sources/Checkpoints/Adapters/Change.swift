@@ -1,9 +1,9 @@
-/// What adapters do to a tensor of a model, in f32 and on all threads.
+/// Applies the changes of adapters to a tensor of a model, in f32 and on all threads.
 
 import Ground
 import Tensors
 
-/// One change of one tensor, whose header has been compared with the tensor's.
+/// One change of one tensor. Its shape has been checked against the tensor's.
 enum Change {
     /// tensor + scale · difference
     case add(Difference, scale: Float)
@@ -29,9 +29,10 @@ enum Change {
     }
 }
 
-/// The tensor with all changes, one after the other, as `dtype`. Sums are in f32 and do not depend
-/// on the number of threads.
-/// - Throws: `.malformed` where a change or the result is not finite.
+/// Applies all changes to the tensor, one after the other. Sums are in f32 and do not depend on the
+/// number of threads.
+/// - Returns: the tensor as `dtype`.
+/// - Throws: `.malformed` if a change or the result is not finite.
 func changed(
     _ tensor: Tensor, by changes: [Change], as dtype: DType, _ name: String, in file: any Checkpoint
 ) throws(CheckpointError) -> Tensor {
@@ -66,7 +67,7 @@ private func applied(_ steps: [Step], to tensor: Tensor, as dtype: DType) -> Ten
     }
 }
 
-/// A change with its numbers at hand.
+/// A change whose numbers have been read.
 private enum Step {
     case add(LoadedDifference, scale: Float)
     case decomposeRows(LoadedDifference, scale: Float, magnitude: [Float], strength: Float)
@@ -74,7 +75,7 @@ private enum Step {
     case decomposeColumns(LoadedDifference, scale: Float, factors: [Float], strength: Float)
     case replace(LoadedFactor, strength: Float)
 
-    /// - Parameter before: the tensor as the earlier changes leave it, f32.
+    /// - Parameter before: the tensor after the earlier changes, f32.
     init(_ change: Change, before: () -> Tensor) throws(CheckpointError) {
         switch change {
         case .add(let difference, let scale): self = .add(try difference.read(), scale: scale)

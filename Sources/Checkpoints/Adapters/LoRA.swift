@@ -1,11 +1,11 @@
-/// Adapters (LoRA and its kin): merged into a checkpoint on disk, or while it is loaded.
+/// Adapters (LoRA and its relatives): merged into a checkpoint on disk, or while it is loaded.
 
 import Tensors
 
-/// An adapter and how strongly it is wanted.
+/// An adapter and the strength to apply it with.
 public struct LoRA {
     public let checkpoint: any Checkpoint
-    /// Factor of the change; 1 is as it was trained.
+    /// The factor of the change; 1 is as trained.
     public let strength: Float
 
     public init(_ checkpoint: any Checkpoint, strength: Float = 1) {
@@ -13,6 +13,7 @@ public struct LoRA {
         self.strength = strength
     }
 
+    /// - Throws: what `openCheckpoint` throws.
     public init(path: String, strength: Float = 1) throws(CheckpointError) {
         self.init(try openCheckpoint(path), strength: strength)
     }
@@ -20,27 +21,26 @@ public struct LoRA {
 
 /// A checkpoint with adapters merged in.
 public struct AdaptedCheckpoint {
-    /// Computes the changed tensors when they are asked for.
+    /// Computes the changed tensors on demand.
     public let checkpoint: any Checkpoint
     /// Tensors that were changed.
     public let changed: [String]
-    /// Keys of the adapters that are not used, with the file's name before them: they belong to
-    /// nothing in the checkpoint, or to a layer with other inputs.
+    /// Unused keys of the adapters, after the file's name: they belong to nothing in the checkpoint,
+    /// or to a layer with other inputs.
     public let unmatched: [String]
-    /// What else the result is, for people.
+    /// What else a user should know about the result.
     public let notes: [String]
 }
 
-/// The checkpoint, in its own names, with every layer changed as the adapters say, one adapter after
-/// the other.
+/// Applies adapters to a checkpoint, one after the other. The result keeps the checkpoint's names.
 ///
-/// Understood are low-rank pairs (weight + strength · alpha / rank · up · down), their biases, whole
-/// differences and whole tensors, DoRA, LoHa and LoKr, under the names of kohya, musubi-tuner,
+/// Supported are low-rank pairs (weight + strength · alpha / rank · up · down), their biases, full
+/// differences and full tensors, DoRA, LoHa and LoKr, under the names of kohya, musubi-tuner,
 /// LyCORIS, ComfyUI, diffusers and PEFT. Layers in this program's 8-bit forms are dequantised, changed
 /// and quantised again. In other programs' forms, whose scales are tensors that no adapter names, codes
 /// become bf16 multiples of their scales; plain 8-bit numbers become bf16.
-/// - Throws: `.incompatible` where an adapter was made for another model, or changes one of its
-///   modules in a way that is not understood. No numbers have been read then.
+/// - Throws: `.incompatible` if an adapter was made for another model, or changes a module in a way
+///   that is not supported. No numbers have been read by then.
 public func adapted(
     _ base: any Checkpoint, by loras: [LoRA]
 ) throws(CheckpointError) -> AdaptedCheckpoint {
@@ -70,11 +70,11 @@ public func adapted(
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {
         let (module, leaf) = splitLeaf(info.name)
-        let form = LinearStorage(codes: leaf)
-        if leaf == "scale", let form = LinearStorage.stored(module, in: base),
+        let form = LinearFormat(codes: leaf)
+        if leaf == "scale", let form = LinearFormat.stored(module, in: base),
             changes["\(module).\(form.rawValue)_weight"] != nil
         {
-            continue  // made with its codes
+            continue  // made together with its codes
         }
         guard let list = changes[info.name] else {
             entries.append(.from(base, info))
@@ -86,7 +86,7 @@ public func adapted(
                 defer { base.forget(info.name) }
                 let matrix = try changed(
                     try numbers(of: module, form, base), by: list, as: .f32, info.name, in: base)
-                return form == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
+                return form == .int8Blocks ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
             }
             continue
         }
@@ -111,7 +111,7 @@ public func adapted(
     let multiples = changes.keys.count { matrices.byCodes[$0] != nil }
     if multiples > 0 {
         notes.append(
-            "\(multiples) matrices are no 8-bit codes any more, but bf16 multiples of their scales")
+            "\(multiples) matrices are no longer 8-bit codes, but bf16 multiples of their scales")
     }
     if !layout.isOriginal(kind) {
         let translation = KeyTranslation(kind, layout)

@@ -1,10 +1,10 @@
-/// The product of two thin matrices, added to a large one a few rows at a time: every matrix of a
-/// model comes through here when an adapter changes it at load.
+/// The product of two thin matrices, added to a large one a few rows at a time. When an adapter is
+/// merged at load, every matrix of the model may pass through here, so it is vectorised.
 
 import Ground
 import Tensors
 
-/// A matrix of f32 numbers whose length is that of its shape: what indexes them need not check again.
+/// A matrix of f32 numbers. Their count is checked once, so that indexing need not check again.
 struct Matrix {
     let rows, columns: Int
     /// [rows, columns]
@@ -22,7 +22,7 @@ struct Matrix {
 
 /// up · down, a few rows at a time.
 struct LowRankProduct {
-    /// Columns of one panel: two vectors, which four rows keep in registers.
+    /// Columns of a panel: two vectors, whose sums for four rows fit in registers.
     private static let width = 16
     private static let rowsAtOnce = 4
     private typealias Vector = SIMD8<Float>
@@ -30,8 +30,8 @@ struct LowRankProduct {
     let columns: Int
     private let rank: Int
     private let up: Matrix
-    /// `down` cut into panels of 16 columns, each of which stays in the nearest cache while rows go
-    /// past it: [panels, rank, 16], with zeros past the last column.
+    /// `down` cut into panels of 16 columns, each of which stays in the nearest cache while all rows
+    /// use it: [panels, rank, 16], with zeros past the last column.
     private let panels: [Float]
 
     /// up: [rows, rank], down: [rank, columns]
@@ -43,7 +43,7 @@ struct LowRankProduct {
         columns = down.columns
         self.up = up
         let width = Self.width
-        var panels = [Float](repeating: 0, count: (columns + width - 1) / width * width * rank)
+        var panels = [Float](repeating: 0, count: ceilDivide(columns, width) * width * rank)
         for k in 0..<rank {
             for column in 0..<columns {
                 panels[(column / width * rank + k) * width + column % width] =
@@ -78,7 +78,7 @@ struct LowRankProduct {
         }
     }
 
-    /// Up to four rows of one panel. Rows past `count` repeat the last one and are not stored.
+    /// Adds up to four rows of one panel. Rows past `count` repeat the last one and are not stored.
     @inline(__always)
     private func add(
         _ panel: UnsafeRawPointer, _ up: UnsafePointer<Float>, _ count: Int, _ scale: Float,

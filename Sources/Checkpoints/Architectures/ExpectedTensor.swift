@@ -1,5 +1,6 @@
-/// What an architecture says about the tensors of its checkpoints.
+/// The tensors that an architecture expects in its checkpoints.
 
+import Ground
 import Tensors
 
 /// A tensor that a model of known sizes needs.
@@ -8,7 +9,7 @@ public struct ExpectedTensor: Sendable, Hashable {
     public enum Content: Sendable, Hashable {
         /// Floating point of any width.
         case numbers
-        /// The matrix of a linear layer that quantisation may replace: floating point here.
+        /// The matrix of a linear layer that quantisation may replace; here it is floating point.
         case quantizableMatrix
         case int8Codes
         case fp8Codes
@@ -34,7 +35,7 @@ public struct ExpectedTensor: Sendable, Hashable {
         self.content = content
     }
 
-    /// Whether a stored tensor may stand here.
+    /// Whether a stored tensor fits: its shape and its element type.
     public func accepts(_ info: TensorInfo) -> Bool {
         guard shapesAgree(stored: info.shape, wanted: shape) else { return false }
         return switch content {
@@ -45,29 +46,24 @@ public struct ExpectedTensor: Sendable, Hashable {
     }
 }
 
-/// Whether a stored shape may be read as the wanted one: equal but for extents of one, or with the
-/// axes after the first folded into one (a convolution that a linear layer replaces).
+/// Whether a stored shape may be read as the wanted one: equal except for extents of one, or with the
+/// axes after the first folded into one (a convolution that is used as a linear layer).
 func shapesAgree(stored: [Int], wanted: [Int]) -> Bool {
     if stored.filter({ $0 != 1 }) == wanted.filter({ $0 != 1 }) { return true }
     return wanted.count == 2 && stored.count > 2 && stored[0] == wanted[0]
         && stored.dropFirst().reduce(1, *) == wanted[1]
 }
 
-/// How the linear layers of a checkpoint are stored.
-public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
-    case plain
-    /// `int8_weight` and `scale`, the original's `-quant` checkpoints: 128x128 blocks.
-    case int8
-    /// `fp8_weight` (e4m3) and `scale`, one for each row.
-    case fp8
-
+/// How the linear layers of a checkpoint are stored: `weight`; `int8_weight` and `scale`, as in the original's `-quant`
+/// checkpoints; or `fp8_weight` and `scale`.
+extension LinearFormat {
     var isQuantized: Bool { self != .plain }
 
-    /// The form whose codes stand under a leaf.
+    /// The form whose codes have this leaf.
     init?(codes leaf: String) {
         switch leaf {
-        case "int8_weight": self = .int8
-        case "fp8_weight": self = .fp8
+        case "int8_weight": self = .int8Blocks
+        case "fp8_weight": self = .fp8Rows
         default: return nil
         }
     }
@@ -76,13 +72,13 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
     func tensors(_ name: String, _ outputs: Int, _ inputs: Int) -> [ExpectedTensor] {
         switch self {
         case .plain: [ExpectedTensor(name + ".weight", [outputs, inputs], .quantizableMatrix)]
-        case .int8:
+        case .int8Blocks:
             [
                 ExpectedTensor(name + ".int8_weight", [outputs, inputs], .int8Codes),
                 ExpectedTensor(
-                    name + ".scale", [(outputs + 127) / 128, (inputs + 127) / 128], .scales),
+                    name + ".scale", [ceilDivide(outputs, 128), ceilDivide(inputs, 128)], .scales),
             ]
-        case .fp8:
+        case .fp8Rows:
             [
                 ExpectedTensor(name + ".fp8_weight", [outputs, inputs], .fp8Codes),
                 ExpectedTensor(name + ".scale", [outputs], .scales),
@@ -90,15 +86,15 @@ public enum LinearStorage: String, Sendable, Hashable, CaseIterable {
         }
     }
 
-    /// The form in which the layer `name` is stored; nil where it is not there.
-    static func stored(_ name: String, in checkpoint: any Checkpoint) -> LinearStorage? {
-        if checkpoint.info(name + ".int8_weight") != nil { return .int8 }
-        if checkpoint.info(name + ".fp8_weight") != nil { return .fp8 }
+    /// The form in which the layer `name` is stored; nil if the checkpoint does not have it.
+    static func stored(_ name: String, in checkpoint: any Checkpoint) -> LinearFormat? {
+        if checkpoint.info(name + ".int8_weight") != nil { return .int8Blocks }
+        if checkpoint.info(name + ".fp8_weight") != nil { return .fp8Rows }
         return checkpoint.info(name + ".weight") != nil ? .plain : nil
     }
 }
 
-/// Number of entries `prefix` 0, `prefix` 1, … in the names.
+/// The number of entries `prefix` 0, `prefix` 1, … among the names.
 func countEntries(_ prefix: String, in checkpoint: any Checkpoint) -> Int {
     var highest = -1
     for name in checkpoint.names where name.hasPrefix(prefix) {
@@ -109,6 +105,6 @@ func countEntries(_ prefix: String, in checkpoint: any Checkpoint) -> Int {
     return highest + 1
 }
 
-/// Whether a number read from a file may be an extent of a model: sums and products of a few stay
-/// small.
+/// Whether numbers read from a file may be extents of a model: so small that products of a few do not
+/// overflow.
 func isPlausible(_ extents: Int...) -> Bool { extents.allSatisfy { (1...1 << 20).contains($0) } }

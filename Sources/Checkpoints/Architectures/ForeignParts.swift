@@ -1,9 +1,9 @@
-/// Tensors of Wan's relatives that a model here has no place for.
+/// Tensors of Wan's relatives that the models here do not have.
 
 import Tensors
 
-/// What tensors that no model asks for would have done, by the start of a module's name (behind
-/// "blocks.N." where it lies in a block).
+/// What tensors that no model asks for would have done, by the start of a module's name (after
+/// "blocks.N." for a module in a block).
 private let knownParts: [(start: String, part: String)] = [
     ("vace_", "VACE (videos as conditions)"),
     ("img_emb", "a CLIP image branch (Wan2.1 image-to-video)"),
@@ -25,7 +25,8 @@ private let knownParts: [(start: String, part: String)] = [
 ]
 
 /// Refuses tensors that would change what a model computes.
-/// - Parameter names: what the model did not ask for, in original names.
+/// - Parameter names: the tensors that the model did not ask for, in original names.
+/// - Throws: `.incompatible`.
 func refuseForeignParts(
     _ names: [String], _ kind: DetectedModel.Kind, in file: any Checkpoint
 ) throws(CheckpointError) {
@@ -35,12 +36,12 @@ func refuseForeignParts(
         throw .incompatible(
             path: file.path,
             reason:
-                "'\(name)' belongs to \(part), which is not run here: without it the model would "
+                "'\(name)' belongs to \(part), which is not supported: without it the model would "
                 + "compute something else")
     }
 }
 
-/// What a tensor of a transformer would do; nil where it is not known to do anything.
+/// What a tensor of a transformer would do; nil if it is not known to do anything.
 private func foreignPart(_ name: String, _ info: TensorInfo?) -> String? {
     var rest = name[...]
     var isInBlock = false
@@ -51,8 +52,8 @@ private func foreignPart(_ name: String, _ info: TensorInfo?) -> String? {
     }
     if let known = knownParts.first(where: { rest.hasPrefix($0.start) }) { return known.part }
     if name.contains("lora_") { return "an adapter that has not been merged" }
-    // A parameter inside a block takes part in every step, whatever it is called.
+    // A parameter inside a block affects every step, whatever its name.
     let isParameter = info.map { $0.dtype.isFloatingPoint && $0.shape.reduce(1, *) > 0 } ?? false
     return isInBlock && isParameter && !rest.hasSuffix("_extra_state")
-        ? "a part of the blocks that is not known" : nil
+        ? "an unknown part of the blocks" : nil
 }

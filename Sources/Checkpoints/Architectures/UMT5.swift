@@ -3,10 +3,10 @@
 /// Names and shapes as in
 /// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/utils/umt5.py
 
-/// Sizes of an umT5 encoder, as its tensors tell them.
+/// The sizes of a umT5 encoder, detected from its tensors.
 public struct UMT5Architecture: Sendable, Hashable {
     public var vocabulary: Int
-    /// Width of the model, of all heads together, and of the feed-forward layer.
+    /// The widths of the model, of all heads together, and of the feed-forward layer.
     public var dim, attentionDim, feedForward: Int
     public var heads: Int
     public var layers: Int
@@ -32,12 +32,12 @@ public struct UMT5Architecture: Sendable, Hashable {
     public static let nano = Self(
         vocabulary: 2048, dim: 256, attentionDim: 256, feedForward: 640, heads: 4, layers: 4)
 
-    /// The published model of these sizes, or "umT5 encoder".
+    /// The published model with these sizes, or "umT5 encoder".
     public var title: String {
         self == .xxl ? "umT5-xxl encoder" : self == .nano ? "nano umT5 encoder" : "umT5 encoder"
     }
 
-    /// Why this program does not run a model of these sizes; nil where it does.
+    /// Why this program does not run a model with these sizes; nil if it does.
     public var refusal: String? {
         attentionDim % heads == 0
             ? nil : "a text encoder of width \(attentionDim) cannot have \(heads) heads"

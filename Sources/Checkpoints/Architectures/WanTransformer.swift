@@ -3,27 +3,29 @@
 /// Names and shapes as in
 /// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/networks/wan2pt1.py
 
-/// Sizes of a Wan transformer, as its tensors tell them.
+public import Tensors
+
+/// The sizes of a Wan transformer, detected from its tensors.
 public struct WanTransformerArchitecture: Sendable, Hashable {
     /// Width of the model.
     public var dim: Int
     public var layers: Int
     public var feedForward: Int
     public var heads: Int
-    /// Channels of the latents going in (with conditioning) and coming out.
+    /// Channels of the input latents (with conditioning) and of the output latents.
     public var inputChannels, outputChannels: Int
     /// Rows and columns of latents that make one token.
     public var patch: Int
     /// Width of the text encoder's rows.
     public var textDim: Int
-    /// Width of the sinusoid of the time.
+    /// Width of the sinusoidal embedding of time.
     public var frequencyDim: Int
-    /// The linear branch of sparse-linear attention (`proj_l`) is there.
+    /// Whether it has the linear branch of sparse-linear attention (`proj_l`).
     public var hasSparseLinearAttention: Bool
     /// The form of most of the linear layers in the blocks.
-    public var linears: LinearStorage
-    /// Wan2.1's image-to-video models have a second cross attention to CLIP features. Its tensors
-    /// are not among `tensors`: this program does not run them.
+    public var linears: LinearFormat
+    /// Whether it has a second cross attention, to CLIP features, as Wan2.1's image-to-video models do. Its
+    /// tensors are not among `tensors`: this program does not run such models.
     public var hasImageBranch = false
 
     public var headDim: Int { dim / heads }
@@ -33,7 +35,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
     public init(
         dim: Int, layers: Int, feedForward: Int, heads: Int, inputChannels: Int = 16,
         outputChannels: Int = 16, patch: Int = 2, textDim: Int = 4096, frequencyDim: Int = 256,
-        hasSparseLinearAttention: Bool = false, linears: LinearStorage = .plain
+        hasSparseLinearAttention: Bool = false, linears: LinearFormat = .plain
     ) {
         self.dim = dim
         self.layers = layers
@@ -59,7 +61,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         ("Wan2.2 I2V A14B", wan22I2VA14B), ("nano", nano),
     ]
 
-    /// The published model of these sizes, or "Wan transformer".
+    /// The published model with these sizes, or "Wan transformer".
     public var title: String {
         if hasImageBranch { return "Wan2.1 I2V (with a CLIP branch)" }
         var plain = self
@@ -74,23 +76,25 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         }
     }
 
-    /// Why this program does not run a model of these sizes; nil where it does.
+    /// Why this program does not run a model with these sizes; nil if it does.
     public var refusal: String? {
         if hasImageBranch {
             return
-                "a second cross attention to CLIP features (Wan2.1 image-to-video) is not run here"
+                "a second cross attention to CLIP features (Wan2.1 image-to-video) is not supported"
         }
         guard dim == heads * headDim, headDim % 2 == 0 else {
             return "a transformer of width \(dim) cannot have \(heads) heads of even width"
         }
         guard frequencyDim % 2 == 0 else {
-            return "the sinusoid of the time has \(frequencyDim) numbers; an even one is expected"
+            return "the embedding of time has \(frequencyDim) numbers, expected an even number"
         }
         return nil
     }
 
-    /// - Parameter heads: needed where the checkpoint does not tell the head width (only `proj_l`
-    ///   does) and it is not 128.
+    /// - Parameters:
+    ///   - heads: needed if the head width is not 128 and cannot be told from the checkpoint (only
+    ///     `proj_l` tells it).
+    ///   - side: rows and columns of latents that make one token.
     init?(detecting checkpoint: any Checkpoint, heads: Int? = nil, patch side: Int = 2) {
         func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
         let layers = countEntries("blocks.", in: checkpoint)
@@ -126,10 +130,10 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         else { return nil }
     }
 
-    private static func commonStorage(_ checkpoint: any Checkpoint) -> LinearStorage {
-        var counts: [LinearStorage: Int] = [:]
+    private static func commonStorage(_ checkpoint: any Checkpoint) -> LinearFormat {
+        var counts: [LinearFormat: Int] = [:]
         for layer in linears {
-            guard let form = LinearStorage.stored("blocks.0.\(layer)", in: checkpoint) else {
+            guard let form = LinearFormat.stored("blocks.0.\(layer)", in: checkpoint) else {
                 continue
             }
             counts[form, default: 0] += 1
@@ -138,21 +142,22 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
             ?? .plain
     }
 
-    /// Linear layers of a block, those that quantisation replaces.
+    /// The linear layers of a block that quantisation replaces.
     static let linears =
         ["self_attn", "cross_attn"].flatMap { part in ["q", "k", "v", "o"].map { "\(part).\($0)" } }
         + ["ffn.0", "ffn.2"]
 
-    /// Those that read one input, which has one format.
+    /// Layers that read the same input, which has one format.
     static let sharedInputs = [
         ["self_attn.q", "self_attn.k", "self_attn.v"], ["cross_attn.k", "cross_attn.v"],
     ]
 
-    /// The linear branch of sparse-linear attention, in a block.
+    /// The linear branch of sparse-linear attention in a block.
     static let sparseLinear = "self_attn.attn_op.local_attn.proj_l"
 
     /// The tensors of this model, in the order of the original's state dictionary.
-    /// - Parameter checkpoint: each linear layer is expected in the form that it has there.
+    /// - Parameter checkpoint: each linear layer is expected in the form that it has in this checkpoint; nil: as
+    ///   `linears` says.
     public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
         var list: [ExpectedTensor] = []
         func dense(_ name: String, _ outputs: Int, _ inputs: Int) {
@@ -169,7 +174,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
             let block = "blocks.\(block)."
             func linear(_ name: String, _ outputs: Int, _ inputs: Int) {
                 let form =
-                    checkpoint.flatMap { LinearStorage.stored(block + name, in: $0) } ?? linears
+                    checkpoint.flatMap { LinearFormat.stored(block + name, in: $0) } ?? linears
                 list += form.tensors(block + name, outputs, inputs)
                 list.append(ExpectedTensor(block + name + ".bias", [outputs]))
             }

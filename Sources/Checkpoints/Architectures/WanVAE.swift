@@ -5,25 +5,25 @@
 
 public import Tensors
 
-/// Sizes of a Wan VAE, as its tensors tell them.
+/// The sizes of a Wan VAE, detected from its tensors.
 public struct WanVAEArchitecture: Sendable, Hashable {
     /// Channels at full resolution.
     public var dim: Int
     public var latentChannels: Int
-    /// Channels of a picture going in; more than three where patches of it are folded into them.
+    /// Channels of an input picture: three, or more if patches of pixels are folded into them.
     public var pictureChannels = 3
-    /// A file for decoding only has no encoder.
+    /// A file made for decoding only has no encoder.
     public var hasEncoder, hasDecoder: Bool
 
-    /// Channels at each resolution in units of `dim`, from full resolution on.
+    /// Channels at each resolution in units of `dim`, full resolution first.
     public var multiples: [Int]
-    /// Which of the steps between resolutions halve the time as well.
+    /// Which of the steps between resolutions also halve the number of frames.
     public var halvesTime: [Bool]
 
     /// Residual blocks at each resolution of the encoder; the decoder has one more.
     public static let residualBlocks = 2
 
-    /// - Parameters: those of Wan2.1, where nothing is said.
+    /// The defaults are Wan2.1's.
     public init(
         dim: Int = 96, latentChannels: Int = 16, hasEncoder: Bool = true, hasDecoder: Bool = true,
         multiples: [Int] = [1, 2, 4, 4], halvesTime: [Bool] = [false, true, true]
@@ -36,16 +36,16 @@ public struct WanVAEArchitecture: Sendable, Hashable {
         self.halvesTime = halvesTime
     }
 
-    /// Channels at each resolution, from full resolution on.
+    /// Channels at each resolution, full resolution first.
     public var widths: [Int] { multiples.map { $0 * dim } }
 
-    /// Frames (after the first), rows and columns of a video for one of its latents.
+    /// How many frames (after the first), rows and columns of a video one latent stands for.
     public var stride: Extent {
         let side = 1 << halvesTime.count
         return Extent(t: 1 << halvesTime.count { $0 }, h: side, w: side)
     }
 
-    /// The published model of these sizes, or "Wan VAE".
+    /// The published model with these sizes, or "Wan VAE".
     public var title: String {
         let name =
             latentChannels == 48
@@ -55,11 +55,11 @@ public struct WanVAEArchitecture: Sendable, Hashable {
         return whole ? name : name + (hasEncoder ? ", encoder only" : ", decoder only")
     }
 
-    /// Why this program does not run a model of these sizes; nil where it does.
+    /// Why this program does not run a model with these sizes; nil if it does.
     public var refusal: String? {
         if pictureChannels == 3 { return nil }
-        return "\(title) takes pictures folded into \(pictureChannels) channels, which is not run "
-            + "here; the models here need Wan2.1's VAE (Wan2.1_VAE.pth)"
+        return "\(title) takes pictures folded into \(pictureChannels) channels, which is not "
+            + "supported; use Wan2.1's VAE (Wan2.1_VAE.pth)"
     }
 
     init?(detecting checkpoint: any Checkpoint) {
@@ -75,7 +75,7 @@ public struct WanVAEArchitecture: Sendable, Hashable {
             hasDecoder: decoder != nil)
         pictureChannels = encoder?[1] ?? shape("decoder.head.2.weight")?[0] ?? 3
         guard isPlausible(latentChannels, pictureChannels) else { return nil }
-        // A file in which the resolutions cannot be made out is measured against Wan2.1's.
+        // If the resolutions cannot be made out, the file is compared with Wan2.1's.
         if let levels = Self.levels(
             checkpoint, encoder == nil ? "decoder.upsamples." : "encoder.downsamples.")
         {
@@ -91,7 +91,7 @@ public struct WanVAEArchitecture: Sendable, Hashable {
     }
 
     /// Channels of each resolution, and which of the steps between them convolve over time, in the order of a chain
-    /// of residual blocks and steps. nil where the chain has gaps.
+    /// of residual blocks and steps; nil if the chain has gaps.
     private static func levels(_ checkpoint: any Checkpoint, _ prefix: String) -> (
         widths: [Int], halvesTime: [Bool]
     )? {

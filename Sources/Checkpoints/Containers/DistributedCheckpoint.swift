@@ -1,4 +1,4 @@
-/// Reading torch.distributed.checkpoint: a folder with a pickle that says what is where, and files of
+/// Reading torch.distributed.checkpoint: a folder with a pickled table of contents, and files made of
 /// one small archive for each piece of a tensor.
 ///
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/torch/distributed/checkpoint/metadata.py
@@ -7,13 +7,15 @@ import Ground
 import SystemPackage
 import Tensors
 
-func openDistributed(folder: String) throws(CheckpointError) -> any Checkpoint {
+func openDistributed(
+    folder: String, asStored: Bool = false
+) throws(CheckpointError) -> any Checkpoint {
     var reader = try DistributedReader(folder)
-    return try TensorFile(folder, try reader.read())
+    return try TensorFile(folder, try reader.read(), asStored: asStored)
 }
 
 private struct DistributedReader {
-    /// Pieces of one tensor: more ranks than have trained any model.
+    /// The most pieces of one tensor: more than the ranks that have trained any model.
     static let maximumPieces = 4096
 
     private let folder: FilePath
@@ -36,7 +38,7 @@ private struct DistributedReader {
 
     // MARK: Records
 
-    /// The fields of a record of a class; nil for anything else.
+    /// The fields of a record of the given class; nil for anything else.
     private func fields(
         _ value: PickleValue?, _ record: PickleGlobal.Record
     ) -> [String: PickleValue]? {
@@ -57,7 +59,7 @@ private struct DistributedReader {
 
     // MARK: Reading
 
-    /// Where the pieces of tensors are, by name and first element.
+    /// Where a piece of a tensor is stored.
     private struct Place {
         let path: String
         let range: Range<Int>
@@ -73,10 +75,10 @@ private struct DistributedReader {
         var total = 0
         var names: Set<String> = []
         for (key, value) in machine.dictionaries[Int(tensors)] {
-            // Other things than tensors, a step counter for example, are pickled bytes.
+            // Anything but tensors, a step counter for example, is stored as pickled bytes.
             guard let fields = fields(value, .tensor) else { continue }
             guard let name = machine.text(key), names.insert(name).inserted else {
-                throw fail("a tensor without a name of its own")
+                throw fail("a tensor without a unique name")
             }
             let tensor = try self.tensor(name, fields, places, &contents)
             guard let tensor else { continue }
@@ -98,7 +100,7 @@ private struct DistributedReader {
         for (key, value) in machine.dictionaries[Int(storage)] {
             guard let index = fields(key, .index), let place = fields(value, .place),
                 let name = index["fqn"].flatMap({ machine.text($0) })
-            else { throw fail("a place that belongs to nothing") }
+            else { throw fail("a place that belongs to no tensor") }
             guard let path = place["relative_path"].flatMap({ machine.text($0) }),
                 let offset = integer(place["offset"]), let length = integer(place["length"]),
                 offset >= 0, length >= 0, offset <= Int.max - length
@@ -107,7 +109,7 @@ private struct DistributedReader {
                 throw fail("'\(path)' is not the name of a file in the same folder")
             }
             if case .sequence(let count) = transforms(place["transform_descriptors"]), count > 0 {
-                throw fail("'\(name)' is packed, which is not read")
+                throw fail("'\(name)' is packed, which is not supported")
             }
             let start = index["offset"].flatMap { machine.integers($0) } ?? []
             places[name, default: [:]][start] = Place(path: path, range: offset..<offset + length)
@@ -127,7 +129,7 @@ private struct DistributedReader {
         }
     }
 
-    /// nil for a tensor of a type that is not read, which is noted.
+    /// nil for a tensor of an unsupported type, which is noted in `contents`.
     private mutating func tensor(
         _ name: String, _ fields: [String: PickleValue], _ places: [String: [[Int]: Place]],
         _ contents: inout Contents
@@ -152,10 +154,10 @@ private struct DistributedReader {
                     start[$0] >= 0 && extent[$0] >= 0 && extent[$0] <= shape[$0]
                         && start[$0] <= shape[$0] - extent[$0]
                 })
-            else { throw fail("'\(name)' has a piece that lies outside of it") }
-            // Tensors that were not cut may be stored without a place in themselves.
+            else { throw fail("'\(name)' has a piece that lies outside it") }
+            // A tensor in one piece may be stored without an offset.
             guard let place = places[name]?[start] ?? (chunks.count == 1 ? places[name]?[[]] : nil)
-            else { throw fail("a piece of '\(name)' is nowhere") }
+            else { throw fail("a piece of '\(name)' is missing") }
             let piece = try archive(place, name, &contents)
             guard let piece else { return nil }
             guard piece.shape == extent, dtype == nil || dtype == piece.dtype else {
@@ -182,7 +184,7 @@ private struct DistributedReader {
             name: name, dtype: dtype, shape: shape, source: .parts(parts), checksums: checksums)
     }
 
-    /// The pieces must fill the tensor, each element once.
+    /// Checks that the pieces fill the tensor, each element once.
     private func requireTiling(
         _ name: String, _ parts: [StoredTensor.Part], _ shape: [Int]
     ) throws(CheckpointError) {
@@ -198,10 +200,10 @@ private struct DistributedReader {
                 if overlaps { throw fail("two pieces of '\(name)' overlap") }
             }
         }
-        guard count == shape.reduce(1, *) else { throw fail("'\(name)' is not whole") }
+        guard count == shape.reduce(1, *) else { throw fail("'\(name)' is incomplete") }
     }
 
-    /// The tensor that torch.save wrote at a place; nil for a type that is not read.
+    /// The tensor that torch.save wrote at a place; nil for an unsupported type.
     private mutating func archive(
         _ place: Place, _ name: String, _ contents: inout Contents
     ) throws(CheckpointError) -> StoredTensor? {
@@ -219,7 +221,7 @@ private struct DistributedReader {
         }
         let archive = try TorchArchive(data, place.range)
         guard case .tensor(let index) = archive.value else {
-            throw data.fail("at the place of '\(name)' is no tensor")
+            throw data.fail("there is no tensor at the place of '\(name)'")
         }
         let pickled = archive.machine.tensors[Int(index)]
         guard pickled.dtype != nil else {

@@ -1,4 +1,4 @@
-/// GGML's quantised blocks and their numbers.
+/// Decodes GGML's quantised blocks.
 ///
 /// https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c (`dequantize_row_*`)
 
@@ -17,10 +17,10 @@ enum GGMLBlock: UInt32, Sendable {
     case q5_K = 13
     case q6_K = 14
 
-    /// Numbers of a block.
+    /// How many numbers a block holds.
     var elements: Int { rawValue < 10 ? 32 : 256 }
 
-    /// Bytes of a block.
+    /// The bytes of a block.
     var byteCount: Int {
         switch self {
         case .q4_0: 18
@@ -38,7 +38,10 @@ enum GGMLBlock: UInt32, Sendable {
 
     func byteCount(elements count: Int) -> Int { ceilDivide(count, elements) * byteCount }
 
-    /// The numbers of whole blocks. bytes: from the first block of the tensor on
+    /// Decodes whole blocks.
+    /// - Parameters:
+    ///   - bytes: the tensor's bytes, from its first block.
+    ///   - range: the elements to decode, which must begin and end with a block.
     func decode(_ bytes: UnsafeRawBufferPointer, elements range: Range<Int>) -> [Float] {
         let blocks = range.lowerBound / elements..<ceilDivide(range.upperBound, elements)
         ensure(
@@ -112,7 +115,7 @@ enum GGMLBlock: UInt32, Sendable {
     ) {
         for group in 0..<16 {
             let (half, shift, part) = (group / 8, group % 8 / 2 * 2, group % 2)
-            // The low four bits of the scales lie in eight bytes, the high two in four.
+            // The low four bits of the scales are in eight bytes, the high two in four.
             let low = group < 8 ? x[96 + group] & 15 : x[96 + group - 8] >> 4
             let high = x[104 + group % 4] >> UInt8(group / 4 * 2) & 3
             let factor = scale * Float(Int(low | high << 4) - 32)
@@ -124,7 +127,7 @@ enum GGMLBlock: UInt32, Sendable {
         }
     }
 
-    /// 8 scales and minima of 6 bits, 256 codes of 4, or of 5 with their high bits before them.
+    /// 8 scales and minima of 6 bits, 256 codes of 4 bits, or of 5 bits, with the high bits stored first.
     private func decodeFourBits(
         _ x: UnsafeRawBufferPointer, _ y: UnsafeMutableBufferPointer<Float>, scale: Float,
         minimum: Float

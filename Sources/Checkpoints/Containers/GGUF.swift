@@ -6,7 +6,7 @@ import Ground
 import SystemPackage
 import Tensors
 
-/// Blocks of quantised numbers become `blocks` when they are asked for.
+/// - Parameter blocks: the type that quantised blocks are decoded to, on demand.
 func readGGUF(
     _ file: MappedFile, blocksAs blocks: DType
 ) throws(CheckpointError) -> Contents {
@@ -22,7 +22,7 @@ private struct GGUFReader {
     private let blockType: DType
     private var reader: ByteReader
     private var contents = Contents(format: .gguf)
-    /// ComfyUI-GGUF folds tensors whose rows are no whole blocks, and says what they were.
+    /// ComfyUI-GGUF folds tensors whose rows are not whole blocks, and records their original shapes.
     private var originalShapes: [String: [Int]] = [:]
     private var alignment = 32
 
@@ -58,13 +58,13 @@ private struct GGUFReader {
     mutating func read() throws(CheckpointError) -> Contents {
         let version = try number(UInt32.self)
         guard (2...3).contains(version) else {
-            throw file.fail("GGUF of version \(version); 2 and 3 are read")
+            throw file.fail("GGUF version \(version); 2 and 3 are supported")
         }
         let (tensors, pairs) = (try number(UInt64.self), try number(UInt64.self))
-        // A pair takes at least 13 bytes and a tensor 24, so that false counts end soon.
+        // A pair takes at least 13 bytes and a tensor 24, which exposes false counts.
         guard tensors <= Self.maximumTensors, tensors <= reader.remaining / 24,
             pairs <= reader.remaining / 13
-        else { throw file.fail("GGUF claims \(tensors) tensors and \(pairs) facts") }
+        else { throw file.fail("GGUF claims \(tensors) tensors and \(pairs) metadata pairs") }
         for _ in 0..<pairs { try readPair() }
         var entries: [Entry] = []
         for _ in 0..<tensors { entries.append(try readEntry()) }
@@ -77,7 +77,7 @@ private struct GGUFReader {
             }
             guard let tensor = try place(entry, after: dataStart) else { continue }
             total += tensor.byteCount
-            // Tensors that share their bytes would make a small file large.
+            // Tensors that share bytes could make a small file take much memory.
             guard total <= 64 * file.bytes.count + (64 << 20) else {
                 throw file.fail(
                     "its tensors together would take more than 64 times the file's size")
@@ -87,7 +87,7 @@ private struct GGUFReader {
         return contents
     }
 
-    // MARK: Facts
+    // MARK: Metadata
 
     private mutating func readPair() throws(CheckpointError) {
         let key = try text()
@@ -101,13 +101,13 @@ private struct GGUFReader {
         contents.metadata[key] = value
         if key == "general.alignment" {
             guard let size = Int(value), (1...1 << 20).contains(size) else {
-                throw file.fail("GGUF with the alignment \(value)")
+                throw file.fail("GGUF with alignment \(value)")
             }
             alignment = size
         }
     }
 
-    /// The text of a value; nil for arrays, which are passed over.
+    /// A value as text; nil for arrays, which are skipped.
     private mutating func value(_ type: Int, depth: Int) throws(CheckpointError) -> String? {
         switch type {
         case 0: return "\(try number(UInt8.self))"
@@ -122,13 +122,15 @@ private struct GGUFReader {
         case 7: return try number(UInt8.self) == 0 ? "false" : "true"
         case 8: return try text()
         case 9:
-            guard depth < Self.maximumDepth else { throw file.fail("GGUF facts nested too deeply") }
+            guard depth < Self.maximumDepth else {
+                throw file.fail("GGUF metadata nested too deeply")
+            }
             let (type, count) = (try number(UInt32.self), try number(UInt64.self))
             if let size = Self.sizes[type] {
                 try skip(count, of: size)
             } else {
                 guard [8, 9].contains(type), count <= reader.remaining / 8 else {
-                    throw file.fail("GGUF with an array of the type \(type)")
+                    throw file.fail("GGUF metadata with an array of type \(type)")
                 }
                 for _ in 0..<count {
                     if type == 8 {
@@ -145,16 +147,16 @@ private struct GGUFReader {
         case 12:
             guard let bits = reader.integer(UInt64.self) else { throw cutShort }
             return "\(Double(bitPattern: bits))"
-        default: throw file.fail("GGUF with a fact of the type \(type)")
+        default: throw file.fail("GGUF metadata of type \(type)")
         }
     }
 
-    /// Bytes of the values of one size.
+    /// Bytes of the value types that have a fixed size.
     private static let sizes = [
         0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8,
     ]
 
-    /// An array of integers as extents, outermost first.
+    /// Reads an array of integers as a shape, outermost extent first.
     private mutating func shape() throws(CheckpointError) -> [Int] {
         let (type, count) = (try number(UInt32.self), try number(UInt64.self))
         guard count <= Shape.maximumRank, [4, 5, 10, 11].contains(type) else {
@@ -192,7 +194,7 @@ private struct GGUFReader {
             offset: try number(UInt64.self))
     }
 
-    /// nil for a type that is not read, which is noted.
+    /// nil for an unsupported type, which is noted in `contents`.
     private mutating func place(
         _ entry: Entry, after dataStart: Int
     ) throws(CheckpointError) -> StoredTensor? {
@@ -234,7 +236,7 @@ private struct GGUFReader {
         0: .f32, 1: .f16, 24: .i8, 25: .i16, 26: .i32, 27: .i64, 28: .f64, 30: .bf16,
     ]
 
-    /// Names of types that are not read.
+    /// Names of unsupported types.
     private static let foreign = [
         9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
         20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0",

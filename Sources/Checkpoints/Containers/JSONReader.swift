@@ -1,9 +1,8 @@
-/// A strict JSON pull parser for headers that may be hostile: it keeps nothing that is not asked
-/// for.
+/// A strict JSON pull parser for headers that may be hostile: it keeps only what is asked for.
 
 import Ground
 
-/// Reads one JSON text from its start to its end. Depth is bounded and so is recursion.
+/// Reads one JSON text from start to end. Nesting, and thus recursion, is limited.
 struct JSONReader {
     struct Failure: Error, Equatable {
         let reason: String
@@ -41,13 +40,13 @@ struct JSONReader {
         guard skip(character) else { throw fail("'\(character)' expected") }
     }
 
-    /// Nothing but space may follow.
+    /// Checks that only white space follows.
     mutating func end() throws(Failure) {
         skipSpace()
         guard reader.remaining == 0 else { throw fail("text after the end") }
     }
 
-    /// An object; `member` must read the value of the key it is given. A key may occur once.
+    /// Reads an object; `member` must read the value of the given key. A key may occur only once.
     mutating func object(
         _ member: (_ key: String, inout JSONReader) throws(Failure) -> Void
     ) throws(Failure) {
@@ -64,7 +63,7 @@ struct JSONReader {
         try expect("}")
     }
 
-    /// An array; `element` must read one value.
+    /// Reads an array; `element` must read one value.
     mutating func array(_ element: (inout JSONReader) throws(Failure) -> Void) throws(Failure) {
         try enter("[")
         defer { depth -= 1 }
@@ -79,7 +78,7 @@ struct JSONReader {
         depth += 1
     }
 
-    /// A number that is a whole one in 0 ... Int.max.
+    /// Reads a whole number in 0 ... Int.max.
     mutating func count() throws(Failure) -> Int {
         skipSpace()
         var value = 0
@@ -94,7 +93,7 @@ struct JSONReader {
         let digits = reader.position - start
         guard digits > 0, digits == 1 || reader.bytes[start] != 0x30,
             next != UInt8(ascii: "."), next != UInt8(ascii: "e"), next != UInt8(ascii: "E")
-        else { throw fail("a whole number from 0 on expected") }
+        else { throw fail("a whole number, 0 or more, expected") }
         return value
     }
 
@@ -108,7 +107,7 @@ struct JSONReader {
                 isPlain = false
                 _ = reader.take(1)
             }
-            guard reader.take(1) != nil else { throw fail("a string without end") }
+            guard reader.take(1) != nil else { throw fail("an unterminated string") }
         }
         let range = start..<reader.position
         try expect("\"")
@@ -165,7 +164,7 @@ struct JSONReader {
         return text
     }
 
-    /// Reads a value of any kind and forgets it.
+    /// Reads a value of any kind and drops it.
     mutating func skipValue() throws(Failure) {
         skipSpace()
         switch next {
@@ -193,7 +192,7 @@ struct JSONReader {
         }
     }
 
-    /// true, false, null or a number.
+    /// Reads true, false, null or a number.
     private mutating func word() throws(Failure) -> JSONValue {
         let start = reader.position
         while let byte = next, ![0x2C, 0x5D, 0x7D, 0x20, 0x09, 0x0A, 0x0D].contains(byte) {
@@ -213,7 +212,7 @@ struct JSONReader {
     }
 }
 
-/// A small JSON text as a whole: configurations in headers and beside files.
+/// A whole, small JSON text: configurations in headers and in files of their own.
 enum JSONValue {
     case null
     case bool(Bool)
@@ -222,7 +221,7 @@ enum JSONValue {
     case list([JSONValue])
     case object([String: JSONValue])
 
-    /// nil where the text is not JSON.
+    /// nil if the text is not JSON.
     init?(parsing text: [UInt8]) {
         let value = text.withUnsafeBytes { bytes -> JSONValue? in
             var reader = JSONReader(bytes)
@@ -241,7 +240,7 @@ enum JSONValue {
     var number: Double? { if case .number(let number) = self { number } else { nil } }
     var bool: Bool? { if case .bool(let bool) = self { bool } else { nil } }
     var text: String? { if case .text(let text) = self { text } else { nil } }
-    /// The member of an object.
+    /// A member of an object; nil if this is not an object.
     subscript(_ key: String) -> JSONValue? {
         if case .object(let members) = self { members[key] } else { nil }
     }

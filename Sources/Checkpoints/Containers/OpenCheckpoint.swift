@@ -1,13 +1,13 @@
-/// Opening files and folders: the format is told by the content.
+/// Opening files and folders: the format is recognised by the content.
 
 import Ground
 import SystemPackage
 public import Tensors
 
 /// Opens a checkpoint without reading its tensors.
-/// - Parameter path: a file (safetensors, PyTorch, GGUF), an index of several, a folder that holds
-///   either, or a folder of torch.distributed.checkpoint. What the name ends in does not matter.
-/// - Parameter blocks: what the numbers of GGUF's quantised blocks become.
+/// - Parameter path: a file (safetensors, PyTorch, GGUF), an index of several files, a folder that
+///   holds either, or a folder of torch.distributed.checkpoint. The file's ending does not matter.
+/// - Parameter blocks: the type that GGUF's quantised blocks are decoded to.
 /// - Throws: `.unreadable` or `.malformed`.
 public func openCheckpoint(
     _ path: String, blocksAs blocks: DType = .bf16
@@ -21,12 +21,21 @@ public func openCheckpoint(
     return try TensorFile(path, try contents(of: try openFile(path), blocksAs: blocks))
 }
 
-/// What one file holds.
+/// Opens the state of a training run: names stay as they are stored, `net.` beside `net_ema.`.
+/// - Parameter path: a file, or a folder of torch.distributed.checkpoint.
+public func openTrainingState(_ path: String) throws(CheckpointError) -> any Checkpoint {
+    FilePath(path).isFolder
+        ? try openDistributed(folder: path, asStored: true)
+        : try TensorFile(
+            path, try contents(of: try openFile(path), blocksAs: .bf16), asStored: true)
+}
+
+/// The content of one file.
 func contents(
     of file: MappedFile, blocksAs blocks: DType
 ) throws(CheckpointError) -> Contents {
     if let what = recognized(file.bytes) { throw file.fail(what) }
-    // The brace first: the length before it may look like the start of other formats.
+    // Look for the brace first: the length before it may look like the start of another format.
     let bytes = file.bytes
     let hasHeader = bytes.count > 8 && bytes[8] == UInt8(ascii: "{")
     if hasHeader { return try readSafetensors(file) }
@@ -36,12 +45,12 @@ func contents(
         return try readTorchLegacy(file)
     }
     guard file.path.string.hasSuffix(".safetensors") else {
-        throw file.fail("neither a safetensors nor a PyTorch nor a GGUF file")
+        throw file.fail("not a safetensors, PyTorch or GGUF file")
     }
     return try readSafetensors(file)
 }
 
-/// Files that are no checkpoints, by their first bytes.
+/// Files that are not checkpoints, by their first bytes.
 private let strangers: [(start: [UInt8], what: String)] = [
     ([0x89, 0x50, 0x4E, 0x47], "a PNG picture"), ([0xFF, 0xD8, 0xFF], "a JPEG picture"),
     ([0x1F, 0x8B], "packed with gzip: unpack it first"),
@@ -50,15 +59,15 @@ private let strangers: [(start: [UInt8], what: String)] = [
     (Array("BZh".utf8), "packed with bzip2: unpack it first"),
     ([0x37, 0x7A, 0xBC, 0xAF], "a 7z archive: unpack it first"),
     (Array("Rar!".utf8), "a RAR archive: unpack it first"),
-    ([0x89, 0x48, 0x44, 0x46], "an HDF5 file (Keras), which is not read"),
-    ([0x93, 0x4E, 0x55, 0x4D, 0x50, 0x59], "a NumPy array, which is not read"),
+    ([0x89, 0x48, 0x44, 0x46], "an HDF5 file (Keras), which is not supported"),
+    ([0x93, 0x4E, 0x55, 0x4D, 0x50, 0x59], "a NumPy array, which is not supported"),
     (Array("%PDF".utf8), "a PDF document"), ([0x7F, 0x45, 0x4C, 0x46], "a program"),
-    (Array("ggml".utf8), "GGML of before GGUF, which is not read"),
-    (Array("lmgg".utf8), "GGML of before GGUF, which is not read"),
-    (Array("tjgg".utf8), "GGML of before GGUF, which is not read"),
+    (Array("ggml".utf8), "GGML from before GGUF, which is not supported"),
+    (Array("lmgg".utf8), "GGML from before GGUF, which is not supported"),
+    (Array("tjgg".utf8), "GGML from before GGUF, which is not supported"),
 ]
 
-/// What a file is that often lies in the place of a model; nil where it is none of those.
+/// Recognises files that are often found where a model should be; nil for anything else.
 private func recognized(_ bytes: UnsafeRawBufferPointer) -> String? {
     if bytes.starts(with: "version https://git-lfs".utf8) {
         return "a Git LFS pointer, which only names the file: fetch it with 'git lfs pull', or "
@@ -73,13 +82,13 @@ private func recognized(_ bytes: UnsafeRawBufferPointer) -> String? {
     if text.hasPrefix("{\"error") || text.hasPrefix("entry not found")
         || text.hasPrefix("access to model") || text.hasPrefix("invalid ")
     {
-        return "the text of an error, not a model: '\(text.prefix(80))'"
+        return "an error message, not a model: '\(text.prefix(80))'"
     }
     if let stranger = strangers.first(where: { bytes.starts(with: $0.start) }) {
         return stranger.what
     }
     if bytes.count >= 64, bytes.prefix(1 << 16).allSatisfy({ $0 == 0 }) {
-        return "it begins with zeros: a download that has not ended"
+        return "it begins with zeros: an unfinished download"
     }
     return nil
 }

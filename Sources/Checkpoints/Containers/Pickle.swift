@@ -1,9 +1,8 @@
 /// A closed pickle interpreter: it builds plain values and tensors, and calls nothing.
 ///
-/// A pickle is a program that may import and call anything. Here a global is one of the few names
-/// in `PickleGlobal`; every other one ends the reading with its name. Containers live in flat
-/// tables, so that neither reading nor freeing a nested value recurses, and shared values are never
-/// walked as a tree.
+/// A pickle is a program that may import and call anything. Here it may only import the few names
+/// in `PickleGlobal`; any other name is an error. Containers are kept in flat tables, so that neither
+/// reading nor freeing a nested value recurses, and shared values are never walked as a tree.
 
 import Ground
 import Tensors
@@ -31,21 +30,23 @@ enum PickleValue {
     case opaque
 }
 
-/// Where a tensor's elements are, before the container has said where the storages are.
+/// A storage as the pickle describes it, before the container has said where its bytes are.
 struct PickledStorage {
-    /// nil for untyped storages, which count bytes, and for types that are not read.
+    /// nil for untyped storages, which count bytes, and for unsupported types.
     let dtype: DType?
-    /// The type's name where it is not read.
+    /// The name of an unsupported type.
     let foreign: String?
     let key: Range<Int32>
     /// Elements of `dtype`, or bytes.
     let count: Int
 }
 
+/// A tensor as the pickle describes it: a view of a storage.
 struct PickledTensor {
     let storage: Int32
-    /// nil for a type that is not read, `type`.
+    /// nil for an unsupported type.
     let dtype: DType?
+    /// The type's name.
     let type: String
     let shape: [Int]
     let strides: [Int]
@@ -53,14 +54,14 @@ struct PickledTensor {
     let offset: Int
 }
 
-/// An object of a class that holds facts.
+/// An object of one of the known record classes.
 struct PickledObject {
     let record: PickleGlobal.Record
     /// A dictionary of its fields, or a tuple.
     var state: PickleValue
 }
 
-/// Reads one pickle. Limits bound memory and time by the size of the file.
+/// Reads one pickle. Memory and time are limited in proportion to the size of the file.
 struct PickleMachine {
     static let maximumStack = 1 << 17
     static let maximumMarks = 1 << 12
@@ -72,7 +73,7 @@ struct PickleMachine {
     private var stack: [PickleValue] = []
     private var marks: [Int] = []
     private var memo: [Int: PickleValue] = [:]
-    /// Values put into containers so far.
+    /// How many values have been put into containers.
     private var stored = 0
 
     /// Elements of lists and tuples.
@@ -92,7 +93,8 @@ struct PickleMachine {
 
     // MARK: Reading values
 
-    /// nil for what is no text, or too long for a name: it may be asked for as often as it is shared.
+    /// The text of a value; nil if it is not text, or too long for a name (a shared text may be asked for
+    /// many times).
     func text(_ value: PickleValue) -> String? {
         guard case .text(let range) = value, range.count <= TensorFile.longestName else {
             return nil
@@ -156,7 +158,7 @@ struct PickleMachine {
         case UInt8(ascii: "X"): stack.append(.text(try take(try number(UInt32.self))))
         case 0x8C: stack.append(.text(try take(try number(UInt8.self))))
         case 0x8D: stack.append(.text(try take(try number(UInt64.self))))
-        // Python 2's str, with which legacy files hold their keys
+        // Python 2's str, which legacy files use for keys
         case UInt8(ascii: "U"): stack.append(.text(try take(try number(UInt8.self))))
         case UInt8(ascii: "T"): stack.append(.text(try take(try number(Int32.self))))
         case UInt8(ascii: "C"): stack.append(.bytes(try take(try number(UInt8.self))))
@@ -185,7 +187,9 @@ struct PickleMachine {
         case 0x8F: stack.append(.opaque)  // EMPTY_SET
         case 0x90:  // ADDITEMS
             _ = try popToMark()
-            guard case .opaque = try top() else { throw fail("items for something not a set") }
+            guard case .opaque = try top() else {
+                throw fail("items for something that is not a set")
+            }
         case 0x91:  // FROZENSET
             _ = try popToMark()
             stack.append(.opaque)
@@ -210,19 +214,19 @@ struct PickleMachine {
         case UInt8(ascii: "R"):
             let arguments = try pop()
             guard case .global(let function) = try pop(), case .tuple(let index) = arguments else {
-                throw fail("a call of something that is no function")
+                throw fail("a call of something that is not a function")
             }
             stack.append(try call(function, sequences[Int(index)]))
         case UInt8(ascii: "b"):
             let state = try pop()
             switch try top() {
             case .object(let index): objects[Int(index)].state = state
-            // The state of an ordered dictionary: its attributes such as _metadata.
+            // The state of an ordered dictionary is its attributes, such as _metadata.
             case .dict, .opaque: break
             default: throw fail("an object with a state")
             }
         case UInt8(ascii: "Q"): stack.append(try persistent(try pop()))
-        case UInt8(ascii: "i"):  // INST: the name is all that is wanted of it
+        case UInt8(ascii: "i"):  // INST: read only to name the class in the error
             let module = try line()
             _ = try global(module, try line())
             throw fail("an instance of a class")
@@ -303,7 +307,7 @@ struct PickleMachine {
 
     // MARK: Containers
 
-    /// Counts `count` values more in containers (a container itself counts one).
+    /// Counts `count` more values in a container (the container itself counts as one).
     private mutating func account(_ count: Int) throws(CheckpointError) {
         stored += count + 1
         guard stored <= Self.maximumValues else { throw fail("too many values") }
@@ -336,7 +340,7 @@ struct PickleMachine {
 
     private mutating func append(_ items: [PickleValue]) throws(CheckpointError) {
         guard case .list(let index) = try top() else {
-            throw fail("items for something not a list")
+            throw fail("items for something that is not a list")
         }
         try account(items.count)
         sequences[Int(index)] += items
@@ -344,7 +348,7 @@ struct PickleMachine {
 
     private mutating func setItems(_ items: [PickleValue]) throws(CheckpointError) {
         guard case .dict(let index) = try top(), items.count.isMultiple(of: 2) else {
-            throw fail("entries for something not a dictionary")
+            throw fail("entries for something that is not a dictionary")
         }
         try account(items.count)
         for position in stride(from: 0, to: items.count, by: 2) {
@@ -368,7 +372,7 @@ struct PickleMachine {
 
     private func global(_ module: String, _ name: String) throws(CheckpointError) -> PickleGlobal {
         guard let known = PickleGlobal(module, name) else {
-            throw fail("it asks for '\(module).\(name)', which has no place in a checkpoint")
+            throw fail("it asks for '\(module).\(name)', which does not belong in a checkpoint")
         }
         return known
     }
@@ -383,7 +387,7 @@ struct PickleMachine {
             // OrderedDict([[key, value], ...])
             guard arguments.count == 1, case .list(let pairs) = argument,
                 case .dict(let index) = made
-            else { throw fail("an ordered dictionary of something else than pairs") }
+            else { throw fail("an ordered dictionary of something other than pairs") }
             try account(sequences[Int(pairs)].count * 2)
             for pair in sequences[Int(pairs)] {
                 switch pair {
@@ -391,7 +395,7 @@ struct PickleMachine {
                     .tuple(let items) where sequences[Int(items)].count == 2:
                     let items = sequences[Int(items)]
                     dictionaries[Int(index)].append((items[0], items[1]))
-                default: throw fail("an ordered dictionary of something else than pairs")
+                default: throw fail("an ordered dictionary of something other than pairs")
                 }
             }
             return made
@@ -406,7 +410,7 @@ struct PickleMachine {
             return try tensor(arguments, (dtype, name))
         case .rebuildParameter:
             guard let first = arguments.first, case .tensor = first else {
-                throw fail("a parameter that is no tensor")
+                throw fail("a parameter that is not a tensor")
             }
             return first
         case .rebuildFromType:
@@ -426,7 +430,7 @@ struct PickleMachine {
         guard arguments.count >= 4, case .storage(let index) = arguments[0],
             case .int(let offset) = arguments[1], let shape = integers(arguments[2]),
             let strides = integers(arguments[3]), shape.count == strides.count
-        else { throw fail("a tensor whose description is not one") }
+        else { throw fail("a tensor with an invalid description") }
         let metadata = arguments.count > (type == nil ? 6 : 7) ? arguments.last : nil
         if case .dict(let index)? = metadata, !dictionaries[Int(index)].isEmpty {
             throw fail("a tensor with conjugate or negative views")
@@ -451,7 +455,7 @@ struct PickleMachine {
             case .global(.storage(let dtype, let foreign)) = sequences[Int(index)][1],
             case .text(let key) = sequences[Int(index)][2],
             case .int(let count) = sequences[Int(index)][4], count >= 0
-        else { throw fail("a reference to something that is no storage") }
+        else { throw fail("a reference to something that is not a storage") }
         // Views of storages have not been written since PyTorch 0.4.
         if sequences[Int(index)].count == 6 {
             guard case .none = sequences[Int(index)][5] else { throw fail("a view of a storage") }

@@ -1,4 +1,4 @@
-/// What a pickle may import: all that a checkpoint has a place for.
+/// What a pickle may import: only what checkpoints need.
 
 import Tensors
 
@@ -8,15 +8,15 @@ enum PickleGlobal: Equatable {
     case size
     case rebuildTensor, rebuildTensorV3, rebuildParameter, rebuildFromType
     case tensorClass
-    /// nil for one that is not read.
+    /// nil for an unsupported type.
     case dtype(DType?, name: String)
-    /// nil: untyped, or of a type that is not read, which has a name.
+    /// nil: untyped, or of the unsupported type named `foreign`.
     case storage(DType?, foreign: String?)
     case record(Record)
-    /// Makes something that no tensor needs and that does nothing.
+    /// Makes something harmless that no tensor needs.
     case harmless
 
-    /// Classes that hold facts, of torch.distributed.checkpoint.
+    /// Record classes of torch.distributed.checkpoint.
     enum Record: String {
         case metadata = "Metadata"
         case tensor = "TensorStorageMetadata"
@@ -76,14 +76,14 @@ enum PickleGlobal: Equatable {
         "ShortStorage": .i16, "CharStorage": .i8, "ByteStorage": .u8, "BoolStorage": .bool,
     ]
 
-    /// Storages of types that are not read, and the bytes of their elements: they may occur in
-    /// tensors that are not needed.
+    /// Storages of unsupported types, with the bytes of an element: they may occur in tensors that
+    /// are not needed.
     static let foreign: [String: Int] = [
         "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "QInt8Storage": 1,
         "QUInt8Storage": 1, "QInt32Storage": 4,
     ]
 
-    /// Element types; those without a `DType` may occur in configurations, and in tensors that are not
+    /// Element types; those without a `DType` may occur in configurations and in tensors that are not
     /// needed.
     private static let dtypes: [String: DType?] = [
         "float64": .f64, "float32": .f32, "float16": .f16, "bfloat16": .bf16,

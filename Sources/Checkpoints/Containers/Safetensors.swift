@@ -3,7 +3,7 @@
 import Ground
 import Tensors
 
-/// The tensors of a safetensors file, and its free text.
+/// The tensors and the metadata of a safetensors file.
 func readSafetensors(_ file: MappedFile) throws(CheckpointError) -> Contents {
     let header = try SafetensorsHeader(file)
     return Contents(
@@ -18,7 +18,7 @@ func readSafetensors(_ file: MappedFile) throws(CheckpointError) -> Contents {
         foreign: header.entries.filter { $0.dtype == nil }.map { ($0.name, $0.type) })
 }
 
-/// A header: the tensors' places in a mapped file, and the file's free text.
+/// A header: the places of the tensors in a mapped file, and the file's metadata.
 struct SafetensorsHeader {
     /// The official reader's limit.
     static let maximumHeaderBytes = 100_000_000
@@ -28,7 +28,7 @@ struct SafetensorsHeader {
     struct Entry {
         var name = ""
         var type = ""
-        /// nil for one that is not read.
+        /// nil for an unsupported type.
         var dtype: DType?
         var shape: [Int] = []
         var begin = 0
@@ -134,7 +134,7 @@ struct SafetensorsHeader {
         return entry
     }
 
-    /// The format wants the bytes of all tensors to follow each other without gap or overlap.
+    /// The format requires the bytes of all tensors to follow each other without gaps or overlaps.
     private mutating func checkLayout(
         _ file: MappedFile, dataStart: Int
     ) throws(CheckpointError) {
@@ -185,7 +185,7 @@ extension DType {
     }
 }
 
-/// Bytes of a contiguous tensor; nil where the count overflows.
+/// Bytes of a contiguous tensor; nil if the count overflows.
 func byteCount(_ shape: [Int], _ dtype: DType) -> Int? {
     var product = dtype.byteCount
     var isEmpty = false

@@ -8,10 +8,10 @@ import Tensors
 /// `model.safetensors.index.fp16.json`.
 func isIndex(_ name: String) -> Bool { name.hasSuffix(".json") && name.contains(".index.") }
 
-/// The formats of a folder's files, the first one preferred.
+/// The endings of checkpoint files by format, the preferred format first.
 private let endings = [[".safetensors"], [".gguf"], [".bin", ".pth", ".pt", ".ckpt"]]
 
-/// A folder with one checkpoint: an index, a file, or files that are numbered.
+/// Opens a folder with one checkpoint: an index, a file, or numbered files.
 func openFolder(
     _ folder: String, blocksAs blocks: DType
 ) throws(CheckpointError) -> any Checkpoint {
@@ -35,7 +35,7 @@ func openFolder(
             let candidates = indices + groups.values.map { $0[0] }.sorted()
             throw .unreadable(
                 path: folder,
-                reason: "the folder holds several checkpoints, name one of them: "
+                reason: "the folder holds several checkpoints; name one of them: "
                     + candidates.prefix(4).joined(separator: ", "))
         }
         guard let first = NumberedName(group.value[0]) else {
@@ -45,12 +45,12 @@ func openFolder(
         if let missing = (1...first.count).first(where: { !found.contains($0) }) {
             throw .unreadable(
                 path: folder,
-                reason: "of \(first.count) files called \(first.group) number \(missing) is missing"
+                reason: "number \(missing) of \(first.count) files called \(first.group) is missing"
             )
         }
         return try joined(group.value.sorted(), in: base, as: folder, blocksAs: blocks)
     }
-    // What a training program writes has the model in a folder of its own.
+    // Training programs write the model to a folder of its own.
     if names.contains("model"), FilePath(base + "model/.metadata").isRegularFile {
         return try openDistributed(folder: base + "model")
     }
@@ -77,7 +77,7 @@ private struct NumberedName {
     }
 }
 
-/// All tensors of several files.
+/// Joins the tensors of several files.
 private func joined(
     _ names: [String], in folder: String, as path: String, blocksAs blocks: DType
 ) throws(CheckpointError) -> any Checkpoint {
@@ -91,7 +91,7 @@ private func joined(
     return try TensorFile(path, whole)
 }
 
-/// {"metadata": {...}, "weight_map": {tensor: file}}
+/// Opens the files of an index: {"metadata": {...}, "weight_map": {tensor: file}}
 func openShards(
     index path: String, blocksAs blocks: DType
 ) throws(CheckpointError) -> any Checkpoint {
@@ -119,7 +119,7 @@ func openShards(
     let folder = FilePath(path).folder
     var whole = Contents(format: .sharded)
     for shard in shardNames {
-        // An index may only name its neighbours.
+        // An index may only name files in its own folder.
         let isNeighbour = !shard.contains("/") && !shard.hasPrefix(".")
         guard isNeighbour, endings.joined().contains(where: { shard.hasSuffix($0) }) else {
             throw file.fail("'\(shard)' is not the name of a checkpoint in the same folder")

@@ -1,32 +1,32 @@
-/// What containers of every format are made of: tensors in mapped files.
+/// Tensors in mapped files: what containers of every format consist of.
 
 import Ground
 import Tensors
 
-/// How a checkpoint lies on disk.
+/// How a checkpoint is stored on disk.
 public enum CheckpointFormat: String, Sendable {
     case safetensors
-    /// Several files and an index, or names that say how many.
+    /// Several files, with an index or with numbers in their names.
     case sharded = "several files"
-    /// What torch.save writes since 1.6: a zip archive.
+    /// What torch.save has written since 1.6: a zip archive.
     case torchArchive = "PyTorch archive"
-    /// What torch.save wrote before: a stream of pickles.
+    /// What torch.save wrote before 1.6: a stream of pickles.
     case torchLegacy = "PyTorch legacy stream"
     /// A folder of torch.distributed.checkpoint.
     case torchDistributed = "PyTorch distributed checkpoint"
     case gguf = "GGUF"
 }
 
-/// A tensor in mapped files. Everything has been checked: the bytes lie inside the files, and shapes
+/// A tensor in mapped files. Everything has been checked: the bytes are inside the files, and shapes
 /// and sizes do not overflow.
 struct StoredTensor: Sendable {
     /// Where the elements are.
     enum Source: Sendable {
-        /// `byteCount` bytes from `offset` on.
+        /// `byteCount` bytes from `offset`.
         case contiguous(MappedFile, offset: Int)
-        /// A view: the first element's byte and strides in elements.
+        /// A view: the byte of its first element, and strides in elements.
         case strided(MappedFile, offset: Int, strides: [Int])
-        /// GGML's blocks from `offset` on, decoded to the tensor's type.
+        /// GGML's blocks from `offset`, decoded to the tensor's type.
         case blocks(MappedFile, offset: Int, GGMLBlock)
         /// Contiguous parts that fill the tensor without overlap.
         case parts([Part])
@@ -35,7 +35,7 @@ struct StoredTensor: Sendable {
     struct Part: Sendable {
         let file: MappedFile
         let offset: Int
-        /// The first element in the whole, and the extents.
+        /// The position of the part's first element in the tensor, and the part's extents.
         let start, shape: [Int]
     }
 
@@ -43,10 +43,10 @@ struct StoredTensor: Sendable {
     let dtype: DType
     let shape: [Int]
     let source: Source
-    /// The checksums of the bytes that it lies in.
+    /// Checksums of the bytes that contain the tensor.
     var checksums: [Checksum] = []
 
-    /// What some bytes of a file should add up to.
+    /// The checksum that a range of a file should have.
     struct Checksum: Sendable {
         let file: MappedFile
         let range: Range<Int>
@@ -59,7 +59,7 @@ struct StoredTensor: Sendable {
 }
 
 extension StoredTensor {
-    /// Mapped where the file holds the elements in their order and at even addresses, else a copy.
+    /// The tensor: mapped if the file holds the elements in order and aligned, otherwise a copy.
     func tensor() -> Tensor {
         switch source {
         case .contiguous(let file, let offset): contiguous(file, offset)
@@ -69,7 +69,7 @@ extension StoredTensor {
         }
     }
 
-    /// Lets the system forget the pages that hold the elements.
+    /// Lets the system drop the pages that hold the elements.
     func forget() {
         switch source {
         case .contiguous(let file, let offset): file.forget(offset..<offset + byteCount)
@@ -90,7 +90,7 @@ extension StoredTensor {
             return Tensor(
                 Shape(shape), dtype, storage: HostStorage(borrowing: bytes, owner: file))
         }
-        // Elements at odd addresses (unpadded headers, legacy streams) are moved to even ones.
+        // Unaligned elements (unpadded headers, legacy streams) are copied to aligned memory.
         let copy = Tensor.host(Shape(shape), dtype)
         UnsafeMutableRawBufferPointer(start: copy.hostAddress, count: bytes.count)
             .copyMemory(from: bytes)
@@ -125,7 +125,7 @@ extension StoredTensor {
         let whole = Tensor.host(Shape(shape), dtype)
         let size = dtype.byteCount
         for part in parts {
-            // Rows of the part's last axis lie together in both.
+            // Rows along the last axis are contiguous in both.
             let row = (part.shape.last ?? 1) * size
             forEachIndex(of: Array(part.shape.dropLast())) { place, index in
                 var target = 0
@@ -150,7 +150,7 @@ extension StoredTensor {
     }
 }
 
-/// All indices of a shape in order, the last axis turning fastest, and how many came before.
+/// Calls `body` with every index of a shape, the last axis varying fastest, and the index's position.
 private func forEachIndex(of shape: [Int], _ body: (_ place: Int, _ index: [Int]) -> Void) {
     let count = shape.reduce(1, *)
     var index = [Int](repeating: 0, count: shape.count)
@@ -166,13 +166,13 @@ private func forEachIndex(of shape: [Int], _ body: (_ place: Int, _ index: [Int]
     }
 }
 
-/// What a container holds.
+/// The content of a container.
 struct Contents {
     let format: CheckpointFormat
     var metadata: [String: String] = [:]
     var tensors: [StoredTensor] = []
-    /// Tensors of element types that are not read: their names and types.
+    /// Tensors of unsupported element types: their names and types.
     var foreign: [(name: String, type: String)] = []
-    /// What had to be decided, for people.
+    /// Decisions that a user should know of.
     var notes: [String] = []
 }

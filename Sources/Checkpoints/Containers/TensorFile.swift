@@ -1,11 +1,11 @@
-/// An opened checkpoint of any format: names and the places of their bytes in mapped files.
+/// An opened checkpoint of any format: the tensors' names and where their bytes are in mapped files.
 
 import Ground
 import Synchronization
 import SystemPackage
 import Tensors
 
-/// Tensors by name; their elements are read from the mapping when asked for.
+/// Tensors by name; their elements are read from the mapping on demand.
 final class TensorFile: Checkpoint, Sendable {
     let path: String
     let format: CheckpointFormat?
@@ -18,23 +18,26 @@ final class TensorFile: Checkpoint, Sendable {
         let file: String
         let start: Int
     }
-    /// Where bytes begin whose checksums have been found right.
+    /// The places whose checksums have been verified.
     private let intact = Mutex<Set<Place>>([])
 
-    /// Longer names are in no model, and sharing one among many tensors costs memory for each.
+    /// No model has longer names, and a long name shared by many tensors would take memory for each.
     static let longestName = 1024
 
-    init(_ path: String, _ contents: Contents) throws(CheckpointError) {
+    /// - Parameter asStored: names keep what training programs put before them, and averages stand beside weights.
+    init(_ path: String, _ contents: Contents, asStored: Bool = false) throws(CheckpointError) {
         func fail(_ reason: String) -> CheckpointError { .malformed(path: path, reason: reason) }
         self.path = path
         format = contents.format
         metadata = contents.metadata
         var notes = contents.notes
-        let stored = contents.tensors.map { (tensor: $0, unwrapped: UnwrappedName($0.name)) }
+        let stored = contents.tensors.map {
+            (tensor: $0, unwrapped: UnwrappedName($0.name, asStored: asStored))
+        }
         let averages = Set(stored.lazy.filter { $0.unwrapped.average != nil }.map(\.unwrapped.name))
         let plain = Set(stored.lazy.filter { $0.unwrapped.average == nil }.map(\.unwrapped.name))
-        // Of weights and their average the average is what is published and run. A few tensors that
-        // are an average of nothing here are left as they are.
+        // Of weights and their average, the average is what is published and run. A few averages
+        // without the weights they belong to are left as they are.
         let hasAverage =
             !averages.isEmpty
             && (averages.count >= plain.count || !averages.isDisjoint(with: plain))
@@ -50,7 +53,7 @@ final class TensorFile: Checkpoint, Sendable {
                 dropped += 1
                 continue
             }
-            // A name keeps its wrappers where another tensor already bears the short one.
+            // A name keeps its wrappers if another tensor already has the short one.
             let isTaken =
                 unwrapped.name != tensor.name && !isAverage && full.contains(unwrapped.name)
             let name = isTaken || isAverage && !hasAverage ? tensor.name : unwrapped.name
@@ -62,16 +65,16 @@ final class TensorFile: Checkpoint, Sendable {
         if hasAverage, let average = stored.lazy.compactMap(\.unwrapped.average).first {
             notes.append(
                 dropped > 0
-                    ? "\(path): the average of the weights is taken (\(average)), the \(dropped) "
+                    ? "\(path): the average of the weights is used (\(average)); the \(dropped) "
                         + "tensors that it is an average of are left out"
-                    : "\(path): what it holds is an average of the weights (\(average))")
+                    : "\(path): it holds an average of the weights (\(average))")
         }
         var foreign: [String: String] = [:]
         for (name, type) in contents.foreign { foreign[UnwrappedName(name).name] = type }
         if let first = contents.foreign.first {
             let rest = contents.foreign.count > 1 ? " and \(contents.foreign.count - 1) more" : ""
             notes.append(
-                "\(path): '\(first.name)' has the element type \(first.type), which is not read\(rest)"
+                "\(path): '\(first.name)' has the element type \(first.type), which is not supported\(rest)"
             )
         }
         self.names = names
@@ -86,7 +89,7 @@ final class TensorFile: Checkpoint, Sendable {
 
     func tensor(_ name: String) throws(CheckpointError) -> Tensor? {
         guard let stored = tensors[name] else { return nil }
-        // Few bytes cost nothing to check; whoever reads all of a file calls `verify`.
+        // Checking a few bytes costs nothing; callers that read a whole file call `verify`.
         if stored.checksums.reduce(0, { $0 + $1.range.count }) <= 1 << 20 { try verify(name) }
         return stored.tensor()
     }
@@ -100,7 +103,7 @@ final class TensorFile: Checkpoint, Sendable {
                 throw .malformed(
                     path: place.file,
                     reason:
-                        "the bytes of '\(name)' have another checksum than they should: the file "
+                        "the bytes of '\(name)' do not have the checksum that they should: the file "
                         + "is damaged")
             }
             intact.withLock { _ = $0.insert(place) }

@@ -18,7 +18,7 @@ struct TorchArchive {
     private let archive: ZipArchive
     private let root: String
 
-    /// - Parameter part: where the archive lies in the file; nil: all of it.
+    /// - Parameter part: the archive's part of the file; nil: all of it.
     init(_ file: MappedFile, _ part: Range<Int>? = nil) throws(CheckpointError) {
         archive = try ZipArchive(file, part)
         let pickles = archive.members.keys.filter { $0 == "data.pkl" || $0.hasSuffix("/data.pkl") }
@@ -35,9 +35,10 @@ struct TorchArchive {
         }
         let program = archive.members[name]!
         guard archive.isIntact(program) else {
-            throw file.fail("data.pkl has another checksum than it should: the file is damaged")
+            throw file.fail(
+                "data.pkl does not have the checksum that it should: the file is damaged")
         }
-        // Ranges inside the machine are 32-bit, the file is not.
+        // The machine gets only the pickle's bytes, as its ranges are 32-bit.
         var machine = PickleMachine(
             file, UnsafeRawBufferPointer(rebasing: file.bytes[program.range]))
         value = try machine.run()
@@ -55,7 +56,7 @@ struct TorchArchive {
 
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/torch/serialization.py (`_legacy_load`)
 func readTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> Contents {
-    // The pickles are at the start; 1 GiB of them is more than any file has.
+    // The pickles are at the start; no file has more than 1 GiB of them.
     let head = UnsafeRawBufferPointer(rebasing: file.bytes.prefix(1 << 30))
     var machine = PickleMachine(file, head)
     let foreign = file.fail("a bare pickle, not a PyTorch checkpoint")
@@ -76,7 +77,7 @@ func readTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> Contents {
     let value = try machine.run()
     guard case .list(let keys) = try machine.run() else { throw foreign }
 
-    // Each storage: its count of elements, then the elements.
+    // Each storage: the number of its elements, then the elements.
     var sizes: [String: Int] = [:]
     for storage in machine.storages {
         guard let key = machine.text(.text(storage.key)) else { throw foreign }
@@ -109,14 +110,14 @@ func readTorchLegacy(_ file: MappedFile) throws(CheckpointError) -> Contents {
 
 /// Finds the tensors in an unpickled value and their bytes in the file.
 struct TorchTensors {
-    /// The bytes of a storage in the file, and their checksum where the file holds one.
+    /// The bytes of a storage in the file, and their checksum if the file has one.
     struct Storage {
         let range: Range<Int>
         let crc: UInt32?
     }
 
-    /// Keys under which training programs keep averages of the weights, and the weights: the best
-    /// first.
+    /// Keys under which training programs keep averages of the weights, the best first; `wrappers`
+    /// adds those of the weights themselves.
     private static let averages = [
         "generator_ema", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema",
         "net_ema",
@@ -141,14 +142,14 @@ struct TorchTensors {
         storage: (String) throws(CheckpointError) -> Storage
     ) throws(CheckpointError) -> Contents {
         guard case .dict(let root) = value else {
-            throw file.fail("it holds something else than a dictionary of tensors")
+            throw file.fail("it holds something other than a dictionary of tensors")
         }
         var seen: Set<Int32> = []
         var average: String?
         guard let found = stateDictionary(root, depth: 0, seen: &seen, average: &average) else {
-            throw file.fail("it holds no tensors under names")
+            throw file.fail("it holds no named tensors")
         }
-        // A key that occurs again replaces the value and keeps its place, as in Python.
+        // A repeated key replaces the value and keeps its place, as in Python.
         var places: [String: Int] = [:]
         var contents = Contents(format: format)
         var total = 0
@@ -160,7 +161,7 @@ struct TorchTensors {
             }
             let tensor = try place(name, pickled, storage)
             total += tensor.byteCount
-            // Views that repeat elements, and many of them, would make a small file large.
+            // Many views that repeat elements could make a small file take much memory.
             guard total <= 64 * file.bytes.count + (64 << 20) else {
                 throw file.fail(
                     "its tensors together would take more than 64 times the file's size")
@@ -174,13 +175,13 @@ struct TorchTensors {
         }
         if let average {
             contents.notes.append(
-                "\(file.path.string): the average of the weights is taken ('\(average)')")
+                "\(file.path.string): the average of the weights is used ('\(average)')")
         }
         return contents
     }
 
-    /// The dictionary that holds tensors: this one, or the first of those inside, known names
-    /// first. `seen` holds the dictionaries that hold none: shared ones are searched once.
+    /// Finds the dictionary that holds tensors: this one, or the first of those inside it, known names
+    /// first. `seen` are the dictionaries searched so far, as shared ones need only one search.
     private func stateDictionary(
         _ index: Int32, depth: Int, seen: inout Set<Int32>, average: inout String?
     ) -> Int32? {
@@ -193,7 +194,7 @@ struct TorchTensors {
             inner.append((rank ?? Self.wrappers.count, child))
         }
         inner.sort { $0.rank < $1.rank }
-        // An average is one of all weights; a table of something else may have its name.
+        // An average covers all weights; a small table under such a name is something else.
         let most = inner.map { machine.dictionaries[Int($0.index)].count }.max() ?? 0
         for child in inner {
             let isAverage = child.rank < Self.averages.count
@@ -208,7 +209,7 @@ struct TorchTensors {
         return nil
     }
 
-    /// The tensors of a dictionary and of those inside, whose names are joined by "/".
+    /// The tensors of a dictionary and of those inside it, whose names are joined by "/".
     private func entries(_ index: Int32) throws(CheckpointError) -> [(String, Int32)] {
         var found: [(String, Int32)] = []
         var seen: Set<Int32> = []
@@ -222,7 +223,7 @@ struct TorchTensors {
                     }
                     found.append((path + name, tensor))
                 case (.tensor, nil):
-                    throw file.fail("a tensor under something that is no name of up to 1024 bytes")
+                    throw file.fail("a tensor without a name of up to 1024 bytes")
                 case (.dict(let child), let name?):
                     try visit(child, path + name + "/", depth: depth + 1)
                 default: break
@@ -233,7 +234,8 @@ struct TorchTensors {
         return found
     }
 
-    /// - Parameter tensor: of a type that is read.
+    /// Checks a tensor and finds its bytes.
+    /// - Parameter tensor: must have a supported type.
     func place(
         _ name: String, _ tensor: PickledTensor,
         _ storage: (String) throws(CheckpointError) -> Storage
@@ -251,7 +253,7 @@ struct TorchTensors {
         let unit = pickled.dtype?.byteCount ?? 1
         let (claimed, overflow) = pickled.count.multipliedReportingOverflow(by: unit)
         guard !overflow, claimed <= bytes.count else {
-            throw fail("has a storage of \(bytes.count) bytes, fewer than it should have")
+            throw fail("has a storage of \(bytes.count) bytes, fewer than it needs")
         }
         guard tensor.shape.count <= Shape.maximumRank else {
             throw fail("has \(tensor.shape.count) axes; \(Shape.maximumRank) is the limit")
@@ -280,7 +282,7 @@ struct TorchTensors {
         return result
     }
 
-    /// Index in the storage of the last element of a view; nil where it overflows.
+    /// The index in the storage of a view's last element; nil if it overflows.
     private func lastElement(_ tensor: PickledTensor) -> Int? {
         var last = tensor.offset
         for (extent, stride) in zip(tensor.shape, tensor.strides) where extent > 1 {

@@ -1,4 +1,4 @@
-/// Zip archives whose members are stored, as torch.save writes them (with zip64 where needed).
+/// Zip archives of uncompressed members, as torch.save writes them (with zip64 where needed).
 ///
 /// https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 
@@ -15,11 +15,11 @@ struct ZipArchive {
     static let maximumMembers = 1 << 18
     private(set) var members: [String: Member] = [:]
     let file: MappedFile
-    /// The archive's part of the file, and where it begins.
+    /// The archive's part of the file, and the offset at which it begins.
     private let bytes: UnsafeRawBufferPointer
     private let base: Int
 
-    /// - Parameter part: where the archive lies in the file; nil: all of it.
+    /// - Parameter part: the archive's part of the file; nil: all of it.
     init(_ file: MappedFile, _ part: Range<Int>? = nil) throws(CheckpointError) {
         self.file = file
         base = part?.lowerBound ?? 0
@@ -28,7 +28,7 @@ struct ZipArchive {
         var reader = ByteReader(bytes, at: directory.offset)
         for _ in 0..<directory.count { try readMember(&reader, end: directory.end) }
         guard reader.position == directory.end else {
-            throw file.fail("the zip directory has another size than it says")
+            throw file.fail("the zip directory does not have the size that it claims")
         }
     }
 
@@ -36,7 +36,7 @@ struct ZipArchive {
         var count, offset, end: Int
     }
 
-    /// Finds the end record, which lies before a comment of at most 64 KiB.
+    /// Finds the end record, which is followed by a comment of at most 64 KiB.
     private static func directory(
         _ file: MappedFile, _ bytes: UnsafeRawBufferPointer
     ) throws(CheckpointError) -> Directory {
@@ -51,26 +51,26 @@ struct ZipArchive {
         guard let end else { throw absent }
         var reader = ByteReader(bytes, at: end + 4)
         guard reader.integer(UInt16.self) == 0, reader.integer(UInt16.self) == 0 else {
-            // All ones where a zip64 record follows is allowed, several disks are not.
+            // An archive may not be spread over several disks.
             throw file.fail("a zip archive in several parts")
         }
         guard let here = reader.count(UInt16.self), let all = reader.count(UInt16.self),
             let size = reader.count(UInt32.self), let offset = reader.count(UInt32.self)
         else { throw absent }
         guard here == all else { throw file.fail("a zip archive in several parts") }
-        // A 64-bit record says the same, or more where the 32-bit fields are all ones.
+        // A 64-bit record replaces the 32-bit fields, which may be all ones.
         let (count, range) = try zip64(file, bytes, end) ?? (all, (offset, size, end))
         guard range.offset <= range.limit, range.size <= range.limit - range.offset else {
             throw file.fail("the zip directory lies outside the file")
         }
-        // A member takes at least 46 bytes there, so a false count cannot make us reserve.
+        // A member takes at least 46 bytes there, which exposes false counts.
         guard count <= range.size / 46, count <= maximumMembers else {
             throw file.fail("the zip directory claims \(count) members in \(range.size) bytes")
         }
         return Directory(count: count, offset: range.offset, end: range.offset + range.size)
     }
 
-    /// The 64-bit end record, by its locator before the other; nil where there is none.
+    /// The 64-bit end record, found by the locator before the 32-bit one; nil if there is none.
     private static func zip64(
         _ file: MappedFile, _ bytes: UnsafeRawBufferPointer, _ end: Int
     ) throws(CheckpointError) -> (count: Int, (offset: Int, size: Int, limit: Int))? {
@@ -105,9 +105,9 @@ struct ZipArchive {
         else { throw broken }
         guard flags & 1 == 0 else { throw file.fail("'\(name)' is encrypted") }
         guard method == 0 else {
-            throw file.fail("'\(name)' is compressed; PyTorch stores its members as they are")
+            throw file.fail("'\(name)' is compressed; PyTorch does not compress members")
         }
-        // The 64-bit fields stand in for those that are all ones, in this order.
+        // 64-bit fields replace those that are all ones, in this order.
         var fields = ByteReader(reader.slice(extra))
         while fields.remaining >= 4 {
             guard let id = fields.integer(UInt16.self), let length = fields.count(UInt16.self),
@@ -131,7 +131,7 @@ struct ZipArchive {
         }
     }
 
-    /// The bytes of a member, behind its local header.
+    /// The bytes of a member, after its local header.
     private func payload(
         _ name: String, _ offset: Int, _ size: Int, before end: Int
     ) throws(CheckpointError) -> Range<Int> {
@@ -146,12 +146,12 @@ struct ZipArchive {
             range.upperBound <= end
         else { throw file.fail("'\(name)' lies outside the file or has no header") }
         guard header.slice(local).elementsEqual(name.utf8) else {
-            throw file.fail("'\(name)' has another name at its own place")
+            throw file.fail("'\(name)' has a different name in its local header")
         }
         return base + range.lowerBound..<base + range.upperBound
     }
 
-    /// Whether the bytes of a member have the checksum that the directory gives.
+    /// Whether the bytes of a member have the checksum in the directory.
     func isIntact(_ member: Member) -> Bool {
         CRC32.checksum(UnsafeRawBufferPointer(rebasing: file.bytes[member.range])) == member.crc
     }

@@ -1,6 +1,6 @@
-/// The names that other programs give to the same tensors.
+/// The names that different programs give to the same tensors.
 
-/// Who named the tensors of a checkpoint.
+/// Whose names the tensors of a checkpoint have.
 public enum KeyLayout: String, Sendable, CaseIterable {
     /// Wan's own names, as TurboDiffusion uses them.
     case original
@@ -8,11 +8,11 @@ public enum KeyLayout: String, Sendable, CaseIterable {
     case diffusers
     /// ComfyUI: Wan's own names for transformer and VAE, Hugging Face's for the text encoder.
     case comfyui
-    /// llama.cpp: names of its own for the text encoder.
+    /// llama.cpp: its own names for the text encoder.
     case llamacpp
 
-    /// The layout of a model's names; nil where no model is known by them. ComfyUI's names for a
-    /// transformer or VAE are the original ones.
+    /// The model and the layout that the names belong to; nil if they belong to no known model.
+    /// ComfyUI's names for a transformer or VAE are the original ones.
     public static func detect(_ names: [String]) -> (DetectedModel.Kind, KeyLayout)? {
         let markers: [(String, DetectedModel.Kind, KeyLayout)] = [
             ("condition_embedder.", .wanTransformer, .diffusers),
@@ -31,17 +31,17 @@ public enum KeyLayout: String, Sendable, CaseIterable {
         return match.map { ($0.1, $0.2) }
     }
 
-    /// The names that this layout has for a kind of model: the original's, or Hugging Face's.
+    /// Whether this layout uses the original's names for a kind of model.
     func isOriginal(_ kind: DetectedModel.Kind) -> Bool {
         self == .original || self != .diffusers && kind != .umT5
     }
 
-    /// Whether the patch embedding is a convolution there (a matrix in the original).
+    /// Whether the patch embedding is a convolution in this layout (in the original it is a matrix).
     var hasConvolutionalPatches: Bool { self != .original }
 }
 
-/// Original names ⇄ those of another program, Hugging Face's at first. A name is a module and a leaf (`weight`, `bias`, `int8_weight`,
-/// …); modules are looked up, leaves stay, and what is not in a table keeps its name.
+/// Original names ⇄ those of another program. A name is a module and a leaf (`weight`, `bias`, `int8_weight`, …);
+/// modules are looked up, leaves stay, and whatever is not in a table keeps its name.
 struct KeyTranslation {
     private let toForeign: [String: String]
     private let toOriginal: [String: String]
@@ -61,10 +61,10 @@ struct KeyTranslation {
     func original(_ name: String) -> String { translate(name, toOriginal) }
 
     private func translate(_ name: String, _ table: [String: String]) -> String {
-        // No table holds a longer one, and the search below is not linear in its parts.
+        // No table has a longer name, and the search below is not linear in the number of parts.
         guard name.utf8.count <= 256 else { return name }
         let (pattern, number) = Self.numbered(name)
-        // The longest module that the table knows; the rest is the leaf.
+        // Find the longest module in the table; the rest is the leaf.
         var module = pattern[...]
         while true {
             if let found = table[String(module)] {
@@ -186,8 +186,8 @@ struct KeyTranslation {
                     ("\(side).middle.1.\(part)", "\(side).mid_block.attentions.0.\(part)"))
             }
         }
-        // Going down, both number all steps alike; going up, Hugging Face groups them by
-        // resolution: three residual blocks and one step up.
+        // In the encoder both number all steps alike; in the decoder Hugging Face groups them by
+        // resolution: three residual blocks and one upsampling step.
         for index in 0..<11 {
             let (ours, theirs) = ("encoder.downsamples.\(index)", "encoder.down_blocks.\(index)")
             for (a, b) in residual { pairs.append(("\(ours).\(a)", "\(theirs).\(b)")) }

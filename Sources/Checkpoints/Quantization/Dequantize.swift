@@ -2,9 +2,9 @@
 
 public import Tensors
 
-/// The checkpoint with every 8-bit matrix as a plain one of type `dtype`.
-/// - Throws: `.incompatible` where codes and scales do not go together, or are of a format that is
-///   not read.
+/// The checkpoint with every 8-bit matrix turned into a plain one of type `dtype`.
+/// - Throws: `.incompatible` if codes and scales do not fit each other, or have an unsupported
+///   format.
 public func dequantized(
     _ base: any Checkpoint, to dtype: DType = .bf16
 ) throws(CheckpointError) -> DerivedCheckpoint {
@@ -17,7 +17,7 @@ public func dequantized(
             continue
         }
         let (layer, leaf) = splitLeaf(info.name)
-        if let form = LinearStorage(codes: leaf) {
+        if let form = LinearFormat(codes: leaf) {
             try checkQuantized(info, layer, form, base)
             let plain = TensorInfo(name: layer + ".weight", shape: info.shape, dtype: dtype)
             entries.append(
@@ -28,10 +28,10 @@ public func dequantized(
                 })
             continue
         }
-        if leaf == "scale", LinearStorage.stored(layer, in: base)?.isQuantized == true { continue }
+        if leaf == "scale", LinearFormat.stored(layer, in: base)?.isQuantized == true { continue }
         guard leaf != "weight" || info.dtype != .i8 else {
             throw .incompatible(
-                path: base.path, reason: "'\(info.name)' holds codes without scales")
+                path: base.path, reason: "'\(info.name)' has codes without scales")
         }
         let isCode = info.dtype.isFloatingPoint && info.dtype.byteCount == 1
         entries.append(.from(base, info, dtype: isCode ? dtype : nil))
@@ -39,7 +39,7 @@ public func dequantized(
     return try DerivedCheckpoint(path: base.path, metadata: plainMetadata(of: base), entries)
 }
 
-/// The free text of a file whose matrices are not in another program's forms any more.
+/// The metadata of a file whose matrices are no longer in another program's format.
 private func plainMetadata(of base: any Checkpoint) -> [String: String] {
     base.metadata.filter { $0.key != "_quantization_metadata" }
 }
@@ -50,19 +50,19 @@ func splitLeaf(_ name: String) -> (module: String, leaf: String) {
     return (String(name[..<dot]), String(name[name.index(after: dot)...]))
 }
 
-/// What the codes of a layer in this program's own forms stand for, as f32. Shapes have been checked.
+/// The weights of a layer in one of this program's own 8-bit forms, as f32. Shapes have been checked.
 func numbers(
-    of layer: String, _ form: LinearStorage, _ base: any Checkpoint
+    of layer: String, _ form: LinearFormat, _ base: any Checkpoint
 ) throws(CheckpointError) -> Tensor {
     let codes = try base.require("\(layer).\(form.rawValue)_weight")
     let scale = try positiveScales(layer + ".scale", in: base)
-    return form == .int8
+    return form == .int8Blocks
         ? Int8Blocks.dequantize(codes, scale: scale) : FP8Rows.dequantize(codes, scale: scale)
 }
 
-/// Codes and scales of a layer must be what their names say before numbers are made of them.
+/// Checks that the codes and scales of a layer have the shapes and types that their names promise.
 func checkQuantized(
-    _ codes: TensorInfo, _ layer: String, _ form: LinearStorage, _ base: any Checkpoint
+    _ codes: TensorInfo, _ layer: String, _ form: LinearFormat, _ base: any Checkpoint
 ) throws(CheckpointError) {
     let scale = base.info(layer + ".scale")
     if codes.shape.count == 2, let scale {
@@ -75,12 +75,13 @@ func checkQuantized(
     }
     throw .incompatible(
         path: base.path,
-        reason: "'\(codes.name)' \(codes.shape) \(codes.dtype) does not go with its scales "
+        reason: "'\(codes.name)' \(codes.shape) \(codes.dtype) does not fit its scales "
             + "\(scale.map { "\($0.shape)" } ?? "(none)")")
 }
 
-/// Other programs' 8-bit matrices in forms that models take: this program's own where it has the
-/// same one and the layer may be quantised, else bf16. `base` is in original names.
+/// Converts other programs' 8-bit matrices to forms that models take: to this program's own form if
+/// it has the same one and the layer may be quantised, otherwise to bf16.
+/// - Parameter base: in original names.
 func withOwnQuantization(
     _ base: any Checkpoint, _ kind: DetectedModel.Kind
 ) throws(CheckpointError) -> any Checkpoint {
@@ -124,11 +125,11 @@ func withOwnQuantization(
 }
 
 extension QuantizedMatrices {
-    /// The own form of a linear layer in a transformer's blocks: the same for all that read one
-    /// input, else plain.
+    /// This program's form for a linear layer in a transformer's blocks: the same for all layers that
+    /// share an input, otherwise plain.
     fileprivate func ownForm(
         of matrix: QuantizedMatrix, in base: any Checkpoint
-    ) -> LinearStorage {
+    ) -> LinearFormat {
         let (module, _) = splitLeaf(matrix.name)
         let parts = module.split(separator: ".", maxSplits: 2)
         guard parts.count == 3, parts[0] == "blocks",
@@ -139,20 +140,20 @@ extension QuantizedMatrices {
             ?? [String(parts[2])]
         let forms = group.compactMap { layer in
             let name = "\(parts[0]).\(parts[1]).\(layer)"
-            return byCodes[name + ".weight"].map(Self.form) ?? LinearStorage.stored(name, in: base)
+            return byCodes[name + ".weight"].map(Self.form) ?? LinearFormat.stored(name, in: base)
         }
         return forms.allSatisfy { $0 == forms[0] } ? forms[0] : .plain
     }
 
-    private static func form(of matrix: QuantizedMatrix) -> LinearStorage {
+    private static func form(of matrix: QuantizedMatrix) -> LinearFormat {
         guard matrix.codes.shape.count == 2 else { return .plain }
-        if matrix.type == .f8e4m3, matrix.grid.isByRows { return .fp8 }
-        return matrix.type == .i8 && matrix.grid.isByOwnBlocks ? .int8 : .plain
+        if matrix.type == .f8e4m3, matrix.grid.isByRows { return .fp8Rows }
+        return matrix.type == .i8 && matrix.grid.isByOwnBlocks ? .int8Blocks : .plain
     }
 }
 
 extension DerivedCheckpoint.Entry {
-    /// What a quantised matrix stands for.
+    /// The plain matrix that a quantised one stands for.
     static func plain(_ matrix: QuantizedMatrix, of base: any Checkpoint, as dtype: DType) -> Self {
         Self(info: TensorInfo(name: matrix.name, shape: matrix.codes.shape, dtype: dtype)) {
             () throws(CheckpointError) in

@@ -1,4 +1,4 @@
-/// The one table of how programs store matrices in 8 bits: names, numbers and scales.
+/// How programs store matrices in 8 bits, in one table: names, codes and scales.
 
 import Tensors
 
@@ -8,14 +8,14 @@ struct QuantizedMatrix {
     struct Naming {
         /// Leaf of the codes.
         let codes: String
-        /// Leaf of the plain matrix; nil where the module has its name.
+        /// Leaf of the plain matrix; nil if the module's name is the matrix's.
         let plain: String?
-        /// Leaf of the scales, one of these.
+        /// Possible leaves of the scales.
         let scales: [String]
         var factor: Float = 1
     }
 
-    /// This program's own forms are those of `LinearStorage`; all others are these.
+    /// All namings except this program's own, which are in `LinearFormat`.
     static let namings = [
         // ComfyUI since 2025 and LightX2V; ComfyUI before and musubi-tuner; DeepSeek; others.
         Naming(
@@ -27,12 +27,12 @@ struct QuantizedMatrix {
         Naming(codes: "_data", plain: nil, scales: ["_scale"]),
     ]
 
-    /// Tensors of a layer that only say how activations were scaled, or what the table says already.
+    /// Tensors of a layer that only tell how activations were scaled, or repeat what the table says.
     static let companions: Set<String> = [
         "input_scale", "scale_input", "output_scale", "comfy_quant", "scaled_fp8", "weight_format",
     ]
 
-    /// Tensors that give away a format that is not read.
+    /// Tensors that reveal an unsupported format.
     static let foreign: [String: String] = [
         "weight_scale_2": "NVFP4", "pre_quant_scale": "weights smoothed by their inputs",
         "weight_s_rel": "4-bit codes with a codebook",
@@ -49,16 +49,16 @@ struct QuantizedMatrix {
         "int8_blockwise": .i8,
     ]
 
-    /// As stored.
+    /// The codes and scales as stored.
     let codes, scale: TensorInfo
-    /// What the codes are, where the file keeps them as bytes.
+    /// The type of the codes, even if the file stores them as bytes.
     let type: DType
     let grid: ScaleGrid
     /// The name of the plain matrix.
     let name: String
     let factor: Float
 
-    /// The codes as they are meant.
+    /// The codes with their real type.
     func codes(of file: any Checkpoint) throws(CheckpointError) -> Tensor {
         let stored = try file.require(codes.name)
         return stored.dtype == type
@@ -66,20 +66,21 @@ struct QuantizedMatrix {
             : Tensor(stored.shape, type, storage: stored.storage, byteOffset: stored.byteOffset)
     }
 
-    /// In order, f32. - Throws: `.malformed` where one is not a positive number.
+    /// The scales in order, times `factor`.
+    /// - Throws: `.malformed` if one is not a positive number.
     func scales(of file: any Checkpoint) throws(CheckpointError) -> [Float] {
         let scales = try positiveScales(scale.name, in: file).floats()
         return factor == 1 ? scales : scales.map { $0 * factor }
     }
 
-    /// What the matrix stands for.
+    /// The plain matrix.
     func numbers(of file: any Checkpoint, as dtype: DType) throws(CheckpointError) -> Tensor {
         let numbers = try scaled(try codes(of: file), of: file, as: dtype, dividing: false)
         try requireFinite(numbers, codes.name, in: file)
         return numbers
     }
 
-    /// Numbers as multiples of their scales, in place of codes: their scales can stay.
+    /// Divides numbers by their scales, so that they can replace the codes and the scales can stay.
     func multiples(
         of numbers: Tensor, in file: any Checkpoint, as dtype: DType
     ) throws(CheckpointError) -> Tensor {
@@ -102,7 +103,8 @@ struct QuantizedMatrix {
     }
 }
 
-/// Scales as f32. - Throws: `.malformed` where one is not a positive number.
+/// Scales as f32.
+/// - Throws: `.malformed` if one is not a positive number.
 func positiveScales(_ name: String, in file: any Checkpoint) throws(CheckpointError) -> Tensor {
     let scales = try file.require(name).converted(to: .f32)
     guard scales.floats().allSatisfy({ $0 > 0 && $0.isFinite }) else {
@@ -114,15 +116,15 @@ func positiveScales(_ name: String, in file: any Checkpoint) throws(CheckpointEr
 
 /// The matrices of a checkpoint that other programs have quantised.
 struct QuantizedMatrices {
-    /// By the name of their codes.
+    /// The matrices by the names of their codes.
     private(set) var byCodes: [String: QuantizedMatrix] = [:]
-    /// Scales, and what else belongs to such a matrix.
+    /// The names of scales and other tensors that belong to such a matrix.
     private(set) var companions: Set<String> = []
 
     var isEmpty: Bool { byCodes.isEmpty && companions.isEmpty }
 
-    /// Told by the header, but for ComfyUI's small texts.
-    /// - Throws: `.incompatible` for a format that is not read, naming its layer.
+    /// Reads headers only, and ComfyUI's small texts.
+    /// - Throws: `.incompatible` for an unsupported format, naming its layer.
     init(of file: any Checkpoint) throws(CheckpointError) {
         var formats = try Self.formats(inHeaderOf: file)
         for name in file.names {
@@ -167,17 +169,18 @@ struct QuantizedMatrices {
         func fail(_ reason: String) -> CheckpointError {
             .incompatible(path: file.path, reason: reason)
         }
-        // fp8 codes may be kept as bytes; what is no code is a multiple of its scale.
+        // fp8 codes may be stored as bytes. Wider numbers are multiples of their scales.
         let type = codes.dtype == .u8 ? format ?? .u8 : codes.dtype
         guard type.isFloatingPoint || type == .i8 else {
-            throw fail("'\(codes.name)' holds \(type) codes, which are not read")
+            throw fail("'\(codes.name)' holds \(type) codes, which are not supported")
         }
         guard scale.dtype.isFloatingPoint, scale.dtype.byteCount > 1 else {
-            throw fail("'\(scale.name)' holds scales of type \(scale.dtype), which are not read")
+            throw fail(
+                "'\(scale.name)' holds scales of type \(scale.dtype), which are not supported")
         }
         guard let grid = ScaleGrid(scale: scale.shape, matrix: codes.shape) else {
             throw fail(
-                "'\(codes.name)' \(codes.shape) does not go with its scales \(scale.shape) "
+                "'\(codes.name)' \(codes.shape) does not fit its scales \(scale.shape) "
                     + "('\(scale.name)')")
         }
         return QuantizedMatrix(
@@ -190,7 +193,7 @@ struct QuantizedMatrices {
     ) -> CheckpointError {
         .incompatible(
             path: file.path,
-            reason: "'\(module)' is quantised in a way that is not read: \(kind)")
+            reason: "'\(module)' is quantised in a way that is not supported: \(kind)")
     }
 
     /// {"format": "float8_e4m3fn", …}

@@ -1,4 +1,4 @@
-/// How the scales of an 8-bit matrix lie over its numbers, as their shape tells.
+/// Which numbers of an 8-bit matrix each scale applies to, as told by the shapes.
 
 import Ground
 import Tensors
@@ -11,14 +11,14 @@ struct ScaleGrid: Equatable {
     /// Rows and columns that share a scale; the last ones may be fewer.
     let rowBlock, columnBlock: Int
 
-    /// nil where the shapes do not go together.
+    /// nil if the shapes do not fit each other.
     init?(scale: [Int], matrix: [Int]) {
         (rows, columns) = foldedExtents(matrix)
         let down = scale.first ?? 1
         let across = scale.dropFirst().filter { $0 != 1 }
         guard rows > 0, columns > 0, down > 0, across.count <= 1 else { return nil }
         let right = across.first ?? 1
-        // Where groups of several lengths would do: blocks in both directions are of 128x128.
+        // If several block lengths would fit, blocks in both directions are taken to be 128x128.
         let isBlocked = (2..<max(rows, 2)).contains(down) && right > 1
         guard let rowBlock = Self.block(rows, down, mayEnd: isBlocked),
             let columnBlock = Self.block(columns, right, mayEnd: isBlocked)
@@ -28,18 +28,18 @@ struct ScaleGrid: Equatable {
     }
 
     private static func block(_ extent: Int, _ scales: Int, mayEnd: Bool) -> Int? {
-        let isOfSides = (extent + Int8Blocks.side - 1) / Int8Blocks.side == scales
+        let isOfSides = ceilDivide(extent, Int8Blocks.side) == scales
         if isOfSides, mayEnd || extent % scales != 0 { return Int8Blocks.side }
         return extent % scales == 0 ? extent / scales : nil
     }
 
     /// Scales along a row of the matrix.
-    private var across: Int { (columns + columnBlock - 1) / columnBlock }
+    private var across: Int { ceilDivide(columns, columnBlock) }
 
-    /// One scale for each row, or for all.
+    /// Whether there is one scale per row, or one for all.
     var isByRows: Bool { columnBlock == columns && (rowBlock == 1 || rowBlock == rows) }
 
-    /// Blocks of this program's own int8 format.
+    /// Whether the blocks are those of this program's own int8 format.
     var isByOwnBlocks: Bool {
         func isOwn(_ block: Int, _ extent: Int) -> Bool {
             block == Int8Blocks.side || block == extent && extent <= Int8Blocks.side
@@ -47,14 +47,17 @@ struct ScaleGrid: Equatable {
         return isOwn(rowBlock, rows) && isOwn(columnBlock, columns)
     }
 
-    /// numbers *= scale (or /= scale). numbers: the rows of `range`; scales: in order
+    /// Multiplies numbers by their scales, or divides them.
+    /// - Parameters:
+    ///   - scales: all of them, in order.
+    ///   - numbers: the rows of `range`.
     func apply(
         _ scales: [Float], to numbers: UnsafeMutableBufferPointer<Float>, rows range: Range<Int>,
         dividing: Bool = false
     ) {
         ensure(
             numbers.count == range.count * columns
-                && scales.count == across * ((rows + rowBlock - 1) / rowBlock)
+                && scales.count == across * ceilDivide(rows, rowBlock)
                 && range.upperBound <= rows,
             "ScaleGrid: \(numbers.count) numbers and \(scales.count) scales for \(self)")
         for row in range {

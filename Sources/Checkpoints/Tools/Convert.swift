@@ -1,4 +1,4 @@
-/// The same weights under other names, in another type, or with what another program wants added.
+/// The same weights under other names, in another type, or with what sparse attention needs added.
 
 public import Tensors
 
@@ -7,20 +7,21 @@ public import Tensors
 public struct Conversion: Sendable, Equatable {
     /// nil keeps the names.
     public var layout: KeyLayout?
-    /// Floating-point tensors take this type; nil keeps it. Quantised layers stay as they are.
+    /// The type for floating-point tensors; nil keeps theirs. Quantised layers stay as they are.
     public var dtype: DType?
-    /// Quantised layers become plain matrices, of `dtype` or bf16.
+    /// Whether quantised layers become plain matrices, of type `dtype` or bf16.
     public var dequantizes = false
-    /// Adds the linear branch of sparse-linear attention where it is missing, as zeros: the model
-    /// then runs with sparse attention and gives what it would give without the branch.
+    /// Adds the linear branch of sparse-linear attention, all zeros, where it is missing: the model
+    /// then runs with sparse attention and gives the result that it would give without the branch.
     public var addsSparseLinear = false
-    /// Heads of the transformer, for the size of the branch; nil: width / 128.
+    /// Number of heads of the transformer, for the size of the branch; nil: width / 128.
     public var heads: Int?
 
     public init() {}
 }
 
-/// - Throws: `.incompatible` where the names are of no known model, or there is nothing to add
+/// Converts a checkpoint.
+/// - Throws: `.incompatible` if the names belong to no known model, or there is nothing to add
 ///   `proj_l` to.
 public func converted(
     _ base: any Checkpoint, _ conversion: Conversion
@@ -29,7 +30,7 @@ public func converted(
     if conversion.dequantizes {
         checkpoint = try dequantized(checkpoint, to: conversion.dtype ?? .bf16)
     }
-    // This program's own names come with its own 8-bit forms; under others matrices stay as they are.
+    // This program's own names come with its own 8-bit forms; under other names matrices stay as they are.
     if conversion.addsSparseLinear || conversion.layout == .original {
         checkpoint = try inOriginalNames(checkpoint)
     } else if conversion.layout != nil {
@@ -47,18 +48,18 @@ public func converted(
     }
     let entries = source.infos.map { info in
         let (layer, leaf) = splitLeaf(info.name)
-        let isOwn = leaf == "scale" || LinearStorage(codes: leaf) != nil
+        let isOwn = leaf == "scale" || LinearFormat(codes: leaf) != nil
         let keeps =
             !info.dtype.isFloatingPoint || matrices?.byCodes[info.name] != nil
             || matrices?.companions.contains(info.name) == true
-            || isOwn && LinearStorage.stored(layer, in: source)?.isQuantized == true
+            || isOwn && LinearFormat.stored(layer, in: source)?.isQuantized == true
         return DerivedCheckpoint.Entry.from(source, info, dtype: keeps ? nil : conversion.dtype)
     }
     return try DerivedCheckpoint(path: base.path, metadata: source.metadata, entries)
 }
 
-/// The checkpoint with Wan's own names and 8-bit forms that models take; itself where it has them.
-/// - Throws: `.incompatible` where the names are of no known model, or a quantisation is not read.
+/// The checkpoint with Wan's own names and with 8-bit forms that models take; unchanged if it has both.
+/// - Throws: `.incompatible` if the names belong to no known model, or a quantisation is not supported.
 public func inOriginalNames(
     _ base: any Checkpoint
 ) throws(CheckpointError) -> any Checkpoint {
@@ -66,13 +67,13 @@ public func inOriginalNames(
     return try withOwnQuantization(renamed, kind)
 }
 
-/// The checkpoint with Wan's own names, quantised as it is.
-/// - Parameter foldsPatches: the patch embedding becomes a matrix.
+/// The checkpoint with Wan's own names; its quantisation stays as it is.
+/// - Parameter foldsPatches: whether the patch embedding becomes a matrix.
 func withOriginalNames(
     _ base: any Checkpoint, foldsPatches: Bool = true
 ) throws(CheckpointError) -> (kind: DetectedModel.Kind, checkpoint: any Checkpoint) {
     guard let (kind, layout) = KeyLayout.detect(base.names) else {
-        throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
+        throw .incompatible(path: base.path, reason: "its names belong to no known model")
     }
     let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
     let isFolded = base.info("patch_embedding.weight")?.shape.count ?? 2 == 2
@@ -99,7 +100,7 @@ private func renamed(
     _ base: any Checkpoint, to layout: KeyLayout
 ) throws(CheckpointError) -> DerivedCheckpoint {
     guard let (kind, _) = KeyLayout.detect(base.names) else {
-        throw .incompatible(path: base.path, reason: "its names are of no model that is known here")
+        throw .incompatible(path: base.path, reason: "its names belong to no known model")
     }
     let translation = layout.isOriginal(kind) ? nil : KeyTranslation(kind, layout)
     let entries = base.infos.map { info in
@@ -122,12 +123,12 @@ private func addingSparseLinear(
         model.headDim <= 1024
     else {
         throw .incompatible(
-            path: base.path, reason: "its width is not that of so many heads; see --num-heads")
+            path: base.path, reason: "its width does not fit its number of heads; see --num-heads")
     }
     var entries: [DerivedCheckpoint.Entry] = []
     for info in base.infos {
         entries.append(.from(base, info))
-        // Where the original has it: after the norm of the keys.
+        // The original has the branch after the norm of the keys.
         let anchor = ".self_attn.norm_k.weight"
         guard info.name.hasPrefix("blocks."), info.name.hasSuffix(anchor) else { continue }
         let layer =

@@ -1,10 +1,11 @@
-/// Checkpoints made of others: the tools below describe their result, the writer or a model asks
-/// for it.
+/// Checkpoints derived from others: the tools describe their result, and the writer or a model asks
+/// for its tensors.
 
 private import Dispatch
+import Ground
 public import Tensors
 
-/// A checkpoint whose tensors are computed when they are asked for, each time anew.
+/// A checkpoint whose tensors are computed on demand, each time anew.
 public final class DerivedCheckpoint: Checkpoint {
     struct Entry {
         let info: TensorInfo
@@ -17,7 +18,7 @@ public final class DerivedCheckpoint: Checkpoint {
     public let names: [String]
     private let entries: [String: Entry]
 
-    /// - Throws: `.incompatible` where two entries have one name.
+    /// - Throws: `.incompatible` if two entries have the same name.
     init(
         path: String, metadata: [String: String] = [:], _ list: [Entry]
     ) throws(CheckpointError) {
@@ -42,8 +43,8 @@ public final class DerivedCheckpoint: Checkpoint {
 }
 
 extension DerivedCheckpoint.Entry {
-    /// A tensor of another checkpoint under a name, shape and type of choice.
-    /// - Parameter isFinite: infinities and NaNs in it are an error.
+    /// A tensor of another checkpoint, optionally with another name, shape or type.
+    /// - Parameter isFinite: whether infinities and NaNs in it are an error.
     static func from(
         _ base: any Checkpoint, _ info: TensorInfo, as name: String? = nil, shape: [Int]? = nil,
         dtype: DType? = nil, isFinite: Bool = false
@@ -81,7 +82,7 @@ extension DerivedCheckpoint.Entry {
 }
 
 extension Checkpoint {
-    /// The tensor, which must be there.
+    /// The tensor, which must exist; its checksum is verified.
     func require(_ name: String) throws(CheckpointError) -> Tensor {
         try verify(name)
         guard let tensor = try tensor(name) else { throw .missing(name, in: path, nearest: []) }
@@ -92,18 +93,18 @@ extension Checkpoint {
     var infos: [TensorInfo] { names.compactMap { info($0) } }
 }
 
-/// A new tensor computed in f32 piece by piece on several threads: the memory beside it stays
-/// small.
+/// Computes a tensor in f32, piece by piece on several threads, so that little more memory than its
+/// own is needed.
 /// - Parameters:
-///   - unit: pieces begin and end at multiples of so many elements, such as rows.
-///   - piece: the numbers of a range of the elements.
+///   - unit: pieces begin and end at multiples of this many elements, such as a row.
+///   - piece: computes a range of the elements.
 func computed(
     _ shape: Shape, _ dtype: DType, unit: Int = 1, _ piece: @escaping (Range<Int>) -> [Float]
 ) -> Tensor {
     let out = Tensor.host(shape, dtype)
     let (count, length) = (shape.count, max((1 << 18) / max(unit, 1), 1) * max(unit, 1))
     nonisolated(unsafe) let (target, piece) = (out.hostAddress, piece)
-    DispatchQueue.concurrentPerform(iterations: (count + length - 1) / length) { index in
+    DispatchQueue.concurrentPerform(iterations: ceilDivide(count, length)) { index in
         let range = index * length..<min((index + 1) * length, count)
         let values = Tensor(piece(range), [range.count]).converted(to: dtype)
         (target + range.lowerBound * dtype.byteCount).copyMemory(

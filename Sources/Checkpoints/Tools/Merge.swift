@@ -5,21 +5,21 @@ import Tensors
 /// What a merge did with the tensors.
 public struct MergedCheckpoint {
     public let checkpoint: DerivedCheckpoint
-    /// Tensors that all three have: base + w (target - diffBase).
+    /// How many tensors all three have: base + w (target - diffBase).
     public let merged: Int
-    /// Tensors of the base that one of the others lacks: kept.
+    /// Tensors kept from the base, because another checkpoint lacks them.
     public let keptFromBase: [String]
-    /// Tensors that the base lacks: taken from the target.
+    /// Tensors taken from the target, because the base lacks them.
     public let takenFromTarget: [String]
 }
 
-/// base + weight · (target − diffBase), tensor by tensor, in f32, rounded to the base's type: what
-/// an attention fine-tuning changed, put on top of a distilled model.
+/// base + weight · (target − diffBase), tensor by tensor, in f32, rounded to the base's type. This adds
+/// what a fine-tuning of the attention changed to a distilled model.
 ///
 /// As https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/scripts/merge_models.py, but
-/// tensors of one name and different shapes are refused and not skipped.
-/// - Throws: `.shape`, or `.incompatible` where a tensor is quantised or the files have nothing in
-///   common; when a tensor is asked for, also where a sum is no finite number.
+/// tensors with the same name and different shapes are refused, not skipped.
+/// - Throws: `.shape`, or `.incompatible` if a tensor is quantised or the files have nothing in
+///   common; reading a tensor also throws if a sum is not finite.
 public func merged(
     base: any Checkpoint, target: any Checkpoint, diffBase: any Checkpoint, weight: Float = 1
 ) throws(CheckpointError) -> MergedCheckpoint {
@@ -60,7 +60,7 @@ public func merged(
                     throw .incompatible(
                         path: base.path,
                         reason:
-                            "'\(name)' merged holds numbers that are not finite in \(info.dtype)")
+                            "'\(name)' would hold numbers that are not finite in \(info.dtype)")
                 }
                 return result
             } forget: {

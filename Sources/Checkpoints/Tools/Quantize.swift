@@ -1,23 +1,23 @@
 /// Plain transformer checkpoints → the original's `-quant` layout, or fp8 rows.
 
 import Ground
-import Tensors
+public import Tensors
 
-/// A quantised view of a checkpoint, and what was left as it is.
+/// A quantised view of a checkpoint, and the layers that were left as they are.
 public struct QuantizedCheckpoint {
     public let checkpoint: DerivedCheckpoint
     /// Names of the layers that were quantised.
     public let layers: [String]
-    /// Linear layers of the blocks that were not, because their width is not a multiple of 128.
+    /// Linear layers of the blocks that were not quantised, because their width is not a multiple of 128.
     public let skipped: [String]
 }
 
-/// Quantises every linear layer in the blocks of a Wan transformer but `proj_l`; the norms become
-/// f32 and the patch embedding a matrix, as the original's `modify_model.py --quant_linear` does.
+/// Quantises every linear layer in the blocks of a Wan transformer except `proj_l`. The norms become
+/// f32 and the patch embedding a matrix, as with the original's `modify_model.py --quant_linear`.
 /// - Parameter format: `.int8` (128x128 blocks) or `.fp8` (rows).
-/// - Throws: `.wrongModel`, or `.incompatible` where the layers are quantised already.
+/// - Throws: `.wrongModel`, or `.incompatible` if the layers are already quantised.
 public func quantized(
-    _ base: any Checkpoint, to format: LinearStorage
+    _ base: any Checkpoint, to format: LinearFormat
 ) throws(CheckpointError) -> QuantizedCheckpoint {
     ensure(format != .plain, "quantized: .plain is no quantised format")
     try CheckpointSummary(base).require(.wanTransformer)
@@ -29,7 +29,7 @@ public func quantized(
         let name = info.name
         guard !name.hasSuffix("int8_weight"), !name.hasSuffix("fp8_weight") else {
             throw .incompatible(
-                path: base.path, reason: "'\(name)': the checkpoint is quantised already")
+                path: base.path, reason: "'\(name)': the checkpoint is already quantised")
         }
         guard isBlockLinear(info) else {
             let isNorm = name.hasPrefix("blocks.") && name.contains("norm")
@@ -42,7 +42,7 @@ public func quantized(
             continue
         }
         let layer = String(name.dropLast(".weight".count))
-        guard format == .fp8 || info.shape[1] % Int8Blocks.side == 0 else {
+        guard format == .fp8Rows || info.shape[1] % Int8Blocks.side == 0 else {
             skipped.append(layer)
             entries.append(.from(base, info, isFinite: true))
             continue
@@ -52,7 +52,7 @@ public func quantized(
             let matrix = try base.require(name)
             defer { base.forget(name) }
             try requireFinite(matrix, name, in: base)
-            return format == .int8 ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
+            return format == .int8Blocks ? Int8Blocks.quantize(matrix) : FP8Rows.quantize(matrix)
         }
     }
     return QuantizedCheckpoint(
@@ -60,16 +60,16 @@ public func quantized(
             path: base.path, metadata: base.metadata, entries), layers: layers, skipped: skipped)
 }
 
-/// The weight matrix of a linear layer that quantisation replaces.
+/// Whether this is the weight matrix of a linear layer that quantisation replaces.
 func isBlockLinear(_ info: TensorInfo) -> Bool {
     info.name.hasPrefix("blocks.") && info.name.hasSuffix(".weight") && info.shape.count == 2
         && info.dtype.isFloatingPoint && !info.name.contains("proj_l")
 }
 
-/// Codes and scales of one layer, which `make` yields together: the writer asks for one after the
-/// other.
+/// Entries for the codes and scales of one layer. `make` computes both together; the scales are kept,
+/// because the writer asks for them after the codes.
 func quantizedEntries(
-    _ layer: String, _ shape: [Int], _ format: LinearStorage,
+    _ layer: String, _ shape: [Int], _ format: LinearFormat,
     _ make: @escaping () throws(CheckpointError) -> (codes: Tensor, scale: Tensor)
 ) -> [DerivedCheckpoint.Entry] {
     final class Last {
@@ -81,7 +81,7 @@ func quantizedEntries(
         DerivedCheckpoint.Entry(
             info: TensorInfo(
                 name: tensors[0].name, shape: tensors[0].shape,
-                dtype: format == .int8 ? .i8 : .f8e4m3)
+                dtype: format == .int8Blocks ? .i8 : .f8e4m3)
         ) { () throws(CheckpointError) in
             let pair = try make()
             last.scale = pair.scale

@@ -1,11 +1,47 @@
-/// Writing what torch.load reads: a zip archive of stored members with a pickle of protocol 2.
+/// Writing what torch.load reads: an uncompressed zip archive with a pickle of protocol 2.
 ///
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/caffe2/serialize/inline_container.cc
 
 import Ground
-import Tensors
+public import Tensors
 
-/// Members are written one after the other; each one's checksum is put in its header afterwards.
+/// Where an archive goes: a file, or memory.
+protocol ArchiveSink: AnyObject {
+    /// Bytes written so far.
+    var position: Int { get }
+    func write(_ bytes: UnsafeRawBufferPointer) throws(FileError)
+    func write(_ bytes: [UInt8]) throws(FileError)
+    /// Replaces bytes that were written.
+    func patch(_ bytes: [UInt8], at offset: Int) throws(FileError)
+}
+
+extension PendingFile: ArchiveSink {}
+
+/// An archive in memory.
+private final class ByteSink: ArchiveSink {
+    private(set) var bytes: [UInt8] = []
+    var position: Int { bytes.count }
+    func write(_ more: UnsafeRawBufferPointer) { bytes += more }
+    func write(_ more: [UInt8]) { bytes += more }
+    func patch(_ some: [UInt8], at offset: Int) {
+        bytes.replaceSubrange(offset..<offset + some.count, with: some)
+    }
+}
+
+/// What torch.save writes of one tensor by itself. x: on the host
+public func torchArchive(of x: Tensor) -> [UInt8] {
+    let sink = ByteSink()
+    var archive = TorchArchiveWriter(sink)
+    do {
+        try archive.begin(
+            only: TensorInfo(name: "", shape: x.shape.dimensions, dtype: x.dtype))
+        try x.withBytes { bytes throws(FileError) in try archive.add(bytes) }
+        try archive.end()
+    } catch { programmingError("torchArchive: memory cannot fail: \(error)") }
+    return sink.bytes
+}
+
+/// Writes members one after the other; each checksum is put into the member's header afterwards.
 struct TorchArchiveWriter {
     private struct Member {
         var name: String
@@ -16,21 +52,30 @@ struct TorchArchiveWriter {
     /// PyTorch maps files with this alignment.
     private static let alignment = 64
     private static let root = "archive/"
-    private let file: PendingFile
+    private let file: any ArchiveSink
     private var members: [Member] = []
     private var storages = 0
 
-    init(_ file: PendingFile) { self.file = file }
+    init(_ file: any ArchiveSink) { self.file = file }
 
-    /// Everything before the storages, which must then be added in the order of `tensors`.
+    /// Writes everything before the storages, which must then be added in the order of `tensors`.
     mutating func begin(_ tensors: [TensorInfo]) throws(FileError) {
-        try member("data.pkl", Pickler.stateDictionary(tensors))
+        try begin(pickle: Pickler.stateDictionary(tensors))
+    }
+
+    /// The same for one tensor by itself.
+    mutating func begin(only tensor: TensorInfo) throws(FileError) {
+        try begin(pickle: Pickler.tensor(tensor))
+    }
+
+    private mutating func begin(pickle: [UInt8]) throws(FileError) {
+        try member("data.pkl", pickle)
         try member(".format_version", Array("1".utf8))
         try member(".storage_alignment", Array("\(Self.alignment)".utf8))
         try member("byteorder", Array("little".utf8))
     }
 
-    /// The elements of the next tensor.
+    /// Writes the elements of the next tensor.
     mutating func add(_ bytes: UnsafeRawBufferPointer) throws(FileError) {
         try member("data/\(storages)", bytes)
         storages += 1
@@ -146,7 +191,7 @@ private struct Pickler {
         var pickler = Pickler()
         pickler.global("collections", "OrderedDict")
         pickler.bytes += Array(")R".utf8)
-        // SETITEMS takes what lies above the mark; pieces keep the reader's stack small.
+        // SETITEMS takes all values above the mark; pieces keep the reader's stack small.
         for start in stride(from: 0, to: tensors.count, by: 1000) {
             pickler.bytes.append(UInt8(ascii: "("))
             for index in start..<min(start + 1000, tensors.count) {
@@ -159,9 +204,17 @@ private struct Pickler {
         return pickler.bytes
     }
 
+    /// One tensor, in storage "0".
+    static func tensor(_ info: TensorInfo) -> [UInt8] {
+        var pickler = Pickler()
+        pickler.tensor(info, storage: 0)
+        pickler.bytes.append(UInt8(ascii: "."))
+        return pickler.bytes
+    }
+
     /// _rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())
     private mutating func tensor(_ info: TensorInfo, storage index: Int) {
-        // Types that came after typed storages are stored as bytes, the type beside them.
+        // Types newer than typed storages are stored as bytes, with the type beside them.
         let late = info.dtype.lateTorchName
         global("torch._utils", late == nil ? "_rebuild_tensor_v2" : "_rebuild_tensor_v3")
         bytes += Array("((".utf8)
@@ -231,7 +284,7 @@ extension DType {
         }
     }
 
-    /// The dtype's name where no typed storage exists for it.
+    /// The dtype's name, if it has no typed storage.
     fileprivate var lateTorchName: String? {
         switch self {
         case .f8e4m3: "float8_e4m3fn"

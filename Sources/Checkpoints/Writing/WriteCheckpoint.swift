@@ -1,4 +1,4 @@
-/// Writing checkpoints, one tensor after the other: memory is bounded by the largest one.
+/// Writing checkpoints, one tensor after the other: it needs memory for the largest one only.
 
 import Ground
 import SystemPackage
@@ -10,7 +10,8 @@ public enum WritableFormat: String, Sendable, CaseIterable {
     /// What torch.save writes and torch.load reads, also with `weights_only=True`.
     case torchArchive = "PyTorch archive"
 
-    /// The format that the ending of `path` means.
+    /// The format for the ending of `path`.
+    /// - Throws: `.unwritable` for any other ending.
     public init(forPath path: String) throws(CheckpointError) {
         if path.hasSuffix(".safetensors") {
             self = .safetensors
@@ -23,13 +24,12 @@ public enum WritableFormat: String, Sendable, CaseIterable {
     }
 }
 
-/// Writes every tensor of `checkpoint` to a new file under a temporary name and renames it when it
-/// is whole.
+/// Writes every tensor of `checkpoint` to a new file, which gets its name when it is complete.
 /// - Parameters:
-///   - format: nil for the one that the ending of `path` means.
-///   - overwrite: whether a file at `path` may be replaced; it may be one that `checkpoint` reads.
-///   - progress: is told the share of the bytes written so far.
-/// - Throws: what `checkpoint` throws, `.unwritable`. Nothing is left behind then.
+///   - format: nil: the one for the ending of `path`.
+///   - overwrite: whether a file at `path` may be replaced, even one that `checkpoint` reads.
+///   - progress: called with the share of the bytes written so far, 0...1.
+/// - Throws: what `checkpoint` throws, `.unwritable`. Nothing is then left behind.
 public func writeCheckpoint(
     _ checkpoint: any Checkpoint, to path: String, format: WritableFormat? = nil,
     overwrite: Bool = false, progress: (Double) -> Void = { _ in }
@@ -85,8 +85,8 @@ private func writing<R>(_ body: () throws(FileError) -> R) throws(CheckpointErro
     do { return try body() } catch { throw .unwritable(error) }
 }
 
-/// The tensors in their own order where every one then begins at a multiple of its element size,
-/// and else with the widest elements first.
+/// The tensors in their own order if each one then begins at a multiple of its element size;
+/// otherwise those with the widest elements first.
 private func aligned(_ tensors: [TensorInfo]) -> [TensorInfo] {
     var offset = 0
     for info in tensors {

@@ -1,13 +1,13 @@
-/// From a checkpoint to the sizes of the model that it holds.
+/// The sizes of the model in a checkpoint.
 
 import Checkpoints
 import Ground
 import Tensors
 
 extension Weights {
-    /// The transformer in this checkpoint.
+    /// The sizes of the transformer in this checkpoint.
     /// - Parameters:
-    ///   - heads: where they leave no trace in the file; nil for heads of 128.
+    ///   - heads: number of heads, used if the file does not tell; nil for heads of 128.
     ///   - patch: see `WanTransformerOptions`.
     func transformer(heads: Int?, patch: Int) throws(CheckpointError) -> WanTransformerArchitecture
     {
@@ -18,7 +18,7 @@ extension Weights {
         return sizes
     }
 
-    /// The text encoder in this checkpoint.
+    /// The sizes of the text encoder in this checkpoint.
     func textEncoder() throws(CheckpointError) -> UMT5Architecture {
         guard case .umT5(let sizes) = try model(.umT5) else {
             programmingError("textEncoder: another kind of model")
@@ -26,7 +26,7 @@ extension Weights {
         return sizes
     }
 
-    /// The autoencoder in this checkpoint, or one half of it.
+    /// The sizes of the autoencoder in this checkpoint, or of the half that it contains.
     func autoencoder() throws(CheckpointError) -> WanVAEArchitecture {
         guard case .wanVAE(let sizes) = try model(.wanVAE) else {
             programmingError("autoencoder: another kind of model")

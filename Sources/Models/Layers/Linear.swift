@@ -1,9 +1,9 @@
-/// A linear layer as models hold it.
+/// The linear layer of all models.
 
 public import Checkpoints
 public import Tensors
 
-/// act(x W^T + bias). The matrix is stored in the dtype of activations, or quantised.
+/// activation(x W^T + bias). The matrix is stored in the dtype of activations, or quantised.
 public struct Linear {
     /// [out, in]
     public let weight: LinearWeight
@@ -13,8 +13,8 @@ public struct Linear {
     public let dtype: DType
 
     /// - Parameters:
-    ///   - quantizable: a dense weight takes the cursor's `linearFormat`.
-    ///   - dtype: of the result; nil for the dtype of activations.
+    ///   - quantizable: whether a dense weight is quantised to the `linearFormat` of `weights`.
+    ///   - dtype: the dtype of the result; nil for that of activations.
     public init(
         _ weights: Weights, from inputs: Int, to outputs: Int, quantizable: Bool = false,
         result dtype: DType? = nil
@@ -30,12 +30,12 @@ public struct Linear {
         self.dtype = dtype
     }
 
-    /// What the operation before this layer should write.
-    public var inputFormat: ActivationFormat { weight.inputFormat }
+    /// The format in which the operation before this layer should write its result.
+    public var inputFormat: LinearFormat { weight.inputFormat }
 
     /// x: [..., in] → [..., out]
     public func callAsFunction(
-        _ x: Tensor, activation: Activation = .none, format: ActivationFormat = .plain,
+        _ x: Tensor, activation: Activation = .none, format: LinearFormat = .plain,
         on device: any Backend
     ) -> Tensor {
         device.linear(

@@ -4,10 +4,10 @@ public import Checkpoints
 import Ground
 public import Tensors
 
-/// Tokens to the embedding that the transformer attends to. Weights: `models_t5_umt5-xxl-enc-bf16`.
+/// Encodes tokens to the embedding that the transformer attends to. Weights: `models_t5_umt5-xxl-enc-bf16`.
 public struct UMT5 {
     public let config: UMT5Architecture
-    /// The vocabulary stays in host memory: a prompt needs a few hundred of its 256 thousand rows.
+    /// [vocabulary, dim]. Stays in host memory, because a prompt needs only a few hundred of its 256 thousand rows.
     let tokenEmbedding: Tensor
     let blocks: [Block]
     let norm: Tensor
@@ -28,13 +28,13 @@ public struct UMT5 {
         norm = try weights["norm"].tensor("weight", [config.dim], as: .f32)
     }
 
-    /// Weights that are used together, in the order of their use.
+    /// The weight groups, in the order of their use.
     public var groups: [WeightGroup] { blocks.map(\.group) }
 
-    /// Encodes the tokens of one prompt, its end token included and without padding.
+    /// Encodes the tokens of one prompt, with the end token and without padding.
     ///
-    /// The original runs all `textLength` rows under a key mask and then overwrites those past the
-    /// prompt with zeros; no token of the prompt sees them, so they are not computed here.
+    /// The original computes all `textLength` rows with a key mask, and then sets those past the prompt to zero. No
+    /// token of the prompt attends to these rows, so they are not computed here.
     /// ids: [n], n ≤ textLength → rows: [textLength, dim]
     public func callAsFunction(_ ids: [Int32], textLength: Int = 512, on device: any Backend)
         -> TextEmbedding

@@ -3,8 +3,8 @@
 import Checkpoints
 import Tensors
 
-/// Self-attention and feed-forward, each after a norm that the timestep modulates, and cross
-/// attention between.
+/// Self-attention, cross attention and feed-forward. The norms before self-attention and feed-forward are modulated by
+/// the timestep.
 struct Block {
     let attention: SelfAttention
     let crossAttention: CrossAttention
@@ -31,16 +31,16 @@ struct Block {
         norms = options.norms
     }
 
-    /// x: [tokens, dim], the residual stream; m: f32 [6, dim], the rows shift, scale, gate of the
-    /// attention and of the feed-forward
+    /// x: [tokens, dim], the residual stream; m: f32 [6, dim], with the rows shift, scale and gate of the
+    /// self-attention, then of the feed-forward
     func callAsFunction(
-        _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ rope: RotaryTable,
+        _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ positions: Positions,
         on device: any Backend
     ) {
         func row(_ index: Int) -> Tensor { device.entry(m, index) }
         x = attention.o.add(
             attention(
-                normed(x, row(0), row(1), for: attention.q, on: device), rope: rope, on: device),
+                normed(x, row(0), row(1), for: attention.q, on: device), positions, on: device),
             to: x, gate: row(2), on: device)
         x = crossAttention.o.add(
             crossAttention(textNormed(x, on: device), text, on: device), to: x, on: device)
@@ -51,7 +51,7 @@ struct Block {
             to: x, gate: row(5), on: device)
     }
 
-    /// LN(x) * (1 + scale) + shift, as `next` wants its input. x: [tokens, dim] → same
+    /// LN(x) * (1 + scale) + shift, in the input format of `next`. x: [tokens, dim] → same
     func normed(
         _ x: Tensor, _ shift: Tensor, _ scale: Tensor, for next: Linear, on device: any Backend
     ) -> Tensor {
@@ -60,7 +60,7 @@ struct Block {
             format: next.inputFormat, dtype: nil)
     }
 
-    /// LN(x) * weight + bias, as the queries of cross attention want it. x: [tokens, dim] → same
+    /// LN(x) * weight + bias, in the input format of the queries of cross attention. x: [tokens, dim] → same
     private func textNormed(_ x: Tensor, on device: any Backend) -> Tensor {
         device.layerNorm(
             x, weight: norm3.weight, bias: norm3.bias, epsilon: WanTransformer.epsilon, kind: norms,

@@ -4,21 +4,31 @@ import Glibc
 import Ground
 package import Tensors
 
-/// A head's pairs of features are shared out to the three axes; pair i of an axis with `width`
-/// features turns by position * theta^(-2i / width).
+/// Where a device's tokens stand in the video.
+package struct Positions {
+    /// Of own tokens, in the order of the sequence.
+    package let rope: RotaryTable
+    /// Of the whole sequence.
+    package let tokens: Int
+}
+
+/// The pairs of features of a head are divided among the three axes. Pair i of an axis with `width` features is rotated
+/// by position * theta^(-2i / width).
 package enum RotaryEmbedding {
     static let theta = 10_000.0
-    /// Positions that the published models have been trained for, on each axis.
+    /// Number of positions on each axis for which the published models are made.
     static let longestAxis = 128
 
-    /// The angles of every token, (t, h, w) row-major with w fastest.
-    /// size: the grid of tokens → cosine, sine: f32 [t * h * w, headDim / 2]
-    package static func table(
+    /// The angles of this device's tokens; all are in the order (t, h, w), row-major with w fastest.
+    /// size: the grid of tokens → cosine, sine: f32 [own of t * h * w, headDim / 2]
+    package static func positions(
         _ size: Extent, headDim: Int, on device: any Backend
-    ) -> RotaryTable {
+    ) -> Positions {
         ensure(
             max(size.t, size.h, size.w) <= longestAxis,
             "RotaryEmbedding: grid \(size) exceeds \(longestAxis)")
+        let tokens = size.t * size.h * size.w
+        let own = device.membership.sequence(tokens)[device.membership.index]
         let spatial = headDim / 6
         let pairs = (t: headDim / 2 - 2 * spatial, h: spatial, w: spatial)
         let angles = (
@@ -29,7 +39,7 @@ package enum RotaryEmbedding {
             let t = angles.t.map { Float(function(Double($0))) }
             let h = angles.h.map { Float(function(Double($0))) }
             let w = angles.w.map { Float(function(Double($0))) }
-            let out = Tensor.host([size.t * size.h * size.w, headDim / 2], .f32)
+            let out = Tensor.host([tokens, headDim / 2], .f32)
             out.withMutable(Float.self) { rows in
                 guard var row = rows.baseAddress else { return }
                 func append(_ values: [Float], _ position: Int, _ count: Int) {
@@ -48,12 +58,13 @@ package enum RotaryEmbedding {
                     }
                 }
             }
-            return device.place(out, as: .f32)
+            return device.place(out.slice(own), as: .f32)
         }
-        return RotaryTable(cosine: table(cos), sine: table(sin))
+        return Positions(
+            rope: RotaryTable(cosine: table(cos), sine: table(sin)), tokens: tokens)
     }
 
-    /// [positions * pairs], the product rounded to f32 as the original does.
+    /// [positions * pairs]; the products are rounded to f32, as in the original.
     private static func angles(_ positions: Int, _ pairs: Int) -> [Float] {
         (0..<positions).flatMap { position in
             (0..<pairs).map { Float(position) * Float(pow(theta, -Double($0) / Double(pairs))) }

@@ -1,4 +1,4 @@
-/// From a timestep to the numbers that modulate every block, in f32 throughout.
+/// The embedding of a timestep, which modulates every block. All of it is f32.
 
 import Checkpoints
 import Glibc
@@ -13,10 +13,11 @@ public struct Modulation {
     public let head: Tensor
 }
 
+/// Computes the modulation from a timestep.
 package struct TimeEmbedding {
     let first, second, projection: Linear
     let frequencyDim: Int
-    /// What each block adds to the projection. f32 [layers, 6, dim], [2, dim]
+    /// What each block and the head add to the embedding. f32 [layers, 6, dim], [2, dim]
     let blockOffsets, headOffsets: Tensor
     /// Ones in the shapes of the offsets.
     let blockOnes, headOnes: Tensor
@@ -46,18 +47,19 @@ package struct TimeEmbedding {
     }
 
     /// e, which modulates the head: [1, dim]; e0, which modulates the blocks: [1, 6 * dim]
-    func embedding(_ timestep: Double, on device: any Backend) -> (e: Tensor, e0: Tensor) {
-        let sinusoid = device.place(Self.sinusoid(timestep, frequencyDim), as: .f32)
+    /// sinusoid: f32 [1, frequencyDim]
+    package func embedding(_ sinusoid: Tensor, on device: any Backend) -> (e: Tensor, e0: Tensor) {
         let hidden = first(sinusoid, activation: .silu, on: device)
-        // Both e and SiLU(e) are needed: a second small product is cheaper than one more operation.
+        // Both e and SiLU(e) are needed. Computing the small product twice is cheaper than one more operation.
         let e = second(hidden, on: device)
         let e0 = projection(second(hidden, activation: .silu, on: device), on: device)
         return (e, e0)
     }
 
-    /// offset + e, the same e for every row: written as offset + 1 * e.
-    func callAsFunction(_ timestep: Double, on device: any Backend) -> Modulation {
-        let (e, e0) = embedding(timestep, on: device)
+    /// Adds e to every row of the offsets, as offset + 1 * e.
+    /// sinusoid: f32 [1, frequencyDim]
+    func callAsFunction(_ sinusoid: Tensor, on device: any Backend) -> Modulation {
+        let (e, e0) = embedding(sinusoid, on: device)
         let (layers, dim) = (blockOffsets.shape[0], blockOffsets.shape[2])
         let rows: Shape = [layers, 6 * dim]
         let blocks = device.gatedAdd(
@@ -74,5 +76,14 @@ package struct TimeEmbedding {
         let half = width / 2
         let angles = (0..<half).map { timestep * pow(10_000, -Double($0) / Double(half)) }
         return Tensor(angles.map { Float(cos($0)) } + angles.map { Float(sin($0)) }, [1, width])
+    }
+
+    /// d sinusoid / d timestep, computed in f64. → f32 [1, width]
+    package static func sinusoidSlope(_ timestep: Double, _ width: Int) -> Tensor {
+        let half = width / 2
+        let frequencies = (0..<half).map { pow(10_000, -Double($0) / Double(half)) }
+        return Tensor(
+            frequencies.map { Float(-$0 * sin(timestep * $0)) }
+                + frequencies.map { Float($0 * cos(timestep * $0)) }, [1, width])
     }
 }

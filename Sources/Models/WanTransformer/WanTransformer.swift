@@ -1,12 +1,12 @@
-/// The Wan 2.1 / 2.2 video transformer: noisy latents, a timestep and a text to a velocity.
-/// Port of Wan2.1 wan/modules/model.py (WanModel). Image-to-video of Wan 2.2 is the same net with
-/// more input channels.
+/// The Wan 2.1 / 2.2 video transformer, which computes a velocity from noisy latents, a timestep and a text.
+/// Port of Wan2.1 wan/modules/model.py (WanModel). The image-to-video model of Wan 2.2 is the same network with more
+/// input channels.
 
 public import Checkpoints
 import Ground
 public import Tensors
 
-/// Weights: `Wan2.1-T2V-*`, `Wan2.2-I2V-A14B-*` and their distilled, sparse and quantised forms.
+/// Weights: `Wan2.1-T2V-*`, `Wan2.2-I2V-A14B-*`, and their distilled, sparse and quantised versions.
 public struct WanTransformer {
     public let config: WanTransformerArchitecture
     let patchEmbedding: Linear
@@ -50,8 +50,7 @@ public struct WanTransformer {
             to: config.outputChannels * config.patchCount, result: .f32)
     }
 
-    /// Weights that are used together, in the order of their use: once for each prompt, and in
-    /// every step.
+    /// The weight groups in the order of their use: those used once for each prompt, and those used in every step.
     public var groups: (text: [WeightGroup], blocks: [WeightGroup]) {
         (textProjections.map(\.group), blocks.map(\.group))
     }
@@ -63,15 +62,15 @@ extension WanTransformer {
     /// What does not change from step to step.
     public struct Context {
         let text: [TextKeys]
-        let rope: RotaryTable
+        let positions: Positions
     }
 
-    /// Projects a prompt for every block, and lays out the positions of the latents' `size`.
+    /// Projects a prompt for all blocks, and computes the rotary table for latents of this size.
     ///
-    /// Cross attention has no mask: all rows of the text attend, and those past the prompt are zero
-    /// here and equal after any row-wise layer. They are projected once, and that row is counted
-    /// `textLength - count` times. Where 128 rows share the scales of their int8 codes, padding in the prompt's last
-    /// block is not equal to padding in blocks of its own: two rows are projected, apart, and counted.
+    /// Cross attention has no mask, so the padding of the text counts too. Its rows are zero here, and still equal to
+    /// each other after any layer that works row by row. So only one of them is projected, and counted `textLength -
+    /// count` times. With int8, 128 rows share a scale; then padding in the last block of the prompt differs from
+    /// padding in later blocks, so one row of each is projected and counted.
     /// text.rows: [textLength, textDim] in the dtype of activations
     public func prepare(
         _ text: TextEmbedding, size: Extent, on device: any Backend
@@ -93,21 +92,28 @@ extension WanTransformer {
         }
         return Context(
             text: keys,
-            rope: RotaryEmbedding.table(
+            positions: RotaryEmbedding.positions(
                 Extent(t: size.t, h: size.h / config.patch, w: size.w / config.patch),
                 headDim: config.headDim, on: device))
     }
 
-    /// text: [rows, textDim] → [rows, dim]
+    /// The text embedding. text: [rows, textDim] → [rows, dim]
     public func embed(_ text: Tensor, on device: any Backend) -> Tensor {
         textEmbedding.second(
             textEmbedding.first(text, activation: .geluTanh, on: device), on: device)
     }
 
-    /// The modulation of all blocks at a timestep in 0...1000; the sampler has rounded it as the
-    /// model was trained.
+    /// The modulation of all blocks at a timestep in 0...1000, which the sampler has rounded as in training.
     public func modulation(at timestep: Double, on device: any Backend) -> Modulation {
-        timeEmbedding(timestep, on: device)
+        modulation(
+            sinusoid: device.place(
+                TimeEmbedding.sinusoid(timestep, config.frequencyDim), as: .f32), on: device)
+    }
+
+    /// The same from the timestep's sinusoid, for who looks at how the timestep turns it.
+    /// sinusoid: f32 [1, frequencyDim]
+    package func modulation(sinusoid: Tensor, on device: any Backend) -> Modulation {
+        timeEmbedding(sinusoid, on: device)
     }
 }
 
@@ -115,39 +121,46 @@ extension WanTransformer {
 
 extension WanTransformer {
     /// The velocity at a timestep in 0...1000.
+    ///
+    /// Latents are whole on every device of a group, tokens shared out: all between `embed` and `project` is about a
+    /// device's own rows of the sequence.
     public func callAsFunction(
         _ parts: [Tensor], timestep: Double, _ context: Context, on device: any Backend
     ) -> Tensor {
         self(parts, modulation(at: timestep, on: device), context, on: device)
     }
 
-    /// parts: latents [C_i, T, H, W] whose channels together are the input: the noisy ones, and for
-    /// image-to-video mask and picture → velocity, f32 [outputChannels, T, H, W]
+    /// The velocity. parts: tensors [C_i, T, H, W] whose channels together are the input: the noisy latents and, for
+    /// image to video, mask and picture → f32 [outputChannels, T, H, W]
     public func callAsFunction(
         _ parts: [Tensor], _ modulation: Modulation, _ context: Context, on device: any Backend
     ) -> Tensor {
         let shape = parts[0].shape
         var x = embed(parts, on: device)
         for index in blocks.indices { step(&x, block: index, modulation, context, on: device) }
-        return device.unpatchify(
+        let answers = device.gather(
             project(x, modulation, on: device),
-            size: Extent(t: shape[1], h: shape[2], w: shape[3]), patch: config.patch)
+            device.membership.sequence(context.positions.tokens))
+        return device.unpatchify(
+            answers, size: Extent(t: shape[1], h: shape[2], w: shape[3]), patch: config.patch)
     }
 
-    /// parts: [C_i, T, H, W] → tokens [T * H/p * W/p, dim]
+    /// parts: [C_i, T, H, W] → own tokens of T * H/p * W/p, [tokens, dim]
     public func embed(_ parts: [Tensor], on device: any Backend) -> Tensor {
-        patchEmbedding(device.patchify(parts, dtype: activations, patch: config.patch), on: device)
+        let tokens = device.patchify(parts, dtype: activations, patch: config.patch)
+        let own = device.membership.sequence(tokens.shape[0])[device.membership.index]
+        return patchEmbedding(device.slice(tokens, own), on: device)
     }
 
-    /// x: [tokens, dim], the residual stream through one block
+    /// Passes the residual stream through one block. x: [tokens, dim]
     public func step(
         _ x: inout Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
         on device: any Backend
     ) {
         device.require(blocks[index].group)
         blocks[index](
-            &x, device.entry(modulation.blocks, index), context.text[index], context.rope,
-            on: device)
+            &x, device.entry(modulation.blocks, index), context.text[index],
+            context.positions, on: device)
     }
 
     /// The head, in f32. x: [tokens, dim] → f32 [tokens, p*p * outputChannels]
@@ -159,7 +172,7 @@ extension WanTransformer {
             on: device)
     }
 
-    /// The queries and keys of one block's self-attention, for looking at its block map.
+    /// The queries and keys of one block's self-attention, for inspecting its block map.
     /// x: [tokens, dim], the residual stream before that block → [tokens, heads, headDim]
     public func queryKey(
         _ x: Tensor, block index: Int, _ modulation: Modulation, _ context: Context,
@@ -167,9 +180,11 @@ extension WanTransformer {
     ) -> (q: Tensor, k: Tensor) {
         let (block, m) = (blocks[index], device.entry(modulation.blocks, index))
         device.require(block.group)
-        return block.attention.queryKey(
-            block.normed(
-                x, device.entry(m, 0), device.entry(m, 1), for: block.attention.q, on: device),
-            rope: context.rope, on: device)
+        let y = block.normed(
+            x, device.entry(m, 0), device.entry(m, 1), for: block.attention.q, on: device)
+        return (
+            block.attention.query(y, context.positions, on: device),
+            block.attention.key(y, context.positions, on: device)
+        )
     }
 }

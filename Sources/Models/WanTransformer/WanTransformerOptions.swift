@@ -1,4 +1,4 @@
-/// What a run chooses and the checkpoint does not say.
+/// Options of the transformer that are not in its checkpoint.
 
 public import Tensors
 
@@ -6,17 +6,17 @@ public import Tensors
 public enum SelfAttentionKind: Sendable, Hashable {
     /// Every token attends to every token.
     case original
-    /// SLA or SageSLA; the checkpoint holds `proj_l`.
+    /// SLA or SageSLA; needs `proj_l` in the checkpoint.
     case sparse(SparseAttention)
 }
 
-/// How a transformer is to be run.
+/// Options of a transformer.
 public struct WanTransformerOptions: Sendable, Hashable {
     public var attention: SelfAttentionKind
     public var norms: NormKind
-    /// nil: as `proj_l` tells, or heads of 128.
+    /// Number of heads; nil for what the size of `proj_l` implies, or else for heads of 128.
     public var heads: Int?
-    /// Rows and columns of latents that make one token.
+    /// Rows and columns of latents per token.
     public var patch: Int
 
     public init(

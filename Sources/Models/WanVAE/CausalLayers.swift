@@ -4,7 +4,7 @@ import Checkpoints
 import Ground
 import Tensors
 
-/// A convolution that looks back in time only: zeros before the first frame, none after the last.
+/// A convolution that reads only earlier frames, with zeros before the first one.
 struct CausalConvolution {
     let weight: ConvolutionWeight
     let slot: Int
@@ -23,10 +23,12 @@ struct CausalConvolution {
     ) -> Tensor {
         let past = history[slot]
         let reach = weight.time - 1
+        let margin = (weight.height - 1) / 2
+        let x = history.rows.haloed(x, above: margin, below: margin, on: device)
         let y = device.convolution(
             x, history: past, leadingZeros: reach - (past?.shape[0] ?? 0), weight, timeStride: 1,
             spatialStride: 1, padding: .same, upsample: false, residual: residual)
-        history.remember(x, last: reach, in: slot)
+        history.remember(x.frames, last: reach, in: slot)
         return y
     }
 }
@@ -37,7 +39,7 @@ extension CausalConvolution: CausalLayer {
     }
 }
 
-/// x / ||x|| * sqrt(C) * gamma over the channels, then SiLU. gamma: f32 [C]
+/// x / ||x|| * sqrt(C) * gamma over the channels, then SiLU if asked for. gamma: f32 [C]
 struct ChannelNorm {
     let gamma: Tensor
 
@@ -55,7 +57,7 @@ struct ChannelNorm {
 struct ResidualBlock: CausalLayer {
     let norm1, norm2: ChannelNorm
     let conv1, conv2: CausalConvolution
-    /// Where the number of channels changes.
+    /// Present if the number of channels changes.
     let shortcut: Linear?
 
     init(_ weights: Weights, from inputs: Int, to outputs: Int, _ slots: inout Slots)
@@ -78,7 +80,7 @@ struct ResidualBlock: CausalLayer {
     }
 }
 
-/// x + proj(attention(norm x)): one head over the pixels of a frame.
+/// x + proj(attention(norm x)), with one head over the pixels of a frame.
 struct AttentionBlock: CausalLayer {
     let norm: ChannelNorm
     let q, k, v, proj: Linear
@@ -95,24 +97,30 @@ struct AttentionBlock: CausalLayer {
         proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
     }
 
-    /// x: [1, H, W, C]: a chunk has one frame at this resolution
+    /// x: [T, H, W, C] → same; each frame by itself. A device's own pixels look at those of the whole picture.
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        ensure(x.shape[0] == 1, "AttentionBlock: one frame expected, \(x.shape)")
-        let (pixels, channels) = (x.shape.rows, x.shape[3])
-        let rows = device.reshape(x, [pixels, channels])
-        let y = norm(rows, silu: false, on: device)
-        func oneHead(_ part: Linear) -> Tensor {
-            device.reshape(part(y, on: device), [pixels, 1, channels])
+        let channels = x.shape[3]
+        let flat = device.reshape(x, [x.shape.rows, channels])
+        let y = norm(flat, silu: false, on: device)
+        func own(_ part: Linear) -> Tensor { device.reshape(part(y, on: device), x.shape) }
+        func whole(_ part: Linear) -> Tensor { history.rows.whole(own(part), on: device) }
+        func oneHead(_ frames: Tensor, _ index: Int) -> Tensor {
+            let frame = device.entry(frames, index)
+            return device.reshape(frame, [frame.shape.rows, 1, channels])
         }
-        let attended = device.attention(
-            oneHead(q), oneHead(k), oneHead(v), scale: 1 / Float(channels).squareRoot())
-        let sum = proj.add(
-            device.reshape(attended, [pixels, channels]), to: rows, on: device)
+        let (q, k, v) = (own(q), whole(k), whole(v))
+        let attended = (0..<x.shape[0]).map { frame in
+            device.attention(
+                oneHead(q, frame), oneHead(k, frame), oneHead(v, frame),
+                scale: 1 / Float(channels).squareRoot())
+        }
+        let joined = attended.count == 1 ? attended[0] : device.concatenate(attended)
+        let sum = proj.add(device.reshape(joined, flat.shape), to: flat, on: device)
         return device.reshape(sum, x.shape)
     }
 }
 
-/// Half the height and width, and half the frames where there is a `timeConv`.
+/// Halves height and width, and also the number of frames if there is a `timeConv`.
 struct Downsample: CausalLayer {
     let conv: ConvolutionWeight
     let timeConv: (weight: ConvolutionWeight, slot: Int)?
@@ -133,12 +141,13 @@ struct Downsample: CausalLayer {
     /// x: [T, H, W, C] → [1, H/2, W/2, C] for the first frame, then [T/2, H/2, W/2, C]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         let y = device.convolution(
-            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
+            history.rows.haloed(x, above: 0, below: 1, on: device), history: nil,
+            leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
             padding: .bottomRight, upsample: false, residual: nil)
         guard let timeConv else { return y }
         let past = history[timeConv.slot]
         history.remember(y, last: 1, in: timeConv.slot)
-        // The first frame stands alone in time.
+        // The first frame is not combined with others in time.
         guard let past else { return y }
         return device.convolution(
             y, history: past, leadingZeros: 0, timeConv.weight, timeStride: 2, spatialStride: 1,
@@ -146,8 +155,7 @@ struct Downsample: CausalLayer {
     }
 }
 
-/// Twice the height and width with half the channels, and twice the frames where there is a
-/// `timeConv`.
+/// Doubles height and width and halves the channels, and also doubles the number of frames if there is a `timeConv`.
 struct Upsample: CausalLayer {
     let timeConv: CausalConvolution?
     let conv: ConvolutionWeight
@@ -166,19 +174,21 @@ struct Upsample: CausalLayer {
 
     /// x: [T, H, W, C] → [T, 2H, 2W, C/2] for the first frame, then [2T, 2H, 2W, C/2]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        // The first frame stands alone in time, and the frames after it do not see it.
-        guard let timeConv, !history.isFirstChunk else { return enlarge(x, on: device) }
-        return enlarge(device.interleaveTime(timeConv(x, history, on: device)), on: device)
+        // The first frame is not doubled in time, and the frames after it do not depend on it here.
+        guard let timeConv, !history.isFirstChunk else { return enlarge(x, history, on: device) }
+        return enlarge(
+            device.interleaveTime(timeConv(x, history, on: device)), history, on: device)
     }
 
-    private func enlarge(_ x: Tensor, on device: any Backend) -> Tensor {
+    private func enlarge(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         device.convolution(
-            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
+            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0,
+            conv, timeStride: 1, spatialStride: 1,
             padding: .same, upsample: true, residual: nil)
     }
 }
 
-/// norm, SiLU and the convolution to the channels of the result.
+/// Norm, SiLU, and the convolution to the channels of the result.
 struct Head: CausalLayer {
     let norm: ChannelNorm
     let conv: CausalConvolution
@@ -196,7 +206,7 @@ struct Head: CausalLayer {
 }
 
 extension Weights {
-    /// The convolution here. A kernel without an axis of time is stored without it.
+    /// Loads a convolution. Two-dimensional kernels are stored without the axis of time.
     func convolution(from inputs: Int, to outputs: Int, kernel: (t: Int, h: Int, w: Int))
         throws(CheckpointError) -> ConvolutionWeight
     {
@@ -207,8 +217,7 @@ extension Weights {
 }
 
 extension Linear {
-    /// A 1x1 convolution: a linear layer over the channels. Takes `rows` out of `count` of its
-    /// outputs.
+    /// A 1x1 convolution, which is a linear layer over the channels. Only `rows` out of its `count` outputs are used.
     init(
         pointwise weights: Weights, from inputs: Int, to outputs: Int, rows: Range<Int>? = nil,
         of count: Int? = nil

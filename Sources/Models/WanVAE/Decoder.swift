@@ -1,15 +1,15 @@
-/// Latents to frames. Port of Wan2.1 wan/modules/vae.py (Decoder3d, WanVAE_.decode).
+/// Decoding latents to frames. Port of Wan2.1 wan/modules/vae.py (Decoder3d, WanVAE_.decode).
 
 public import Checkpoints
 public import Tensors
 
 extension WanVAE {
-    /// The decoder's half of the autoencoder.
+    /// The decoder, one half of the autoencoder.
     public struct Decoder {
         public let config: WanVAEArchitecture
         let statistics: LatentStatistics
         let conv2: Linear
-        /// Cut where the number of frames doubles.
+        /// The layers, divided into stages where the number of frames doubles.
         let stages: [Stage]
         let activations: DType
 
@@ -64,13 +64,15 @@ extension WanVAE {
             self.stages = stages
         }
 
-        /// The frames of `latents`, chunk by chunk in order. latents: normalised, [C, T, H, W]
+        /// The frames of `latents`, chunk by chunk in order. Of a group of devices each makes some rows of the pictures;
+        /// latents and frames are whole on all of them. latents: normalised, [C, T, H, W]
         public func callAsFunction(_ latents: Tensor, on device: any Backend) -> Decoding {
             let (mean, inverse) = statistics.rounded(to: activations)
+            let rows = PictureRows(height: latents.shape[2], width: latents.shape[3], on: device)
             let latents = device.channelsLast(
                 latents, scale: inverse.map { 1 / $0 }, shift: mean, dtype: activations)
             return Decoding(
-                latents: conv2(latents, on: device), stream: CausalStream(stages, on: device))
+                latents: conv2(latents, on: device), stream: CausalStream(stages, rows, on: device))
         }
     }
 
@@ -81,18 +83,32 @@ extension WanVAE {
         let stream: CausalStream
         /// Latent frames decoded so far.
         public private(set) var decoded = 0
+        /// What the first stage has made of latent frames that come next, one by one.
+        private var begun: [Tensor] = []
 
         init(latents: Tensor, stream: CausalStream) {
             self.latents = latents
             self.stream = stream
         }
 
-        /// The next frames, about -1...1 and not clamped: one, then `stride.t` for each latent frame.
-        /// → [n, stride.h * H, stride.w * W, 3], nil after the last
+        /// The next frames, with values of about -1...1 that are not clamped: one frame, then `stride.t` for each
+        /// latent frame; nil after the last. → [n, stride.h * H, stride.w * W, 3]
         public mutating func next() -> Tensor? {
             guard decoded < latents.shape[0] else { return nil }
-            defer { decoded += 1 }
-            return stream(stream.device.slice(latents, decoded..<decoded + 1))
+            if begun.isEmpty { begin() }
+            decoded += 1
+            return stream.rows.whole(stream.finish(begun.removeFirst()), on: stream.device)
+        }
+
+        /// The first stage has the smallest frames: one of them does not fill a large device, so they go in pairs.
+        /// The first one stands alone in time.
+        private mutating func begin() {
+            let device = stream.device
+            let count = decoded == 0 ? 1 : Swift.min(2, latents.shape[0] - decoded)
+            let pictures = device.slice(latents, decoded..<decoded + count)
+            let x = stream.begin(stream.rows.own(of: pictures, on: device))
+            let frames = x.shape[0] / count
+            begun = (0..<count).map { device.slice(x, $0 * frames..<($0 + 1) * frames) }
         }
     }
 }

@@ -1,14 +1,14 @@
-/// The Wan 2.1 video autoencoder: its factors and the statistics of its latents.
+/// The Wan 2.1 video autoencoder: what it does, and the statistics of its latents.
 
 import Ground
 import Tensors
 
-/// A picture becomes 1/8 as high and wide, 4n + 1 frames become n + 1 (other strides: `WanVAEArchitecture.stride`). The
-/// convolutions are causal in time, so that both directions work through a video of any length chunk by chunk, keeping
-/// only the last frames that each convolution has seen.
+/// Latents have 1/8 of the height and width of a video, and n + 1 frames for 4n + 1 (other autoencoders have another
+/// `WanVAEArchitecture.stride`). The convolutions are causal in time, so encoder and decoder process a video of any
+/// length chunk by chunk, and keep only the last frames that each convolution has read.
 public enum WanVAE {}
 
-/// Mean and standard deviation of each latent channel: the transformer sees (latent - mean) / std.
+/// Mean and standard deviation of each latent channel. The transformer's latents are (latent - mean) / std.
 public struct LatentStatistics: Sendable, Hashable {
     public var mean, std: [Float]
 
@@ -18,7 +18,7 @@ public struct LatentStatistics: Sendable, Hashable {
         self.std = std
     }
 
-    /// Those of the published Wan 2.1 autoencoder.
+    /// The statistics of the published Wan 2.1 autoencoder.
     public static let wan = LatentStatistics(
         mean: [
             -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -35,7 +35,7 @@ public struct LatentStatistics: Sendable, Hashable {
             "WanVAE: statistics of \(mean.count) channels, \(channels) expected")
     }
 
-    /// Mean and 1 / std, as the original holds them: rounded to the dtype of activations.
+    /// Mean and 1 / std, rounded to the dtype of activations as in the original.
     func rounded(to dtype: DType) -> (mean: [Float], inverse: [Float]) {
         func rounded(_ values: [Float]) -> [Float] {
             Tensor(values, [values.count]).converted(to: dtype).floats()

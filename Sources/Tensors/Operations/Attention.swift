@@ -1,16 +1,16 @@
 /// Attention over all keys.
 
 extension Operation {
-    /// softmax(q k^T * scale) v without a mask. q: [Lq, heads, headDim]; k, v: [Lk, heads, headDim] → as q, or
-    /// in the `format` of the next linear layer [Lq, heads * headDim]
+    /// softmax(q k^T * scale) v, without a mask. q: [Lq, heads, headDim]; k, v: [Lk, heads, headDim] → shape of q, or,
+    /// if `format` quantises it for the next linear layer, [Lq, heads * headDim]
     public struct Attention: OperationFacts {
         public static let name = "attention"
         public var q, k, v: Tensor
         public var scale: Float
-        /// How often the last keys count, at most two of them (equal rows of a text's padding are one key); the
-        /// others count once.
+        /// How many times each of the last keys counts (at most two keys); all others count once. In this way the equal
+        /// rows of a text's padding are given as a single key.
         public var lastKeyCounts: [Int]
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && lastKeyCounts.count <= min(2, k.shape[0])
@@ -32,10 +32,11 @@ extension Operation {
         }
     }
 
-    /// umT5: softmax(q k^T + bias) v, no scaling; bias[h, i, j] = table[bucket(j - i), h].
+    /// The attention of umT5: softmax(q k^T + bias) v, without scaling; bias[h, i, j] = table[bucket(j - i), h].
     /// q, k, v: [L, heads, headDim] → same
     ///
-    /// 32 buckets, from 16 up for rel > 0; |rel| < 8 exact, else 8 + floor(log(|rel|/8) / log(16) * 8) up to 15.
+    /// There are 32 buckets. With rel = j - i, |rel| < 8 has the bucket |rel|, larger ones
+    /// 8 + floor(log(|rel|/8) / log(16) * 8), at most 15; 16 is added for rel > 0.
     public struct RelativeAttention: OperationFacts {
         public static let name = "relativeAttention"
         public static let buckets = 32
@@ -68,27 +69,29 @@ extension Tensor {
 }
 
 extension Operation.ResultType {
-    /// Of attention with such queries.
-    static func attended(_ q: Tensor, _ format: ActivationFormat) -> Self {
+    /// The result of attention with queries q.
+    static func attended(_ q: Tensor, _ format: LinearFormat) -> Self {
         Self(format == .plain ? q.shape : [q.shape[0], q.shape.tail.count], q.dtype, format)
     }
 }
 
 extension Backend {
+    /// See `Operation.Attention`.
     public func attention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, scale: Float, lastKeyCounts: [Int] = [],
-        format: ActivationFormat = .plain
+        format: LinearFormat = .plain
     ) -> Tensor {
         result(
             of: Operation.Attention(
                 q: q, k: k, v: v, scale: scale, lastKeyCounts: lastKeyCounts, format: format))
     }
 
-    /// What attention gave, [L, heads, headDim], as rows of all heads.
-    func quantizeHeads(_ y: Tensor, to format: ActivationFormat) -> Tensor {
+    /// Quantises a result of attention, with all heads in one row. y: [L, heads, headDim] → [L, heads * headDim]
+    func quantizeHeads(_ y: Tensor, to format: LinearFormat) -> Tensor {
         quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format)
     }
 
+    /// See `Operation.RelativeAttention`.
     public func relativeAttention(_ q: Tensor, _ k: Tensor, _ v: Tensor, table: Tensor) -> Tensor {
         result(of: Operation.RelativeAttention(q: q, k: k, v: v, table: table))
     }

@@ -1,7 +1,7 @@
-/// Operations that go element by element: gated sums, samplers, noise.
+/// Element-wise operations: gated sums, sampler steps, noise.
 
 extension Operation {
-    /// x + y * gate, gate and product rounded to the dtype of x. x, y: [tokens, dim]
+    /// x + y * gate; the gate and the product are rounded to the dtype of x. x, y: [tokens, dim] → same
     public struct GatedAdd: OperationFacts {
         public static let name = "gatedAdd"
         public var x, y: Tensor
@@ -18,12 +18,13 @@ extension Operation {
         public var operation: Operation { .gatedAdd(self) }
     }
 
-    /// gelu_tanh(gate) * up (umT5's feed-forward); the activation is rounded to the dtype of gate.
+    /// gelu_tanh(gate) * up, as in umT5's feed-forward; gelu's result is rounded to the dtype of gate.
+    /// gate, up: of equal shape → same
     public struct GELUGate: OperationFacts {
         public static let name = "geluGate"
         public var gate, up: Tensor
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { gate.shape == up.shape && gate.dtype == up.dtype }
         public var results: [ResultType] { [ResultType(gate.shape, gate.dtype, format)] }
@@ -34,7 +35,7 @@ extension Operation {
         public var operation: Operation { .geluGate(self) }
     }
 
-    /// One rCM step in f64. SDE (noise given): (1 - next) * (x - t v) + next * noise; ODE: x - (t - next) * v.
+    /// One rCM step in f64. With noise (SDE): (1 - next) * (x - t v) + next * noise; without (ODE): x - (t - next) * v.
     public struct RCMStep: OperationFacts {
         public static let name = "rcmStep"
         /// f64 and f32, of equal shape
@@ -59,7 +60,7 @@ extension Operation {
     /// sum_i coefficients[i] * terms[i], accumulated in f64, rounded to `dtype` (samplers, guidance).
     public struct Combine: OperationFacts {
         public static let name = "combine"
-        /// f32 or f64, 1 to 5 of equal shape
+        /// 1 to 5 tensors of equal shape, f32 or f64
         public var terms: [Tensor]
         public var coefficients: [Double]
         public var dtype: DType
@@ -91,26 +92,32 @@ extension Operation {
 }
 
 extension Backend {
+    /// See `Operation.GatedAdd`.
     public func gatedAdd(_ x: Tensor, _ y: Tensor, gate: Tensor?) -> Tensor {
         result(of: Operation.GatedAdd(x: x, y: y, gate: gate))
     }
 
+    /// x + y, of equal shape, in the dtype of x.
     public func add(_ x: Tensor, _ y: Tensor) -> Tensor { gatedAdd(x, y, gate: nil) }
 
-    public func geluGate(_ gate: Tensor, _ up: Tensor, format: ActivationFormat) -> Tensor {
+    /// See `Operation.GELUGate`.
+    public func geluGate(_ gate: Tensor, _ up: Tensor, format: LinearFormat) -> Tensor {
         result(of: Operation.GELUGate(gate: gate, up: up, format: format))
     }
 
+    /// See `Operation.RCMStep`.
     public func rcmStep(
         _ x: Tensor, velocity: Tensor, noise: Tensor?, t: Double, next: Double
     ) -> Tensor {
         result(of: Operation.RCMStep(x: x, velocity: velocity, noise: noise, t: t, next: next))
     }
 
+    /// See `Operation.Combine`.
     public func combine(_ terms: [Tensor], _ coefficients: [Double], as dtype: DType) -> Tensor {
         result(of: Operation.Combine(terms: terms, coefficients: coefficients, dtype: dtype))
     }
 
+    /// See `Operation.Noise`.
     public func noise(_ shape: Shape, generator: inout PhiloxNoise) -> Tensor {
         result(of: Operation.Noise(shape: shape, draw: generator.draw(shape.count)))
     }

@@ -10,11 +10,12 @@ public enum Activation: Sendable, Hashable {
 }
 
 extension Operation {
-    /// act(x W^T + bias). x: [..., in], plain or in the weight's `inputFormat` → [..., out]
+    /// activation(x W^T + bias). x: [..., in], plain or in the weight's `inputFormat` → [..., out]
     ///
-    /// A plain x is quantised first where the weight is. f32 activations meet a bf16 matrix in f32 arithmetic.
-    /// Dense: one rounding to the result's dtype after the bias, and before an activation. int8 blocks: y = sum over
-    /// k-blocks of f32(int32 dot) * xs * ws, rounded to the result's dtype, THEN the bias added in that dtype.
+    /// A plain x is quantised first if the weight is quantised. f32 activations times a bf16 matrix is computed in f32.
+    /// Dense: rounded to the result's dtype once, after the bias and before the activation. int8 blocks: y = sum over
+    /// k-blocks of f32(int32 dot) * xs * ws (scales of x and W), rounded to the result's dtype, and only then is the
+    /// bias added in that dtype.
     public struct Linear: OperationFacts {
         public static let name = "linear"
         public var x: Tensor
@@ -23,8 +24,8 @@ extension Operation {
         public var bias: Tensor?
         public var activation: Activation
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
-        /// Of the result; nil: that of a plain x, bf16 for a quantised one.
+        public var format: LinearFormat
+        /// The dtype of the result; nil for that of a plain x, and for bf16 where x is quantised.
         public var dtype: DType?
 
         /// The dtype of the result before `format` quantises it.
@@ -43,9 +44,9 @@ extension Operation {
         public var operation: Operation { .linear(self) }
     }
 
-    /// residual + gate * (x W^T + bias). x: [tokens, in], residual: [tokens, out] → same, in its dtype
+    /// residual + gate * (x W^T + bias). x: [tokens, in], residual: [tokens, out] → shape and dtype of residual
     ///
-    /// In bf16 the linear's result and the gate are rounded to bf16 before the product, as the original does.
+    /// In bf16 the linear layer's result and the gate are rounded to bf16 before the product, as in the original.
     public struct LinearAdd: OperationFacts {
         public static let name = "linearAdd"
         public var x: Tensor
@@ -77,11 +78,11 @@ extension Operation {
         }
     }
 
-    /// x as 8-bit activations; see `Int8Blocks` and `FP8Rows`. x: [..., columns] → same shape, with `scales`
+    /// Quantises x to 8-bit activations; see `Int8Blocks` and `FP8Rows`. x: [..., columns] → same shape, with `scales`
     public struct Quantize: OperationFacts {
         public static let name = "quantize"
         public var x: Tensor
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { x.format == .plain }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
@@ -100,9 +101,10 @@ extension LinearWeight {
 }
 
 extension Backend {
+    /// See `Operation.Linear`.
     public func linear(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, activation: Activation = .none,
-        format: ActivationFormat = .plain, dtype: DType? = nil
+        format: LinearFormat = .plain, dtype: DType? = nil
     ) -> Tensor {
         result(
             of: Operation.Linear(
@@ -110,6 +112,7 @@ extension Backend {
                 dtype: dtype))
     }
 
+    /// See `Operation.LinearAdd`.
     public func linearAdd(
         _ x: Tensor, _ weight: LinearWeight, bias: Tensor?, to residual: Tensor, gate: Tensor?
     ) -> Tensor {
@@ -118,8 +121,8 @@ extension Backend {
                 x: x, weight: weight, bias: bias, residual: residual, gate: gate))
     }
 
-    /// x itself where `format` is plain.
-    public func quantize(_ x: Tensor, to format: ActivationFormat) -> Tensor {
+    /// Quantises x; returns x itself if `format` is plain.
+    public func quantize(_ x: Tensor, to format: LinearFormat) -> Tensor {
         format == .plain ? x : result(of: Operation.Quantize(x: x, format: format))
     }
 }

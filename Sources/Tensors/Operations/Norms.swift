@@ -1,15 +1,15 @@
-/// Layer norms, RMS norms, and what is fused to them. Statistics are f32.
+/// Layer norms, RMS norms, and what is fused with them. Statistics are f32.
 
 /// Which definition of the norms is used; see `Operation.LayerNorm` and `Operation.RMSNorm`.
 public enum NormKind: String, Sendable, Hashable {
     /// The textbook definition, in f32.
     case exact
-    /// The original's fast kernels: the lanes beyond N, up to the next power of two N2, count in the
-    /// layer norm's variance: var = (sum (x-mean)^2 + (N2-N) mean^2) / N.
+    /// As the original's fast kernels do it: their layer norm pads the N columns with zeros to the next power of two N2
+    /// and counts those in the variance: var = (sum (x-mean)^2 + (N2-N) mean^2) / N.
     case reference
 }
 
-/// Rotation angles of the three axes. cosine, sine: f32 [tokens, headDim/2]
+/// Angles of the rotary embedding along all three axes. cosine, sine: f32 [tokens, headDim/2]
 public struct RotaryTable {
     public var cosine, sine: Tensor
     public init(cosine: Tensor, sine: Tensor) {
@@ -19,7 +19,8 @@ public struct RotaryTable {
 }
 
 extension Operation {
-    /// LN(x) * weight + bias, LN(x) = (x - mean) / sqrt(var + epsilon); one rounding, at the end. x: [tokens, dim]
+    /// LN(x) * weight + bias, where LN(x) = (x - mean) / sqrt(var + epsilon); rounded once, at the end.
+    /// x: [tokens, dim] → same
     public struct LayerNorm: OperationFacts {
         public static let name = "layerNorm"
         public var x: Tensor
@@ -28,7 +29,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             weight.isVector(of: x.shape.columns) && bias.isVector(of: x.shape.columns)
@@ -42,7 +43,7 @@ extension Operation {
         public var operation: Operation { .layerNorm(self) }
     }
 
-    /// LN(x) * (1 + scale) + shift, LN without weights and rounded to the dtype of x. x: [tokens, dim]
+    /// LN(x) * (1 + scale) + shift, where LN has no weights and is rounded to the dtype of x. x: [tokens, dim] → same
     public struct ModulatedLayerNorm: OperationFacts {
         public static let name = "modulatedLayerNorm"
         public var x: Tensor
@@ -51,8 +52,8 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
-        /// Of the result; nil: that of x.
+        public var format: LinearFormat
+        /// The dtype of the result; nil for that of x.
         public var dtype: DType?
 
         /// The dtype of the result before `format` quantises it.
@@ -70,10 +71,10 @@ extension Operation {
         public var operation: Operation { .modulatedLayerNorm(self) }
     }
 
-    /// x / sqrt(mean(x^2) + epsilon) * weight over the last axis. x: [tokens, dim]
+    /// x / sqrt(mean(x^2) + epsilon) * weight over the last axis. x: [tokens, dim] → same
     ///
-    /// In bf16, `.exact` rounds x_hat to bf16 and multiplies by the bf16 weight (WanRMSNorm, T5LayerNorm);
-    /// `.reference` multiplies by the f32 weight first and rounds once (FastRMSNorm).
+    /// In bf16, `.exact` rounds the normalised x to bf16 and multiplies it by the bf16 weight (WanRMSNorm,
+    /// T5LayerNorm); `.reference` multiplies by the f32 weight first and rounds once (FastRMSNorm).
     public struct RMSNorm: OperationFacts {
         public static let name = "rmsNorm"
         public var x: Tensor
@@ -82,7 +83,7 @@ extension Operation {
         public var epsilon: Float
         public var kind: NormKind
         /// Quantises the result for the next linear layer.
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool { weight.shape.count == x.shape.columns }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype, format)] }
@@ -93,7 +94,7 @@ extension Operation {
         public var operation: Operation { .rmsNorm(self) }
     }
 
-    /// `RMSNorm` over the whole width, then rotary embedding of interleaved pairs in each head, in f32.
+    /// `RMSNorm` over all heads together, then the rotary embedding of interleaved pairs in each head, in f32.
     /// x: [tokens, heads * headDim] → [tokens, heads, headDim]
     public struct RMSNormRope: OperationFacts {
         public static let name = "rmsNormRope"
@@ -123,8 +124,8 @@ extension Operation {
         public var operation: Operation { .rmsNormRope(self) }
     }
 
-    /// x / max(||x||_2, 1e-12) * sqrt(C) * gamma over the channels, then SiLU if asked; one rounding, at the end.
-    /// x: [..., C]
+    /// x / max(||x||_2, 1e-12) * sqrt(C) * gamma over the channels, then SiLU if `silu`; rounded once, at the end.
+    /// x: [..., C] → same
     public struct ChannelNorm: OperationFacts {
         public static let name = "channelNorm"
         public var x: Tensor
@@ -143,18 +144,20 @@ extension Operation {
 }
 
 extension Backend {
+    /// See `Operation.LayerNorm`.
     public func layerNorm(
         _ x: Tensor, weight: Tensor?, bias: Tensor?, epsilon: Float, kind: NormKind,
-        format: ActivationFormat
+        format: LinearFormat
     ) -> Tensor {
         result(
             of: Operation.LayerNorm(
                 x: x, weight: weight, bias: bias, epsilon: epsilon, kind: kind, format: format))
     }
 
+    /// See `Operation.ModulatedLayerNorm`.
     public func modulatedLayerNorm(
         _ x: Tensor, shift: Tensor, scale: Tensor, epsilon: Float, kind: NormKind,
-        format: ActivationFormat, dtype: DType?
+        format: LinearFormat, dtype: DType?
     ) -> Tensor {
         result(
             of: Operation.ModulatedLayerNorm(
@@ -162,14 +165,16 @@ extension Backend {
                 dtype: dtype))
     }
 
+    /// See `Operation.RMSNorm`.
     public func rmsNorm(
-        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: ActivationFormat
+        _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, format: LinearFormat
     ) -> Tensor {
         result(
             of: Operation.RMSNorm(
                 x: x, weight: weight, epsilon: epsilon, kind: kind, format: format))
     }
 
+    /// See `Operation.RMSNormRope`.
     public func rmsNormRope(
         _ x: Tensor, weight: Tensor, epsilon: Float, kind: NormKind, rope: RotaryTable, heads: Int
     ) -> Tensor {
@@ -178,6 +183,7 @@ extension Backend {
                 x: x, weight: weight, epsilon: epsilon, kind: kind, rope: rope, heads: heads))
     }
 
+    /// See `Operation.ChannelNorm`.
     public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
         result(of: Operation.ChannelNorm(x: x, gamma: gamma, silu: silu))
     }

@@ -1,11 +1,11 @@
-/// Operations as values: what models ask of a machine.
+/// Operations as values: what models ask of a device.
 
 import Ground
 
-/// One operation with all that it takes: activations, weights and attributes.
+/// One operation with all its arguments: activations, weights and attributes.
 ///
-/// The struct of a case says what is true of it on every machine. Each family of them is one file of this folder,
-/// with the methods of `Backend` by which models ask for them.
+/// The struct of each case states what holds on every device. Related operations share a file of this folder, with
+/// the methods of `Backend` that models call.
 public enum Operation {
     // Linear.swift
     case linear(Linear)
@@ -43,7 +43,14 @@ public enum Operation {
     case interleaveTime(InterleaveTime)
     case rgb8(RGB8)
     case nv12(NV12)
+    // Collectives.swift
+    case exchange(Exchange)
+    case gather(Gather)
+    case halo(Halo)
+    // Gradients/Training.swift
+    case training(Training)
 
+    /// The struct of the case.
     public var facts: any OperationFacts {
         switch self {
         case .linear(let o): o
@@ -75,25 +82,30 @@ public enum Operation {
         case .interleaveTime(let o): o
         case .rgb8(let o): o
         case .nv12(let o): o
+        case .exchange(let o): o
+        case .gather(let o): o
+        case .halo(let o): o
+        case .training(let o): o.facts
         }
     }
 }
 
-/// What is true of an operation on every machine.
+/// What holds for an operation on every device.
 ///
-/// A fused operation may have a `composed(on:)`: the same by simpler operations, for machines without a kernel of
-/// its own.
+/// A fused operation may have a method `composed(on:)`: the same made of simpler operations, for devices without a
+/// kernel for it.
 public protocol OperationFacts {
-    /// For reports and tables.
+    /// Name for reports and tables.
     static var name: String { get }
-    /// Whether shapes and types fit each other. Asked before the operation reaches a machine.
+    /// Whether the shapes and types of the arguments fit each other. Checked before the operation reaches a device.
     var fits: Bool { get }
     /// Shape and type of each result.
     var results: [Operation.ResultType] { get }
-    /// Multiplications and additions of matrix products, attention and convolutions.
+    /// Multiplications and additions in matrix products, attention and convolutions; 0 for all other operations.
     var flops: Int { get }
-    /// Shows every tensor that the machine reads, in the order of the arguments, and lets it be replaced.
+    /// Calls `tensor` with every tensor that the device reads, in the order of the arguments; it may replace them.
     mutating func visit(_ tensor: (inout Tensor, Operation.Role) -> Void)
+    /// This operation as a case of the enum.
     var operation: Operation { get }
 }
 
@@ -101,35 +113,39 @@ extension OperationFacts {
     public var flops: Int { 0 }
 }
 
-// MARK: - Facts in terms of each other
+// MARK: - Derived from the facts
 
 extension Operation {
-    /// What a result is before it is there.
+    /// The shape and type of a result, known before it is computed.
     public struct ResultType: Sendable, Hashable {
         public var shape: Shape
-        /// Of the elements, before `format` quantises them.
+        /// The type of the elements before `format` quantises them.
         public var dtype: DType
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
-        public init(_ shape: Shape, _ dtype: DType, _ format: ActivationFormat = .plain) {
+        public init(_ shape: Shape, _ dtype: DType, _ format: LinearFormat = .plain) {
             self.shape = shape
             self.dtype = dtype
             self.format = format
         }
     }
 
+    /// What a tensor is to an operation.
     public enum Role: Sendable, Hashable {
         /// Flows through the model: one row for each token, pixel or element.
         case activation
-        /// Belongs to a layer or to the whole step: matrices, biases, gains, gates, tables.
+        /// Belongs to a layer or to a whole step: matrices, biases, gains, gates, tables.
         case parameter
     }
 
-    /// What an operation takes at least: each input read once, each result written once.
+    /// The least work of an operation: kernel launches, floating-point operations, and bytes moved, with each input
+    /// read once and each result written once.
     public struct Cost: Sendable, Hashable {
         public var launches = 0
         public var flops = 0
         public var bytes = 0
+        /// Bytes for other devices of a group.
+        public var sentBytes = 0
 
         public init() {}
 
@@ -137,15 +153,16 @@ extension Operation {
             a.launches += b.launches
             a.flops += b.flops
             a.bytes += b.bytes
+            a.sentBytes += b.sentBytes
         }
     }
 
     public var name: String { type(of: facts).name }
 
-    /// Whether it only looks at its input under another shape: no machine computes anything.
+    /// Whether the result is its input under another shape, so that no device computes anything.
     public var isView: Bool { if case .view = self { true } else { false } }
 
-    /// The activations it reads.
+    /// The activations that it reads.
     public var activations: [Tensor] {
         var found: [Tensor] = []
         var facts = facts
@@ -153,13 +170,14 @@ extension Operation {
         return found
     }
 
-    /// The same on other tensors.
+    /// The same operation on other tensors.
     public func mapTensors(_ transform: (Tensor) -> Tensor) -> Operation {
         var facts = facts
         facts.visit { tensor, _ in tensor = transform(tensor) }
         return facts.operation
     }
 
+    /// All zero for a view.
     public var cost: Cost {
         var facts = facts
         var cost = Cost()
@@ -170,12 +188,13 @@ extension Operation {
             cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0)
         }
         for result in facts.results { cost.bytes += result.byteCount + (result.scaleBytes ?? 0) }
+        cost.sentBytes = collective?.sentBytes ?? 0
         return cost
     }
 }
 
 extension Operation.ResultType {
-    /// Of the elements as they are stored.
+    /// The type of the elements as stored.
     public var element: DType {
         switch format {
         case .plain: dtype
@@ -186,11 +205,19 @@ extension Operation.ResultType {
 
     public var byteCount: Int { shape.count * element.byteCount }
 
+    /// The result where it has no elements.
+    fileprivate var empty: Tensor {
+        Tensor(
+            shape, element, storage: HostStorage(byteCount: 0),
+            scales: scaleBytes.map { _ in HostStorage(byteCount: 0) })
+    }
+
+    /// Whether `x` has this shape and type.
     public func describes(_ x: Tensor) -> Bool {
         x.shape == shape && x.dtype == element && x.scales?.byteCount == scaleBytes
     }
 
-    /// Bytes of the scales of 8-bit activations.
+    /// Bytes of the scales of 8-bit activations; nil for plain ones.
     public var scaleBytes: Int? {
         switch format {
         case .plain: nil
@@ -200,19 +227,24 @@ extension Operation.ResultType {
     }
 }
 
-// MARK: - From the facts to a machine
+// MARK: - From the facts to a device
 
 extension Backend {
-    /// Has an operation carried out once its shapes are known to fit.
+    /// Checks that the arguments fit, then runs the operation. A device of a group may have a share of nothing:
+    /// what gives nothing is not carried out, unless others wait for it.
     func results(of facts: some OperationFacts) -> [Tensor] {
         if !facts.fits { programmingError(misfit(facts)) }
+        if !membership.isAlone, !(facts is any Collective) {
+            let results = facts.results
+            if results.allSatisfy({ $0.shape.count == 0 }) { return results.map(\.empty) }
+        }
         return run(facts.operation)
     }
 
     func result(of facts: some OperationFacts) -> Tensor { results(of: facts)[0] }
 }
 
-/// The operation with all its arguments: tensors by shape and type.
+/// An error message with the operation and all its arguments, tensors by shape and type.
 @inline(never)
 private func misfit<Facts: OperationFacts>(_ facts: Facts) -> String {
     let arguments = Mirror(reflecting: facts).children.compactMap { child -> String? in
@@ -227,7 +259,7 @@ private func misfit<Facts: OperationFacts>(_ facts: Facts) -> String {
     return "\(Facts.name): these do not fit together: \(arguments.joined(separator: ", "))"
 }
 
-// MARK: - What the facts are written with
+// MARK: - Helpers for writing the facts
 
 func visit(
     _ tensor: inout Tensor?, _ role: Operation.Role, _ body: (inout Tensor, Operation.Role) -> Void

@@ -1,4 +1,6 @@
-/// Sparse-linear attention (SLA, arXiv 2509.24006) and the parts of it that a check looks at.
+/// Sparse-linear attention (SLA, arXiv 2509.24006), and those of its parts that can be checked alone.
+
+import Ground
 
 /// The 8-bit arithmetic of SageAttention on one family of cards (SpargeAttn's kernels).
 public enum SageArchitecture: String, Sendable, Hashable, CaseIterable {
@@ -12,10 +14,12 @@ public enum SageArchitecture: String, Sendable, Hashable, CaseIterable {
     case sm90
 }
 
-/// Sparse-linear attention: the `topK` share of key blocks attended exactly, plus a linear branch over all keys.
+/// Settings of sparse-linear attention: exact attention to the `topK` share of the key blocks, plus a linear branch
+/// over all keys.
 public struct SparseAttention: Sendable, Hashable {
+    /// How the attention to the selected blocks is rounded.
     public enum Arithmetic: Sendable, Hashable {
-        /// Exact softmax, nothing rounded: in the dtype of the inputs, f32 statistics.
+        /// Exact softmax in the dtype of the inputs, with f32 statistics and without further rounding.
         case exact
         /// The original's SLA kernel: q, k, v and P in bf16.
         case bf16
@@ -26,7 +30,7 @@ public struct SparseAttention: Sendable, Hashable {
     /// Share of the key blocks, in (0, 1]; min(K, Int(topK * K)) blocks are kept, at least 1.
     public var topK: Double
     public var arithmetic: Arithmetic
-    /// Rows of queries and keys in a block of the map.
+    /// Numbers of queries and keys in a block of the map.
     public var queryBlock, keyBlock: Int
 
     public init(topK: Double, arithmetic: Arithmetic, queryBlock: Int, keyBlock: Int) {
@@ -36,7 +40,7 @@ public struct SparseAttention: Sendable, Hashable {
         self.keyBlock = keyBlock
     }
 
-    /// The block shape that the original uses for this arithmetic: 64x128 on sm90, 128x64 elsewhere.
+    /// Chooses the blocks that the original uses for this arithmetic: 64x128 for sm90, 128x64 otherwise.
     public init(topK: Double, arithmetic: Arithmetic) {
         let wide = arithmetic == .sage(.sm90)
         self.init(
@@ -44,15 +48,15 @@ public struct SparseAttention: Sendable, Hashable {
             keyBlock: wide ? 128 : 64)
     }
 
-    /// Blocks of keys kept for each block of queries, out of `blocks`.
+    /// How many of `blocks` key blocks each query block attends to.
     public func selected(of blocks: Int) -> Int {
         max(1, min(blocks, Int(topK * Double(blocks))))
     }
 
-    /// Blocks of a sequence, and how many of the keys' each query block attends to.
+    /// Numbers of query blocks and key blocks of a sequence, and of key blocks that each query block attends to.
     public func blocks(of tokens: Int) -> (queries: Int, keys: Int, selected: Int) {
-        let keys = (tokens + keyBlock - 1) / keyBlock
-        return ((tokens + queryBlock - 1) / queryBlock, keys, selected(of: keys))
+        let keys = ceilDivide(tokens, keyBlock)
+        return (ceilDivide(tokens, queryBlock), keys, selected(of: keys))
     }
 }
 
@@ -67,11 +71,11 @@ public struct BlockMap {
         self.indices = indices
     }
 
-    /// The results of the operation.
+    /// In the order of the operation's results.
     public var tensors: [Tensor] { [scores, indices] }
 }
 
-/// What SageAttention's quantisation makes of q, k and v; for checking a backend against the contract.
+/// q, k and v as SageAttention quantises them; for checking a backend against the definition.
 public struct SageOperands {
     /// The mean of k over the sequence. bf16 [heads, headDim]
     public let keyMean: Tensor
@@ -95,7 +99,7 @@ public struct SageOperands {
         self.valueScales = valueScales
     }
 
-    /// The results of the operation.
+    /// In the order of the operation's results.
     public var tensors: [Tensor] {
         [keyMean, queryCodes, keyCodes, queryScales, keyScales]
             + [valueCodes, valueScales].compactMap(\.self)
@@ -103,15 +107,16 @@ public struct SageOperands {
 }
 
 extension Operation {
-    /// The key blocks that each query block attends to: mean-pooled q and (k - mean k), scores in the
-    /// dtype of q, top `spec.selected(of:)`; ties go to the lower index. q, k: [L, heads, headDim]
+    /// The key blocks that each query block attends to. Scores are products of the means of q and of k - mean(k) over
+    /// each block, in the dtype of q; the `spec.selected(of:)` highest are chosen, and of equal ones the lower index.
+    /// q, k: [L, heads, headDim]
     public struct BlockMap: OperationFacts {
         public static let name = "blockMap"
         public var q, k: Tensor
         public var spec: SparseAttention
 
         public var fits: Bool { Tensor.areHeads(q, k, k) && q.shape == k.shape }
-        /// As `BlockMap.tensors`.
+        /// In the order of `BlockMap.tensors`.
         public var results: [ResultType] {
             let (heads, blocks) = (q.shape[1], spec.blocks(of: q.shape[0]))
             return [
@@ -131,9 +136,10 @@ extension Operation {
     }
 
     /// Block-sparse attention plus the projected linear branch (SLA and SageSLA).
-    /// q, k, v: [L, heads, headDim] → same, or in the `format` of the next linear layer [L, heads * headDim]
+    /// q, k, v: [L, heads, headDim] → same, or, if `format` quantises it for the next linear layer,
+    /// [L, heads * headDim]
     ///
-    /// The block map is of the dtype that comes in; the rest is rounded as `spec.arithmetic` says.
+    /// The block map is computed in the dtype of the inputs; the rest is rounded as `spec.arithmetic` says.
     public struct SparseLinearAttention: OperationFacts {
         public static let name = "sparseLinearAttention"
         public var q, k, v: Tensor
@@ -142,7 +148,7 @@ extension Operation {
         /// f32 [headDim]
         public var bias: Tensor?
         public var spec: SparseAttention
-        public var format: ActivationFormat
+        public var format: LinearFormat
 
         public var fits: Bool {
             Tensor.areHeads(q, k, v) && q.shape == k.shape
@@ -174,7 +180,7 @@ extension Operation {
         }
     }
 
-    /// The 8-bit operands that `sparseLinearAttention` would use with this Sage arithmetic.
+    /// The 8-bit operands that `sparseLinearAttention` uses with the arithmetic of `architecture`.
     /// q, k, v: [L, heads, headDim], rounded to bf16 first
     public struct SageOperands: OperationFacts {
         public static let name = "sageOperands"
@@ -183,7 +189,7 @@ extension Operation {
         public var architecture: SageArchitecture
 
         public var fits: Bool { Tensor.areHeads(q, k, v) && q.shape == k.shape }
-        /// As `SageOperands.tensors`.
+        /// In the order of `SageOperands.tensors`.
         public var results: [ResultType] {
             let (heads, dim) = (q.shape[1], q.shape[2])
             let blocks = spec.blocks(of: q.shape[0])
@@ -204,21 +210,23 @@ extension Operation {
 }
 
 extension Backend {
+    /// See `Operation.BlockMap`.
     public func blockMap(_ q: Tensor, _ k: Tensor, _ spec: SparseAttention) -> BlockMap {
         let found = results(of: Operation.BlockMap(q: q, k: k, spec: spec))
         return BlockMap(scores: found[0], indices: found[1])
     }
 
+    /// See `Operation.SparseLinearAttention`.
     public func sparseLinearAttention(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, projection: LinearWeight, bias: Tensor?,
-        _ spec: SparseAttention, format: ActivationFormat = .plain
+        _ spec: SparseAttention, format: LinearFormat = .plain
     ) -> Tensor {
         result(
             of: Operation.SparseLinearAttention(
                 q: q, k: k, v: v, projection: projection, bias: bias, spec: spec, format: format))
     }
 
-    /// nil where the arithmetic of `spec` has none.
+    /// nil if the arithmetic of `spec` has no 8-bit operands.
     public func sageOperands(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ spec: SparseAttention)
         -> SageOperands?
     {

@@ -1,15 +1,15 @@
-/// Operations that move numbers: views, rows of a vocabulary, latents to tokens and back.
+/// Operations that only move numbers: views, rows of a vocabulary, latents to tokens and back.
 
 extension Operation {
-    /// Entries `rows` of the outermost axis of x, or all of it, under another shape. Shares x's memory and computes
-    /// nothing; it passes the border so that whoever records a model sees where a value comes from.
+    /// Entries `rows` of the outermost axis of x, or all of them, under another shape. Shares x's memory and computes
+    /// nothing; it is an operation only so that a backend that records a model sees where a value comes from.
     public struct View: OperationFacts {
         public static let name = "view"
         public var x: Tensor
         public var rows: Range<Int>?
         public var shape: Shape
 
-        /// What every machine makes of it.
+        /// The result, the same on every device.
         public var result: Tensor { (rows.map { x.slice($0) } ?? x).reshaped(shape) }
 
         public var fits: Bool {
@@ -24,7 +24,7 @@ extension Operation {
         public var operation: Operation { .view(self) }
     }
 
-    /// Copies along the outermost axis, of a single part too. [a, ...], [b, ...] → [a + b, ...]
+    /// Joins tensors along the outermost axis; a single one is copied too. [a, ...], [b, ...] → [a + b, ...]
     public struct Concatenate: OperationFacts {
         public static let name = "concatenate"
         public var parts: [Tensor]
@@ -46,7 +46,7 @@ extension Operation {
         public var operation: Operation { .concatenate(self) }
     }
 
-    /// Rows of a table that stays in host memory: a vocabulary is large, a prompt is short.
+    /// Rows of a table that stays in host memory, because a vocabulary is large and a prompt is short.
     /// table: [vocabulary, dim] on the host, ids: [n] → [n, dim] in `dtype`
     public struct Embedding: OperationFacts {
         public static let name = "embedding"
@@ -59,7 +59,7 @@ extension Operation {
                 && ids.allSatisfy { $0 >= 0 && Int($0) < table.shape[0] }
         }
         public var results: [ResultType] { [ResultType([ids.count, table.shape[1]], dtype)] }
-        /// The table is not on the device.
+        /// Visits nothing: the table is not on the device.
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {}
         public var operation: Operation { .embedding(self) }
 
@@ -68,7 +68,7 @@ extension Operation {
         }
     }
 
-    /// Latents to tokens, features in the order (channel, kt, kh, kw).
+    /// Latents to tokens, with features in the order (channel, kt, kh, kw).
     /// parts: tensors [C_i, T, H, W] whose channels are concatenated → [T*(H/p)*(W/p), sum C_i * p*p] in `dtype`
     public struct Patchify: OperationFacts {
         public static let name = "patchify"
@@ -94,12 +94,12 @@ extension Operation {
         public var operation: Operation { .patchify(self) }
     }
 
-    /// Head rows back to latents; features in the order (kt, kh, kw, channel).
+    /// The transformer's output back to latents, with features in the order (kt, kh, kw, channel).
     /// x: [T*(H/p)*(W/p), p*p * C] → f32 [C, T, H, W]
     public struct Unpatchify: OperationFacts {
         public static let name = "unpatchify"
         public var x: Tensor
-        /// Of the latents.
+        /// Frames, rows and columns of the latents.
         public var size: Extent
         /// p: rows and columns of a token.
         public var patch: Int
@@ -137,18 +137,22 @@ extension Backend {
         result(of: Operation.View(x: x, rows: index..<index + 1, shape: x.shape.tail))
     }
 
+    /// See `Operation.Concatenate`.
     public func concatenate(_ parts: [Tensor]) -> Tensor {
         result(of: Operation.Concatenate(parts: parts))
     }
 
+    /// See `Operation.Embedding`.
     public func embedding(_ ids: [Int32], hostTable table: Tensor, as dtype: DType) -> Tensor {
         result(of: Operation.Embedding(ids: ids, table: table, dtype: dtype))
     }
 
+    /// See `Operation.Patchify`.
     public func patchify(_ parts: [Tensor], dtype: DType, patch: Int = 2) -> Tensor {
         result(of: Operation.Patchify(parts: parts, dtype: dtype, patch: patch))
     }
 
+    /// See `Operation.Unpatchify`.
     public func unpatchify(_ x: Tensor, size: Extent, patch: Int = 2) -> Tensor {
         result(of: Operation.Unpatchify(x: x, size: size, patch: patch))
     }

@@ -5,15 +5,15 @@ import Tensors
 
 /// Probabilities and results rounded to bf16.
 private let bf16 = Tolerance(relativeL2: 5e-3)
-/// Results in 8 bits: other roundings move a code here and there, or the largest of a block.
+/// Results in 8 bits: different rounding changes a code here and there, or the largest of a block.
 private let codes = Tolerance(relativeL2: 1.5e-2, looseRelativeL2: 4e-2)
 
 extension OperationTable.Rows {
     mutating func addAttention() {
         for dtype in [DType.f32, .bf16] {
             let isHalf = dtype == .bf16
-            // [queries, keys, heads, headDim]: the models' dimensions, between them, wide ones, and such that no
-            // vector divides.
+            // [queries, keys, heads, headDim]: the models' dimensions, some between them, wide ones, and some that are
+            // not a multiple of any vector's length.
             addDense(
                 dtype,
                 right: [
@@ -21,7 +21,7 @@ extension OperationTable.Rows {
                     [77, 61, 2, 60], [77, 61, 2, 100], [1000, 515, 2, 64], [200, 515, 1, 384],
                     [77, 130, 1, 512], [77, 61, 1, 132],
                 ],
-                // Self and cross attention at 480p and 720p and the autoencoder's middle; nano.
+                // Self and cross attention at 480p and 720p and the autoencoder's middle block; nano.
                 fast: isHalf
                     ? [
                         [32760, 32760, 12, 128], [32760, 512, 12, 128], [32760, 32760, 12, 64],
@@ -37,7 +37,7 @@ extension OperationTable.Rows {
                 ],
                 fast: isHalf ? [[32760, 61, 12, 128]] : [])
             // For the next linear layer: fused with heads of 128 in bf16.
-            for format in [ActivationFormat.int8Blocks, .fp8Rows] {
+            for format in [LinearFormat.int8Blocks, .fp8Rows] {
                 addDense(
                     dtype, last: [20], to: format,
                     right: [[300, 130, 3, 128], [128, 40, 1, 128], [77, 61, 2, 64]],
@@ -71,9 +71,9 @@ extension OperationTable.Rows {
         addBlockMap(SparseAttention(topK: 0.3, arithmetic: .sage(.sm90)))
     }
 
-    /// - Parameter last: how often the last keys count.
+    /// - Parameter last: how many times each of the last keys counts.
     private mutating func addDense(
-        _ dtype: DType, last: [Int] = [], to format: ActivationFormat = .plain, right: [[Int]],
+        _ dtype: DType, last: [Int] = [], to format: LinearFormat = .plain, right: [[Int]],
         fast: [[Int]] = []
     ) {
         let suffix =
@@ -96,7 +96,7 @@ extension OperationTable.Rows {
         }
     }
 
-    /// Tokens of a sequence, and whether neighbours want the same keys.
+    /// The size of a sequence, and whether neighbouring queries attend to the same keys.
     private struct Sparse: CustomStringConvertible {
         var tokens, heads, headDim: Int
         var topK: Double
@@ -109,7 +109,7 @@ extension OperationTable.Rows {
 
     private mutating func addSparse(
         _ variant: String, _ arithmetic: SparseAttention.Arithmetic, _ dtype: DType,
-        to format: ActivationFormat = .plain, _ tolerance: Tolerance
+        to format: LinearFormat = .plain, _ tolerance: Tolerance
     ) {
         var fast: [Sparse] = []
         if arithmetic != .exact {
@@ -186,7 +186,7 @@ extension OperationTable.Rows {
 }
 
 extension Operands {
-    /// Random tokens; smooth ones share a mean of their own with 255 neighbours.
+    /// Random tokens; smooth ones share a mean with 255 neighbours.
     /// shape: (tokens, heads, headDim)
     fileprivate func tokens(
         _ shape: [Axis], _ dtype: DType, offset: Float = 0, isSmooth: Bool = false

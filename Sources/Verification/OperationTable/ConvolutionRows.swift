@@ -2,19 +2,19 @@
 
 import Tensors
 
-/// Sums in another order flip roundings to bf16 here and there.
+/// A different order of summation changes the rounding to bf16 here and there.
 private let product = Tolerance(relativeL2: 1.5e-3)
 
-/// One convolution, in numbers.
+/// The shape of one convolution.
 struct ConvolutionLayer: CustomStringConvertible {
     var frames, height, width, inputs, outputs: Int
     var kernel: (Int, Int, Int)
-    /// Frames before those of x: kept ones, and zeros before these.
+    /// Frames before those of x: kept from before, and zeros before these.
     var history, zeros: Int
     var timeStride, stride: Int
     var upsample, adds: Bool
 
-    /// - Parameter outputs: channels, as `inputs`.
+    /// - Parameter outputs: output channels, as `inputs` are the input channels.
     init(
         _ frames: Int, _ height: Int, _ width: Int, _ inputs: Int, to outputs: Int,
         kernel: (Int, Int, Int) = (3, 3, 3), history: Int = 0, zeros: Int = 0, timeStride: Int = 1,
@@ -41,7 +41,7 @@ struct ConvolutionLayer: CustomStringConvertible {
     }
 }
 
-/// Each kernel, with channels that fill its tiles and channels that do not.
+/// Shapes for each kernel, with channels that fill its tiles and channels that do not.
 private let awkward: [ConvolutionLayer] = [
     .init(1, 6, 8, 16, to: 24, zeros: 2),
     .init(4, 5, 7, 24, to: 24, history: 2, adds: true),
@@ -80,7 +80,7 @@ private let awkward: [ConvolutionLayer] = [
     .init(3, 10, 18, 192, to: 384, kernel: (3, 1, 1), history: 2),
 ]
 
-/// The autoencoder at 480p: four frames a chunk.
+/// The autoencoder at 480p: four frames per chunk.
 private let published: [ConvolutionLayer] = [
     .init(4, 480, 832, 96, to: 96, history: 2),
     .init(4, 480, 832, 96, to: 96, history: 2, adds: true),

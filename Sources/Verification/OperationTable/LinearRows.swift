@@ -2,11 +2,11 @@
 
 import Tensors
 
-/// Sums in another order flip roundings to bf16 here and there.
+/// A different order of summation changes the rounding to bf16 here and there.
 private let product = Tolerance(relativeL2: 1.5e-3)
-/// Cards sum 128 products of e4m3 at a time, in about 14 bits.
+/// GPUs sum 128 products of e4m3 at a time, in about 14 bits.
 private let eighths = Tolerance(relativeL2: 3e-3)
-/// A result in 8 bits: a coarser tanh moves a code here and there, or the largest of a block.
+/// A result in 8 bits: a coarser tanh changes a code here and there, or the largest of a block.
 private let codes = Tolerance(relativeL2: 8e-3)
 
 /// [rows, inputs, outputs] of the transformers: 1.3B and 14B at 480p, 14B at 720p.
@@ -14,7 +14,7 @@ private let tokensAndWidths = [(32760, 1536, 8960), (32760, 5120, 13824), (75600
 private let projections = tokensAndWidths.map { [$0.0, $0.1, $0.1] }
 private let up = tokensAndWidths.map { [$0.0, $0.1, $0.2] }
 private let down = tokensAndWidths.map { [$0.0, $0.2, $0.1] }
-/// Those of umT5-xxl, for a long prompt and a short one.
+/// [rows, inputs, outputs] of umT5-xxl, for a long prompt and a short one.
 private let text = [
     [512, 4096, 4096], [512, 4096, 10240], [512, 10240, 4096], [64, 4096, 4096],
 ]
@@ -22,11 +22,11 @@ private let text = [
 extension OperationTable.Rows {
     mutating func addLinearLayers() {
         let small = [[1, 64, 32], [77, 136, 200], [257, 384, 72]]
-        // Inputs that no vector divides.
+        // Inputs that are not a multiple of any vector's length.
         let odd = [[5, 30, 12], [33, 30, 12]]
         for activation in [Activation.none, .geluTanh, .silu] {
             addLinear("f32 \(activation)", .f32, .plain, activation, single, right: small + odd)
-            // The last three take different tiles on Hopper.
+            // The last three use different tiles on Hopper.
             addLinear(
                 "bf16 \(activation)", .bf16, .plain, activation, product,
                 right: activation == .none
@@ -44,10 +44,10 @@ extension OperationTable.Rows {
                 fast: gate ? projections + down : [])
         }
         addLinearAdd("bf16 to f32", .bf16, .plain, to: .f32, gate: true, single, right: small)
-        for format in [ActivationFormat.int8Blocks, .fp8Rows] { addQuantized(format) }
+        for format in [LinearFormat.int8Blocks, .fp8Rows] { addQuantized(format) }
     }
 
-    private mutating func addQuantized(_ format: ActivationFormat) {
+    private mutating func addQuantized(_ format: LinearFormat) {
         let isInt8 = format == .int8Blocks
         let bf16 = isInt8 ? product : eighths
         // Outputs that the copy engine of Hopper cannot address, and several tiles of each kind.
@@ -91,12 +91,12 @@ extension OperationTable.Rows {
     }
 
     /// - Parameters:
-    ///   - dtype: of x before it is quantised to `format`, and of the weight where that is nil.
+    ///   - dtype: the type of x before it is quantised to `format`, and of the weight unless `weight` is given.
     ///   - right, fast: [rows, inputs, outputs]
     private mutating func addLinear(
-        _ variant: String, _ dtype: DType, _ format: ActivationFormat,
+        _ variant: String, _ dtype: DType, _ format: LinearFormat,
         _ activation: Activation = .none, weight: DType? = nil,
-        to output: ActivationFormat = .plain,
+        to output: LinearFormat = .plain,
         as result: DType? = nil, _ tolerance: Tolerance, right: [[Int]], fast: [[Int]] = []
     ) {
         add(
@@ -112,7 +112,7 @@ extension OperationTable.Rows {
     }
 
     private mutating func addLinearAdd(
-        _ variant: String, _ dtype: DType, _ format: ActivationFormat, to result: DType? = nil,
+        _ variant: String, _ dtype: DType, _ format: LinearFormat, to result: DType? = nil,
         gate: Bool, _ tolerance: Tolerance, right: [[Int]], fast: [[Int]] = []
     ) {
         add(
@@ -130,11 +130,11 @@ extension OperationTable.Rows {
 extension Operands {
     /// The operands of a linear layer and the axes of its result. size: [rows, inputs, outputs]
     fileprivate func linear(
-        _ size: [Int], _ dtype: DType, _ weight: DType, _ format: ActivationFormat
+        _ size: [Int], _ dtype: DType, _ weight: DType, _ format: LinearFormat
     ) -> (x: Tensor, w: LinearWeight, bias: Tensor, shape: [Axis]) {
         let shape = [axis(0, size[0]), axis(1, size[2])]
         let x = device.quantize(normal([shape[0], Axis(size[1])], dtype), to: format)
-        // Results are about normal too, where activations bend most.
+        // Results are about normal too: that is where activations are most curved.
         let w = normal([shape[1], Axis(size[1])], weight, scale: 1 / Float(size[1]).squareRoot())
         return (
             x,

@@ -1,4 +1,4 @@
-/// Rows of the table: norms, and what goes element by element through tokens.
+/// Rows of the table: norms and elementwise operations on tokens.
 
 import Tensors
 
@@ -10,7 +10,7 @@ extension OperationTable.Rows {
             for kind in [NormKind.exact, .reference] {
                 addNorms(dtype, kind, .plain, right, dtype == .bf16 && kind == .exact ? fast : [])
             }
-            for format in [ActivationFormat.int8Blocks, .fp8Rows] {
+            for format in [LinearFormat.int8Blocks, .fp8Rows] {
                 addNorms(dtype, .exact, format, right, dtype == .bf16 ? fast : [])
             }
             add("gatedAdd", "\(dtype)", tolerance(dtype), right: right, fast: [[32760, 1536]]) {
@@ -25,7 +25,7 @@ extension OperationTable.Rows {
                 return { o.device.geluGate(x, y, format: .plain) }
             }
             // Pixels of a chunk of four frames at 480p. An autoencoder's pixels are narrower than a transformer's rows: the
-            // kernels keep one in the registers of a warp.
+            // kernels keep a pixel in the registers of a warp.
             add(
                 "channelNorm", "\(dtype)", tolerance(dtype),
                 right: right.filter { $0[1] <= 2048 } + [[77, 24], [9, 3]],
@@ -37,7 +37,7 @@ extension OperationTable.Rows {
             }
             addRope(dtype)
         }
-        // The normalised row is rounded to bf16: other sums flip one here and there.
+        // The normalised row is rounded to bf16: a different order of summation changes an element here and there.
         add(
             "modulatedLayerNorm", "bf16 to f32", Tolerance(relativeL2: 5e-4), right: right,
             fast: [[32760, 1536]]
@@ -54,12 +54,12 @@ extension OperationTable.Rows {
 
     /// right, fast: [rows, columns]
     private mutating func addNorms(
-        _ dtype: DType, _ kind: NormKind, _ format: ActivationFormat, _ right: [[Int]],
+        _ dtype: DType, _ kind: NormKind, _ format: LinearFormat, _ right: [[Int]],
         _ fast: [[Int]]
     ) {
         let variant = "\(dtype) \(format == .plain ? "\(kind)" : "to \(format)")"
         let limit = format == .plain ? tolerance(dtype) : half
-        // The mean matters: it decides the difference between the two kinds.
+        // The mean matters: the two kinds of norm differ by it.
         add("layerNorm", variant, limit, right: right) { o, size in
             let x = o.rows(size, dtype, offset: 0.5)
             let (weight, bias) = (o.normal([size[1]], offset: 1), o.normal([size[1]]))
@@ -114,7 +114,7 @@ extension OperationTable.Rows {
 }
 
 extension Operands {
-    /// Rows that operations treat one by one (8-bit blocks of 128 together). size: [rows, columns]
+    /// Rows that operations treat one by one (for 8-bit blocks, 128 together). size: [rows, columns]
     fileprivate func rows(_ size: [Int], _ dtype: DType, offset: Float = 0) -> Tensor {
         normal([axis(0, size[0]), Axis(size[1])], dtype, offset: offset)
     }

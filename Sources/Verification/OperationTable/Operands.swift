@@ -1,4 +1,4 @@
-/// The inputs of a row of the table: the same numbers on every device, of which a slow one may get a sample.
+/// The inputs of a row of the table: the same numbers on every device, of which a slow device may get only a sample.
 
 import Ground
 import Tensors
@@ -6,7 +6,7 @@ import Tensors
 /// One axis of an input.
 struct Axis {
     let count: Int
-    /// The entries that are made.
+    /// The entries that are generated.
     let kept: [Range<Int>]
 
     init(_ count: Int) { self.init(count, kept: [0..<count]) }
@@ -21,8 +21,8 @@ struct Axis {
 
 /// Makes the inputs of one row on one device.
 ///
-/// Element i of an input is number i modulo `period` of its own random sequence. So any part of a tensor of any
-/// size can be made without the rest: the reference computes only the entries of long axes that are compared.
+/// Element i of an input is number i modulo `period` of the input's own random sequence. So any part of a tensor of
+/// any size can be made without the rest: along long axes, the reference computes only the entries that are compared.
 final class Operands {
     /// What a large result is compared with on the device itself.
     struct Substitute {
@@ -31,17 +31,17 @@ final class Operands {
         let launch: () -> Tensor
     }
 
-    /// A prime: rows, blocks and tiles of a large tensor all differ.
+    /// A prime, so that rows, blocks and tiles of a large tensor all differ.
     private static let period = 1_048_573
 
     let device: any Backend
-    /// Another way to a large result, for operations of which no part can be computed alone.
+    /// Another way to compute a large result, for operations that cannot be computed in part.
     var substitute: Substitute?
 
     private let samples: Bool
     private let isCut: Bool
     private var random: SplitMix64
-    /// By axis of the result: the entries that are compared, in a whole result and in a cut one.
+    /// For each axis of the result: the entries that are compared, in a whole result and in a cut one.
     private var compared: [Int: (whole: [Int], cut: [Int])] = [:]
 
     /// - Parameters:
@@ -59,7 +59,7 @@ final class Operands {
     /// An axis along which each entry of the result comes from the same entry of the inputs.
     /// - Parameters:
     ///   - index: its place in the result.
-    ///   - part: sampled are three parts of so many entries, which start at multiples of it.
+    ///   - part: three parts of this many entries are sampled, each starting at a multiple of it.
     func axis(_ index: Int, _ count: Int, part: Int = 128) -> Axis {
         guard samples, count > 4 * part else { return Axis(count) }
         let kept = [0, count / 2 / part * part, (count - 1) / part * part].map {
@@ -70,8 +70,8 @@ final class Operands {
         return isCut ? Axis(count, kept: kept) : Axis(count)
     }
 
-    /// An axis along which a window slides, with the axis of the result that comes of it. Sampled are both ends;
-    /// what touches the cut between them is not compared.
+    /// An axis along which a window slides, and the resulting axis of the result. Both ends are sampled; entries that
+    /// touch the cut between them are not compared.
     func window(_ index: Int, _ count: Int, to outputs: Int) -> (input: Axis, output: Axis) {
         let (end, reach) = (8, 8 * outputs / count)
         guard samples, count > 4 * end else { return (Axis(count), Axis(outputs)) }
@@ -88,7 +88,7 @@ final class Operands {
 
     // MARK: Inputs
 
-    /// About normal numbers (sums of four uniform ones), times `scale`, plus `offset`.
+    /// Approximately normal numbers (sums of four uniform ones), times `scale`, plus `offset`.
     func normal(
         _ axes: [Axis], _ dtype: DType = .f32, scale: Float = 1, offset: Float = 0
     ) -> Tensor {
@@ -116,7 +116,7 @@ final class Operands {
         normal(shape.map { Axis($0) }, dtype, scale: scale, offset: offset)
     }
 
-    /// The same for a tensor that stays on the host.
+    /// Normal numbers in a tensor that stays on the host.
     func host(_ shape: [Int], _ dtype: DType) -> Tensor {
         let shape = Shape(shape)
         if device is NullBackend { return .size(shape, dtype) }
@@ -159,7 +159,7 @@ final class Operands {
         return values
     }
 
-    /// Whether two results hold the same bits.
+    /// Whether two results have the same bits.
     func isRepeated(_ a: Tensor, by b: Tensor) -> Bool {
         let (a, b) = (parts(of: a), parts(of: b))
         guard device.equalBits(a.codes, b.codes) else { return false }
@@ -167,7 +167,7 @@ final class Operands {
         return device.equalBits(scales, others)
     }
 
-    /// What a result holds: its elements or codes, and the scales of codes.
+    /// The parts of a result: its elements or codes, and the scales of the codes.
     private func parts(of result: Tensor) -> (codes: Tensor, scales: Tensor?) {
         let type = Operation.ResultType(result.shape, result.dtype, result.format)
         let count = (type.scaleBytes ?? 0) / 4
@@ -198,7 +198,7 @@ final class Operands {
 }
 
 extension Tensor {
-    /// For a machine that computes nothing.
+    /// A tensor without memory, for a backend that computes nothing.
     fileprivate static func size(_ shape: Shape, _ dtype: DType) -> Tensor {
         Tensor(shape, dtype, storage: Storage(byteCount: shape.count * dtype.byteCount))
     }

@@ -2,14 +2,14 @@
 
 public import Tensors
 
-/// Every operation of a backend with its variants, shapes and tolerances; see `Mode` for what is done with them.
+/// Every operation of a backend with its variants, shapes and tolerances; ``Mode`` says what is done with them.
 /// To add an operation, add a row in one of the files beside this one.
 public struct OperationTable {
-    /// What a run of the table asks.
+    /// What a run of the table checks.
     public enum Mode: Sendable {
-        /// Is it right? Small awkward shapes, compared whole, and equal to the bit when repeated.
+        /// Whether operations are right: small awkward shapes, compared completely, with equal bits when repeated.
         case right
-        /// Is it fast? The shapes of the published models, timed; of large results a sample is compared.
+        /// Whether they are fast: the shapes of the published models, timed; of large results a sample is compared.
         case fast
     }
 
@@ -18,7 +18,7 @@ public struct OperationTable {
         let operation, name: String
         let mode: Mode
         let tolerance: Tolerance
-        /// Whether a device has the arithmetic.
+        /// Whether a device supports the arithmetic.
         let isSupported: (any Backend) -> Bool
         /// Brings the inputs to a device. What it returns is the operation: one call of the backend.
         let prepare: (Operands) -> () -> Tensor
@@ -52,7 +52,7 @@ public struct OperationTable {
         }
     }
 
-    /// Determines all inputs.
+    /// The seed of all inputs.
     public let seed: UInt64
     let rows: [Row]
 
@@ -68,7 +68,7 @@ public struct OperationTable {
         self.rows = rows.all
     }
 
-    /// The rows of a mode whose "operations/name" contains `filter`, in any case (all when nil).
+    /// The rows of a mode whose "operations/name" contains `filter`, ignoring case; nil: all.
     private func rows(_ mode: Mode, filter: String?) -> [Row] {
         let wanted = filter?.lowercased()
         return rows.filter { row in
@@ -77,15 +77,16 @@ public struct OperationTable {
         }
     }
 
-    /// What `run` runs.
+    /// The names of the rows that `run` runs.
     public func names(_ mode: Mode, filter: String?) -> [String] {
         rows(mode, filter: filter).map(\.name)
     }
 
-    /// Runs the rows of a mode whose "operations/name" contains `filter`, in any case (all when nil).
+    /// Runs the rows of a mode whose "operations/name" contains `filter`, ignoring case; nil: all.
     /// - Parameters:
-    ///   - reference: the definition.
-    ///   - each: told each result as it comes.
+    ///   - subject: the backend that is checked and timed.
+    ///   - reference: the backend that is right by definition.
+    ///   - each: called with each result as it comes.
     @discardableResult
     public func run(
         _ mode: Mode = .right, subject: any Backend, reference: any Backend,
@@ -103,7 +104,7 @@ public struct OperationTable {
         let start = ContinuousClock.now
         var time: OperationTime?
         if let device = [subject, reference].first(where: { !row.isSupported($0) }) {
-            checks.skip("result", "\(device.name) does not have this arithmetic")
+            checks.skip("result", "\(device.name) does not support this arithmetic")
         } else {
             do {
                 time = try check(row, subject, reference, checks)
@@ -118,7 +119,7 @@ public struct OperationTable {
             time: time)
     }
 
-    /// - Returns: how long the operation takes, in the mode that asks for it.
+    /// - Returns: how long the operation takes, in mode `.fast`.
     private func check(
         _ row: Row, _ subject: any Backend, _ reference: any Backend, _ checks: Checks
     ) throws -> OperationTime? {
@@ -151,7 +152,7 @@ public struct OperationTable {
             row.name, seconds: try subject.medianSeconds { _ = launch() }, work: work(of: row))
     }
 
-    /// What one launch has to do.
+    /// The work of one launch.
     func work(of row: Row) -> Operation.Cost {
         let counter = NullBackend()
         let launch = row.prepare(Operands(on: counter, seed: seed, samples: false))
@@ -161,7 +162,7 @@ public struct OperationTable {
     }
 }
 
-/// Keeps the first result that is not what its operation says of it.
+/// Remembers the first result that does not have the shape and type that its operation declares.
 private final class Described: ForwardingBackend {
     private(set) var misfit: String?
 
@@ -178,9 +179,9 @@ private final class Described: ForwardingBackend {
     }
 }
 
-/// Element-wise work in f32 differs by the order of sums and by the last bits of exp and tanh.
+/// Elementwise results in f32 differ by the order of summation and by the last bits of exp and tanh.
 let single = Tolerance(relativeL2: 1e-5)
-/// One rounding to bf16 may fall on the other side.
+/// One rounding to bf16 may go the other way.
 let half = Tolerance(relativeL2: 4e-3)
 
 func tolerance(_ dtype: DType) -> Tolerance { dtype == .f32 ? single : half }

@@ -1,4 +1,4 @@
-/// How long operations take, and what became slower since another time.
+/// How long operations take, and which have become slower.
 
 import FoundationEssentials
 import Ground
@@ -8,11 +8,11 @@ public import Tensors
 /// The time of one launch of an operation.
 public struct OperationTime: Sendable, Codable, Equatable {
     public var name: String
-    /// Median.
+    /// The median time.
     public var microseconds: Double
-    /// 10^12 multiplications and additions a second; nil where an operation is not made of these.
+    /// 10^12 multiplications and additions per second; nil for operations that do not consist of these.
     public var teraflops: Double?
-    /// 10^9 bytes a second, with every input read and every output written once.
+    /// 10^9 bytes per second, counting every input and every output once.
     public var gigabytesPerSecond: Double
 
     init(_ name: String, seconds: Double, work: Operation.Cost) {
@@ -29,10 +29,10 @@ public struct OperationTime: Sendable, Codable, Equatable {
     }
 }
 
-/// The times of one machine: what `kernels test --json` writes.
+/// The times on one machine: what `kernels test --json` writes.
 public struct TimeTable: Sendable, Codable, Equatable {
     public var device: String
-    /// The version of the device's driver, where it has one.
+    /// The version of the device's driver, if it has one.
     public var driver: String?
     public var times: [OperationTime]
 
@@ -47,7 +47,7 @@ public struct TimeTable: Sendable, Codable, Equatable {
         public var name: String
         public var before, now: Double
 
-        /// By more than 5 %.
+        /// Whether it became slower by more than 5 %.
         public var isSlower: Bool { now > before * 1.05 }
 
         /// "slower  linear bf16 …  20.1 us, was 18.9: +6.3 %"
@@ -58,14 +58,14 @@ public struct TimeTable: Sendable, Codable, Equatable {
         }
     }
 
-    /// Times cannot be compared with those of another device.
+    /// Throws if the times are of another device: they cannot be compared.
     public func checkDevice(_ name: String) throws(TimeTableError) {
         if device != name {
             throw TimeTableError("the earlier times are of \(device), this is \(name)")
         }
     }
 
-    /// What is in both tables, with the times of `earlier` as those before.
+    /// The operations that are in both tables, with the times of `earlier` as those before.
     public func changes(since earlier: TimeTable) -> [Change] {
         let before = Dictionary(
             earlier.times.map { ($0.name, $0.microseconds) }, uniquingKeysWith: { $1 })
@@ -78,17 +78,17 @@ public struct TimeTable: Sendable, Codable, Equatable {
 }
 
 extension TimeTable {
-    /// The table in a file of `kernels test --json`.
+    /// Reads a file written by `kernels test --json`.
     public init(readingFrom path: String) throws(TimeTableError) {
         guard let bytes = try? FilePath(path).contents(),
             let table = try? JSONDecoder().decode(TimeTable.self, from: Data(bytes))
         else {
-            throw TimeTableError("\(path) does not hold times that `kernels test --json` wrote")
+            throw TimeTableError("\(path) does not contain times written by `kernels test --json`")
         }
         self = table
     }
 
-    /// What such a file holds.
+    /// The content of such a file.
     public func encoded() throws -> [UInt8] {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
@@ -103,7 +103,7 @@ public struct TimeTableError: Error, CustomStringConvertible {
 }
 
 extension Backend {
-    /// The median time of one launch.
+    /// The median time of one launch, in seconds.
     func medianSeconds(_ launch: () -> Void) throws -> Double {
         func seconds(_ count: Int) throws -> Double {
             let start = ContinuousClock.now
@@ -111,8 +111,8 @@ extension Backend {
             try synchronize()
             return (ContinuousClock.now - start) / .seconds(1)
         }
-        // In batches of 10 ms what it costs to wait for the device is less than 1 %; growing to that size
-        // warms the device up.
+        // In batches of 10 ms, waiting for the device costs less than 1 %. Growing to that size also warms
+        // the device up.
         var count = 1
         var batch = try seconds(count)
         while batch < 0.01 {

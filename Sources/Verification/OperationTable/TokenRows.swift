@@ -2,7 +2,7 @@
 
 import Tensors
 
-/// A byte whose number lies on a half may go either way.
+/// A byte whose number lies halfway may be rounded either way.
 private let bytes = Tolerance(maximum: 1, mismatches: 1e-3)
 
 extension OperationTable.Rows {
@@ -47,7 +47,7 @@ extension OperationTable.Rows {
         }
     }
 
-    /// Sizes: [samples, channels, T, H, W], and without samples where a channel is normalised.
+    /// Sizes: [samples, channels, T, H, W]; for operations that normalise channels, without samples.
     mutating func addLatents() {
         let (small, real) = ([[2, 16, 3, 6, 10]], [[1, 16, 21, 90, 160]])
         for sde in [true, false] {
@@ -71,7 +71,7 @@ extension OperationTable.Rows {
                 return { o.device.combine(terms, [-2.5, 3.5], as: dtype) }
             }
         }
-        // Twice: the second one continues.
+        // The second draw continues the first.
         for count in [1, 2] {
             add(
                 "noise", count == 1 ? "" : "continued", Tolerance(maximum: 5e-6),
@@ -105,7 +105,7 @@ extension OperationTable.Rows {
 }
 
 extension Operands {
-    /// Numbers for arguments that stay with the host.
+    /// Numbers for arguments that stay on the host.
     fileprivate func numbers(_ count: Int) -> [Float] {
         integers(count, below: 4096).map { Float($0 - 2048) / 1024 }
     }

@@ -17,9 +17,9 @@ struct Chart {
     struct Series {
         var name: String
         var points: [Point]
-        /// Decides colour and mark: a name that appears in several charts looks the same in all.
+        /// Decides colour and marker, so that a name looks the same in all charts.
         var style: Int
-        /// Points without lines between them.
+        /// Whether points are drawn without lines between them.
         var isLoose = false
     }
 
@@ -28,7 +28,7 @@ struct Chart {
         var series: [Series]
     }
 
-    /// A horizontal line over all panels, with what lies too near to it to be told apart.
+    /// A horizontal line over all panels, in a band of values that cannot be told apart from it.
     struct Level {
         var name: String
         var y: Double
@@ -39,7 +39,7 @@ struct Chart {
         var title: String
         var ticks: [Double]
         var isLogarithmic = false
-        /// nil: just what the ticks span.
+        /// nil: the range of the ticks.
         var range: ClosedRange<Double>?
         var digits = 2
     }
@@ -154,7 +154,7 @@ extension Chart {
         for series in panel.series {
             for point in series.points {
                 if point.y < floor {
-                    // Below the picture: its number stands at the edge.
+                    // The point is below the panel: write its number at the edge.
                     let place = lowest[point.x, default: 0]
                     lowest[point.x] = place + 1
                     parts.append(
@@ -223,7 +223,7 @@ extension Chart {
 
     private func n(_ value: Double) -> String { shortest((value * 10).rounded() / 10) }
 
-    /// Colours of a light page, and those of a dark one.
+    /// Colours for light pages and for dark ones.
     private static let style: String = {
         let colors = [
             ("#0969da", "#58a6ff"), ("#bc4c00", "#f0883e"), ("#1a7f37", "#3fb950"),
@@ -245,7 +245,7 @@ extension Chart {
     }()
 }
 
-/// Round numbers that span values: 1, 2 or 5 times a power of ten apart, about `count` of them.
+/// About `count` round numbers that span a range, spaced by 1, 2 or 5 times a power of ten.
 func roundTicks(_ low: Double, _ high: Double, count: Int = 6) -> [Double] {
     guard high > low else { return [low] }
     let raw = (high - low) / Double(count)

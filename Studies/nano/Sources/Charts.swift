@@ -9,7 +9,7 @@ extension Report {
         var chart: Chart
     }
 
-    /// Those that there are rows for.
+    /// The charts for which there are rows.
     var charts: [NamedChart] {
         [scoreByTopK, scoreBySteps, distanceByTopK, scoreByTime].compactMap { $0 }
     }
@@ -20,7 +20,7 @@ extension Report {
         }
     }
 
-    /// From the best score down to what is clearly lost; what lies lower is written at the edge.
+    /// From the best score down to scores that are clearly worse; lower ones are written at the edge.
     private func scores(_ rows: [Row]) -> Chart.Axis {
         let best = max(rows.map(\.score).max() ?? 100, teacher?.score ?? 0)
         let lowest = rows.map(\.score).min() ?? best
@@ -125,7 +125,7 @@ extension Report {
                 level: level, panels: panels))
     }
 
-    /// Steps of every attention in bf16, and the teacher, over the time that a video takes.
+    /// The scores of every number of steps and attention in bf16, and of the teacher, over the time that a video takes.
     private var scoreByTime: NamedChart? {
         var series = AttentionChoice.allCases.enumerated().compactMap {
             index, attention -> Chart.Series? in

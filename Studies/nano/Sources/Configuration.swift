@@ -1,17 +1,17 @@
-/// What is measured: one way of running one of the two models, and the order in which they come.
+/// What is measured: the ways of running the two models, and their order.
 
 import Families
 import Runs
 
-/// The arithmetic of the transformer's linear layers, and with it of everything else.
+/// The arithmetic of the transformer's linear layers, which also decides that of everything else.
 enum Linears: String, CaseIterable, Sendable {
     /// Everything in f32, from the text encoder to the autoencoder.
     case f32
     /// Everything in bf16.
     case bf16
-    /// As bf16, the linear layers of the blocks in int8 (128x128 blocks).
+    /// Like bf16, with the linear layers of the blocks in int8 (128x128 blocks).
     case int8
-    /// As bf16, the linear layers of the blocks in fp8 (one scale a row).
+    /// Like bf16, with the linear layers of the blocks in fp8 (one scale per row).
     case fp8
 
     var precision: Precision { self == .f32 ? .f32 : .bf16 }
@@ -37,7 +37,7 @@ struct Configuration: Hashable, Sendable {
     var steps: Int
     var attention: AttentionChoice
     var linears: Linears
-    /// Share of the key blocks that are attended exactly; nil for dense attention.
+    /// Share of the key blocks that are attended to exactly; nil for dense attention.
     var topK: Double?
 
     init(
@@ -54,7 +54,7 @@ struct Configuration: Hashable, Sendable {
     static let teacher = Configuration(
         .teacher, steps: 50, attention: .original, linears: .bf16)
 
-    /// What the videos of `steps` are compared with: nothing approximated but the number of steps.
+    /// What videos of `steps` steps are compared with: only the number of steps is reduced.
     static func reference(steps: Int) -> Configuration {
         Configuration(.student, steps: steps, attention: .original, linears: .f32)
     }
@@ -66,7 +66,7 @@ struct Configuration: Hashable, Sendable {
     var isReference: Bool { self == reference }
 
     static let mostSteps = 4
-    /// Where the student was trained, and one below.
+    /// The top-k that the student was trained with, and a smaller one.
     static let usualTopK = 0.2
     static let smallTopK = 0.1
 
@@ -79,7 +79,7 @@ struct Configuration: Hashable, Sendable {
 }
 
 extension Configuration {
-    /// The request for a prompt. Noise does not come from its seed: see ``NoiseStream``.
+    /// The request for a prompt. The noise does not come from its seed, but from ``NoiseStream``.
     func request(_ prompt: String, for family: Family) -> Request {
         var request = Request(prompt, for: family)
         if model == .teacher {
@@ -104,8 +104,8 @@ struct Selection: Sendable, Equatable {
     /// Everything.
     init() {}
 
-    /// What a CPU can do in about a minute for four captions: where the student was trained, without the arithmetic
-    /// that a CPU only imitates.
+    /// What a CPU can do in about a minute for four captions: only the top-k that the student was trained with, without
+    /// the arithmetic that a CPU only imitates.
     static var brief: Selection {
         var selection = Selection()
         selection.steps = [4]
@@ -115,7 +115,7 @@ struct Selection: Sendable, Equatable {
         return selection
     }
 
-    /// All selected configurations, those that tell most first: the teacher and what it is compared with, the other
+    /// All selected configurations, the most informative first: the teacher and what it is compared with, the other
     /// references, four steps (SLA, then SageSLA, for every top-k), fewer steps at top-k 0.2 and 0.1, the rest.
     var configurations: [Configuration] {
         var list: [Configuration] = []
@@ -142,7 +142,7 @@ struct Selection: Sendable, Equatable {
 }
 
 extension Configuration {
-    /// Place in the order of measuring.
+    /// The place in the order of measuring, compared lexicographically.
     fileprivate var rank: [Double] {
         func place<T: Equatable>(_ value: T, _ order: [T]) -> Double {
             Double(order.firstIndex(of: value) ?? order.count)
@@ -159,7 +159,7 @@ extension Configuration {
     }
 }
 
-/// A number in as few digits as tell it apart: 0.2, 1, 0.05.
+/// A number with as few digits as possible: 0.2, 1, 0.05.
 func shortest(_ value: Double) -> String {
     value == value.rounded() && value.magnitude < 1e9 ? "\(Int(value))" : "\(value)"
 }

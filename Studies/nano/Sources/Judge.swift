@@ -1,4 +1,4 @@
-/// Looks at videos while others are made.
+/// Classifies videos while others are being made.
 
 import CPU
 import Checkpoints
@@ -9,7 +9,7 @@ import Quality
 actor Judge {
     private let classifier: AttributeClassifier
 
-    /// - Parameter path: of the classifier's weights.
+    /// - Parameter path: the classifier's weights.
     init(path: String) throws {
         classifier = try AttributeClassifier(
             try openCheckpoint(path), on: CPUBackend(threads: 1))
@@ -19,7 +19,7 @@ actor Judge {
         try classifier.check(frames: frames, width: width, height: height)
     }
 
-    /// What a made video shows of what its caption asked for.
+    /// Compares a video with its caption, and with the reference's video.
     func judge(
         _ video: Video, of caption: (index: Int, value: Caption), seconds: Double,
         against reference: Video?, keeps: Bool
@@ -36,7 +36,7 @@ actor Judge {
 struct Judged: Sendable {
     let caption: Int
     let seconds: Double
-    /// For each attribute.
+    /// For each attribute, whether the video shows what the caption asked for.
     let isRight: [Bool]
     let distance: FrameDistance.OfVideos?
     let video: Video?

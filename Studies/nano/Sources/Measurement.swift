@@ -1,4 +1,4 @@
-/// Measures configurations one after another: devices make videos while the processor's cores judge those made before.
+/// Measures configurations one after another: the device makes videos while the processor's cores judge earlier ones.
 
 import Families
 import Glibc
@@ -8,29 +8,29 @@ import Quality
 import Runs
 import Synchronization
 
-/// A measurement in progress, for whoever watches.
+/// The progress of a measurement.
 enum StudyEvent: Sendable {
-    /// A device is there; these configurations it has no arithmetic for.
+    /// The device was opened; it does not support the arithmetic of these configurations.
     case opened(device: String, unsupported: [Configuration])
-    /// So many videos of a configuration are made, out of as many as there are captions.
+    /// How many videos of a configuration have been made; there will be one for each caption.
     case progress(Configuration, made: Int)
     case measured(Row)
 }
 
-/// Videos of the first captions by several configurations, judged.
+/// Makes videos of the first captions with several configurations and judges them.
 struct Measurement: Sendable {
     var models: StudyModels
     private let judges: [Judge]
     var captions: [Caption]
-    /// Makers of videos that work side by side on one device. A small model leaves most of a GPU idle.
+    /// How many videos are made side by side on one device. A small model leaves most of a GPU idle.
     var lanes: Int
     /// Opens the device; called once in each lane, on its own thread.
     var open: @Sendable () throws -> OpenedDevice
 
-    /// So many videos are made alone, for the time; the first one warms up.
+    /// How many videos are made alone, to measure the time; the first one warms up.
     private static let timed = 4
 
-    /// - Parameter classifier: a file of its weights.
+    /// - Parameter classifier: the file with its weights.
     init(
         models: StudyModels, classifier: String, captions: [Caption], lanes: Int,
         open: @escaping @Sendable () throws -> OpenedDevice
@@ -43,12 +43,12 @@ struct Measurement: Sendable {
         self.open = open
     }
 
-    /// Videos by caption, of the references that are still needed.
+    /// The videos of the references that are still needed, by caption.
     private typealias References = [Configuration: [Video]]
 
-    /// Measures those of `configurations` that `table` has no row for. References whose videos are needed are made
-    /// again where their row is there already.
-    /// - Parameter finished: given every row when it is complete.
+    /// Measures those of `configurations` for which `table` has no row. A reference whose videos are needed is made
+    /// again even if the table has its row.
+    /// - Parameter finished: called with each row when it is complete.
     func run(
         _ configurations: [Configuration], besides table: Table,
         events: @escaping @Sendable (StudyEvent) -> Void,
@@ -66,7 +66,7 @@ struct Measurement: Sendable {
                 share: others,
                 maker: VideoMaker(models, captions: captions.map(\.prompt), open: open))
         }
-        // One after another: the first may have kernels to compile, which the others then find.
+        // One after another: the first may have to compile kernels, which the others then find in the cache.
         let device = try await makers[0].maker.start(missing)
         for lane in makers.dropFirst() { _ = try await lane.maker.start(missing) }
         let supported = Set(device.supported)
@@ -98,7 +98,7 @@ struct Measurement: Sendable {
         let maker: VideoMaker
     }
 
-    /// One configuration for all captions.
+    /// Measures one configuration for all captions.
     private func measure(
         _ configuration: Configuration, _ lanes: [Lane], against references: [Video]?,
         _ events: @escaping @Sendable (StudyEvent) -> Void
@@ -122,12 +122,12 @@ struct Measurement: Sendable {
         return Measured(judged.sorted { $0.caption < $1.caption }, timed: alone.count)
     }
 
-    /// Makes videos one after another and has each judged while the next ones are made.
+    /// Makes videos one after another; each is judged while the next ones are made.
     private func judge(
         _ share: [Int], of configuration: Configuration, by maker: VideoMaker,
         _ references: [Video]?, made: @Sendable (Int) -> Void
     ) async throws -> [Judged] {
-        // Frames that wait to be judged are memory: a maker that is far ahead waits.
+        // Frames waiting to be judged take memory, so a maker that is far ahead waits.
         let most = 4
         return try await withThrowingTaskGroup(of: Judged.self) { group in
             var results: [Judged] = []
@@ -179,7 +179,7 @@ private struct Measured: Sendable {
             device: device)
     }
 
-    /// Of the mean of independent values.
+    /// The standard error of the mean of independent values.
     private static func standardError(_ values: [Double]) -> Double {
         guard values.count > 1 else { return 0 }
         let count = Double(values.count)

@@ -15,7 +15,7 @@ extension Configuration.Model: ExpressibleByArgument {}
 extension DeviceChoice: ExpressibleByArgument {}
 extension AttentionChoice: ExpressibleByArgument {}
 
-/// Something that the study cannot do without.
+/// Something that the study needs is missing or unusable.
 struct StudyError: Error, Sendable, CustomStringConvertible {
     let description: String
     init(_ description: String) { self.description = description }
@@ -28,11 +28,11 @@ struct NanoStudy: AsyncParsableCommand {
         abstract: "Measure what distilling, sparse attention and 8-bit arithmetic cost nano.",
         discussion: """
             Makes videos of captions with every chosen configuration, has a classifier say what is in them, and writes \
-            quality.csv, README.md and charts to a folder. FOLDER holds the undistilled teacher \
+            quality.csv, README.md and charts to a folder. FOLDER contains the undistilled teacher \
             (teacher.safetensors), the plain student (student_sla.safetensors), the classifier \
             (classifier.safetensors) and the captions (captions_eval.json). Rows that quality.csv already has are \
-            not measured again: a run that was stopped goes on, and runs of parts add up. Lists are written with \
-            commas: --steps 4,3. On a CPU, what it is slow at must be asked for.
+            not measured again: a run that was stopped goes on, and partial runs add up. Lists are written with \
+            commas: --steps 4,3. On a CPU, slow configurations are measured only on request.
             """)
 
     @Argument(
@@ -46,38 +46,39 @@ struct NanoStudy: AsyncParsableCommand {
     var classifier: String?
     @Option(help: "The captions with their attributes.", completion: .file())
     var captionFile: String?
-    @Option(help: "Whose text encoder, tokenizer and VAE are used: a name or a folder.")
+    @Option(help: "The model whose text encoder, tokenizer and VAE are used: a name or a folder.")
     var model = "nano"
 
-    @Option(help: "Measure only the first so many captions.")
+    @Option(help: "Measure only this many captions, the first ones.")
     var captions: Int?
     @Option(
-        help: "Only the teacher or only the student (which is meant where the next four are used).")
+        help: "Only the teacher or only the student (implied by the next four options).")
     var only: Configuration.Model?
-    @Option(help: "Steps of the student: of 4,3,2,1.")
+    @Option(help: "Steps of the student: any of 4,3,2,1.")
     var steps: Choices<StepCount>?
-    @Option(name: [.long, .customLong("attention-type")], help: "Of original,sla,sagesla.")
+    @Option(name: [.long, .customLong("attention-type")], help: "Any of original,sla,sagesla.")
     var attention: Choices<AttentionChoice>?
-    @Option(help: "Of f32,bf16,int8,fp8.")
+    @Option(help: "Any of f32,bf16,int8,fp8.")
     var linears: Choices<Linears>?
     @Option(
         name: [.customLong("top-k"), .customLong("sla-topk")],
-        help: "Shares of key blocks: of 0.05,0.1,0.15,0.2,0.5,1 or others.")
+        help: "Shares of key blocks (default 0.05,0.1,0.15,0.2,0.5,1).")
     var topK: Choices<BlockShare>?
-    @Flag(help: "On a CPU too, measure everything that is not narrowed down.")
+    @Flag(help: "Measure everything on a CPU too.")
     var all = false
 
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
-    @Option(help: "Threads of the CPU (default: all).")
+    @Option(help: "CPU threads (default: all).")
     var threads: Int?
-    @Option(help: "Videos made side by side on a GPU (default: half as many as cores, at most 8).")
+    @Option(
+        help: "Videos made side by side on a GPU (default: half the number of cores, at most 8).")
     var lanes: Int?
     @Option(name: .shortAndLong, help: "The folder of the report.", completion: .directory)
     var output = "output/quality"
-    @Flag(help: "Write the report from the rows that are there; measure nothing.")
+    @Flag(help: "Write the report from existing rows; measure nothing.")
     var report = false
-    @Flag(help: "List what would be measured, in its order, and stop.")
+    @Flag(help: "List what would be measured, in order, and stop.")
     var dryRun = false
     @Flag(help: "Print nothing but errors.")
     var quiet = false
@@ -95,14 +96,14 @@ struct NanoStudy: AsyncParsableCommand {
         var table = try Table(path: output + "/quality.csv")
         if report {
             guard !table.rows.isEmpty else {
-                throw StudyError("\(table.path) holds no rows: measure some first")
+                throw StudyError("\(table.path) has no rows: measure some first")
             }
             return try finish(table)
         }
         let known = try Caption.read(captionFile ?? "\(folder)/captions_eval.json")
         let count = captions ?? known.count
         guard count <= known.count else {
-            throw StudyError("--captions \(count): there are \(known.count)")
+            throw StudyError("--captions \(count): there are only \(known.count)")
         }
         try table.check(captions: count)
         let usesGPU = device.isGPU
@@ -117,7 +118,7 @@ struct NanoStudy: AsyncParsableCommand {
             teacherIsNeeded: chosen.contains(.teacher), progress)
         try await measurement.run(chosen, besides: table, events: progress.show) { row in
             try table.append(row)
-            // Always complete: a run may be stopped at any time.
+            // Written after each row, as a run may be stopped at any time.
             try Report(table, command: command).write(to: output)
         }
         progress.end()
@@ -139,7 +140,7 @@ struct NanoStudy: AsyncParsableCommand {
         if let attention { selection.attention = attention.values }
         if let linears { selection.linears = linears.values }
         if let topK { selection.topK = topK.values.map(\.value) }
-        // Who asks for a certain student does not ask for the teacher.
+        // Options that choose among the student's configurations exclude the teacher.
         if isNarrowed, only == nil { selection.models = [.student] }
         return selection
     }
@@ -169,7 +170,7 @@ struct NanoStudy: AsyncParsableCommand {
 
     // MARK: What is written
 
-    /// How the rows can be made again, without what depends on this machine.
+    /// The command that makes the rows again, without options that depend on the machine.
     private var command: String {
         let name = "make study FOLDER=…"
         return captions.map { "\(name) OPTIONS=\"--captions \($0)\"" } ?? name
@@ -196,7 +197,7 @@ struct NanoStudy: AsyncParsableCommand {
 
 // MARK: - Lists
 
-/// "4,3": values in the order given, each one once.
+/// A list of values such as "4,3", in the order given.
 struct Choices<Value: ExpressibleByArgument & Sendable>: ExpressibleByArgument, Sendable {
     let values: [Value]
 
@@ -210,7 +211,7 @@ struct Choices<Value: ExpressibleByArgument & Sendable>: ExpressibleByArgument, 
 
 extension Linears: ExpressibleByArgument {}
 
-/// Steps of a distilled model.
+/// The number of steps of a distilled model, 1 to 4.
 struct StepCount: ExpressibleByArgument, Sendable {
     let count: Int
     init?(argument: String) {

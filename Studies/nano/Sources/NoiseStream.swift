@@ -1,4 +1,4 @@
-/// Noise equal to PyTorch's on a CPU for the same seed.
+/// The noise that PyTorch draws on a CPU for the same seed.
 
 import Glibc
 import Ground
@@ -26,7 +26,7 @@ struct NoiseStream {
         }
     }
 
-    /// The next standard normal numbers. `count` must be a multiple of 16: the generator treats the rest of other counts
+    /// The next standard normal numbers. `count` must be a multiple of 16: for other counts PyTorch treats the remainder
     /// differently.
     mutating func normal(_ count: Int) -> [Float] {
         ensure(count % Self.block == 0, "NoiseStream: \(count) is not a multiple of 16")

@@ -22,7 +22,8 @@ extension Report {
         let missing = all.count { item in !rows.contains { $0.configuration == item } }
         let gaps =
             missing == 0
-            ? "" : " Of all \(all.count) rows \(missing) are not measured: – below, or left out."
+            ? ""
+            : " Of all \(all.count) rows, \(missing) have not been measured: they are – below, or left out."
         return """
             Videos of \(captions) held-out captions, made by the undistilled teacher (50 Euler steps, shift 3, \
             guidance 3.5, dense attention) and by the distilled student in \(students.count) configurations on \
@@ -30,7 +31,7 @@ extension Report {
             size, material, motion, floor, sky and camera. The score is the mean share of them that is what the \
             caption asked for. Caption *i* starts from the same noise in every configuration.\(gaps)
 
-            Made by one command (several runs of it add up), whose rows are in [quality.csv](quality.csv):
+            Made by this command (several runs of it add up); the rows are in [quality.csv](quality.csv):
 
             ```
             \(command)
@@ -45,7 +46,7 @@ extension Report {
             return """
                 ## Where quality starts to fall
 
-                The teacher has not been measured: there is nothing to compare the scores with.
+                The teacher has not been measured, so there is nothing to compare the scores with.
                 """
         }
         let typical = students.map(noise).sorted()
@@ -55,10 +56,10 @@ extension Report {
             ## Where quality starts to fall
 
             The teacher scores **\(points(teacher.score)) %** (standard error \
-            \(fixed(teacher.scoreError, 2))). With \(teacher.captions) captions two rows that differ by less than \
-            about **\(points(noise)) points** (two standard errors of a difference, which is taken for each row \
-            from its own videos) are not told apart here. Below, a row *falls* where it is further below the \
-            teacher than that, and falls *far* where it also loses more than \(points(Self.largeLoss)) points.
+            \(fixed(teacher.scoreError, 2))). With \(teacher.captions) captions, two rows that differ by less than \
+            about **\(points(noise)) points** (two standard errors of a difference, computed for each row from its \
+            own videos) cannot be told apart. Below, a row *falls* if it is further below the teacher than that, \
+            and falls *far* if it also loses more than \(points(Self.largeLoss)) points.
             """
         ]
         lines += [
@@ -82,7 +83,7 @@ extension Report {
             case .large: "more than \(points(Self.largeLoss))"
             }
         return """
-            **As the program runs nano by default** (4 steps, SLA, top-k 0.2, int8): \(points(row.score)) %, \
+            **With the program's defaults for nano** (4 steps, SLA, top-k 0.2, int8): \(points(row.score)) %, \
             \(described(loss(row))), \(words).
             """
     }
@@ -111,7 +112,7 @@ extension Report {
         }
         if sentences.isEmpty { return "" }
         return
-            "**In short**, with SLA the score starts to fall, from 4 steps and top-k 0.2 downwards,\n\n"
+            "**In short**, going down from 4 steps and top-k 0.2, the score with SLA starts to fall\n\n"
             + sentences.joined(separator: "\n")
     }
 
@@ -192,8 +193,8 @@ extension Report {
             row.seconds > 0
         else { return "" }
         return """
-            **Time**: a video takes the teacher \(milliseconds(teacher)) ms and the student (4 steps, SLA, int8) \
-            \(milliseconds(row)) ms on \(row.device): \(points(teacher.seconds / row.seconds)) times as fast.
+            **Time**: on \(row.device), the teacher takes \(milliseconds(teacher)) ms for a video and the student (4 \
+            steps, SLA, int8) \(milliseconds(row)) ms: it is \(points(teacher.seconds / row.seconds)) times as fast.
             """
     }
 
@@ -219,7 +220,7 @@ extension Report {
         }
         guard table.count > 1, !values.isEmpty else { return "" }
         return
-            "## Scores\n\nPer cent right, *slanted* where it falls; in brackets PSNR in dB against the reference.\n\n"
+            "## Scores\n\nPer cent right, in *italics* if it falls; in brackets, PSNR in dB against the reference.\n\n"
             + markdown(table)
     }
 
@@ -247,17 +248,17 @@ extension Report {
         sparse-linear attention; **sagesla** is the same with 8-bit arithmetic (int8 QK, fp8 PV).
         - **top-k** selects whole blocks of keys, at least one. nano's 1,296 tokens are 21 blocks of 64 keys for \
         sla and, on Hopper, 11 of 128 for sagesla: there every top-k below 0.19 selects one block, and the rows agree.
-        - **f32**: text encoder, transformer, attention and autoencoder in f32 (sla computes exactly; sagesla is 8-bit \
-        all the same). **bf16**: all of them in bf16. **int8** and **fp8**: as bf16, and the linear layers of the \
+        - **f32**: text encoder, transformer, attention and autoencoder in f32 (sla computes exactly; sagesla still \
+        uses 8 bits). **bf16**: all of them in bf16. **int8** and **fp8**: like bf16, with the linear layers of the \
         transformer's blocks quantised while the bf16 weights are loaded (int8 in 128x128 blocks, as \
-        `turbodiffusion quantize` writes them; fp8 e4m3 with one scale a row).
+        `turbodiffusion quantize` writes them; fp8 e4m3 with one scale per row).
         - **PSNR and SSIM** compare with the same student, noise and number of steps in f32 with dense attention; \
         the teacher is compared with four such steps. They tell how far a video is from that one, not how good it \
-        is. PSNR is that of the mean squared error of all videos, SSIM the mean over frames and videos.
-        - **time** is the median of a few videos made one after another with the models loaded and the captions \
+        is. PSNR is computed from the mean squared error of all videos, SSIM is the mean over frames and videos.
+        - **time** is the median of a few videos made one after another, with the models loaded and the captions \
         encoded: from noise to 8-bit frames in host memory.
         - **±** is the standard error of the score.
-        - Noise stream *i* is what PyTorch's generator on the CPU gives with seed *i*.
+        - Noise stream *i* is what PyTorch's CPU generator gives for seed *i*.
         """
     }
 

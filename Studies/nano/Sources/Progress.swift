@@ -1,4 +1,4 @@
-/// What the study says while it measures.
+/// What the study prints while it measures.
 
 import Ground
 import Synchronization
@@ -25,13 +25,16 @@ final class ProgressLine: Sendable {
         case .opened(let device, let unsupported):
             note("on \(device)")
             if !unsupported.isEmpty {
-                note("left out, for this device lacks the arithmetic: \(unsupported.count) rows")
+                note(
+                    "\(unsupported.count) rows are left out: this device does not support their arithmetic"
+                )
                 rows.add(unsupported.count, ordering: .relaxed)
             }
         case .progress(let configuration, let made):
-            line.show(
+            line.show { _ in
                 "\(rows.load(ordering: .relaxed) + 1)/\(total) \(configuration.title): "
-                    + "video \(made)/\(captions), \(passed)")
+                    + "video \(made)/\(captions), \(passed)"
+            }
         case .measured(let row):
             let number = rows.add(1, ordering: .relaxed).newValue
             let distance = row.psnr.map { ", \(fixed($0, 2)) dB" } ?? ""

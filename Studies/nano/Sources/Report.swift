@@ -1,26 +1,26 @@
-/// The report that the measured rows make: a page of Markdown and its charts.
+/// The report on the measured rows: a page of Markdown and its charts.
 
 import Families
 import Ground
 import SystemPackage
 
-/// What the rows say of the model: where its score falls, and how sure that is.
+/// What the rows say about the model: where its score falls, and how certain that is.
 struct Report: Sendable {
     let rows: [Row]
     let command: String
 
-    /// A loss of more points than this is called large.
+    /// A loss of more points than this is large.
     static let largeLoss = 3.0
-    /// Two standard errors: one difference in twenty is larger by chance.
+    /// In standard errors: one difference in twenty is larger than two by chance.
     private static let sureness = 2.0
 
-    /// - Parameter command: how the rows were made, for whoever wants to repeat it.
+    /// - Parameter command: the command that makes the rows, for repeating the study.
     init(_ table: Table, command: String) {
         rows = table.rows.sorted { $0.configuration.isBefore($1.configuration) }
         self.command = command
     }
 
-    /// Writes `README.md` and the charts beside the table, each one whole.
+    /// Writes `README.md` and the charts beside the table; each file appears only when it is complete.
     func write(to folder: String) throws {
         for (name, text) in files {
             let path = "\(folder)/\(name)"
@@ -53,7 +53,7 @@ struct Report: Sendable {
         }
     }
 
-    /// Attentions and linears that have rows, in the order of the report.
+    /// The pairs of attention and linears that have rows, in the order of the report.
     func kinds(_ attentions: [AttentionChoice] = AttentionChoice.allCases) -> [(
         attention: AttentionChoice, linears: Linears
     )] {
@@ -71,8 +71,8 @@ struct Report: Sendable {
     /// Points below the teacher.
     func loss(_ row: Row) -> Double { (teacher?.score ?? row.score) - row.score }
 
-    /// The loss that chance alone may show. Both rows answer for the same captions and noise, which makes the
-    /// difference surer than this.
+    /// The loss that chance alone can cause. It is an upper bound: both rows use the same captions and noise, which makes
+    /// their difference more certain.
     func noise(_ row: Row) -> Double {
         let error = teacher?.scoreError ?? 0
         return Self.sureness
@@ -87,12 +87,12 @@ struct Report: Sendable {
         return loss > noise(row) ? .measurable : .kept
     }
 
-    /// The first row, in this order, that has lost measurably, and the first one that has lost much.
+    /// The first row in the given order with a measurable loss, and the first with a large one.
     func firstFalls(_ ordered: [Row]) -> (measurable: Row?, large: Row?) {
         (ordered.first { verdict($0) != .kept }, ordered.first { verdict($0) == .large })
     }
 
-    /// From the top-k that the student was trained with downwards, or upwards; that one included.
+    /// The rows from the top-k that the student was trained with downwards, or upwards, including that one.
     func byTopK(
         steps: Int, _ attention: AttentionChoice, _ linears: Linears, down: Bool
     ) -> [Row] {
@@ -109,7 +109,7 @@ struct Report: Sendable {
         }
     }
 
-    /// From four steps downwards, at the top-k that the student was trained with.
+    /// The rows from four steps downwards, at the top-k that the student was trained with.
     func bySteps(_ attention: AttentionChoice, _ linears: Linears) -> [Row] {
         (1...Configuration.mostSteps).reversed().compactMap {
             row(steps: $0, attention, linears, topK: Configuration.usualTopK)
@@ -118,7 +118,7 @@ struct Report: Sendable {
 }
 
 extension Configuration {
-    /// Order of the tables: the teacher, then by steps, attention, linears and top-k.
+    /// The order of the tables: the teacher first, then by steps, attention, linears and top-k.
     func isBefore(_ other: Configuration) -> Bool {
         func key(_ item: Configuration) -> [Double] {
             [

@@ -1,4 +1,4 @@
-/// The measured rows as CSV, appended one by one so that a run that was stopped goes on where it was.
+/// The measured rows as CSV, appended one by one so that a run that was stopped can go on where it was.
 
 import Families
 import Glibc
@@ -6,20 +6,20 @@ import Ground
 import Quality
 import SystemPackage
 
-/// What was measured of one configuration.
+/// The results of one configuration.
 struct Row: Sendable, Equatable {
     var configuration: Configuration
-    /// The first so many captions of the list.
+    /// How many captions were used, from the start of the list.
     var captions: Int
     /// Per cent of the captions whose video shows what was asked for, in the order of `Attribute.allCases`.
     var accuracy: [Double]
     /// Standard error of the score, from the differences between captions.
     var scoreError: Double
-    /// Of the mean squared error of all videos, in dB; nil for the reference itself and where nothing differs.
+    /// In dB, from the mean squared error of all videos; nil for the reference itself and if nothing differs.
     var psnr: Double?
-    /// Mean over the videos; nil for the reference itself.
+    /// SSIM, the mean over the videos; nil for the reference itself.
     var similarity: Double?
-    /// Median of a few videos that were made alone, from noise to 8-bit frames in host memory.
+    /// The median over a few videos that were made alone, from noise to 8-bit frames in host memory.
     var seconds: Double
     var device: String
 
@@ -37,7 +37,7 @@ struct Row: Sendable, Equatable {
         self.device = device
     }
 
-    /// Mean of the attributes.
+    /// The mean over the attributes.
     var score: Double { accuracy.reduce(0, +) / Double(accuracy.count) }
 }
 
@@ -64,7 +64,7 @@ extension Row {
         return cells.joined(separator: ",")
     }
 
-    /// nil for what is no whole row.
+    /// nil if the line is not a complete row.
     init?(line: Substring) {
         let cells = line.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
         let attributes = Attribute.allCases.count
@@ -94,8 +94,8 @@ struct Table: Sendable {
     /// In the order of measuring.
     private(set) var rows: [Row]
 
-    /// Opens the file; a row that was cut off at the end is dropped, and will be measured again.
-    /// - Throws: ``StudyError`` where the file is something else.
+    /// Opens the file. An incomplete row at its end is dropped and will be measured again.
+    /// - Throws: ``StudyError`` if the file is something else.
     init(path: String) throws {
         self.path = path
         guard FilePath(path).exists else {
@@ -107,11 +107,11 @@ struct Table: Sendable {
             throw StudyError("cannot read \(error)")
         }
         var lines = text.split(separator: "\n", omittingEmptySubsequences: false)
-        // What follows the last line's end is empty, or a row that is not whole.
+        // What follows the last end of line is empty or an incomplete row.
         let tail = lines.popLast() ?? ""
         guard lines.first.map({ $0 == Row.header }) ?? Row.header.hasPrefix(tail)
         else {
-            throw StudyError("\(path) is not a table of this study: it begins with another line")
+            throw StudyError("\(path) is not a table of this study: its first line is different")
         }
         var rows: [Row] = []
         for (index, line) in lines.enumerated().dropFirst() {
@@ -128,7 +128,7 @@ struct Table: Sendable {
         if !tail.isEmpty { try write(lines.map { $0 + "\n" }.joined()) }
     }
 
-    /// A table in memory, whose file begins with the first row that is appended.
+    /// A table in memory; its file is created with the first row that is appended.
     init(path: String, _ rows: [Row]) {
         self.path = path
         self.rows = rows
@@ -138,15 +138,15 @@ struct Table: Sendable {
         rows.first { $0.configuration == configuration }
     }
 
-    /// Throws where the rows that are there speak of another number of captions.
+    /// Throws if existing rows were measured with another number of captions.
     func check(captions: Int) throws {
         guard let other = rows.first(where: { $0.captions != captions }) else { return }
         throw StudyError(
-            "\(path) holds rows of \(other.captions) captions, not \(captions): go on with "
+            "\(path) has rows of \(other.captions) captions, not \(captions): go on with "
                 + "--captions \(other.captions), or write to another folder")
     }
 
-    /// Adds a row to the file at once, whole.
+    /// Adds a row, also to the file.
     mutating func append(_ row: Row) throws {
         rows.append(row)
         let isNew = rows.count == 1

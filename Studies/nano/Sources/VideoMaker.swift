@@ -1,4 +1,4 @@
-/// One engine, with what making many videos needs: models and noise stay where they are.
+/// An engine for making many videos: models and noise are kept between them.
 
 import Families
 import Media
@@ -6,7 +6,7 @@ import Runs
 import Synchronization
 import Tensors
 
-/// The files that the study is made from.
+/// The models that the study compares.
 struct StudyModels: Sendable {
     /// The student, with the text encoder, tokenizer and autoencoder that both models share.
     var student: ModelSet
@@ -20,10 +20,10 @@ struct StudyModels: Sendable {
     }
 }
 
-/// Makes videos on a device of its own. Captions keep their noise: number i starts from stream i whatever the
-/// configuration, so that videos of one caption differ by the configuration alone.
+/// Makes videos on a device of its own. Captions keep their noise: caption i starts from stream i in every configuration,
+/// so that videos of a caption differ only by the configuration.
 actor VideoMaker {
-    /// Arithmetic that not every device has.
+    /// Which arithmetic the device supports, of what not every device does.
     private final class Abilities: Sendable {
         let found = Mutex((fp8: false, sage: false))
     }
@@ -32,7 +32,7 @@ actor VideoMaker {
     private let captions: [String]
     private let engine: Engine
     private let abilities: Abilities
-    /// Of each caption, one draw for every step that the student may take.
+    /// For each caption, one draw of noise for every step that the student may take.
     private var noises: [Int: [[Float]]] = [:]
 
     init(
@@ -54,7 +54,7 @@ actor VideoMaker {
     }
 
     /// Opens the device.
-    /// - Returns: its name, and which of the configurations it has the arithmetic for.
+    /// - Returns: its name, and the configurations whose arithmetic it supports.
     func start(_ configurations: [Configuration]) async throws -> (
         name: String, supported: [Configuration]
     ) {
@@ -68,8 +68,9 @@ actor VideoMaker {
         )
     }
 
-    /// The video of a caption, and how long it took from noise to frames in host memory: models loaded, the caption
-    /// encoded.
+    /// Makes the video of a caption.
+    /// - Returns: the video, and the time from noise to frames in host memory, without loading models and encoding the
+    ///   caption.
     func make(_ caption: Int, _ configuration: Configuration) async throws -> (
         video: Video, seconds: Double
     ) {
@@ -97,7 +98,7 @@ actor VideoMaker {
 }
 
 extension Stage {
-    /// What every video takes anew once models and captions are there.
+    /// Whether the stage is needed for every video, even when models are loaded and captions encoded.
     fileprivate var isPerVideo: Bool {
         switch self {
         case .projectText, .step, .decode: true

@@ -50,7 +50,7 @@ import Testing
     }
 
     @Test(
-        "several makers side by side give what one gives, and a run in two parts what one run gives"
+        "several makers give the same as one, and a run in two parts the same as one run"
     )
     func lanesAndParts() async throws {
         let all = try await Self.rows(Self.configurations, lanes: 1)
