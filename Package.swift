@@ -169,7 +169,7 @@ let package = Package(
             name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
             swiftSettings: tests),
         .testTarget(
-            name: "DevicesTests", dependencies: ["Devices", "Tensors", "CPU", "CUDA"],
+            name: "DevicesTests", dependencies: ["Ground", "Devices", "Tensors", "CPU", "CUDA"],
             swiftSettings: tests),
         .testTarget(
             name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: tests),
@@ -187,8 +187,11 @@ let package = Package(
             name: "MediaTests", dependencies: ["CProcess", "Media", "Ground", system],
             swiftSettings: tests),
         .testTarget(
-            name: "FuzzTests", dependencies: ["Ground", "Media", "Tokenizers"], exclude: ["Corpus"],
-            swiftSettings: tests),
+            name: "FuzzTests",
+            dependencies: [
+                "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog",
+                "Delivery",
+            ], exclude: ["Corpus"], swiftSettings: tests),
         .testTarget(
             name: "RunsTests",
             dependencies: [

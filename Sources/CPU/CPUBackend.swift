@@ -28,7 +28,7 @@ public final class CPUBackend: Backend {
     ) {
         self.membership = membership
         definitions = Definitions(
-            memory: MemoryPool(), threads: Threads(count: threads ?? Threads.available))
+            memory: MemoryPool(), threads: Threads(count: min(threads ?? Threads.available, 4096)))
         fast = fastOperations(definitions, engine)
         let count = definitions.threads.count
         name =
@@ -135,7 +135,8 @@ public final class CPUBackend: Backend {
         case .rgb8(let o): [definitions.rgb8(o.x)]
         case .nv12(let o): [definitions.nv12(o.x)]
         case .joinRows(let o): [definitions.joinRows(o)]
-        case .exchange, .gather, .halo: programmingError("\(operation.name): no definition is asked")
+        case .exchange, .gather, .halo:
+            programmingError("\(operation.name): no definition is asked")
         case .training(let o): definitions.training(o)
         }
     }

@@ -175,7 +175,9 @@ public actor Engine {
     private func checkFiles(
         of run: Run, _ parts: [ModelPart], tell: (RunEvent) -> Void
     ) throws {
-        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
+        let arithmetic = run.request.arithmetic
+        try run.models.checkFit(
+            parts, attention: arithmetic.attention, linears: arithmetic.linears)
         for notice in try run.fileNotices() { tell(.notice(notice)) }
         guard run.options.start.latents == nil else { return }
         for notice in try run.loraNotices() { tell(.notice(notice)) }

@@ -23,6 +23,7 @@ enum Interruption {
     /// Called once, before the first command runs.
     static func install() {
         openStandardDescriptors()
+        requireMinimum()
         mapped_files_may_shrink()
         // Writing to a closed pipe, or beyond a limit on file sizes, should be a reported error, not a silent death.
         for number in [SIGPIPE, SIGXFSZ] { signal(number, SIG_IGN) }
@@ -101,6 +102,27 @@ enum Interruption {
         kill(getpid(), number)
         sleep(1)
         _exit(128 + number)
+    }
+
+    /// Below this nothing goes well, and not even ends well: who waits for a thread waits for ever.
+    private static func requireMinimum() {
+        let (threads, memory) = (12, 256 << 20)
+        var stack = rlimit()
+        getrlimit(__rlimit_resource_t(RLIMIT_STACK.rawValue), &stack)
+        var lack: String?
+        if let addresses = HostMemory.current.addresses, addresses < memory {
+            lack =
+                "\(describe(bytes: memory)) of memory, it may take \(describe(bytes: addresses)) (ulimit -v)"
+        } else if stack.rlim_cur < 256 << 10 {
+            lack = "256 KiB for each stack, it may take \(stack.rlim_cur >> 10) KiB (ulimit -s)"
+        } else if !canStartThreads(threads) {
+            lack =
+                "\(threads) threads, the system starts fewer (ulimit -u, or the container's limit)"
+        }
+        guard let lack else { return }
+        let line = "Error: turbodiffusion needs at least \(lack)\n"
+        _ = line.withCString { write(STDERR_FILENO, $0, strlen($0)) }
+        _exit(EXIT_FAILURE)
     }
 
     /// Opens closed standard descriptors such that using them fails. Otherwise the next opened file would get such a

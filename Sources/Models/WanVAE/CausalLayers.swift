@@ -195,7 +195,8 @@ struct Upsample: CausalLayer {
 
     private func enlarge(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         device.convolution(
-            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
+            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0,
+            conv, timeStride: 1, spatialStride: 1,
             padding: .same, upsample: true, residual: nil)
     }
 }
