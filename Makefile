@@ -62,6 +62,22 @@ load: $(BINARY) packages
 client: $(BINARY) packages $(CLIENT)
 	$(CLIENT) Tests/Service/client.py
 
+# The page in Debian's chromium.
+BROWSER := .venv-page/bin/python
+$(BROWSER):
+	python3 -m venv .venv-page
+	.venv-page/bin/pip install --quiet playwright==1.65.2
+
+.PHONY: page terminal
+page: $(BINARY) packages $(BROWSER)
+	@Scripts/install-packages chromium
+	$(BROWSER) Tests/Service/page.py output/page
+
+# The terminal in tmux.
+terminal: $(BINARY) packages
+	@Scripts/install-packages tmux
+	python3 Tests/Terminal/terminal.py
+
 # A study beside the program: it is built only here and for the tests.
 study:
 	swift build -c release -Xswiftc -static-stdlib --product nano-study
