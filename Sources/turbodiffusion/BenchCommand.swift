@@ -23,6 +23,9 @@ struct BenchCommand: AsyncParsableCommand {
             and fills pools, is shown separately. The ceiling of an operation is the larger of two \
             times: its arithmetic at the machine's measured rate, and its memory traffic at the \
             measured rate of copying.
+
+            Example:
+              turbodiffusion bench --model Wan2.1-14B --resolution 720p
             """)
 
     @Option(

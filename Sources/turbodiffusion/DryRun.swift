@@ -31,7 +31,10 @@ struct PlanReport: Encodable {
 }
 
 extension Generation {
-    func printPlan(_ printer: ProgressPrinter) async throws {
+    func printPlan() async throws {
+        let tell = { (text: String) in
+            if !execution.quiet { Output.note("note: \(text)") }
+        }
         var videos = 1
         var one = self
         if options.content.prompts != nil || options.content.seeds != nil {
@@ -39,10 +42,9 @@ extension Generation {
             videos = items.count
             one = generation(of: items[0])
         }
-        let prepared = try await one.prepare(tell: printer.note)
+        let prepared = try await one.prepare(tell: tell)
         try await check(prepared)
-        let report = try report(prepared, videos: videos, tell: printer.note)
-        printer.tellNotes()
+        let report = try report(prepared, videos: videos, tell: tell)
         if execution.json { return Output.json(report) }
         for line in report.lines(limit: execution.memoryLimit?.bytes) { Output.line(line) }
     }

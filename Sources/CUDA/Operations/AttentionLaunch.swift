@@ -132,7 +132,7 @@ enum Attention {
         "attention_wide_sm90.cu", for: .hopper, kernels: ["attention_wide_sm90<384>"])
     static let hopperWideDim = 384
     /// Queries, a tile of K and one of V, barriers.
-    static let hopperWideBytes = 2 * hopperWideDim * (64 + 2 * 32) + 7 * 8
+    static let hopperWideBytes = 2 * hopperWideDim * (64 + 2 * 32) + 5 * 8
 
     static let units = [simt, mma, hopper, wide, hopperWide]
 }

@@ -1,5 +1,6 @@
 // Copies from mapped files to the device: all cores copy into pinned memory, and the copy engine follows.
 
+internal import CDrivers
 internal import Dispatch
 internal import Glibc
 internal import Ground
@@ -66,15 +67,23 @@ final class Uploads {
     }
 
     private func fill(_ target: PinnedBuffer, from source: UnsafeRawPointer, byteCount: Int) {
+        Self.copy(source, to: target.bytes.baseAddress!, byteCount: byteCount, threads: threads)
+    }
+
+    /// Copies on several threads, past the caches: only the copy engine reads the target.
+    static func copy(
+        _ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int,
+        threads: Int
+    ) {
         let share = 1 << 20
         let parts = ceilDivide(byteCount, share)
-        let destination = UInt(bitPattern: target.bytes.baseAddress!)
+        let destination = UInt(bitPattern: target)
         let origin = UInt(bitPattern: source)
         let workers = min(threads, parts)
         DispatchQueue.concurrentPerform(iterations: workers) { worker in
             for part in stride(from: worker, to: parts, by: workers) {
                 let start = part * share
-                memcpy(
+                copy_streaming(
                     UnsafeMutableRawPointer(bitPattern: destination + UInt(start))!,
                     UnsafeRawPointer(bitPattern: origin + UInt(start))!,
                     min(share, byteCount - start))

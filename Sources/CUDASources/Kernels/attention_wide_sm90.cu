@@ -2,8 +2,8 @@
 //
 // The results of 64 queries fill the registers of one warpgroup. So a block of threads is one warpgroup, which computes
 // the logits of 32 keys, their softmax, and P V, one after the other. Two such blocks share a multiprocessor if there
-// are enough queries. The first thread loads half of the next K as soon as that half of this one is used, and the next V
-// during the logits.
+// are enough queries. The first thread loads the next K as soon as this one is used, and the next V during the
+// logits.
 #include "attention.cuh"
 #include "attention_tile.cuh"
 #include "softmax.cuh"
@@ -20,7 +20,7 @@ struct Layout {
     static constexpr int kKeys = kQueryBytes;
     static constexpr int kValues = kKeys + kTileBytes;
     static constexpr int kBarriers = kValues + kTileBytes;
-    static constexpr int kBytes = kBarriers + 7 * 8;
+    static constexpr int kBytes = kBarriers + 5 * 8;
 };
 
 /// The maps: bf16 [rows, heads, dim] as (dim, heads, rows), boxes of 64 columns of one head, 64 rows of queries and
@@ -37,38 +37,28 @@ attention_wide_sm90(const __grid_constant__ TensorMap q_map, const __grid_consta
     const u32 base = shared_address(shared);
     // Phases: a tile is there; all warps are done with it.
     const u32 q_full = base + L::kBarriers;
-    const u32 v_full = q_full + 8, v_empty = q_full + 16;
-    auto k_full = [=](int half) { return q_full + 24 + 16 * half; };
-    auto k_empty = [=](int half) { return q_full + 32 + 16 * half; };
+    const u32 k_full = q_full + 8, v_full = q_full + 16, k_empty = q_full + 24, v_empty = q_full + 32;
     const int first = blockIdx.x * kQueries;
     const int head = blockIdx.y;
     const int tiles = ceil_div(a.keys, kBlock);
-    auto load = [&](u32 to, const TensorMap& map, u32 barrier, int rows, int row, int panel, int end) {
-        mbarrier_arrive_expect_tx(barrier, (end - panel) * rows * 128);
+    auto load = [&](u32 to, const TensorMap& map, u32 barrier, int rows, int row) {
+        mbarrier_arrive_expect_tx(barrier, rows * kDim * 2);
 #pragma unroll 1
-        for (; panel < end; panel++) {
+        for (int panel = 0; panel < kPanels; panel++) {
             tma_load_3d(to + panel * rows * 128, map, barrier, panel * 64, head, row);
         }
     };
-    auto load_k = [&](int tile, int half) {
-        load(base + L::kKeys, k_map, k_full(half), kBlock, tile * kBlock, half * (kPanels / 2),
-             (half + 1) * (kPanels / 2));
-    };
-    auto load_v = [&](int tile) {
-        load(base + L::kValues, v_map, v_full, kBlock, tile * kBlock, 0, kPanels);
-    };
+    auto load_k = [&](int tile) { load(base + L::kKeys, k_map, k_full, kBlock, tile * kBlock); };
+    auto load_v = [&](int tile) { load(base + L::kValues, v_map, v_full, kBlock, tile * kBlock); };
     if (threadIdx.x == 0) {
         mbarrier_init(q_full, 1);
+        mbarrier_init(k_full, 1);
         mbarrier_init(v_full, 1);
+        mbarrier_init(k_empty, 4);
         mbarrier_init(v_empty, 4);
-        for (int half = 0; half < 2; half++) {
-            mbarrier_init(k_full(half), 1);
-            mbarrier_init(k_empty(half), 4);
-        }
         fence_mbarrier_init();
-        load(base, q_map, q_full, kQueries, first, 0, kPanels);
-        load_k(0, 0);
-        load_k(0, 1);
+        load(base, q_map, q_full, kQueries, first);
+        load_k(0);
         load_v(0);
     }
     __syncthreads();
@@ -88,38 +78,29 @@ attention_wide_sm90(const __grid_constant__ TensorMap q_map, const __grid_consta
     for (int tile = 0; tile < tiles; tile++) {
         const u32 parity = tile & 1;
         float s[kBlock / 2];
-        auto multiply = [&](int half) {
-            mbarrier_wait(k_full(half), parity);
-            wgmma_fence();
+        mbarrier_wait(k_full, parity);
+        wgmma_fence();
 #pragma unroll
-            for (int step = half * (kDim / 32); step < (half + 1) * (kDim / 32); step++) {
-                // A descriptor counts 16 bytes: 32 bytes a step, then the next panel.
-                const int along = step % 4 * 2;
-                wgmma_bf16<kBlock>(s, q_tile + step / 4 * (kQueries * 8) + along,
-                                   k_tile + step / 4 * (kBlock * 8) + along, step > 0);
-            }
-            wgmma_commit();
-        };
-        auto reload = [&](int half) {
-            release(k_empty(half));
-            if (threadIdx.x == 0 && tile + 1 < tiles) {
-                mbarrier_wait(k_empty(half), parity);
-                load_k(tile + 1, half);
-            }
-            __syncwarp();
-        };
-        multiply(0);
-        multiply(1);
+        for (int step = 0; step < kDim / 16; step++) {
+            // A descriptor counts 16 bytes: 32 bytes a step, then the next panel.
+            const int along = step % 4 * 2;
+            wgmma_bf16<kBlock>(s, q_tile + step / 4 * (kQueries * 8) + along,
+                               k_tile + step / 4 * (kBlock * 8) + along, step > 0);
+        }
+        wgmma_commit();
         if (threadIdx.x == 0 && tile > 0) {
             mbarrier_wait(v_empty, parity ^ 1);
             load_v(tile);
         }
         __syncwarp();
-        wgmma_wait<1>();
-        reload(0);
         wgmma_wait<0>();
         wgmma_hold(s);
-        reload(1);
+        release(k_empty);
+        if (threadIdx.x == 0 && tile + 1 < tiles) {
+            mbarrier_wait(k_empty, parity);
+            load_k(tile + 1);
+        }
+        __syncwarp();
         add_multiplicities(s, a, tile * kBlock);
         float largest[2];
         row_maxima(s, largest);
