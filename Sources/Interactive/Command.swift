@@ -81,7 +81,9 @@ enum Command: Sendable, Hashable {
         case "open": self = .open(try number())
         case "history": self = .history
         default:
-            let near = Self.table.map(\.name).first { $0.hasPrefix(name) && !name.isEmpty }
+            let near = Self.table.map(\.name).first {
+                !name.isEmpty && ($0.hasPrefix(name) || name.hasPrefix($0))
+            }
             throw SettingError(
                 "there is no command /\(name)"
                     + (near.map { "; did you mean /\($0)?" } ?? "; /help lists them"))

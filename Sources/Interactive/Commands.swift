@@ -65,12 +65,22 @@ extension Conversation {
             throw SettingError("no such file: \(image.printable)")
         }
         if setting == .lora {
-            for lora in try chosen.request(base).loras where !FilePath(lora.path).exists {
+            for lora in try chosen.request(base, for: models.family).loras where !FilePath(lora.path).exists {
                 throw SettingError("no such file: \(lora.path.printable)")
             }
         }
+        if setting == .sampler, try isDistilled(settings) != (value.lowercased() == "rcm") {
+            // What was set is of samplers of the other kind.
+            for other in [Setting.steps, .sigmaMax, .ode, .guidance, .shift] { chosen[other] = nil }
+        }
         _ = try checked(chosen, isComplete: false)
         try take(chosen)
+    }
+
+    private func isDistilled(_ values: Settings) throws -> Bool {
+        if case .distilled = try values.request(base, for: models.family).sampling { true } else {
+            false
+        }
     }
 
     /// Another model, with what was set, as far as it has that.

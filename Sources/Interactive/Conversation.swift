@@ -204,9 +204,9 @@ public final class Conversation {
         let standard = numbered(path)
         guard let answer = ask("output", default: standard) else { return }
         let said = answer.isEmpty ? standard : withEnding(answer)
-        settings[.prompt] = chosen[.prompt]
-        if let image = chosen[.image] { settings[.image] = image }
         try submit(chosen, to: said)
+        settings[.prompt] = chosen[.prompt]
+        settings[.image] = chosen[.image]
         if said != standard { path = said }
     }
 
@@ -224,7 +224,7 @@ public final class Conversation {
     /// The request of settings, where a model can carry it out.
     /// - Parameter isComplete: whether prompt and picture must be there.
     func checked(_ chosen: Settings, isComplete: Bool) throws -> Request {
-        var request = try chosen.request(base)
+        var request = try chosen.request(base, for: models.family)
         if models.family.conditioning != .firstFrame { request.image = nil }
         if let image = request.image, isComplete, !FilePath(image).exists {
             throw SettingError("no such file: \(image.printable)")

@@ -1,6 +1,6 @@
 /// What can be set while the session goes on, and what each setting does to a request.
 
-import Families
+public import Families
 import Ground
 import Media
 public import Runs
@@ -112,21 +112,24 @@ public struct Settings: Sendable, Hashable {
     }
 
     /// The request of a base with the values that were set.
-    /// - Parameter draw: a seed where it is random.
+    /// - Parameters:
+    ///   - family: whose own values a sampler of another kind begins with.
+    ///   - draw: a seed where it is random.
     /// - Throws: ``SettingError`` for a text that is no value.
     public func request(
-        _ base: Request, draw: () -> UInt64 = { UInt64.random(in: 0...UInt64(UInt32.max)) }
+        _ base: Request, for family: Family, draw: () -> UInt64 = { UInt64.random(in: 0...UInt64(UInt32.max)) }
     ) throws(SettingError) -> Request {
         var request = base
         // In the order of the cases: a sampler comes before its steps, a size before its shape.
         for setting in Setting.allCases {
-            if let text = values[setting] { try apply(setting, text, &request, draw) }
+            if let text = values[setting] { try apply(setting, text, &request, family, draw) }
         }
         return request
     }
 
     private func apply(
-        _ setting: Setting, _ text: String, _ request: inout Request, _ draw: () -> UInt64
+        _ setting: Setting, _ text: String, _ request: inout Request, _ family: Family,
+        _ draw: () -> UInt64
     ) throws(SettingError) {
         func wrong() -> SettingError {
             SettingError("\(setting.rawValue) must be \(setting.values), not '\(text)'")
@@ -164,15 +167,13 @@ public struct Settings: Sendable, Hashable {
             }
         case .sampler:
             if text.lowercased() == "rcm" {
-                if case .flow = request.sampling { request.sampling = .distilled(.init()) }
+                if case .flow = request.sampling { request.sampling = .distilled(family.defaults.distilled) }
             } else {
                 let solver: Sampling.Solver = try choice()
-                if case .flow(var flow) = request.sampling {
-                    flow.solver = solver
-                    request.sampling = .flow(flow)
-                } else {
-                    request.sampling = .flow(Sampling.Flow(solver))
-                }
+                var flow = family.defaults.flow
+                if case .flow(let own) = request.sampling { flow = own }
+                flow.solver = solver
+                request.sampling = .flow(flow)
             }
         case .steps: request.sampling.steps = try integer()
         case .sigmaMax, .guidance, .shift: try setSampling(setting, try number(), &request)
