@@ -1,5 +1,6 @@
 /// What each command does.
 
+import Families
 import Glibc
 import Ground
 import Media
@@ -78,8 +79,9 @@ extension Conversation {
     }
 
     private func isDistilled(_ values: Settings) throws -> Bool {
-        if case .distilled = try values.request(base, for: models.family).sampling { true } else {
-            false
+        switch try values.request(base, for: models.family).sampling {
+        case .distilled: true
+        case .flow: false
         }
     }
 
@@ -212,7 +214,7 @@ extension Conversation {
         // The shell ends at once and leaves the viewer to the system.
         let script = "xdg-open \"$0\" >/dev/null 2>&1 &"
         var arguments: [UnsafeMutablePointer<CChar>?] =
-            ["sh", "-c", script, file].map { strdup($0) } + [nil]
+            ["sh", "-c", script, file].map { (word: String) in strdup(word) } + [nil]
         defer { for argument in arguments { free(argument) } }
         var child = pid_t()
         if posix_spawnp(&child, "sh", nil, nil, &arguments, environ) == 0 {
