@@ -48,19 +48,14 @@ dist: $(BINARY)
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
-# Python's packages for the tests of the service.
-CLIENT := .venv/bin/python
-$(CLIENT):
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet openai==3.57.0
-
+# Of the service: the unmodified client, and many clients at once. Both need the program only.
 LOAD ?= --requests 1000 --clients 50 --kills 10
 .PHONY: load client
 load: $(BINARY) packages
 	python3 Tests/Service/load.py $(LOAD)
 
-client: $(BINARY) packages $(CLIENT)
-	$(CLIENT) Tests/Service/client.py
+client: $(BINARY) packages
+	python=$$(Scripts/openai-client) && "$$python" Tests/Service/client.py
 
 # The page in Debian's chromium.
 BROWSER := .venv-page/bin/python
