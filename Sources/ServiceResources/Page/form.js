@@ -219,7 +219,7 @@ $("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); submit(); }
 });
 document.addEventListener("keydown", (event) => {
-    if (event.key === "/" && !event.target.closest("input, textarea, select")) { event.preventDefault(); $("prompt").focus(); }
+    if (event.key === "/" && !event.target.closest("textarea, input:not([type=checkbox])")) { event.preventDefault(); $("prompt").focus(); }
 });
 $("picture").addEventListener("change", () => { if ($("picture").files[0]) usePicture($("picture").files[0]); });
 $("picture-remove").addEventListener("click", () => {

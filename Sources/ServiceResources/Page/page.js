@@ -147,7 +147,7 @@ function take(name, data) {
     case "video": case "completed": case "failed": case "cancelled":
         show(data);
         // The first video has brought its model with it.
-        if (name === "completed") loadModels().then(cost, () => {});
+        if (name === "completed") refreshModels().catch(() => {});
         break;
     case "progress":
         if (!card || isOver(card.video)) break;
@@ -168,6 +168,12 @@ function take(name, data) {
         if (data.queued > 0) positions();
         break;
     }
+}
+
+async function refreshModels() {
+    models = await loadModels();
+    showState();
+    cost();
 }
 
 let asking = null;
@@ -204,10 +210,8 @@ async function connected(how) {
         // What was missed meanwhile is told anew.
         for (const id of [...cards.keys()]) forget(id);
         last = null;
-        models = await loadModels();
+        await refreshModels();
         await older();
-        showState();
-        cost();
     } else {
         $("state").textContent = how?.status === 401 ? "A key is needed"
             : how ? how.message : "The service does not answer; trying again …";
