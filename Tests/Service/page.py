@@ -151,6 +151,69 @@ def locked(browser, url):
     page.close()
 
 
+def pictures(browser, url):
+    """A model that takes a picture, as far as the page is concerned: dropped, or the last frame of a video."""
+    page = browser.new_page()
+    complaints = quiet(page)
+    asked = []
+
+    def models(route):
+        answer = route.fetch()
+        list = answer.json()
+        list["data"].append({**list["data"][0], "id": "moves", "takes_image": True})
+        route.fulfill(response=answer, json=list)
+
+    def videos(route):
+        if route.request.method == "GET":
+            return route.continue_()
+        asked.append(route.request.post_data_json)
+        route.fulfill(json={"seconds": 1, "queue_seconds": 0, "peak_memory_bytes": 1 << 30, "notices": []})
+
+    page.route("**/v1/models", models)
+    page.route("**/v1/videos", videos)
+    page.route("**/v1/videos/plan", lambda route: route.fulfill(
+        json={"seconds": 1, "queue_seconds": 0, "peak_memory_bytes": 1 << 30, "streams_weights": False, "notices": []}))
+    page.goto(url)
+    expect(page.locator("#picture-field")).to_be_visible()
+    dropped = page.evaluate_handle(
+        """async () => {
+            const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
+            const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([blob], "first.png", { type: "image/png" }));
+            return transfer;
+        }""")
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    # The picture chooses a model that takes one.
+    expect(page.locator("#model")).to_have_value("moves")
+    expect(page.locator("#picture-shown")).to_be_visible()
+    ask(page, TEXT, 9)
+    page.wait_for_function("true")
+    expect(page.locator("#make")).to_be_enabled()
+    assert asked[-1]["model"] == "moves" and asked[-1]["input_reference"].startswith("data:image/png;base64,"), asked
+    page.locator("#picture-remove").click()
+    expect(page.locator("#picture-shown")).to_be_hidden()
+    page.locator('#gallery > li[data-status="completed"]').first.get_by_role("button", name="Use as start").click()
+    expect(page.locator("#picture-shown")).to_be_visible()
+    size = page.locator("#picture-shown").evaluate("(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+    assert size == [256, 144], size
+    picture(page, "6-pictures")
+    assert not complaints, complaints
+    page.close()
+
+
+def nothing(browser, url):
+    """No model at all: the page says how to get one."""
+    page = browser.new_page()
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.goto(url)
+    expect(page.locator("#state")).to_contain_text("no model is served")
+    expect(page.locator("#models-help")).to_contain_text("turbodiffusion serve --model")
+    expect(page.locator("#models-help p").last).to_be_visible()
+    expect(page.locator("#make")).to_be_disabled()
+    page.close()
+
+
 def main():
     folder = tempfile.mkdtemp()
     try:
@@ -160,6 +223,8 @@ def main():
             with Service(os.path.join(folder, "open")) as service:
                 work(browser, service.url)
                 small(browser, service.url)
+                pictures(browser, service.url)
+                nothing(browser, service.url)
                 assert service.stop() == 0
             keys = os.path.join(folder, "keys")
             with open(os.open(keys, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
