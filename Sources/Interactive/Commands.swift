@@ -66,7 +66,8 @@ extension Conversation {
             throw SettingError("no such file: \(image.printable)")
         }
         if setting == .lora {
-            for lora in try chosen.request(base, for: models.family).loras where !FilePath(lora.path).exists {
+            for lora in try chosen.request(base, for: models.family).loras
+            where !FilePath(lora.path).exists {
                 throw SettingError("no such file: \(lora.path.printable)")
             }
         }

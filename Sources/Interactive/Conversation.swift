@@ -243,7 +243,8 @@ public final class Conversation {
 
     /// A name that no file has and no video will have.
     func numbered(_ path: String) -> String {
-        let reserved = jobs.filter { $0.state == .waiting || $0.state == .running }.map(\.order.path)
+        let reserved = jobs.filter { $0.state == .waiting || $0.state == .running }.map(
+            \.order.path)
         var (name, number) = (path, 1)
         while FilePath(name).exists || reserved.contains(name) {
             number += 1

@@ -200,7 +200,8 @@ final class LineEditor: LineSource {
         func absolute(_ name: String) -> String? {
             getenv(name).map { String(cString: $0) }.flatMap { $0.hasPrefix("/") ? $0 : nil }
         }
-        guard let base = absolute("XDG_STATE_HOME") ?? absolute("HOME").map({ "\($0)/.local/state" })
+        guard
+            let base = absolute("XDG_STATE_HOME") ?? absolute("HOME").map({ "\($0)/.local/state" })
         else { return nil }
         let folder = FilePath("\(base)/turbodiffusion")
         do { try folder.makeFolders(mode: 0o700) } catch { return nil }

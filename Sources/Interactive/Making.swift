@@ -73,7 +73,9 @@ extension Conversation {
                 (jobs[index].files, jobs[index].seconds) = (made.files, made.seconds)
                 jobs[index].order.request = made.request
                 let names = made.files.map(\.printable).joined(separator: ", ")
-                tell("\(number): wrote \(names), seed \(made.request.seed), \(describe(seconds: made.seconds))")
+                tell(
+                    "\(number): wrote \(names), seed \(made.request.seed), \(describe(seconds: made.seconds))"
+                )
                 makeNext()
             case .failed(let number, let message, let isCancelled):
                 interruption.setRunning(nil)
@@ -124,7 +126,10 @@ extension Conversation {
             job.fraction > 0.05 ? (elapsed / job.fraction - elapsed).rounded() : nil
         let waiting = jobs.count { $0.state == .waiting }
         let more = waiting > 0 ? " (+\(waiting))" : ""
-        return { progressBar("\(job.number)\(more) \(job.stage)", job.fraction, secondsLeft: left, columns: $0) }
+        return {
+            progressBar(
+                "\(job.number)\(more) \(job.stage)", job.fraction, secondsLeft: left, columns: $0)
+        }
     }
 
     /// Stands before the line that is being typed.

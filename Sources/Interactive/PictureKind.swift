@@ -105,7 +105,8 @@ public enum PictureKind: String, Sendable, CaseIterable {
                 start == 0
                 ? "a=T,q=2,f=24,s=\(image.width),v=\(image.height),c=\(columns),r=\(rows),"
                 : ""
-            text += "\u{1B}_G\(head)m=\(isLast ? 0 : 1);\(String(decoding: chunk, as: UTF8.self))\u{1B}\\"
+            text +=
+                "\u{1B}_G\(head)m=\(isLast ? 0 : 1);\(String(decoding: chunk, as: UTF8.self))\u{1B}\\"
         }
         return text
     }
@@ -128,13 +129,17 @@ public enum PictureKind: String, Sendable, CaseIterable {
                 text += "#\(index)"
                 var (last, count) = ("", 0)
                 func flush() {
-                    if count > 3 { text += "!\(count)\(last)" } else {
+                    if count > 3 {
+                        text += "!\(count)\(last)"
+                    } else {
                         text += String(repeating: last, count: count)
                     }
                 }
                 for column in colors {
                     var bits = 0
-                    for (row, found) in column.enumerated() where found == index { bits |= 1 << row }
+                    for (row, found) in column.enumerated() where found == index {
+                        bits |= 1 << row
+                    }
                     let character = String(UnicodeScalar(UInt8(63 + bits)))
                     if character != last {
                         flush()

@@ -117,7 +117,8 @@ public struct Settings: Sendable, Hashable {
     ///   - draw: a seed where it is random.
     /// - Throws: ``SettingError`` for a text that is no value.
     public func request(
-        _ base: Request, for family: Family, draw: () -> UInt64 = { UInt64.random(in: 0...UInt64(UInt32.max)) }
+        _ base: Request, for family: Family,
+        draw: () -> UInt64 = { UInt64.random(in: 0...UInt64(UInt32.max)) }
     ) throws(SettingError) -> Request {
         var request = base
         // In the order of the cases: a sampler comes before its steps, a size before its shape.
@@ -167,7 +168,9 @@ public struct Settings: Sendable, Hashable {
             }
         case .sampler:
             if text.lowercased() == "rcm" {
-                if case .flow = request.sampling { request.sampling = .distilled(family.defaults.distilled) }
+                if case .flow = request.sampling {
+                    request.sampling = .distilled(family.defaults.distilled)
+                }
             } else {
                 let solver: Sampling.Solver = try choice()
                 var flow = family.defaults.flow
@@ -207,7 +210,8 @@ public struct Settings: Sendable, Hashable {
             (request.width, request.height) = (width, height)
             return
         }
-        let name = text.isEmpty ? (request.width * request.height > 600_000 ? "720p" : "480p") : text
+        let name =
+            text.isEmpty ? (request.width * request.height > 600_000 ? "720p" : "480p") : text
         do {
             let size = try Resolution(name, aspectRatio: values[.aspectRatio] ?? "16:9")
             (request.width, request.height) = (size.width, size.height)
@@ -222,7 +226,8 @@ public struct Settings: Sendable, Hashable {
         switch request.sampling {
         case .distilled(var settings):
             guard setting == .sigmaMax else {
-                throw SettingError("\(setting.rawValue) is for undistilled models: /set sampler unipc")
+                throw SettingError(
+                    "\(setting.rawValue) is for undistilled models: /set sampler unipc")
             }
             settings.sigmaMax = value
             request.sampling = .distilled(settings)

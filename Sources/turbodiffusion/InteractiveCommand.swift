@@ -20,7 +20,8 @@ struct InteractiveCommand: AsyncParsableCommand {
               turbodiffusion interactive --image_path cat.jpg
             """)
 
-    @Option(help: "The picture that videos start with, for models that take one.", completion: .file())
+    @Option(
+        help: "The picture that videos start with, for models that take one.", completion: .file())
     var imagePath: String?
     @OptionGroup var options: GenerationOptions
 
@@ -90,7 +91,8 @@ extension Generation {
             ("a file of a stage", files.contains { $0 != nil }, "leave it out"),
         ] where isSaid {
             throw UserError(
-                "request.conflict", "\(option) does not go with an interactive terminal: \(instead)")
+                "request.conflict", "\(option) does not go with an interactive terminal: \(instead)"
+            )
         }
     }
 }

@@ -78,10 +78,12 @@ struct ConversationTests {
     }()
 
     private func hold(
-        _ lines: [String], family: Family = .wan21, reading: @escaping (Int, Conversation) -> Void = { _, _ in }
+        _ lines: [String], family: Family = .wan21,
+        reading: @escaping (Int, Conversation) -> Void = { _, _ in }
     ) -> (orders: [Order], script: Script, conversation: Conversation) {
         let (inbox, recorder) = (Mailbox<News>(), Recorder())
-        var options = ConversationOptions(models: modelSet(family), request: Request("", for: family))
+        var options = ConversationOptions(
+            models: modelSet(family), request: Request("", for: family))
         options.path = "\(folder)/video.mp4"
         let script = Script(lines, inbox)
         let conversation = Conversation(
@@ -99,7 +101,8 @@ struct ConversationTests {
     @Test("the original's commands: a prompt, its output, a line that goes on, settings that last")
     func original() throws {
         let (orders, script, _) = hold([
-            "/show", "/set num_steps 2", "a ball", "", "a red \\", "cube", "\(folder)/cube", "/reset",
+            "/show", "/set num_steps 2", "a ball", "", "a red \\", "cube", "\(folder)/cube",
+            "/reset",
             "a lamp", "", "/quit", "never read",
         ])
         #expect(orders.map(\.request.prompt) == ["a ball", "a red cube", "a lamp"])
@@ -110,12 +113,17 @@ struct ConversationTests {
         #expect(script.questions.contains("… "))
     }
 
-    @Test("image to video asks for the picture too, and remembers it; nothing is refused before all is asked")
+    @Test(
+        "image to video asks for the picture too, and remembers it; nothing is refused before all is asked"
+    )
     func picture() throws {
         let image = "\(folder)/cat.png"
         touch(image)
         let (orders, script, _) = hold(
-            ["it blinks", "\(folder)/none.png", "", "it blinks", image, "", "it sleeps", "", "", "/quit"],
+            [
+                "it blinks", "\(folder)/none.png", "", "it blinks", image, "", "it sleeps", "", "",
+                "/quit",
+            ],
             family: .wan22I2V)
         #expect(orders.map(\.request.image) == [image, image])
         #expect(orders.map(\.request.prompt) == ["it blinks", "it sleeps"])
@@ -126,17 +134,23 @@ struct ConversationTests {
     @Test("what is wrong is told, leaves all as it was, and the conversation goes on")
     func wrong() throws {
         let (orders, script, _) = hold([
-            "/set num_steps 9", "/set num_steps many", "/set colour red", "/sett", "/set seed", "/set num_frames 8",
-            "/set width 100", "/set resolution 100x100", "/set lora none.safetensors", "/set ode perhaps", "/nothing",
-            "/again", "/vary 0", "/cancel", "/cancel 7", "/load none", "/set model none", "a ball", "",
+            "/set num_steps 9", "/set num_steps many", "/set colour red", "/sett", "/set seed",
+            "/set num_frames 8",
+            "/set width 100", "/set resolution 100x100", "/set lora none.safetensors",
+            "/set ode perhaps", "/nothing",
+            "/again", "/vary 0", "/cancel", "/cancel 7", "/load none", "/set model none", "a ball",
+            "",
         ])
         #expect(orders.count == 1)
         #expect(orders.first?.request == Request("a ball", for: .wan21))
         let said = script.printed.joined()
         for text in [
-            "num_steps must be 1 to 4", "not 'many'", "no setting 'colour'", "did you mean /set?", "4n + 1",
-            "a multiple of 16", "no such file: none.safetensors", "on or off", "no command /nothing",
-            "nothing has been asked for yet", "a number from 1", "nothing is being made", "no model none",
+            "num_steps must be 1 to 4", "not 'many'", "no setting 'colour'", "did you mean /set?",
+            "4n + 1",
+            "a multiple of 16", "no such file: none.safetensors", "on or off",
+            "no command /nothing",
+            "nothing has been asked for yet", "a number from 1", "nothing is being made",
+            "no model none",
         ] { #expect(said.contains(text), "\(text) in \(said)") }
         // A line for each wrong one, and one for the video.
         #expect(script.printed.count >= 17)
@@ -147,16 +161,20 @@ struct ConversationTests {
         let lora = "\(folder)/style.safetensors"
         touch(lora)
         let (orders, _, _) = hold([
-            "/set seed 5", "/set size 832x480", "/set frames 9", "/set topk 0.3", "/set ode on", "/set fps 24",
-            "/set attention original", "/set precision f32", "/set linears int8", "/set lora \(lora):0.5",
+            "/set seed 5", "/set size 832x480", "/set frames 9", "/set topk 0.3", "/set ode on",
+            "/set fps 24",
+            "/set attention original", "/set precision f32", "/set linears int8",
+            "/set lora \(lora):0.5",
             "/set sigma_max 100", "/set crf 20", "/set prompt a whale", "/again",
-            "/set sampler unipc", "/set guidance 3", "/set shift 2", "/set num_steps 20", "/set negative_prompt blur",
+            "/set sampler unipc", "/set guidance 3", "/set shift 2", "/set num_steps 20",
+            "/set negative_prompt blur",
             "/again",
         ])
         var expected = Request("a whale", for: .wan21)
         (expected.seed, expected.width, expected.height, expected.frames) = (5, 832, 480, 9)
         expected.framesPerSecond = 24
-        expected.arithmetic = Arithmetic(precision: .f32, linears: .int8, attention: .original, topK: 0.3)
+        expected.arithmetic = Arithmetic(
+            precision: .f32, linears: .int8, attention: .original, topK: 0.3)
         expected.sampling = .distilled(.init(steps: 4, sigmaMax: 100, ode: true))
         expected.loras = [RequestedLoRA(lora, strength: 0.5)]
         #expect(orders.first?.request == expected)
@@ -169,7 +187,8 @@ struct ConversationTests {
     @Test("again is the same request, vary is another seed, each under its own name")
     func again() throws {
         let (orders, script, _) = hold([
-            "/set seed 3", "a ball", "", "/again", "/vary 3", "/set seed 4", "/again 1", "/history", "/queue a cube",
+            "/set seed 3", "a ball", "", "/again", "/vary 3", "/set seed 4", "/again 1", "/history",
+            "/queue a cube",
         ])
         #expect(orders.count == 7)
         #expect(orders[1].request == orders[0].request)
@@ -193,7 +212,8 @@ struct ConversationTests {
     @Test("Ctrl-C ends the video that is being made, and nothing else", .timeLimit(.minutes(1)))
     func interrupted() throws {
         var taken: [Bool] = []
-        let (orders, _, conversation) = hold([Recorder.endless, "", "a ball", ""]) { number, conversation in
+        let (orders, _, conversation) = hold([Recorder.endless, "", "a ball", ""]) {
+            number, conversation in
             // While the third line is waited for the first video is being made.
             if number == 2 { taken.append(conversation.interruption.interrupt()) }
         }
@@ -206,7 +226,8 @@ struct ConversationTests {
     func files() throws {
         let file = "\(folder)/settings"
         let (orders, _, _) = hold([
-            "/set seed 12", "/set steps 3", "/set prompt a tree", "/save \(file)", "/reset", "/load \(file)", "/again",
+            "/set seed 12", "/set steps 3", "/set prompt a tree", "/save \(file)", "/reset",
+            "/load \(file)", "/again",
             "/save \(file)", "/load \(folder)", "/again",
         ])
         #expect(orders.first?.request.prompt == "a tree")

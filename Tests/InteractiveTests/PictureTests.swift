@@ -12,15 +12,17 @@ struct PictureTests {
     private let image = RGBImage(
         width: 2, height: 2, pixels: [255, 0, 0, 255, 255, 255, 0, 0, 255, 0, 0, 0])
 
-    @Test("a terminal is known by what it says of itself", arguments: [
-        (["TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"], PictureKind.kitty),
-        (["TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"], .iterm2),
-        (["TERM": "xterm-256color", "LC_TERMINAL": "iTerm2"], .iterm2),
-        (["TERM": "foot"], .sixel), (["TERM": "xterm-256color"], .blocks),
-        (["TERM": "xterm-256color", "COLORTERM": "truecolor"], .truecolor),
-        (["TERM": "tmux-256color", "KITTY_WINDOW_ID": "1", "TMUX": "x"], .blocks),
-        (["TERM": "dumb"], .off), ([:], .off),
-    ] as [([String: String], PictureKind)])
+    @Test(
+        "a terminal is known by what it says of itself",
+        arguments: [
+            (["TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"], PictureKind.kitty),
+            (["TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"], .iterm2),
+            (["TERM": "xterm-256color", "LC_TERMINAL": "iTerm2"], .iterm2),
+            (["TERM": "foot"], .sixel), (["TERM": "xterm-256color"], .blocks),
+            (["TERM": "xterm-256color", "COLORTERM": "truecolor"], .truecolor),
+            (["TERM": "tmux-256color", "KITTY_WINDOW_ID": "1", "TMUX": "x"], .blocks),
+            (["TERM": "dumb"], .off), ([:], .off),
+        ] as [([String: String], PictureKind)])
     func kinds(environment: [String: String], kind: PictureKind) {
         #expect(PictureKind { environment[$0] } == kind)
     }
@@ -36,16 +38,19 @@ struct PictureTests {
 
     @Test("kitty gets all pixels, in chunks of 4096 characters")
     func kitty() throws {
-        let large = RGBImage(width: 64, height: 48, pixels: (0..<64 * 48 * 3).map { UInt8($0 & 0xFF) })
+        let large = RGBImage(
+            width: 64, height: 48, pixels: (0..<64 * 48 * 3).map { UInt8($0 & 0xFF) })
         let (text, rows) = PictureKind.kitty.text(large, columns: 80)
         #expect(rows == 24)
-        let chunks = text.split(separator: "\u{1B}_G").map { $0.split(separator: ";", maxSplits: 1) }
+        let chunks = text.split(separator: "\u{1B}_G").map {
+            $0.split(separator: ";", maxSplits: 1)
+        }
         #expect(chunks[0][0] == "a=T,q=2,f=24,s=64,v=48,c=64,r=24,m=1")
         #expect(chunks.dropFirst().dropLast().allSatisfy { $0[0] == "m=1" })
         #expect(chunks.last?[0] == "m=0")
         let content = chunks.map { $0[1].prefix { $0 != "\u{1B}" } }.joined()
         #expect(chunks.allSatisfy { $0[1].prefix { $0 != "\u{1B}" }.count <= 4096 })
-        #expect(try #require(Data(base64Encoded: content)) == Data(large.pixels))
+        #expect(Data(base64Encoded: content) == Data(large.pixels))
     }
 
     @Test("iTerm2 gets a PNG file")
@@ -65,7 +70,7 @@ struct PictureTests {
         #expect(text.hasSuffix("\u{1B}\\\r\n"))
         let bands = text.split(separator: "#186!40~$-", omittingEmptySubsequences: false)
         #expect(bands.count == 9)
-        #expect(bands[1...7].allSatisfy(\.isEmpty))
+        #expect(bands[1...7].joined().isEmpty)
     }
 }
 
