@@ -61,6 +61,8 @@ public final class Conversation {
     var line = MovingLine(on: .output)
     /// Rows of the picture that the next one replaces.
     var pictureRows = 0
+    /// The progress that stands before a line, and since when.
+    var shownProgress: (text: String, at: ContinuousClock.Instant)?
 
     /// One video of this session.
     struct Job {
@@ -81,9 +83,14 @@ public final class Conversation {
     public final class Interruption: Sendable {
         private let running = Mutex<(task: Task<Void, Never>, isAsked: Bool)?>(nil)
         private let inbox: Mailbox<News>
-        private let isTerminal = isatty(STDIN_FILENO) == 1
+        /// How the terminal was before lines were edited on it; nil where there is none.
+        private let terminal: termios?
 
-        init(_ inbox: Mailbox<News>) { self.inbox = inbox }
+        init(_ inbox: Mailbox<News>) {
+            self.inbox = inbox
+            var state = termios()
+            terminal = tcgetattr(STDIN_FILENO, &state) == 0 ? state : nil
+        }
 
         func setRunning(_ task: Task<Void, Never>?) {
             running.withLock { $0 = task.map { ($0, false) } }
@@ -98,9 +105,10 @@ public final class Conversation {
                 now.task.cancel()
                 return true
             }
-            if let isTaken { return isTaken }
-            if isTerminal { inbox.post(.interrupt) }
-            return isTerminal
+            if isTaken == nil, terminal != nil { inbox.post(.interrupt) }
+            let goesOn = isTaken ?? (terminal != nil)
+            if !goesOn, var terminal { tcsetattr(STDIN_FILENO, TCSANOW, &terminal) }
+            return goesOn
         }
     }
 
@@ -168,26 +176,33 @@ public final class Conversation {
     private func readPrompt() -> Line {
         var text = ""
         while true {
-            guard case .text(let part) = read(text.isEmpty ? "> " : "… ") else {
-                // What was begun is not lost at the end of a file.
-                return .end
+            switch read(text.isEmpty ? "> " : "… ") {
+            case .interrupted: return .interrupted
+            // What was begun is not lost at the end of a file.
+            case .end: return text.isEmpty ? .end : .text(text)
+            case .text(let part):
+                guard part.hasSuffix("\\") else { return .text(text + part) }
+                text += part.dropLast().trimmed + " "
             }
-            guard part.hasSuffix("\\") else { return .text(text + part) }
-            text += part.dropLast().trimmed + " "
         }
     }
 
     private func read(_ question: String) -> Line {
         pictureRows = 0
-        return lines.read({ [self] in progressPrefix + question }, waking: takeNews)
+        return lines.read({ [self] in progressPrefix() + question }, waking: takeNews)
     }
 
     /// The answer to a question; nil where it was given up.
     private func ask(_ question: String, default answer: String?) -> String? {
         let hint = answer.map { " [\($0.printable)]" } ?? ""
-        guard case .text(let text) = read("\(question)\(hint): ") else { return nil }
-        let trimmed = text.trimmed
-        return trimmed.isEmpty ? answer ?? "" : homeExpanded(trimmed)
+        switch read("\(question)\(hint): ") {
+        case .interrupted: return nil
+        // The end of a file answers like an empty line; somebody who types has changed his mind.
+        case .end: return lines.readsMeanwhile ? nil : answer ?? ""
+        case .text(let text):
+            let text = text.trimmed
+            return text.isEmpty ? answer ?? "" : homeExpanded(text)
+        }
     }
 
     // MARK: Making

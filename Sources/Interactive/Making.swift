@@ -132,9 +132,15 @@ extension Conversation {
         }
     }
 
-    /// Stands before the line that is being typed.
-    var progressPrefix: String {
-        guard lines.readsMeanwhile, let status else { return "" }
-        return "[" + status(max(12, (TextStream.output.columns ?? 80) / 2)) + "] "
+    /// Stands before the line that is being typed. It changes at most ten times a second.
+    func progressPrefix() -> String {
+        guard lines.readsMeanwhile, let status else {
+            shownProgress = nil
+            return ""
+        }
+        if let shown = shownProgress, .now - shown.at < .milliseconds(100) { return shown.text }
+        let text = "[" + status(max(12, (TextStream.output.columns ?? 80) / 2)) + "] "
+        shownProgress = (text, .now)
+        return text
     }
 }
