@@ -4,6 +4,8 @@
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
+# make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
+# make terminal  tests the interactive terminal in tmux
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 

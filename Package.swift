@@ -228,7 +228,7 @@ let package = Package(
             swiftSettings: tests),
         .testTarget(
             name: "InteractiveTests",
-            dependencies: ["Interactive", "Families", "Runs", "Sessions", "Media", "Terminal"],
+            dependencies: ["Interactive", "Families", "Runs", "Sessions", "Media"],
             swiftSettings: tests),
         .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: tests),
         .testTarget(
