@@ -9,6 +9,8 @@
 # make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
 # make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
+# make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
+# make terminal  tests the interactive terminal in tmux
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 
@@ -84,6 +86,22 @@ load: $(BINARY) packages
 
 client: $(BINARY) packages
 	python=$$(Scripts/openai-client) && "$$python" Tests/Service/client.py
+
+# The page in Debian's chromium.
+BROWSER := .venv-page/bin/python
+$(BROWSER):
+	python3 -m venv .venv-page
+	.venv-page/bin/pip install --quiet playwright==1.65.2
+
+.PHONY: page terminal
+page: $(BINARY) packages $(BROWSER)
+	@Scripts/install-packages chromium
+	$(BROWSER) Tests/Service/page.py output/page
+
+# The terminal in tmux.
+terminal: $(BINARY) packages
+	@Scripts/install-packages tmux
+	python3 Tests/Terminal/terminal.py
 
 # A study beside the program: it is built only here and for the tests.
 study:
