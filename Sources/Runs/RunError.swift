@@ -1,7 +1,8 @@
 /// Why a valid run failed.
 
-public import Families
 import Ground
+
+public import Families
 
 /// A failure between the first stage and the last.
 public enum RunError: Error, Sendable, Hashable, Codable {

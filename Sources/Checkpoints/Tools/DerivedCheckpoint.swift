@@ -1,8 +1,9 @@
 /// Checkpoints derived from others: the tools describe their result, and the writer or a model asks
 /// for its tensors.
 
-private import Dispatch
 import Ground
+
+private import Dispatch
 public import Tensors
 
 /// A checkpoint whose tensors are computed on demand, each time anew.
