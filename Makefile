@@ -3,6 +3,7 @@
 # make test    installs what is missing, builds and runs every test
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
+# make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 
@@ -32,6 +33,7 @@ build: $(BINARY)
 # Make, not SwiftPM, decides whether there is something to build: that takes no time.
 $(BINARY): $(SOURCES)
 	@Scripts/check-swift
+	@Scripts/install-packages --build
 	$(BUILD)
 	@touch $(BINARY)
 
@@ -45,6 +47,20 @@ dist: $(BINARY)
 
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
+
+# Python's packages for the tests of the service.
+CLIENT := .venv/bin/python
+$(CLIENT):
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet openai==3.57.0
+
+LOAD ?= --requests 1000 --clients 50 --kills 10
+.PHONY: load client
+load: $(BINARY) packages
+	python3 Tests/Service/load.py $(LOAD)
+
+client: $(BINARY) packages $(CLIENT)
+	$(CLIENT) Tests/Service/client.py
 
 # A study beside the program: it is built only here and for the tests.
 study:

@@ -14,12 +14,18 @@ let numeric: [SwiftSetting] = swift + [.unsafeFlags(["-Xcc", "-march=x86-64-v3"]
 let tests: [SwiftSetting] = swift + [.unsafeFlags(["-Onone"])]
 
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
+let nio = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let lifecycle = Target.Dependency.product(
+    name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
-    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification", "Benchmarks",
-    "Quality", "Terminal",
+    "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Jobs", "Service",
+    "Verification", "Benchmarks", "Quality", "Terminal", "Training",
 ]
 
 let package = Package(
@@ -31,6 +37,14 @@ let package = Package(
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
         .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),
+        // Without traits: they would bring the whole of Foundation, and ICU's 40 MB with it.
+        .package(
+            url: "https://github.com/hummingbird-project/hummingbird", exact: "2.28.1", traits: []),
+        .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-http-types", exact: "1.8.0", traits: []),
+        .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
+        .package(
+            url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
     ],
     targets: [
         .target(name: "Ground", dependencies: [system], swiftSettings: numeric),
@@ -81,10 +95,40 @@ let package = Package(
             ],
             swiftSettings: swift),
         .target(
+            name: "Sessions",
+            dependencies: [
+                "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
+                "Delivery", "Devices", system,
+            ],
+            swiftSettings: swift),
+        // SQLite is linked statically: programs run where it is not installed.
+        .target(
+            name: "CSQLite", publicHeadersPath: "include",
+            linkerSettings: [.linkedLibrary(":libsqlite3.a")]),
+        .target(
+            name: "Jobs",
+            dependencies: ["CSQLite", "Ground", "Runs"],
+            swiftSettings: swift),
+        .target(
+            name: "ServiceResources", exclude: ["Page", "openapi.json"],
+            publicHeadersPath: "include", cSettings: [.unsafeFlags(["-std=gnu23"])]),
+        .target(
+            name: "Service",
+            dependencies: [
+                "Ground", "Tensors", "Checkpoints", "Media", "Families", "Runs", "Catalog",
+                "Delivery", "Devices", "Sessions", "Jobs", "ServiceResources", system, hummingbird,
+                nio, httpTypes, logging, lifecycle,
+            ],
+            swiftSettings: swift),
+        .target(
+            name: "Training",
+            dependencies: ["Ground", "Tensors", "Checkpoints", "Models", system],
+            swiftSettings: numeric),
+        .target(
             name: "Verification",
             dependencies: [
                 "Ground", "Tensors", "Checkpoints", "Tokenizers", "Models", "Diffusion", "Media",
-                "Families", "Runs", "Catalog", system,
+                "Families", "Runs", "Catalog", "Training", system,
             ],
             swiftSettings: numeric),
         .target(
@@ -111,8 +155,9 @@ let package = Package(
             dependencies: [
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
-                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Verification",
-                "Benchmarks", "Quality", "Devices", "Terminal", system, arguments,
+                "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
+                "Service", "Verification", "Benchmarks", "Quality", "Devices", "Terminal",
+                "Training", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: tests),
@@ -169,6 +214,15 @@ let package = Package(
             ],
             exclude: ["video-0.1.0.json"], swiftSettings: tests),
         .testTarget(
+            name: "SessionsTests",
+            dependencies: ["Sessions", "Runs", "Catalog", "Families", "Media", "Devices"],
+            swiftSettings: tests),
+        .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: tests),
+        .testTarget(
+            name: "ServiceTests",
+            dependencies: ["Service", "Jobs", "Runs", "Families", httpTypes, hummingbird],
+            swiftSettings: tests),
+        .testTarget(
             name: "CommandTests",
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
@@ -176,6 +230,12 @@ let package = Package(
                 arguments,
             ],
             exclude: ["Help"], swiftSettings: tests),
+        .testTarget(
+            name: "TrainingTests",
+            dependencies: [
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+            ],
+            swiftSettings: swift),
         .testTarget(
             name: "VerificationTests",
             dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: tests),

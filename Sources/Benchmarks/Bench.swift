@@ -5,6 +5,7 @@ import CUDA
 import Checkpoints
 import Families
 import Glibc
+import Ground
 import Media
 import Models
 public import Runs
@@ -85,6 +86,15 @@ public struct Bench {
         options.pixelFormat = .nv12
         options.defersWeights = false
         return try Run(request, models, options)
+    }
+
+    /// Carries out the steps, or the decoding, once and measures nothing.
+    /// - Parameter begin: called when the model is there.
+    func carryOut(begin: () -> Void) throws {
+        var walk = try self.begin(with: part == .decode ? .decoder : .transformer) { _ in }
+        begin()
+        if part == .decode { return try walk.carryOut(.decode) }
+        while walk.upcoming != .load(.decoder) { _ = try walk.advance() }
     }
 
     // MARK: Measuring
@@ -168,8 +178,10 @@ public struct Bench {
         var figures = StageFigures(name: name)
         for index in 0...repeats {
             var walk = walk
-            let seconds = try time { try walk.carryOut(stage) }
+            var frames: [[UInt8]] = []
+            let seconds = try time { try walk.carryOut(stage) { frames.append($0.bytes) } }
             if index == 0 { figures.cold = seconds } else { figures.warm.append(seconds) }
+            if index == 0, stage == .decode { figures.digest = digest(frames) }
             figures.peakBytes = max(figures.peakBytes, walk.peakBytes)
         }
         if ceilings != nil {
@@ -185,6 +197,7 @@ public struct Bench {
     ) throws -> StageFigures {
         let count = request.sampling.steps
         var peakBytes = 0
+        var made: String?
         /// Seconds of the whole, and of each step.
         func run(_ limit: Int) throws -> (all: Double, steps: [Double]) {
             var walk = walk
@@ -199,6 +212,9 @@ public struct Bench {
                 }
             }
             peakBytes = max(peakBytes, walk.peakBytes)
+            if limit == count, let latents = walk.currentLatents {
+                made = digest([device.backend.read(latents).bytes])
+            }
             return (all, steps)
         }
         let first = try run(1).all
@@ -219,6 +235,7 @@ public struct Bench {
         whole.cold = first + Double(count - 1) * step.seconds
         whole.warm = warm.map(\.all)
         whole.peakBytes = peakBytes
+        whole.digest = made
         whole.cost = step.cost.map { cost in
             (0..<count).reduce(into: Operation.Cost()) { sum, _ in sum += cost }
         }
@@ -237,6 +254,12 @@ public struct Bench {
         tell(.stage(figures))
         if ceilings != nil { tell(.operations(operations, of: figures.name)) }
         return figures
+    }
+
+    private func digest(_ parts: [[UInt8]]) -> String {
+        var hash = SHA256()
+        for part in parts { part.withUnsafeBytes { hash.update($0) } }
+        return hash.finish()
     }
 
     // MARK: Inputs
@@ -275,8 +298,17 @@ extension Walk {
     fileprivate var peakBytes: Int { reports.dropFirst().map(\.peakBytes).max() ?? 0 }
 
     /// Carries out the next stage to its end.
-    fileprivate mutating func carryOut(_ stage: Stage) throws {
-        repeat { _ = try advance() } while upcoming == stage
+    fileprivate mutating func carryOut(
+        _ stage: Stage, frames: (FrameChunk) -> Void = { _ in }
+    ) throws {
+        repeat { if case .frames(let chunk) = try advance() { frames(chunk) } } while upcoming == stage
+    }
+}
+
+extension Tensor {
+    /// Of a tensor in host memory.
+    fileprivate var bytes: [UInt8] {
+        [UInt8](UnsafeRawBufferPointer(start: hostAddress, count: byteCount))
     }
 }
 

@@ -20,9 +20,10 @@ public struct BenchTable {
         public let topK: Double?
         /// The time to open the device, kernels included.
         public let openingMilliseconds: Double
+        public let devices: Int
 
         private enum CodingKeys: String, CodingKey {
-            case record, program, machine, model, width, height, frames, steps, attention, linears
+            case record, program, machine, devices, model, width, height, frames, steps, attention, linears
             case precision, topK, openingMilliseconds
         }
 
@@ -32,10 +33,12 @@ public struct BenchTable {
         ///   - model: the model's name.
         ///   - request: what was made.
         ///   - openingSeconds: the time to open the device.
+        /// - Parameter devices: that computed together.
         public init(
             program: String, _ machine: Machine, _ model: String, _ request: Request,
-            openingSeconds: Double
+            openingSeconds: Double, devices: Int = 1
         ) {
+            self.devices = devices
             let arithmetic = request.arithmetic
             self.program = program
             self.machine = machine
@@ -63,6 +66,7 @@ public struct BenchTable {
         public var teraflops, gigabytesPerSecond: Double?
         public var shareOfCeiling: Double?
         public var peakBytes: Int?
+        public var digest: String?
     }
 
     public let settings: Settings
@@ -95,7 +99,7 @@ public struct BenchTable {
                     teraflops: figures.cost.map { $0.teraflops(in: figures.seconds) },
                     gigabytesPerSecond: figures.cost.map { $0.gigabytes(in: figures.seconds) },
                     shareOfCeiling: figures.floor.map { $0 / figures.seconds },
-                    peakBytes: figures.peakBytes))
+                    peakBytes: figures.peakBytes, digest: figures.digest))
         case .operations(let operations, let stage):
             let total = operations.reduce(0) { $0 + $1.seconds }
             for entry in operations {

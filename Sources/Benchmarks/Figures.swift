@@ -22,6 +22,8 @@ public struct StageFigures: Sendable {
     /// measured.
     public var cost: Operation.Cost?
     public var floor: Double?
+    /// Of the latents or frames that were made: equal on machines that compute the same bits.
+    public var digest: String?
 
     /// The median of the warm runs, or the only one.
     public var seconds: Double { warm.isEmpty ? cold ?? .nan : median(warm) }

@@ -97,11 +97,10 @@ final class OperationTimer: ForwardingBackend {
         let start = stopwatch.mark()
         let results = super.run(operation)
         let end = stopwatch.mark()
-        let inputs = Self.inputs(operation)
-        let detail = Self.detail(operation)
         let key = TimedOperation.Key(
-            operation: operation.name, shapes: Self.describe(inputs, results) + detail.text,
-            arithmetic: detail.arithmetic ?? ArithmeticKind(inputs.first?.dtype ?? .f32))
+            operation: operation.name,
+            shapes: Self.describe(Self.inputs(operation), results) + Self.detail(operation).text,
+            arithmetic: Self.arithmetic(of: operation))
         calls.append((key, start, end, operation.cost))
         return results
     }
@@ -131,6 +130,11 @@ final class OperationTimer: ForwardingBackend {
         case .embedding(let o): [o.table]
         default: operation.activations
         }
+    }
+
+    /// The kind of arithmetic that limits an operation.
+    static func arithmetic(of operation: Operation) -> ArithmeticKind {
+        detail(operation).arithmetic ?? ArithmeticKind(inputs(operation).first?.dtype ?? .f32)
     }
 
     /// Inputs, each shape once, and the result if it differs: `32760x1536 i8 → 32760x8960 bf16`.

@@ -1,5 +1,7 @@
 /// The CPU as a backend. It runs the fastest version that exists of each operation.
 
+import CDrivers
+import Ground
 public import Tensors
 
 /// Computes on the cores of the processor. Results do not depend on the number of threads.
@@ -15,11 +17,16 @@ public final class CPUBackend: Backend {
     }
 
     public let name: String
+    public let membership: Membership
     let definitions: Definitions
     private let fast: (any FastOperations)?
 
     /// A backend with `threads` threads, the caller's included; nil for one per available processor.
-    public init(threads: Int? = nil, engine: Engine = .automatic) {
+    /// - Parameter membership: its place in a group of CPU backends.
+    public init(
+        threads: Int? = nil, engine: Engine = .automatic, membership: Membership = .alone
+    ) {
+        self.membership = membership
         definitions = Definitions(
             memory: MemoryPool(), threads: Threads(count: threads ?? Threads.available))
         fast = fastOperations(definitions, engine)
@@ -27,6 +34,9 @@ public final class CPUBackend: Backend {
         name =
             "CPU (\(count) thread\(count == 1 ? "" : "s"), \(fast?.name ?? "definitions"))"
     }
+
+    /// Processors that are online.
+    public static var processors: Int { Threads.available }
 
     // MARK: Memory
 
@@ -61,6 +71,12 @@ public final class CPUBackend: Backend {
             place(weight, as: weight.dtype, in: group), to: format)
     }
 
+    /// Blocks kept for reuse go, and pages that the allocator keeps.
+    public func releaseUnusedMemory() {
+        definitions.memory.resetPeak()
+        heap_trim()
+    }
+
     public func read(_ x: Tensor) -> Tensor {
         let host = Tensor.host(x.shape, x.dtype)
         host.hostAddress.copyMemory(from: x.hostAddress, byteCount: x.byteCount)
@@ -79,6 +95,9 @@ public final class CPUBackend: Backend {
         switch operation {
         case .attention(let o) where o.format != .plain: [o.composed(on: self)]
         case .sparseLinearAttention(let o) where o.format != .plain: [o.composed(on: self)]
+        case .exchange(let o): [definitions.collective(o, membership)]
+        case .gather(let o): [definitions.collective(o, membership)]
+        case .halo(let o): [definitions.collective(o, membership)]
         default: fast?.run(operation) ?? define(operation)
         }
     }
@@ -114,6 +133,8 @@ public final class CPUBackend: Backend {
         case .interleaveTime(let o): [definitions.interleaveTime(o.x)]
         case .rgb8(let o): [definitions.rgb8(o.x)]
         case .nv12(let o): [definitions.nv12(o.x)]
+        case .exchange, .gather, .halo: programmingError("\(operation.name): no definition is asked")
+        case .training(let o): definitions.training(o)
         }
     }
 }

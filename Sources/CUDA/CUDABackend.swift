@@ -8,7 +8,9 @@
 //     Tokens, latents    patchify, concatenate, …       Operations/Layout.swift
 //     Attention          dense, relative, SLA, SageSLA  Operations/*Attention.swift, BlockMap.swift
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
+//     Between GPUs       exchange, gather, halo         Operations/Collectives.swift
 
+import Ground
 public import Tensors
 
 /// One NVIDIA GPU as a backend. Must stay on the thread that made it.
@@ -31,6 +33,8 @@ public final class CUDABackend: Backend {
         /// use.
         /// nil if all stay.
         public var residentWeights: Int?
+        /// How bytes travel to the other GPUs of a group; where there is no peer access they go by the host's memory.
+        public var route = Route.engines
 
         public init() {}
     }
@@ -39,7 +43,11 @@ public final class CUDABackend: Backend {
     let uploads: Uploads
     let downloads: Downloads
     let weights: WeightStreaming
+    /// nil for a GPU that is in no group.
+    let exchanges: Exchanges?
     private let poisonsMemory: Bool
+
+    public let membership: Membership
 
     public var name: String { context.properties.name }
 
@@ -55,17 +63,28 @@ public final class CUDABackend: Backend {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
 
-    /// Opens GPU number `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
-    /// - Parameter progress: is called, from any thread, with every kernel file that has been compiled.
+    public var supportsTraining: Bool { false }
+
+    /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
+    /// - Parameters:
+    ///   - membership: its place in a group of GPUs.
+    ///   - group: the ordinals of the group's GPUs, in its order.
+    ///   - progress: told of every kernel file that becomes ready, from any thread.
     /// - Throws: ``CUDAUnavailable``, ``KernelError`` or ``CUDAError``.
     public init(
-        ordinal: Int = 0, _ options: Options = Options(),
-        progress: @Sendable (KernelSource.Built) -> Void = { _ in }
+        ordinal: Int = 0, _ options: Options = Options(), membership: Membership = .alone,
+        group: [Int] = [], progress: @Sendable (KernelSource.Built) -> Void = { _ in }
     ) throws {
         let driver = try Driver(libraries: options.libraries)
         let device = try Device(driver, ordinal: ordinal)
         let kernels = try KernelSource(pack: options.pack, libraries: options.libraries)
-        context = try Context(device, memoryLimit: options.memoryLimit, kernels: kernels)
+        context = try Context(
+            device, memoryLimit: options.memoryLimit, peers: group.filter { $0 != ordinal },
+            kernels: kernels)
+        self.membership = membership
+        exchanges =
+            membership.isAlone
+            ? nil : try Exchanges(context, ordinals: group, route: options.route)
         context.waitsForEachKernel = options.waitsForEachKernel
         if options.usesGenericKernels { context.useGenericKernels() }
         poisonsMemory = options.poisonsMemory
@@ -82,6 +101,16 @@ public final class CUDABackend: Backend {
     }
 
     public func resetPeak() { context.memory.resetPeak() }
+
+    public func limitResidentWeights(to byteCount: Int?) { weights.residentLimit = byteCount }
+
+    public func releaseUnusedMemory() {
+        weights.releaseScratch()
+        uploads.release()
+        // What was freed is still in use until the work that is queued has ended.
+        context.stream.drain()
+        context.memory.trim()
+    }
 
     public func run(_ operation: Operation) -> [Tensor] {
         switch operation {
@@ -114,6 +143,10 @@ public final class CUDABackend: Backend {
         case .interleaveTime(let o): [interleaveTime(o)]
         case .rgb8(let o): [rgb8(o)]
         case .nv12(let o): [nv12(o)]
+        case .exchange(let o): [collective(o)]
+        case .gather(let o): [collective(o)]
+        case .halo(let o): [collective(o)]
+        case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
         }
     }
 

@@ -11,6 +11,8 @@ public final class DeviceStorage: Storage {
     var location: DevicePointer
     /// Kept alive as long as this storage; used to count its bytes.
     var token: AnyObject?
+    /// What must have come before the bytes are read; see `Collectives.swift`.
+    var arrival: Arrival?
 
     /// Bytes that stay in `buffer`, which may be larger.
     init(_ buffer: DeviceBuffer, byteCount: Int) {
@@ -24,6 +26,18 @@ public final class DeviceStorage: Storage {
         buffer = nil
         location = .null
         super.init(byteCount: byteCount)
+    }
+
+    deinit {
+        // The memory is not given out again before everything has come.
+        arrival?.wait()
+    }
+
+    /// From here on the main stream may read the bytes.
+    func arrive() {
+        guard let arrival else { return }
+        self.arrival = nil
+        arrival.wait()
     }
 
     var isAway: Bool { buffer == nil && location == .null }
@@ -44,6 +58,7 @@ extension Tensor {
         ensure(
             !storage.isAway,
             "\(shape) \(dtype) is a weight that is not on the device: require its group")
+        storage.arrive()
         return storage.location + byteOffset
     }
 
@@ -52,6 +67,7 @@ extension Tensor {
         guard let storage = scales as? DeviceStorage else {
             programmingError("\(shape) \(dtype) has no scales on the device")
         }
+        storage.arrive()
         return storage.location
     }
 

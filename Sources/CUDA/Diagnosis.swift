@@ -40,6 +40,7 @@ public enum Diagnosis {
             for ordinal in 0..<driver.deviceCount {
                 findings.append(card(driver, ordinal, &architectures))
             }
+            if driver.deviceCount > 1 { findings.append(group(driver)) }
             findings.append(start)
         } catch {
             findings.append(driverProblem(error))
@@ -70,6 +71,30 @@ public enum Diagnosis {
         } catch {
             return Finding(subject, .missing, "\(error)")
         }
+    }
+
+    /// Whether the cards can make a video together.
+    private static func group(_ driver: Driver) -> Finding {
+        let cards = 0..<driver.deviceCount
+        let properties = cards.map { driver.properties(of: $0) }
+        let unlike = cards.first { properties[$0].architecture != properties[0].architecture }
+        if let unlike {
+            return Finding(
+                "group", .warning, "cards 0 and \(unlike) differ in compute capability",
+                advice: "--devices takes cards that are alike")
+        }
+        let apart = cards.flatMap { from in
+            cards.filter { $0 != from && !driver.canAccess(from: from, to: $0) }.map {
+                "\(from) to \($0)"
+            }
+        }
+        return Finding(
+            "group", .fine,
+            "\(cards.count) cards for --devices cuda:all; "
+                + (apart.isEmpty
+                    ? "each writes to the others' memory"
+                    : "by way of the host's memory: \(apart.prefix(4).joined(separator: ", "))"
+                        + (apart.count > 4 ? " and \(apart.count - 4) more" : "")))
     }
 
     /// Measures what a program has to wait for before its first launch, on the first card. Must be called before

@@ -8,7 +8,7 @@ public enum CatalogError: Error, Sendable, Hashable, Codable {
     case missingFile(ModelFile, model: String, path: String)
     /// Several of them.
     case missingFiles([ModelFile: String], model: String)
-    /// A description of a model that cannot be read.
+    /// The model's `config.json` cannot be read.
     case unreadable(path: String, reason: String)
     /// A value in a model's description that no model can have.
     case value(path: String, key: String, found: String, expected: String)

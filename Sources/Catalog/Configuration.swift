@@ -38,6 +38,11 @@ struct Configuration: Decodable {
         var shift, cfg: Double?
     }
     struct SparseAttention: Decodable { var topk: Double? }
+    /// From latents to small pictures.
+    struct Preview: Decodable {
+        var factors: [[Float]]
+        var bias: [Float]
+    }
 
     var name, negativePrompt: String?
     var model: Model?
@@ -48,6 +53,7 @@ struct Configuration: Decodable {
     var sampler: DistilledSampler?
     var teacherSampler: FlowSampler?
     var sla: SparseAttention?
+    var latentPreview: Preview?
     var trained: Training?
 
     init(path: String) throws(CatalogError) {
@@ -105,6 +111,14 @@ extension Configuration {
                 expected: "\(geometry.channels), one for each latent channel")
         }
         family.statistics = LatentStatistics(mean: statistics.0, std: statistics.1)
+        // The usual map is of the usual autoencoder, which has these statistics.
+        if family.statistics != .wan || geometry.channels != family.preview?.factors.count {
+            family.preview = nil
+        }
+        if let latentPreview {
+            family.preview = LatentPreview(
+                factors: latentPreview.factors, bias: latentPreview.bias)
+        }
         family.conditioning = conditioning
         if let channels = model?.dit?.inDim {
             let all = [Family.Conditioning.none, .firstFrame]
@@ -188,6 +202,18 @@ extension Family {
         try check(
             "latent_std", statistics.std.min(), Float.leastNormalMagnitude...Float.infinity,
             "above 0")
+        if let preview {
+            let rows = preview.factors + [preview.bias]
+            guard preview.factors.count == geometry.channels,
+                rows.allSatisfy({ $0.count == 3 && $0.allSatisfy(\.isFinite) })
+            else {
+                throw .value(
+                    path: path, key: "latent_preview",
+                    found: "factors of \(preview.factors.count) channels",
+                    expected: "three finite numbers for the bias and for each of "
+                        + "\(geometry.channels) channels")
+            }
+        }
         try check("text_len", textLength, 1...4096)
         try check("num_heads", heads, 1...1024)
         let (multiple, largest) = (geometry.multiple, geometry.largest)

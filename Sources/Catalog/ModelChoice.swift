@@ -101,7 +101,7 @@ extension Catalog {
     {
         let folders =
             [name]
-            + places.map { place in
+            + (name.hasPrefix("/") ? [] : places).map { place in
                 (place == "." ? FilePath("Models") : FilePath(place).appending("Models"))
                     .appending(name).string
             }

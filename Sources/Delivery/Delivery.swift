@@ -1,7 +1,7 @@
 /// Carries out a run and writes its frames to files.
 
 import Glibc
-import Media
+public import Media
 public import Runs
 import SystemPackage
 
@@ -25,20 +25,28 @@ public struct WriterWatch: Sendable {
 extension Engine {
     /// Carries out a whole run. A file appears only when it is complete; finished samples stay if a later one fails.
     /// - Parameters:
-    ///   - outputs: already checked, see ``Outputs/check(metadata:save:)``.
+    ///   - outputs: already checked, see ``Outputs/check(metadata:save:triesEncoder:)``.
     ///   - stored: what the files say about how they were made.
+    ///   - preview: gets a small picture of the first sample after each step.
     /// - Returns: the run's report, with a stage for the wait for the last encoder. Seconds count from this call.
     /// - Throws: the errors of the run, `MediaError` and ``OutputError`` of its files, `CancellationError`.
     public nonisolated func deliver(
         _ run: Run, to outputs: Outputs, stored: StoredRun, watch: WriterWatch = WriterWatch(),
+        preview: (@Sendable (DenoisedStep, RGBImage) -> Void)? = nil,
         events: @escaping @Sendable (RunEvent) -> Void = { _ in }
     ) async throws -> RunReport {
         let start = ContinuousClock.now
         var run = run
         run.options.pixelFormat = outputs.format.pixelFormat
+        run.options.keepsPrediction = preview != nil
         let files = OutputFiles(outputs, stored, watch)
         let handle = self.start(run, events: events)
         do {
+            if let preview {
+                for try await step in handle.steps {
+                    if let image = try await handle.preview() { preview(step, image) }
+                }
+            }
             for try await chunk in handle.frames { try await files.append(chunk) }
             let waiting = ContinuousClock.now
             events(.stageStarted(.deliver))

@@ -147,8 +147,11 @@ extension Outputs {
     /// - Parameters:
     ///   - metadata: what the files will say about how they were made.
     ///   - save: intermediate results of the run that are written too.
+    ///   - triesEncoder: false if the same encoder is known to work for such a video.
     /// - Throws: ``OutputError``, `MediaError`.
-    public func check(metadata: String, save: RunOptions.Files = .init()) async throws {
+    public func check(
+        metadata: String, save: RunOptions.Files = .init(), triesEncoder: Bool = true
+    ) async throws {
         try checkFormat(metadataBytes: metadata.utf8.count)
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
@@ -163,16 +166,22 @@ extension Outputs {
             try checkWritable(path)
         }
         for path in files { try VideoWriter.check(path: probe(path)) }
+        if triesEncoder {
+            try await tryEncoder(metadata)
+        }
+        guard samples > 1 else { return }
+        let folder = FilePath.temporaryFolder
+        guard let free = folder.freeBytes, waitingBytes > free else { return }
+        throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
+    }
+
+    private func tryEncoder(_ metadata: String) async throws {
         try await VideoWriter.check(
             VideoWriter.Options(
                 path: probe(path), replaces: replaces, width: width, height: height,
                 framesPerSecond: Double(framesPerSecond),
                 pixelFormat: format.pixelFormat, crf: crf, metadata: metadata),
             frames: frames)
-        guard samples > 1 else { return }
-        let folder = FilePath.temporaryFolder
-        guard let free = folder.freeBytes, waitingBytes > free else { return }
-        throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
     }
 
     /// The path to try instead of `path` if its folder does not exist yet: beside that folder.

@@ -54,13 +54,13 @@ extension StoredRunError: CustomStringConvertible {
         }
         return switch self {
         case .noRequest(let path):
-            "\(path) holds no request: it was not made by this program, or its metadata was lost"
+            "\(path) contains no request: it was not made by this program, or its metadata was lost"
         case .unreadable(let path, let reason): cannotRead(path, reason)
-        case .modelFile(let file, let name, let path): told(file.title, name, path)
-        case .input(.image, let name, let path): told("picture", name, path)
-        case .input(.text, let name, let path): told("text embedding", name, path)
-        case .input(let input, let name, let path): told("file of \(input.rawValue)", name, path)
-        case .lora(let name, let path): told("LoRA", name, path)
+        case .modelFile(let file, let name, let path): text(file.title, name, path)
+        case .input(.image, let name, let path): text("picture", name, path)
+        case .input(.text, let name, let path): text("text embedding", name, path)
+        case .input(let input, let name, let path): text("file of \(input.rawValue)", name, path)
+        case .lora(let name, let path): text("LoRA", name, path)
         }
     }
 }
@@ -73,26 +73,30 @@ extension StoredRun {
     ///   - models: the models of the run.
     ///   - program: this program's name and version.
     ///   - crf: the quality, if one was chosen.
+    ///   - identity: returns the identity of the file at a path.
     /// - Throws: ``StoredRunError/unreadable(path:reason:)``.
-    public init(_ run: Run, of models: ModelSet, program: String, crf: Int? = nil) throws {
+    public init(
+        _ run: Run, of models: ModelSet, program: String, crf: Int? = nil,
+        identity: (String) throws -> FileIdentity = { try FileIdentity(path: $0) }
+    ) throws {
         self.program = program
         request = run.request
         model = models.name
         files = [:]
         for file in ModelSet.files(for: try run.parts) {
-            if let path = models[file] { files[file] = try FileIdentity(path: path) }
+            if let path = models[file] { files[file] = try identity(path) }
         }
         let start = run.options.start
         if let latents = start.latents {
-            inputs[.latents] = try FileIdentity(path: latents)
+            inputs[.latents] = try identity(latents)
         } else {
-            if let text = start.text { inputs[.text] = try FileIdentity(path: text) }
+            if let text = start.text { inputs[.text] = try identity(text) }
             if let conditioning = start.conditioning {
-                inputs[.conditioning] = try FileIdentity(path: conditioning)
+                inputs[.conditioning] = try identity(conditioning)
             } else if let image = request.image {
-                inputs[.image] = try FileIdentity(path: image)
+                inputs[.image] = try identity(image)
             }
-            loras = try request.loras.map { try FileIdentity(path: $0.path) }
+            loras = try request.loras.map { try identity($0.path) }
         }
         self.crf = crf
     }

@@ -61,3 +61,31 @@ extension Backend {
         [SageArchitecture.sm90, .sm89Accumulate16].first { supports(.sage($0)) } ?? .sm80
     }
 }
+
+/// Memory that runs may take.
+public struct DeviceMemoryFacts: Sendable, Hashable {
+    /// Bytes that are free now, less what drivers and the system want for themselves.
+    public let usable: Int
+    public let isGPU: Bool
+
+    public init(usable: Int, isGPU: Bool) {
+        self.usable = usable
+        self.isGPU = isGPU
+    }
+}
+
+extension Backend {
+    /// What models and activations may take on this device: of a GPU nearly all that other programs have left, of a
+    /// CPU's memory four fifths of what can be had without swapping.
+    public var usableMemory: DeviceMemoryFacts {
+        guard let gpu = self as? CUDABackend else {
+            let available = availableMemory() ?? Int.max
+            return DeviceMemoryFacts(usable: available / 5 * 4, isGPU: false)
+        }
+        let free = gpu.context.device.freeMemory
+        return DeviceMemoryFacts(usable: free - free / 32 - (256 << 20), isGPU: true)
+    }
+}
+
+/// Whether an error is the device's own, after which nothing more can be asked of it.
+public func isDeviceFailure(_ error: any Error) -> Bool { error is CUDAError }

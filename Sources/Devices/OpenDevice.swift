@@ -11,6 +11,11 @@ public struct DeviceOptions: Sendable {
     public var threads: Int?
     /// Options for GPUs; ignored on the CPU.
     public var cuda = CUDABackend.Options()
+    /// The most memory to take of a GPU, in bytes; nil: all there is.
+    public var memoryLimit: Int? {
+        get { cuda.memoryLimit }
+        set { cuda.memoryLimit = newValue }
+    }
 
     public init() {}
 }
@@ -23,6 +28,8 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
     case fallsBack(CUDAUnavailable)
     /// Why the CPU does not compute at full speed.
     case slowCPU(advice: String)
+    /// Two GPUs of a group cannot write to each other's memory.
+    case noPeerAccess(from: Int, to: Int)
 
     public var description: String {
         switch self {
@@ -30,6 +37,8 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
             "kernels of \(file) ready after \(describe(seconds: seconds))"
         case .fallsBack(let reason): "\(reason); the CPU is used"
         case .slowCPU(let advice): advice
+        case .noPeerAccess(let from, let to):
+            "GPU \(from) has no access to the memory of GPU \(to): what they exchange goes by way of the host"
         }
     }
 }

@@ -38,6 +38,8 @@ public struct Family: Sendable, Hashable, Codable {
     /// Whether timesteps are rounded to bf16, as in the published models.
     public var roundsTimesteps: Bool
     public var defaults: Defaults
+    /// How latents become small pictures without decoding; nil if no such map is known.
+    public var preview: LatentPreview? = .wan
     /// What a small model was trained on; nil: nothing is known, or nearly everything.
     public var training: Training?
 

@@ -1,6 +1,8 @@
-/// One device, the models on it, and the runs that it executes.
+/// One device, or a group of devices that make each video together, the models on them, and the runs that they execute.
 
 import Families
+import Ground
+import Media
 import Synchronization
 public import Tensors
 
@@ -22,9 +24,13 @@ final class Resident {
     let pool = ModelPool()
     var walks: [Int: Walk] = [:]
     var readAheads: [Int: ReadAhead] = [:]
+    /// The other devices of a group.
+    var followers: [Follower] = []
+
+    deinit { followers.forEach { $0.close() } }
 }
 
-/// Owns a device and the models on it, and starts runs:
+/// Owns a device or a group of devices and the models on them, and starts runs:
 ///
 ///     let engine = Engine { OpenedDevice(CPUBackend(), sageArchitecture: .sm90) }
 ///     let run = engine.start(try Run(request, models))
@@ -35,12 +41,19 @@ final class Resident {
 /// Runs that are active at the same time take turns: a step or a chunk of frames of one, then of another.
 public actor Engine {
     private nonisolated let thread = DeviceThread(Resident())
-    private let open: @Sendable () throws -> OpenedDevice
+    private let open: [@Sendable () throws -> OpenedDevice]
     private var resident: Resident { thread.resident }
     private nonisolated let lastID = Atomic(0)
 
     /// - Parameter open: opens the device; called once, on the device's own thread, by the first run.
-    public init(open: @escaping @Sendable () throws -> OpenedDevice) { self.open = open }
+    public init(open: @escaping @Sendable () throws -> OpenedDevice) { self.open = [open] }
+
+    /// - Parameter group: opens the devices of a group, in the order of their `membership` in one meeting; each is called
+    ///   once, on its device's own thread.
+    public init(group: [@Sendable () throws -> OpenedDevice]) {
+        ensure(!group.isEmpty, "Engine: a group of no device")
+        open = group
+    }
 
     deinit { thread.close() }
 
@@ -72,6 +85,21 @@ public actor Engine {
     /// - Returns: its name.
     public func openDevice() throws -> String { try openedDevice().backend.name }
 
+    // MARK: What stays
+
+    /// The models that stay on the device for the next run, the one that was used last first.
+    public var residents: [ResidentModel] { resident.pool.list }
+
+    /// Lets go of all models, and gives the memory that nobody uses any more back to the system. Runs on their way keep
+    /// what they have.
+    public func unload() {
+        resident.pool.releaseAll()
+        resident.device?.backend.releaseUnusedMemory()
+    }
+
+    /// Lets go of the models of a file, which is not what it was.
+    public func forget(path: String) { resident.pool.release(path: path) }
+
     // MARK: For handles
 
     func nextStep(of handle: RunHandle) async throws -> DenoisedStep? {
@@ -100,13 +128,13 @@ public actor Engine {
             while resident.walks[id].map({ !$0.isDone && isWanted($0) }) == true {
                 if resident.walks[id]?.wantsInputs == true {
                     let inputs = try await handle.inputs.value
-                    resident.walks[id]?.inputs = inputs
+                    resident.give(inputs, to: id)
                 }
-                if let found = try resident.walks[id]?.advance() { return found }
+                if let found = try resident.advance(id) { return found }
             }
             return nil
         } catch {
-            resident.walks[id]?.abandon()
+            resident.abandon(id)
             throw error
         }
     }
@@ -119,29 +147,41 @@ public actor Engine {
             throw RunError.unsupported(linears: linears, device: device.backend.name)
         }
         let parts = try run.parts
-        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
-        for notice in try run.requestNotices + run.fileNotices() { handle.tell(.notice(notice)) }
-        if run.options.start.latents == nil {
-            for notice in try run.loraNotices() { handle.tell(.notice(notice)) }
-        }
+        for notice in run.requestNotices { handle.tell(.notice(notice)) }
         // Models with other settings leave before the memory is needed, and so do both experts if they have to take
         // turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
-        resident.pool.release(
-            allBut: Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key)))
+        let keys = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
+        if let residency = run.options.residency {
+            resident.pool.makeRoom(for: keys, within: residency)
+        } else {
+            resident.pool.release(allBut: keys)
+        }
+        device.backend.limitResidentWeights(to: run.options.residency?.residentWeights)
+        let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
+        if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
+        resident.beginOnFollowers(run, id: handle.id, handle.cancellation, releasingAllBut: keys)
         let tell = handle.tell
-        resident.readAheads[handle.id] = ReadAhead(
-            parts.filter { resident.pool.model(run.key($0)) == nil }.map(run.models.path)
-        ) { tell(.notice(.damaged($0))) }
+        resident.readAheads[handle.id] = ReadAhead(missing.map(run.models.path)) {
+            tell(.notice(.damaged($0)))
+        }
         return try Walk(
             run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
     }
 
+    /// Throws where the files of a run do not belong together, and tells what the user should know of them. A run whose
+    /// models are all there opens no file.
+    private func checkFiles(
+        of run: Run, _ parts: [ModelPart], tell: (RunEvent) -> Void
+    ) throws {
+        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
+        for notice in try run.fileNotices() { tell(.notice(notice)) }
+        guard run.options.start.latents == nil else { return }
+        for notice in try run.loraNotices() { tell(.notice(notice)) }
+    }
+
     private func openedDevice() throws -> OpenedDevice {
-        if let device = resident.device { return device }
-        let opened = try open()
-        resident.device = opened
-        return opened
+        try resident.open(open)
     }
 
     func latents(_ id: Int) throws -> Latents? {
@@ -155,13 +195,16 @@ public actor Engine {
             extent: walk.run.latents, values: host.floats())
     }
 
+    func preview(_ id: Int, sample: Int) throws -> RGBImage? {
+        try resident.walks[id]?.preview(sample: sample)
+    }
+
     func report(_ id: Int) -> RunReport {
-        resident.walks[id]?.report
+        resident.report(id)
             ?? RunReport(device: "", stages: [], totalSeconds: 0, hostPeakBytes: 0)
     }
 
     func forget(_ id: Int) {
-        resident.walks[id] = nil
-        resident.readAheads[id] = nil
+        resident.forget(id)
     }
 }

@@ -15,7 +15,7 @@ struct FrameDecoding {
         let bytes: HostCopy
         /// The decoder's own output, for chunks that are checked for numbers that are not finite.
         let values: HostCopy?
-        /// Whether the device computes it in the background.
+        /// Whether the device computes it in the background. All devices of a group give the same answer.
         let isAsynchronous: Bool
 
         /// Waits for the frames.
@@ -79,6 +79,6 @@ struct FrameDecoding {
         let bytes = device.beginRead(frames)
         return Chunk(
             sample: sample, shape: decoded.shape, format: format, bytes: bytes, values: values,
-            isAsynchronous: !bytes.isComplete)
+            isAsynchronous: bytes.isAsynchronous)
     }
 }

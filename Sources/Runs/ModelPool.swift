@@ -1,7 +1,7 @@
 /// The models on a device: opened when a run needs them, and shared by runs that need the same ones.
 
 import Checkpoints
-import Families
+public import Families
 import Models
 import Tensors
 
@@ -28,16 +28,76 @@ struct ModelKey: Hashable {
 ///
 /// The pool keeps models for the next run. A run keeps its own models alive, whatever the pool does.
 final class ModelPool {
-    private var models: [ModelKey: LoadedModel] = [:]
+    private struct Entry {
+        var model: LoadedModel
+        /// Of its weights, as a plan counts them; 0 where no plan was made.
+        var byteCount: Int
+        /// Under which limit of resident weights it was loaded; nil: all stay.
+        var residentWeights: Int?
+        /// Time of the last use.
+        var turn: Int
+    }
+    private var entries: [ModelKey: Entry] = [:]
+    private var turn = 0
 
-    func model(_ key: ModelKey) -> LoadedModel? { models[key] }
-    func keep(_ model: LoadedModel, as key: ModelKey) { models[key] = model }
-    func release(_ key: ModelKey) { models[key] = nil }
+    func model(_ key: ModelKey) -> LoadedModel? {
+        guard let model = entries[key]?.model else { return nil }
+        turn += 1
+        entries[key]?.turn = turn
+        return model
+    }
+
+    func keep(_ model: LoadedModel, as key: ModelKey, residency: Residency?) {
+        turn += 1
+        entries[key] = Entry(
+            model: model, byteCount: residency?.weightBytes[key.part] ?? 0,
+            residentWeights: residency?.residentWeights, turn: turn)
+    }
+
+    func release(_ key: ModelKey) { entries[key] = nil }
+    func releaseAll() { entries = [:] }
+
+    /// Lets go of the models of a file.
+    func release(path: String) { entries = entries.filter { $0.key.path != path } }
 
     /// Drops all models except those with the given keys.
-    func release(allBut keys: Set<ModelKey>) { models = models.filter { keys.contains($0.key) } }
+    func release(allBut keys: Set<ModelKey>) { entries = entries.filter { keys.contains($0.key) } }
 
-    func holds(_ part: ModelPart) -> Bool { models.keys.contains { $0.part == part } }
+    /// Makes room for a run that will use `keys`: what was used least recently goes first, and what was loaded with
+    /// more memory than this run leaves.
+    func makeRoom(for keys: Set<ModelKey>, within residency: Residency) {
+        if let limit = residency.residentWeights {
+            entries = entries.filter { key, entry in
+                keys.contains(key)
+                    && (!key.part.isTransformer || (entry.residentWeights ?? .max) <= limit)
+            }
+            return
+        }
+        var free = residency.limit - residency.peakBytes
+        let others = entries.filter { !keys.contains($0.key) }
+        for (key, entry) in others.sorted(by: { $0.value.turn > $1.value.turn }) {
+            free -= entry.byteCount
+            if free < 0 { entries[key] = nil }
+        }
+    }
+
+    func holds(_ part: ModelPart) -> Bool { entries.keys.contains { $0.part == part } }
+
+    /// The models that are there, the one that was used last first.
+    var list: [ResidentModel] {
+        entries.sorted { $0.value.turn > $1.value.turn }.map {
+            ResidentModel(part: $0.key.part, path: $0.key.path, byteCount: $0.value.byteCount)
+        }
+    }
+}
+
+/// A model that an engine keeps on its device.
+public struct ResidentModel: Sendable, Hashable, Codable {
+    public let part: ModelPart
+    /// Its file.
+    public let path: String
+    /// Of its weights.
+    public let byteCount: Int
 }
 
 // MARK: - Opening

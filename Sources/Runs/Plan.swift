@@ -21,6 +21,8 @@ public struct Plan: Sendable, Hashable, Codable {
         public var operations = 0.0
         /// Bytes read and written by all operations.
         public var traffic = 0.0
+        /// Bytes for the other devices of a group.
+        public var sentBytes = 0.0
 
         /// Bytes of the weights that never leave during the stage.
         fileprivate var fixedBytes: Int { weightBytes - groupedBytes }
@@ -49,10 +51,14 @@ public struct Plan: Sendable, Hashable, Codable {
     public private(set) var residentWeights: Int?
     public private(set) var keepsTransformer: Bool
     public private(set) var keepsBothExperts: Bool
+    public let devices: Int
 
     /// Plans a run. Reads the headers of its checkpoints, and the files that it starts from.
+    /// - Parameter devices: that make the video together; bytes and work are those of the first one, which has the largest
+    ///   share.
     /// - Throws: what the run itself would throw before its first stage.
-    public init(_ run: Run) throws {
+    public init(_ run: Run, devices: Int = 1) throws {
+        self.devices = devices
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
         try run.models.checkFit(run.parts, attention: run.request.arithmetic.attention)
@@ -62,11 +68,31 @@ public struct Plan: Sendable, Hashable, Codable {
         updatePeak()
     }
 
+    /// The same plan with the notices of another request that differs in its words only.
+    package func withNotices(of run: Run) -> Plan {
+        var plan = self
+        let others = notices.filter { if case .untrained = $0 { false } else { true } }
+        plan.notices = run.requestNotices + others
+        return plan
+    }
+
     /// The run with the plan's decisions in its options.
     public func applied(to run: Run) -> Run {
         var run = run
         run.options.keepsTransformer = keepsTransformer
         run.options.keepsBothExperts = keepsBothExperts
+        return run
+    }
+
+    /// The run, set to keep what fits of its models, and of other runs' models, within `limit` bytes of device memory.
+    /// The plan must be fitted to that limit.
+    public func applied(to run: Run, keepingWithin limit: Int) -> Run {
+        var run = applied(to: run)
+        let residency = Residency(self, within: limit)
+        run.options.residency = residency
+        run.options.keepsTextEncoder = residency.kept.contains(.textEncoder)
+        run.options.keepsImageEncoder = residency.kept.contains(.imageEncoder)
+        run.options.keepsTransformer = residency.kept.contains { $0.isTransformer }
         return run
     }
 
@@ -149,7 +175,8 @@ extension Plan {
         run.options.keepsTextEncoder = false
         run.options.keepsTransformer = false
         run.options.keepsBothExperts = true
-        let device = NullBackend(workspace: Self.workspace(of:))
+        let device = NullBackend(
+            workspace: Self.workspace(of:), membership: Membership(index: 0, of: devices))
         var walk = try Walk(
             run, ModelPool(), on: OpenedDevice(device, sageArchitecture: .sm90))
         walk.inspectsNumbers = false
@@ -187,6 +214,7 @@ extension Plan {
                     stages[index].activationBytes, device.memory.peak - weights)
                 stages[index].operations += Double(device.total.flops - before.flops)
                 stages[index].traffic += Double(device.total.bytes - before.bytes)
+                stages[index].sentBytes += Double(device.total.sentBytes - before.sentBytes)
             }
         }
     }

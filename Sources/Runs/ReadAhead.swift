@@ -25,7 +25,7 @@ final class ReadAhead: Sendable {
         self.isWanted = isWanted
         DispatchQueue.global(qos: .utility).async {
             // 2 GiB are left for the process itself.
-            var left = Self.availableBytes() - (2 << 30)
+            var left = (availableMemory() ?? 0) - (2 << 30)
             for file in paths.flatMap(Self.files) {
                 left -= Self.read(file, upTo: left) { isWanted.value.load(ordering: .relaxed) }
                 if left < 0 { return }
@@ -62,16 +62,5 @@ final class ReadAhead: Sendable {
             posix_fadvise(descriptor, start, min(piece, size - start), POSIX_FADV_WILLNEED)
         }
         return size
-    }
-
-    /// Bytes of host memory that are available without swapping; 0 if the system does not tell.
-    static func availableBytes() -> Int {
-        guard let bytes = try? FilePath("/proc/meminfo").contents() else { return 0 }
-        let text = String(decoding: bytes, as: UTF8.self)
-        guard
-            let line = text.split(separator: "\n").first(where: { $0.hasPrefix("MemAvailable:") }),
-            let kilobytes = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) })
-        else { return 0 }
-        return kilobytes * 1024
     }
 }

@@ -133,8 +133,9 @@ extension Run {
         if family.conditioning == .none { return [] }
         if options.start.conditioning != nil { return [.read(.conditioning)] }
         return [
-            .perform(.load(.imageEncoder)), .perform(.encodeImage), .release(.imageEncoder),
-        ] + (options.save.conditioning == nil ? [] : [.write(.conditioning)])
+            .perform(.load(.imageEncoder)), .perform(.encodeImage),
+        ] + (options.keepsImageEncoder ? [] : [.release(.imageEncoder)])
+            + (options.save.conditioning == nil ? [] : [.write(.conditioning)])
     }
 
     /// Both experts are opened, and the text is projected for them, before the first step. Their weights are loaded

@@ -72,6 +72,11 @@ public final class RunHandle: Sendable {
 
     /// The current latents: from the first noise until decoding ends; nil before and after.
     public func latents() async throws -> Latents? { try await engine.latents(id) }
+    /// A small picture of the middle of a sample, one pixel for each latent: the video as predicted by the last step
+    /// (`RunOptions.keepsPrediction`), or the latents as they are. nil before the first step and after the last frame.
+    public func preview(sample: Int = 0) async throws -> RGBImage? {
+        try await engine.preview(id, sample: sample)
+    }
     /// The time and memory that the run has taken so far.
     public func report() async -> RunReport { await engine.report(id) }
 

@@ -24,7 +24,7 @@ package struct RunInputs: Sendable {
         let (request, start) = (run.request, run.options.start)
         if start.latents != nil { return }
         if start.text == nil {
-            let tokenizer = try Tokenizer(path: run.models.tokenizer)
+            let tokenizer = try TokenizerCache.shared.tokenizer(path: run.models.tokenizer)
             vocabularySize = tokenizer.vocabularySize
             let length = run.family.textLength
             prompt = tokenizer.encode(prompt: request.prompt, length: length)

@@ -28,10 +28,16 @@ public struct RunOptions: Sendable, Hashable {
     public var pixelFormat = PixelFormat.rgb24
     /// Keeps the text encoder on the device after use, for the next run.
     public var keepsTextEncoder = false
+    /// The same for the encoder half of the VAE.
+    public var keepsImageEncoder = false
     /// Keeps the transformer on the device during decoding, and for the next run.
     public var keepsTransformer = true
     /// Keeps both experts on the device, if there are two.
     public var keepsBothExperts = true
+    /// Which models of other runs may stay on the device; nil: none that this run does not use.
+    public var residency: Residency?
+    /// Keeps the video as each step predicts it, for `RunHandle.preview`.
+    public var keepsPrediction = false
     /// Copies a transformer's weights to the device when they are first required, in parallel with the computation,
     /// instead of when it is loaded.
     package var defersWeights = true

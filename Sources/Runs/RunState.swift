@@ -19,6 +19,8 @@ package struct RunState {
     /// The texts projected for each transformer that still has steps to compute.
     var contexts:
         [ModelPart: (positive: WanTransformer.Context, negative: WanTransformer.Context?)] = [:]
+    /// What the last step has taken the sample to be, where the run keeps it. f32 [samples, C, T', H', W']
+    var prediction: Tensor?
     /// f32 [samples, C, T', H', W'], the decoder's input
     package var latents: Tensor?
     var decoding: FrameDecoding?

@@ -56,6 +56,25 @@ extension Walk {
         return (encode(prompt), inputs.negativePrompt.map(encode))
     }
 
+    /// The first device of a group encodes the prompts for all of them.
+    func sharedText(
+        _ encode: () throws -> (positive: TextEmbedding, negative: TextEmbedding?)
+    ) throws -> (TextEmbedding, TextEmbedding?) {
+        let membership = device.membership
+        let own = membership.isFirst ? try encode() : nil
+        guard membership.meeting != nil else { return own! }
+        func onHost(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.read(text.rows), count: text.count)
+        }
+        let told = membership.share(own.map { (onHost($0.positive), $0.negative.map(onHost)) })
+        if let own { return own }
+        guard let told else { throw CancellationError() }
+        func here(_ text: TextEmbedding) -> TextEmbedding {
+            TextEmbedding(rows: device.place(text.rows, as: text.rows.dtype), count: text.count)
+        }
+        return (here(told.0), told.1.map(here))
+    }
+
     /// What the transformer is given of the picture. → f32 [conditioningChannels, T', H', W']
     func encodeImage(_ state: RunState) throws -> Tensor {
         guard let image = inputs?.image else { programmingError("encodeImage without a picture") }
@@ -122,14 +141,21 @@ extension Walk {
                         answer, away: model(parts, modulation, negative, on: device),
                         by: run.request.sampling.guidance, on: device)
                 }
-                return device.reshape(
+                let velocity = device.reshape(
                     answers.count == 1 ? answers[0] : device.concatenate(answers), latents.shape)
+                if run.options.keepsPrediction {
+                    // x = (1 - t) x0 + t noise, velocity = noise - x0
+                    state.prediction = device.combine(
+                        [latents, velocity], [1, -step.t], as: .f32)
+                }
+                return velocity
             }
         }
         (state.denoiser, state.noise) = (denoiser, noise)
         if denoiser.next == nil {
             state.latents = denoiser.latents(on: device)
             (state.denoiser, state.contexts, state.texts) = (nil, [:], nil)
+            state.prediction = nil
         }
         return DenoisedStep(number: number, count: count, from: next.t, to: next.next)
     }

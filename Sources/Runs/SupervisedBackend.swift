@@ -15,7 +15,7 @@ final class Cancellation: Sendable {
 /// quickly. What that returns is meaningless: `check` throws, and the stage's state is dropped.
 final class SupervisedBackend: ForwardingBackend {
     private let cancellation: Cancellation
-    private let nothing = NullBackend()
+    private let nothing: NullBackend
     /// Whether an operation has been left out, which makes everything after it meaningless.
     private var wasInterrupted = false
     private var groups = 0
@@ -24,16 +24,26 @@ final class SupervisedBackend: ForwardingBackend {
 
     init(_ base: any Backend, _ cancellation: Cancellation) {
         self.cancellation = cancellation
+        let membership = base.membership
+        nothing = NullBackend(
+            membership: Membership(index: membership.index, of: membership.count))
         super.init(base)
     }
 
     override var base: any Backend {
         if wasInterrupted || cancellation.isCancelled {
+            if !wasInterrupted {
+                // The other devices of a group must not wait for this one, nor go on.
+                cancellation.cancel()
+                super.base.membership.meeting?.breakOff()
+            }
             wasInterrupted = true
             return nothing
         }
         return super.base
     }
+
+    override var membership: Membership { super.base.membership }
 
     /// Throws a `CancellationError` if the run has been cancelled or an operation has been left out.
     func check() throws {

@@ -3,6 +3,7 @@
 import Diffusion
 import Families
 import Glibc
+import Media
 package import Tensors
 
 /// What an instruction may produce for the caller.
@@ -82,6 +83,7 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
+            if !device.membership.isFirst, stage == .load(.textEncoder) { break }
             if case .load(let part) = stage, adopt(part) {
                 if let report = loadedAhead, report.stage == stage {
                     loadedAhead = nil
@@ -92,7 +94,7 @@ package struct Walk {
             }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): write(product)
+        case .write(let product): if device.membership.isFirst { write(product) }
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):
@@ -107,6 +109,27 @@ package struct Walk {
 
     /// The latents after the last step. f32 [samples, C, T', H', W']
     package var currentLatents: Tensor? { state.latents ?? state.denoiser?.latents(on: device) }
+
+    /// What one sample looks like in its middle latent frame, by the family's linear map.
+    func preview(sample: Int) throws -> RGBImage? {
+        guard let map = run.family.preview, (0..<run.samples).contains(sample),
+            let latents = state.prediction ?? currentLatents
+        else { return nil }
+        let (channels, size) = (run.family.geometry.channels, run.latents)
+        // Only this frame is copied to the host: one plane for each channel.
+        let planes = device.reshape(
+            latents, [run.samples * channels * size.t, size.h * size.w])
+        let frame = device.concatenate(
+            (0..<channels).map { channel in
+                let row = (sample * channels + channel) * size.t + size.t / 2
+                return device.slice(planes, row..<row + 1)
+            })
+        let values = device.read(frame).floats()
+        try device.check()
+        return map.pixels(of: values, width: size.w, height: size.h).map {
+            RGBImage(width: size.w, height: size.h, pixels: $0)
+        }
+    }
 
     /// Drops all remaining instructions and all values.
     mutating func abandon() {
@@ -152,7 +175,9 @@ package struct Walk {
         state = next
         loadedAhead = ahead
         for case .load(let part) in [stage, ahead?.stage] {
-            if let model = state.models[part] { pool.keep(model, as: run.key(part)) }
+            if let model = state.models[part] {
+                pool.keep(model, as: run.key(part), residency: run.options.residency)
+            }
         }
         return step.map(Yield.step)
     }
@@ -176,7 +201,7 @@ package struct Walk {
     private func compute(_ stage: Stage, _ state: inout RunState) throws -> DenoisedStep? {
         switch stage {
         case .load(let part): state.models[part] = try load(part)
-        case .encodeText: state.texts = try encodeText(state)
+        case .encodeText: state.texts = try sharedText { try encodeText(state) }
         case .encodeImage: state.conditioning = try encodeImage(state)
         case .projectText(let part): state.contexts[part] = try projectText(state, part)
         case .step(let number, let count, _):

@@ -14,11 +14,15 @@ import Ground
 public protocol Backend: AnyObject {
     /// Name for messages and reports: "CPU (2 threads)", "NVIDIA H200".
     var name: String { get }
+    /// Which device of a group this is.
+    var membership: Membership { get }
 
     /// Whether `sparseLinearAttention` can use this arithmetic on this device: some of them need certain cards.
     func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool
     /// Whether `linear` can multiply activations and weights of this format on this device.
     func supports(_ format: LinearFormat) -> Bool
+    /// Whether the operations of `Operation.Training` are on this device.
+    var supportsTraining: Bool { get }
 
     /// Starts an operation whose arguments are known to fit each other, without waiting for the device.
     /// - Returns: tensors of the shapes and types in `operation.facts.results`.
@@ -53,6 +57,11 @@ public protocol Backend: AnyObject {
     var memory: MemoryUse { get }
     /// Sets `memory.peak` to what is in use now.
     func resetPeak()
+    /// How many bytes of grouped weights may stay on the device, from the next model on; the others visit it for each
+    /// use. nil: all stay.
+    func limitResidentWeights(to byteCount: Int?)
+    /// Gives back to the system what nothing on this device holds any more. Waits for the device.
+    func releaseUnusedMemory()
 }
 
 /// Bytes of device memory in use now (`current`), and the most in use at once (`peak`).
@@ -65,8 +74,11 @@ public struct MemoryUse: Sendable, Hashable {
 }
 
 extension Backend {
+    public var membership: Membership { .alone }
+
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: LinearFormat) -> Bool { true }
+    public var supportsTraining: Bool { true }
 
     /// Copies a host tensor that belongs to no group to this device.
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {
@@ -82,6 +94,8 @@ extension Backend {
     }
 
     public func require(_ group: WeightGroup) {}
+    public func limitResidentWeights(to byteCount: Int?) {}
+    public func releaseUnusedMemory() {}
 
     public func beginRead(_ x: Tensor) -> HostCopy { HostCopy(x.isOnHost ? x : read(x)) }
 

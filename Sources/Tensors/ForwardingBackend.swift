@@ -11,10 +11,12 @@ open class ForwardingBackend: Backend {
     open func run(_ operation: Operation) -> [Tensor] { base.run(operation) }
 
     open var name: String { base.name }
+    open var membership: Membership { base.membership }
     open func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool {
         base.supports(arithmetic)
     }
     open func supports(_ format: LinearFormat) -> Bool { base.supports(format) }
+    open var supportsTraining: Bool { base.supportsTraining }
 
     open func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         base.place(host, as: dtype, in: group)
@@ -41,4 +43,8 @@ open class ForwardingBackend: Backend {
     open func synchronize() throws { try base.synchronize() }
     open var memory: MemoryUse { base.memory }
     open func resetPeak() { base.resetPeak() }
+    open func limitResidentWeights(to byteCount: Int?) {
+        base.limitResidentWeights(to: byteCount)
+    }
+    open func releaseUnusedMemory() { base.releaseUnusedMemory() }
 }

@@ -15,6 +15,9 @@ open class HostCopy {
     /// Whether `wait` would return at once.
     open var isComplete: Bool { true }
 
+    /// Whether the device works on it by itself; it may have ended already.
+    open var isAsynchronous: Bool { !isComplete }
+
     /// Waits until the copy is complete and returns the tensor in host memory. Throws the first error that the device
     /// has reported.
     open func wait() throws -> Tensor {

@@ -7,6 +7,7 @@ import Ground
 /// output written once.
 public final class NullBackend: Backend {
     public let name = "no device"
+    public let membership: Membership
     /// Work since the last `resetCounts()`, by name of operation.
     public private(set) var counts: [String: Operation.Cost] = [:]
     /// Bytes of each group of weights, in the order of loading. Groups that leave the device after use (`isVisitor`) do
@@ -19,7 +20,12 @@ public final class NullBackend: Backend {
     /// - Parameters:
     ///   - granularity: allocations are rounded up to a multiple of this many bytes.
     ///   - workspace: bytes of scratch memory that a device needs during an operation.
-    public init(granularity: Int = 512, workspace: ((Operation) -> Int)? = nil) {
+    ///   - membership: which device of a group is stood in for.
+    public init(
+        granularity: Int = 512, workspace: ((Operation) -> Int)? = nil,
+        membership: Membership = .alone
+    ) {
+        self.membership = membership
         ledger = Ledger(granularity: granularity)
         self.workspace = workspace
     }

@@ -67,6 +67,9 @@ public struct Shape: Sendable {
         return shape
     }
 
+    /// An extent before all others.
+    public static func + (first: [Int], rest: Shape) -> Shape { Shape(first + rest.dimensions) }
+
     /// This shape with the last extent replaced.
     public func replacingLast(_ extent: Int) -> Shape {
         var shape = self

@@ -27,7 +27,7 @@ public final class TextStream: Sendable {
         guard ioctl(descriptor, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else { return nil }
         return Int(size.ws_col)
     }
-    /// Why not all was written; nil where it was.
+    /// Why text was lost; nil if all of it was written.
     public var failure: Errno? { firstFailure.withLock { $0 } }
 
     /// Writes all of `text`, unless an earlier write failed.

@@ -83,6 +83,10 @@ final class Checks {
         results.append(CheckResult(name: name, verdict: .skipped, note: reason))
     }
 
+    func pass(_ name: String, _ note: String) {
+        results.append(CheckResult(name: name, verdict: .passed, note: note))
+    }
+
     func fail(_ name: String, _ reason: String) {
         results.append(CheckResult(name: name, verdict: .failed, note: reason))
     }

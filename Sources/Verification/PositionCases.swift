@@ -49,10 +49,11 @@ func checkRotary(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) th
 }
 
 private func rotaryTable(_ fixture: Fixture, on device: any Backend) throws -> RotaryTable {
-    RotaryEmbedding.table(
+    RotaryEmbedding.positions(
         Extent(
             t: try fixture.int("T"), h: try fixture.int("H"), w: try fixture.int("W")),
-        headDim: try fixture.int("head_dim"), on: device)
+        headDim: try fixture.int("head_dim"), on: device
+    ).rope
 }
 
 /// in.t: [n], in.t_bf16: [n] → [n, freq_dim]

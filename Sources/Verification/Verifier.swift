@@ -82,7 +82,7 @@ public final class Verifier {
                 operation: operation
             ) { device, checks in
                 let fixture = try Fixture(json, at: path, in: folder)
-                guard let check = operationChecks[operation] else {
+                guard let check = operationChecks[operation] ?? derivativeCheck(operation) else {
                     throw FixtureError("unknown operation '\(operation)'")
                 }
                 try check(fixture, device, checks)
@@ -126,4 +126,45 @@ private let operationChecks: [String: OperationCheck] = [
     "t5_relative_position_bucket": checkPositionBuckets,
     "vae_decode": checkDecoder,
     "vae_encode": checkEncoder,
+    "sparse_linear_attention_vjp": checkSparseReverse,
+    "sparse_linear_attention_jvp": checkSparseForward,
+    "time_embedding_vjp": checkTimeReverse,
+    "time_embedding_jvp": checkTimeForward,
+    "wan21_t2v_vjp": checkTransformerReverse,
+    "wan21_t2v_jvp": checkTransformerForward,
+    "rcm_student_F_jvp": checkStudentField,
+    "rcm_scm_step": checkContinuousStep,
+    "rcm_dcm_step": checkDiscreteStep,
+    "rcm_dmd_step": checkDistributionStep,
+    "rcm_critic_step": checkCriticStep,
+    "rcm_student_step": checkJointStep,
+    "rcm_schedule": checkSchedule,
+    "sla_whitebox_step": checkWhiteBoxStep,
+    "fused_adamw": checkAdam,
+    "fused_adamw_resume": checkAdamResume,
+    "clip_grad_norm": checkClipping,
+    "force_finite": checkForceFinite,
+    "ema_beta": checkAverageWeight,
+    "ema_update": checkAverage,
+    "lr_schedule": checkLearningRate,
+    "lr_schedule_factors": checkLearningRate,
+    "lognormal_time": checkLogNormal,
+    "uniform_shift_time": checkUniformShift,
+    "dcm_times": checkDiscreteTimes,
+    "time_conversions": checkTimeConversions,
+    "trigflow_scaling": checkTrigScaling,
+    "dcp_tensors": checkTrainingState,
+    "dcp_to_pth": checkExport,
+    "negative_embedding": checkNegativeEmbedding,
+    "webdataset_shards": checkShards,
+    "webdataset_rejected": checkRejectedShards,
+    "sla_train_run": checkWhiteBoxRun,
+    "rcm_train_run": checkRCMRun,
 ]
+
+/// The derivative of a composition of operations: `…_vjp` in reverse, `…_jvp` in forward mode.
+private func derivativeCheck(_ operation: String) -> OperationCheck? {
+    if operation.hasSuffix("_vjp") { return checkReverse }
+    if operation.hasSuffix("_jvp") { return checkForward }
+    return nil
+}

@@ -2,9 +2,11 @@
 
 public import ArgumentParser
 public import Benchmarks
+public import CUDA
 import Catalog
 import Devices
 import Families
+import Ground
 import Media
 import Models
 import Runs
@@ -21,6 +23,9 @@ struct BenchCommand: AsyncParsableCommand {
             and fills pools, is shown separately. The ceiling of an operation is the larger of two \
             times: its arithmetic at the machine's measured rate, and its memory traffic at the \
             measured rate of copying.
+
+            Example:
+              turbodiffusion bench --model Wan2.1-14B --resolution 720p
             """)
 
     @Option(
@@ -50,6 +55,13 @@ struct BenchCommand: AsyncParsableCommand {
     var norms = NormChoice.exact
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
+    @Option(help: "Measure several devices that compute together: 0,1, cuda:all or cpu,cpu.")
+    var devices: DeviceGroup?
+    @Option(
+        help: """
+            How bytes travel between GPUs: engines (copy engines, as runs do), kernel or host (pinned memory).
+            """)
+    var route = Route.engines
     @Option(help: "CPU threads (default: all).")
     var threads: Int?
     @Option(help: "What to measure: all, text, transformer, decode, encode or load.")
@@ -60,12 +72,24 @@ struct BenchCommand: AsyncParsableCommand {
     var repeats = 3
     @Option(help: "Seed of the random weights.")
     var seed: UInt64 = 0
+    @Flag(
+        help: """
+            Measure nothing: reckon what 1 to N devices (--devices N) of a --card would take, with --link between them.
+            """)
+    var simulate = false
+    @Option(help: "With --simulate: GB/s from a device to the others.")
+    var link = 300.0
+    @Option(help: "With --simulate: the card, such as H200.")
+    var card = "H200"
+    @Option(help: "With --simulate: seconds that one device was measured to take for all steps.")
+    var measured: Double?
     @Flag(help: "Print JSON, one object per line.")
     var json = false
     @Option(name: .shortAndLong, help: "Write all figures to this CSV file.", completion: .file())
     var output: String?
 
     func validate() throws {
+        try Machines.check(device, devices)
         if repeats < 1 { throw ValidationError("--repeat must be at least 1, not \(repeats)") }
         if let tokens, tokens < 1 {
             throw ValidationError("--tokens must be at least 1, not \(tokens)")
@@ -75,27 +99,78 @@ struct BenchCommand: AsyncParsableCommand {
     func run() async throws {
         let model = try benchModel()
         let request = try request(model)
+        if simulate { return try showSimulation(model, request) }
         if let output { try BenchTable.checkWritable(output) }
         let start = ContinuousClock.now
         var options = DeviceOptions()
         options.threads = threads
-        let backend = try device.open(options) { Output.note("\($0)") }
-        let opening = (ContinuousClock.now - start) / .seconds(1)
-        let bench = try Bench(
-            model, request, stage,
-            on: OpenedDevice(backend, sageArchitecture: backend.sageArchitecture),
-            tokens: tokens, repeats: repeats)
-        let printer = BenchPrinter(
-            .init(
-                program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),
-                model.name, request, openingSeconds: opening), json: json)
-        let ceilings =
-            operations && stage != .load
-            ? try Ceilings.measure(backend, threads: threads) : nil
-        if let ceilings { printer.show(ceilings) }
-        try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
-        printer.finish()
-        if let output { try printer.table.write(to: output) }
+        options.cuda.route = route
+        let machines = Machines(device: device, group: devices)
+        let openers = try machines.openers(options) { Output.note("\($0)") }
+        let (stage, tokens, repeats) = (stage, tokens, repeats)
+        let opened = openers.map { open in
+            { @Sendable () throws -> OpenedDevice in
+                let backend = try open()
+                return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+            }
+        }
+        try GroupBench.run(opened) { device in
+            let backend = device.backend
+            let opening = (ContinuousClock.now - start) / .seconds(1)
+            let bench = try Bench(
+                model, request, stage, on: device, tokens: tokens, repeats: repeats)
+            let printer = BenchPrinter(
+                .init(
+                    program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),
+                    model.name, request, openingSeconds: opening, devices: openers.count),
+                json: json)
+            let ceilings =
+                operations && stage != .load
+                ? try Ceilings.measure(backend, threads: threads) : nil
+            if let ceilings { printer.show(ceilings) }
+            _ = backend.membership.share(ceilings)
+            try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
+            printer.finish()
+            if let output { try printer.table.write(to: output) }
+        } others: { device in
+            let bench = try Bench(
+                model, request, stage, on: device, tokens: tokens, repeats: repeats)
+            let ceilings: Ceilings? = device.backend.membership.share(nil)
+            try bench.measure(against: ceilings) { _ in }
+        }
+    }
+
+    private func showSimulation(_ model: BenchModel, _ request: Request) throws {
+        guard let card = Card.named(card) else {
+            throw ValidationError(
+                "--card \(card) is not known; there are "
+                    + Card.known.map(\.shortName).joined(separator: ", "))
+        }
+        guard link > 0, measured ?? 1 > 0 else {
+            throw ValidationError("--link and --measured must be above 0")
+        }
+        // A single number is how many there are.
+        let count =
+            switch devices?.members ?? [] {
+            case let members where members.count > 1: members.count
+            case let members: if case .gpu(let number)? = members.first { number } else { 8 }
+            }
+        guard (1...64).contains(count) else {
+            throw ValidationError("--devices with --simulate must be 1 to 64, not \(count)")
+        }
+        let found = try Simulation.run(
+            model, request, counts: Array(1...count), card: card, link: link * 1e9,
+            measured: measured)
+        if json { return found.forEach { Output.json($0) } }
+        var rows = [["stage", "devices", "time", "times as fast", "sent by each", "waiting"]]
+        for line in found {
+            rows.append([
+                line.stage, "\(line.devices)", describe(seconds: line.seconds),
+                fixed(line.speedup, 2), describe(bytes: line.sentBytes),
+                describe(seconds: line.waitingSeconds),
+            ])
+        }
+        Output.line(Output.table(rows))
     }
 
     func benchModel() throws -> BenchModel {
@@ -124,6 +199,7 @@ struct BenchCommand: AsyncParsableCommand {
 }
 
 extension BenchStage: ExpressibleByArgument {}
+extension Route: ExpressibleByArgument {}
 
 /// The form of the linear layers in the transformer's blocks.
 enum BenchLinears: String, ExpressibleByArgument, CaseIterable {

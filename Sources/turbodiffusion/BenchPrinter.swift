@@ -107,7 +107,8 @@ final class BenchPrinter {
 
 extension BenchTable.Settings {
     fileprivate var lines: [String] {
-        var lines = ["device     \(machine.device)"]
+        let group = devices > 1 ? " × \(devices)" : ""
+        var lines = ["device     \(machine.device)\(group)"]
         if let driver = machine.driver, let count = machine.multiprocessors,
             let memory = machine.memoryBytes
         {

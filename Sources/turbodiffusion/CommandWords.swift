@@ -34,18 +34,23 @@ extension TurboDiffusion {
                 TextStream.output.write(script + "\n")
                 return EXIT_SUCCESS
             }
-            var command = try await command(words)
+            let parsed = try await command(words)
             for note in repeatedOptions(normalized(words)) where !words.contains("--quiet") {
                 Output.note("note: \(note)")
             }
-            if var command = command as? any AsyncParsableCommand {
-                try await command.run()
-            } else {
-                try command.run()
-            }
+            try await carryOut(parsed)
             return EXIT_SUCCESS
         } catch {
             return end(error, words)
+        }
+    }
+
+    private static func carryOut(_ parsed: any ParsableCommand) async throws {
+        if var command = parsed as? any AsyncParsableCommand {
+            try await command.run()
+        } else {
+            var command = parsed
+            try command.run()
         }
     }
 
@@ -128,7 +133,7 @@ extension TurboDiffusion {
         else { return nil }
         let owners = configuration.subcommands.filter { $0._commandName != command }.filter {
             helpMessage(for: $0, columns: 200).split { ", \n<".contains($0) }.contains(option)
-        }.map(\._commandName)
+        }.map { $0._commandName }
         let usual = ["t2v", "i2v"].filter(owners.contains)
         guard let owner = usual.first ?? (owners.count == 1 ? owners[0] : nil) else { return nil }
         return "\(command) has no option '\(option)'; 'turbodiffusion \(owner)' has it"

@@ -15,6 +15,9 @@ struct CompareCommand: AsyncParsableCommand {
         discussion: """
             Videos, animations, pictures and sequences (frames/%04d.png) are compared frame by frame: PSNR over all \
             channels, SSIM (11x11 Gaussian windows) of the luma. Files of tensors are compared tensor by tensor.
+
+            Example:
+              turbodiffusion compare video.mp4 again.mp4 --picture difference.png
             """)
 
     @Argument(help: "The reference.", completion: .file())

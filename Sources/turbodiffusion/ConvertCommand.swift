@@ -28,6 +28,9 @@ struct ConvertCommand: AsyncParsableCommand {
         discussion: """
             Prefixes such as 'net.' or 'model.diffusion_model.' are removed. Without \
             options, names and types stay as they are.
+
+            Example:
+              turbodiffusion convert model.gguf model.safetensors --dtype bf16
             """)
 
     @Argument(

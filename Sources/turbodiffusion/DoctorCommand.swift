@@ -17,7 +17,7 @@ struct DoctorCommand: AsyncParsableCommand {
         commandName: "doctor",
         abstract:
             "Look at the machine: processor, memory, disk, models, ffmpeg, GPU; test the GPU.",
-        discussion: "The exit status is 1 where a GPU is present but cannot be used.")
+        discussion: "The exit status is 1 if a GPU is present but cannot be used.")
 
     @Option(
         name: .customLong("cuda-libraries"),
@@ -106,21 +106,28 @@ struct DoctorCommand: AsyncParsableCommand {
             advice: (free ?? .max) < 1 << 30 ? "videos and temporary files need room" : nil)
     }
 
-    /// The published models, as far as their files are here.
+    /// The published models: those whose files are all here, then the names of the others.
     private func models() -> [Finding] {
-        Catalog.published.entries.map { entry in
-            let subject = "model"
+        var (here, others) = ([Finding](), [String]())
+        for name in Catalog.published.names {
             do throws(CatalogError) {
-                let models = try Catalog.published.open(ModelChoice(entry.name))
+                let models = try Catalog.published.open(ModelChoice(name))
                 try models.checkPresence(of: ModelFile.allCases)
-                return Finding(subject, .fine, "\(entry.name): all files are here")
+                here.append(Finding("model", .fine, "\(name): all files are here"))
             } catch {
-                return Finding(subject, .warning, "\(entry.name): \(error)")
+                others.append(name)
             }
         }
+        if others.isEmpty { return here }
+        let text = "not here: " + others.joined(separator: ", ")
+        return here + [
+            Finding(
+                "model", here.isEmpty ? .warning : .fine, text,
+                advice: here.isEmpty ? "README.md says where they are published" : nil)
+        ]
     }
 
-    /// Tried with the format that is written where nobody asks for another.
+    /// Looks for ffmpeg and tries to encode .mp4, the default format.
     private func ffmpeg() async -> Finding {
         do {
             let ffmpeg = try FFmpeg.find()

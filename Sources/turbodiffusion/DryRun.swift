@@ -31,7 +31,10 @@ struct PlanReport: Encodable {
 }
 
 extension Generation {
-    func printPlan(_ printer: ProgressPrinter) async throws {
+    func printPlan() async throws {
+        let tell = { (text: String) in
+            if !execution.quiet { Output.note("note: \(text)") }
+        }
         var videos = 1
         var one = self
         if options.content.prompts != nil || options.content.seeds != nil {
@@ -39,16 +42,16 @@ extension Generation {
             videos = items.count
             one = generation(of: items[0])
         }
-        let prepared = try await one.prepare(tell: printer.note)
+        let prepared = try await one.prepare(tell: tell)
         try await check(prepared)
-        let report = try report(prepared, videos: videos, tell: printer.note)
-        printer.tellNotes()
+        let report = try report(prepared, videos: videos, tell: tell)
         if execution.json { return Output.json(report) }
         for line in report.lines(limit: execution.memoryLimit?.bytes) { Output.line(line) }
     }
 
     func report(_ prepared: Prepared, videos: Int, tell: (String) -> Void) throws -> PlanReport {
-        let whole = try Plan(prepared.run)
+        let devices = try execution.machines.count
+        let whole = try Plan(prepared.run, devices: devices)
         let plan = try fitted(whole, tell: tell)
         let models = prepared.models
         let files = ModelSet.files(for: try prepared.run.parts)
@@ -58,7 +61,7 @@ extension Generation {
             if prepared.missing.contains(file) { return planned?.byteCount(file) ?? 0 }
             return FilePath(path).fileSize ?? 0
         }
-        let isOnGPU = execution.device.isGPU
+        let isOnGPU = execution.machines.isGPU
         let page = sysconf(Int32(_SC_PAGESIZE))
         return PlanReport(
             model: models.name, missing: prepared.missing.compactMap { models[$0] },
@@ -66,7 +69,7 @@ extension Generation {
             missingBytes: prepared.missing.reduce(0) { $0 + bytes($1) },
             freeDiskBytes: FilePath(".").freeBytes,
             // The process itself, pinned buffers, frames on their way; a CPU's models and activations are here too.
-            hostBytes: isOnGPU ? 1 << 30 : 128 << 20 + plan.peakBytes,
+            hostBytes: isOnGPU ? 1 << 30 : 128 << 20 + devices * plan.peakBytes,
             freeHostBytes: sysconf(Int32(_SC_AVPHYS_PAGES)) * page, videos: videos, plan: plan,
             estimates: estimates(whole, prepared.run.request.arithmetic.linears, isOnGPU))
     }
@@ -76,12 +79,12 @@ extension Generation {
         var cards = execution.cards.flatMap(\.cards)
         var result: [Estimate] = []
         if isOnGPU {
-            let name = execution.device.cardName ?? ""
+            let name = execution.machines.cardName ?? ""
             if let own = Card.named(name) { cards.insert(own, at: 0) }
         } else {
             result.append(Estimate(plan, onCPUWith: execution.threads))
             // Large models are wanted on cards.
-            if cards.isEmpty, execution.device != .cpu, plan.peakBytes > 1 << 30 {
+            if cards.isEmpty, execution.device != .cpu, execution.devices == nil, plan.peakBytes > 1 << 30 {
                 cards = Card.known
             }
         }
@@ -112,7 +115,8 @@ extension PlanReport {
         }
         lines.append(Output.table(rows))
         lines += plan.notices.map(\.message)
-        lines.append("peak device memory: \(describe(bytes: plan.peakBytes))")
+        let each = plan.devices > 1 ? " on each of \(plan.devices) devices" : ""
+        lines.append("peak device memory: \(describe(bytes: plan.peakBytes))\(each)")
         if let resident = plan.residentWeights {
             lines.append(
                 "weights stream from host memory; \(describe(bytes: resident)) of them stay on the device"

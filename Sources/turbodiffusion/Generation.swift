@@ -32,7 +32,7 @@ struct Generation {
         let printer = ProgressPrinter(
             json: execution.json, quiet: execution.quiet, verbose: execution.verbose)
         do {
-            if execution.dryRun { return try await printPlan(printer) }
+            if execution.dryRun { return try await printPlan() }
             if options.content.prompts != nil || options.content.seeds != nil {
                 return try await makeAll(printer)
             }
@@ -94,7 +94,7 @@ struct Generation {
         }
         let outputs = try Outputs(
             of: run, path: path, crf: options.output.crf ?? repeated?.crf, existing: existing,
-            makesFolder: path.hasPrefix("output/"))
+            makesFolder: path.hasPrefix("output/") || item != nil)
         let stored =
             execution.dryRun
             ? nil
@@ -196,7 +196,7 @@ struct Generation {
         return (picture.width, picture.height)
     }
 
-    /// Every file that the run will open must be there.
+    /// Every file that the run will open must exist.
     private func check(_ run: Run, _ models: ModelSet, needing files: [ModelFile]) throws {
         try models.checkPresence(of: files)
         let start = run.options.start

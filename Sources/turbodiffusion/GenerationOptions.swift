@@ -66,7 +66,7 @@ struct ContentOptions: ParsableArguments {
         help: "A file with a prompt a line, - for standard input: a video of each, for every seed.",
         completion: .file())
     var prompts: String?
-    @Option(help: "Videos to make from one noise draw (default 1).")
+    @Option(help: "Number of videos to make from one noise draw (default 1).")
     var numSamples: Int?
     @Option(
         help: "Repeat the request stored in this video, changed by the other options.",
@@ -189,10 +189,16 @@ struct ExecutionOptions: ParsableArguments {
         help: "Where to compute: auto, cpu, cuda or cuda:N.",
         completion: .list(["auto", "cpu", "cuda", "cuda:0"]))
     var device = DeviceChoice.automatic
+    @Option(
+        help: """
+            Make each video on several devices together, to the same bits: GPUs by number or UUID (0,1), cuda:all, or \
+            cpu,cpu.
+            """)
+    var devices: DeviceGroup?
     @Option(help: "CPU threads (default: all).")
     var threads: Int?
     @Option(
-        help: "The most device memory to use, such as 16GiB (default: what is free).",
+        help: "The most memory to use on each device, such as 16GiB (default: what is free).",
         transform: ByteCount.init)
     var memoryLimit: ByteCount?
     @Flag(help: "Release the transformer before decoding.")
@@ -216,10 +222,13 @@ struct ExecutionOptions: ParsableArguments {
     var verbose = false
 
     func validate() throws {
+        try Machines.check(device, devices)
         if let threads, !(1...4096).contains(threads) {
             throw ValidationError("--threads must be 1 to 4096, not \(threads)")
         }
     }
+
+    var machines: Machines { Machines(device: device, group: devices) }
 
     /// - Parameter resident: bytes of weights that stay on a GPU; nil for all.
     func deviceOptions(resident: Int?) -> DeviceOptions {

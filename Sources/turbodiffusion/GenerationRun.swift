@@ -2,6 +2,7 @@
 
 import Delivery
 import Devices
+import Families
 import Ground
 import Runs
 import Synchronization
@@ -13,10 +14,11 @@ extension Generation {
     /// that one plan is true of all.
     func make(_ all: [Prepared], _ printer: ProgressPrinter) async throws {
         guard let first = all.first else { return }
-        let plan = try fitted(try Plan(first.run), tell: printer.note)
-        let isOnGPU = execution.device.isGPU
+        let devices = try execution.machines.count
+        let plan = try fitted(try Plan(first.run, devices: devices), tell: printer.note)
+        let isOnGPU = execution.machines.isGPU
         let keepsText = all.count > 1 && hasRoom(forTextBeside: plan, isOnGPU)
-        let engine = engine(for: plan) { printer.show($0) }
+        let engine = try engine(for: plan) { printer.show($0) }
         for (index, prepared) in all.enumerated() {
             guard let stored = prepared.stored else { continue }
             var run = plan.applied(to: prepared.run)
@@ -29,7 +31,7 @@ extension Generation {
                 run, to: prepared.outputs, stored: stored,
                 watch: WriterWatch(written: { path in
                     files.withLock { $0.append(path) }
-                    Interruption.keeps(path)
+                    Interruption.noteFinished(path)
                 }),
                 events: printer.show)
             printer.showEnd(report, files: files.withLock { $0 }, stored: stored)
@@ -38,15 +40,19 @@ extension Generation {
 
     private func engine(
         for plan: Plan, tell: @escaping @Sendable (RunEvent) -> Void
-    ) -> Engine {
-        let (execution, needed, resident) = (execution, plan.peakBytes, plan.residentWeights)
-        return Engine {
-            let backend = try execution.device.open(execution.deviceOptions(resident: resident)) {
-                tell(.notice(.device("\($0)")))
-            }
-            try backend.checkFreeMemory(needed)
-            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
-        }
+    ) throws -> Engine {
+        let needed = plan.peakBytes
+        let openers = try execution.machines.openers(
+            execution.deviceOptions(resident: plan.residentWeights)
+        ) { tell(.notice(.device("\($0)"))) }
+        return Engine(
+            group: openers.map { open in
+                {
+                    let backend = try open()
+                    try backend.checkFreeMemory(needed)
+                    return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+                }
+            })
     }
 
     // MARK: Memory
@@ -54,7 +60,7 @@ extension Generation {
     /// The plan within what was said, or within what a GPU has free.
     func fitted(_ plan: Plan, tell: (String) -> Void) throws -> Plan {
         if let limit = execution.memoryLimit?.bytes { return try plan.fitted(to: limit) }
-        guard execution.device.isGPU, let free = execution.device.freeMemory else { return plan }
+        guard execution.machines.isGPU, let free = execution.machines.freeMemory else { return plan }
         return try Self.fitted(plan, free: free, tell: tell)
     }
 
@@ -80,7 +86,7 @@ extension Generation {
         // A CPU's weights are mapped from their file.
         guard isOnGPU else { return true }
         guard plan.residentWeights == nil,
-            let room = execution.memoryLimit?.bytes ?? execution.device.freeMemory
+            let room = execution.memoryLimit?.bytes ?? execution.machines.freeMemory
         else { return false }
         let text = plan.stages.first { $0.part == .textEncoder }?.weightBytes ?? 0
         return plan.peakBytes + text + (1 << 30) <= room

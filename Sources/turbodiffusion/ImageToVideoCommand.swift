@@ -8,8 +8,8 @@ struct ImageToVideoCommand: AsyncParsableCommand {
         commandName: "i2v",
         abstract: "Make a video from a picture and text.",
         discussion: """
-            Takes the options of TurboDiffusion's wan2.2_i2v_infer.py under the same names. --model names a folder \
-            with a config.json, or the checkpoints are named one by one.
+            Takes the options of TurboDiffusion's wan2.2_i2v_infer.py under the same names. Either --model names a \
+            folder with a config.json, or each checkpoint is named.
 
             Examples:
               turbodiffusion i2v --image_path cat.jpg --prompt "The cat blinks." --adaptive_resolution
@@ -23,14 +23,14 @@ struct ImageToVideoCommand: AsyncParsableCommand {
     struct Picture: ParsableArguments {
         @Option(help: "The picture that the video starts with.", completion: .file())
         var imagePath: String?
-        @Flag(help: "Take the picture's aspect ratio and the area of the named resolution.")
+        @Flag(help: "Use the picture's aspect ratio, with the area of the named resolution.")
         var adaptiveResolution = false
     }
 
     struct Files: ParsableArguments {
-        @Option(help: "The expert for high noise.", completion: .file())
+        @Option(help: "The high-noise expert.", completion: .file())
         var highNoiseModelPath: String?
-        @Option(help: "The expert for low noise.", completion: .file())
+        @Option(help: "The low-noise expert.", completion: .file())
         var lowNoiseModelPath: String?
         @Option(help: "Noise level below which the low-noise expert takes over (default 0.9).")
         var boundary: Double?

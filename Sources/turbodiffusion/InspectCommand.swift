@@ -17,6 +17,9 @@ struct InspectCommand: AsyncParsableCommand {
             Of a folder that holds a model, its files are listed.
             Blocks with equal tensors are shown once. The exit status is 1 where a checkpoint \
             lacks tensors of its model, or where two compared ones differ.
+
+            Example:
+              turbodiffusion inspect Models/nano video.mp4 model.safetensors
             """)
 
     @Argument(help: "Checkpoints or videos to show.", completion: .file())

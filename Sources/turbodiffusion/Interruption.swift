@@ -17,6 +17,8 @@ enum Interruption {
         SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM,
     ]
     private static let kept = Mutex<[String]>([])
+    /// What the first signal does instead of ending the process.
+    private static let ending = Mutex<(@Sendable () -> Void)?>(nil)
 
     /// Called once, before the first command runs.
     static func install() {
@@ -42,13 +44,40 @@ enum Interruption {
             &thread, nil,
             { reading in
                 var number: UInt8 = 0
-                while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                repeat {
+                    while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
+                } while Interruption.takesPause() || Interruption.takesEnding()
                 Interruption.end(by: Int32(number))
             }, reading)
     }
 
+    private enum Pause: Int, AtomicRepresentable { case never, possible, asked }
+    private static let pause = Atomic(Pause.never)
+
+    /// From now on the first signal asks for a pause instead of ending the process; the next one ends it.
+    static func pauses() { pause.store(.possible, ordering: .relaxed) }
+
+    /// Whether a pause was asked for.
+    static var isPausing: Bool { pause.load(ordering: .relaxed) == .asked }
+
+    private static func takesPause() -> Bool {
+        pause.compareExchange(expected: .possible, desired: .asked, ordering: .relaxed).exchanged
+    }
+
     /// Notes a finished file, which is mentioned if the process is stopped later.
     static func noteFinished(_ path: String) { kept.withLock { $0.append(path) } }
+
+    /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
+    static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
+
+    private static func takesEnding() -> Bool {
+        let body = ending.withLock { ending in
+            defer { ending = nil }
+            return ending
+        }
+        body?()
+        return body != nil
+    }
 
     private static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()

@@ -12,6 +12,9 @@ struct LoRACommand: AsyncParsableCommand {
             kohya, musubi-tuner, LyCORIS, ComfyUI, diffusers and PEFT. Quantised layers are \
             dequantised, changed and quantised again. Unused keys are listed; a change of an \
             unknown kind is refused.
+
+            Example:
+              turbodiffusion lora model.safetensors styled.safetensors --lora style.safetensors:0.8
             """)
 
     @Argument(help: "The checkpoint to change.", completion: .file())

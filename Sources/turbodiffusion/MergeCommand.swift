@@ -11,6 +11,10 @@ struct MergeCommand: AsyncParsableCommand {
             result = base + w (diff_target - diff_base), in f32, stored in the type of the base. \
             Tensors that only the base has are kept; those that only the target has are added. \
             The options are those of the original's merge_models.py.
+
+            Example:
+              turbodiffusion merge --base tuned.pth --diff-base Wan.pth --diff-target Turbo.pth \\
+                  --output out.pth
             """)
 
     @Option(help: "The checkpoint that is changed.", completion: .file())

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Checkpoints
+import Tensors
 
 struct QuantizeCommand: AsyncParsableCommand {
     enum Format: String, ExpressibleByArgument, CaseIterable {
@@ -15,6 +16,9 @@ struct QuantizeCommand: AsyncParsableCommand {
             Every linear layer in the blocks is quantised, except proj_l. int8 uses blocks of \
             128x128 and is, byte for byte, what modify_model.py --quant_linear makes; fp8 (e4m3) \
             has one scale per row.
+
+            Example:
+              turbodiffusion quantize Wan2.1_T2V.pth quant.safetensors
             """)
 
     @Argument(help: "A plain checkpoint.", completion: .file())

@@ -203,7 +203,7 @@ extension GenerationOptions {
         note("--card", !execution.cards.isEmpty, execution.dryRun ? nil : "it is for --dry_run")
         note(
             "--threads", execution.threads != nil,
-            execution.device.isGPU ? "a GPU computes" : nil)
+            execution.machines.isGPU ? "a GPU computes" : nil)
         if start.latents != nil {
             let given = [
                 ("--seed", content.seed != nil), ("--num_frames", content.numFrames != nil),

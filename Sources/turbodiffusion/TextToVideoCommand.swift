@@ -24,11 +24,11 @@ struct TextToVideoCommand: AsyncParsableCommand {
     struct Files: ParsableArguments {
         @Option(help: "The transformer's checkpoint.", completion: .file())
         var ditPath: String?
-        @Option(help: "The expert for low noise, of a model with two.", completion: .file())
+        @Option(help: "The low-noise expert of a model with two.", completion: .file())
         var lowNoiseModelPath: String?
         @Option(help: "Noise level below which the low-noise expert takes over (default 0.875).")
         var boundary: Double?
-        @Flag(help: "Accepted for the original's command lines; nothing needs compiling here.")
+        @Flag(help: "Has no effect; accepted so that the original's command lines work.")
         var compile = false
     }
 

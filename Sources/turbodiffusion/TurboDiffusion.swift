@@ -16,10 +16,11 @@ struct TurboDiffusion: AsyncParsableCommand {
         discussion: "Options may be written with '-' or '_' between words.",
         version: programVersion,
         subcommands: [
-            TextToVideoCommand.self, ImageToVideoCommand.self, InspectCommand.self,
+            TextToVideoCommand.self, ImageToVideoCommand.self, ServeCommand.self,
+            InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
             CompareCommand.self, VerifyCommand.self, BenchCommand.self,
-            KernelsCommand.self, DoctorCommand.self,
+            KernelsCommand.self, DoctorCommand.self, TrainCommand.self, DatasetCommand.self,
         ])
 
     static func main() async {
@@ -31,7 +32,7 @@ struct TurboDiffusion: AsyncParsableCommand {
             Output.note("Error: \(error)")
             code = ExitCode.validationFailure.rawValue
         }
-        // Whoever closed the pipe has seen enough; who lacks a part of the result must be told.
+        // A reader that closed the pipe has seen enough; any other failure means that output is missing.
         if let failure = TextStream.output.failure, code == EXIT_SUCCESS {
             if failure != .brokenPipe { Output.note("cannot write the output: \(failure)") }
             code = EXIT_FAILURE

@@ -7,6 +7,7 @@ import Devices
 import Families
 import Media
 import Runs
+import Training
 
 /// One line for people, and a code for programs, which stays the same between versions.
 struct UserError: Error, CustomStringConvertible {
@@ -35,6 +36,12 @@ extension UserError {
         case let error as CheckpointError: self.init("checkpoint", "\(error)")
         case let error as MediaError: self.init("media", "\(error)")
         case let error as MemoryShortage: self.init(error)
+        case let error as DeviceGroupError: self.init("device.group", "--devices: \(error)")
+        case let error as GroupError:
+            let cause = UserError(error.underlying, takesPicture: takesPicture)
+            self.init(cause.code, "\(error.device): \(cause.description)")
+        case let error as DataError: self.init("train.data", "\(error)")
+        case let error as RunFolderError: self.init("train.folder", "\(error)")
         case is CancellationError: self.init("cancelled", "cancelled")
         default: self.init("other", "\(error)")
         }
@@ -102,7 +109,7 @@ extension UserError {
                     + "or name it with --tokenizer_path")
         case .missingFile(let file, _, _):
             self.init(
-                code, "\(error): \(file.option(takesPicture: takesPicture)) FILE names another")
+                code, "\(error); name another with \(file.option(takesPicture: takesPicture)) FILE")
         case .missingFiles(let files, _):
             let options = ModelFile.allCases.filter { files[$0] != nil }.map {
                 "\($0.option(takesPicture: takesPicture)) FILE"

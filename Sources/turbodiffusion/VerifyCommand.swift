@@ -16,6 +16,9 @@ struct VerifyCommand: AsyncParsableCommand {
             Runs every case below FOLDER and prints a line for each: what was measured and what is allowed. \
             On a GPU, every operation is also checked against the CPU and for repeatability. \
             The exit status is 1 if anything fails.
+
+            Example:
+              turbodiffusion verify Tests/Golden --device cuda
             """)
 
     @Argument(help: "A folder of fixtures.", completion: .directory)

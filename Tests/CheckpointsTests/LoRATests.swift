@@ -137,7 +137,8 @@ struct LoRATests {
     }
 
     @Test(
-        "quantised layers are changed and quantised again", arguments: [LinearFormat.int8Blocks, .fp8Rows])
+        "quantised layers are changed and quantised again",
+        arguments: [LinearFormat.int8Blocks, .fp8Rows])
     func quantizedBase(format: LinearFormat) throws {
         let base = randomTransformer(Self.model)
         let lora = MemoryCheckpoint(

@@ -119,7 +119,9 @@ private func line(_ words: String...) async -> String {
         let test = """
             complete_words() {
                 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
-                COMPREPLY=(); _turbodiffusion; echo "${COMPREPLY[*]}"
+                COMPREPLY=()
+                _turbodiffusion x "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+                echo "${COMPREPLY[*]}"
             }
             complete_words turbodiffusion t2v --num_s
             complete_words turbodiffusion t2v --attention_type s

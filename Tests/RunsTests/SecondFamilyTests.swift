@@ -12,7 +12,7 @@ import Tensors
 import Testing
 
 /// A family that differs from Wan's in every size, with random weights.
-private struct SecondFamily {
+struct SecondFamily {
     let folder: TemporaryFolder
     let catalog: Catalog
 
@@ -35,7 +35,7 @@ private struct SecondFamily {
         dim: 8, latentChannels: 6, multiples: [1, 2, 2], halvesTime: [true, false])
 
     /// Writes the files and adds the line.
-    init() throws {
+    init(_ transformer: WanTransformerArchitecture = transformer) throws {
         let folder = try TemporaryFolder()
         self.folder = folder
         func write(_ name: String, _ model: DetectedModel, seed: UInt64) throws -> String {
@@ -58,16 +58,18 @@ private struct SecondFamily {
         let text = UMT5Architecture(
             vocabulary: 2048, dim: 48, attentionDim: 48, feedForward: 64, heads: 3, layers: 1)
         let files: [ModelFile: [String]] = [
-            .transformer: [try write("high", .wanTransformer(Self.transformer), seed: 1)],
-            .lowNoiseTransformer: [try write("low", .wanTransformer(Self.transformer), seed: 2)],
+            .transformer: [try write("high", .wanTransformer(transformer), seed: 1)],
+            .lowNoiseTransformer: [try write("low", .wanTransformer(transformer), seed: 2)],
             .textEncoder: [try write("text", .umT5(text), seed: 3)],
             .tokenizer: [projectFolder + "/Models/nano/tokenizer.model"],
             .vae: [try write("vae", .wanVAE(Self.vae), seed: 4)],
         ]
+        var family = Self.family
+        family.heads = transformer.heads
         catalog = Catalog(
             entries: Catalog.published.entries + [
                 Catalog.Entry(
-                    "Second", Self.family, .named(files), transformer: Self.transformer,
+                    "Second", family, .named(files), transformer: transformer,
                     textEncoder: text, vae: Self.vae)
             ])
     }

@@ -29,9 +29,9 @@ TARGET static void strip(const struct context *ctx, long y, long y_step, long x,
                          long count) {
     const struct cpu_convolution_job *job = ctx->job;
     const int up = job->upsample ? 1 : 0;
-    const long s = (long)job->stride, pad = (long)job->padding, row = (long)job->width;
+    const long s = (long)job->stride, row = (long)job->width;
     const long kh = (long)job->kernel_height, kw = (long)job->kernel_width;
-    const long top = y * s - pad, left = x * s - pad;
+    const long top = y * s - job->padding_top, left = x * s - job->padding_left;
     const long h0 = maximum(0, -top), h1 = minimum(kh, ctx->height - top);
     const long w0 = maximum(0, -left), w1 = minimum(kw, ctx->width - left);
     // With `upsample`, neighbouring taps may read the same pixel, so each is a run of its own.
@@ -75,7 +75,8 @@ TARGET void cpu_convolution(const struct cpu_convolution_job *job, const void *c
                             const void *residual, void *y, size_t first_row, size_t last_row,
                             size_t first_panel, size_t last_panel) {
     const size_t inner = job->kernel_time * job->kernel_height * job->kernel_width * job->inputs;
-    const long up = job->upsample ? 2 : 1, s = (long)job->stride, pad = (long)job->padding;
+    const long up = job->upsample ? 2 : 1, s = (long)job->stride;
+    const long pad_top = job->padding_top, pad_left = job->padding_left;
     struct context ctx = {
         .job = job,
         .frames = frames,
@@ -88,11 +89,11 @@ TARGET void cpu_convolution(const struct cpu_convolution_job *job, const void *c
     };
     // The rows and columns of the result whose kernels lie entirely inside the frame.
     const long columns = (long)job->out_width, begin = (long)first_row, end = (long)last_row;
-    const long inner_left = minimum((pad + s - 1) / s, columns);
-    const long room_x = ctx.width + pad - (long)job->kernel_width;
+    const long inner_left = minimum((pad_left + s - 1) / s, columns);
+    const long room_x = ctx.width + pad_left - (long)job->kernel_width;
     const long inner_right = maximum(inner_left, minimum(room_x < 0 ? 0 : room_x / s + 1, columns));
-    const long room_y = ctx.height + pad - (long)job->kernel_height;
-    const long inner_top = minimum(maximum((pad + s - 1) / s, begin), end);
+    const long room_y = ctx.height + pad_top - (long)job->kernel_height;
+    const long inner_top = minimum(maximum((pad_top + s - 1) / s, begin), end);
     const long inner_bottom = maximum(inner_top, minimum(room_y < 0 ? 0 : room_y / s + 1, end));
 
     for (size_t index = first_panel; index < last_panel; index++) {

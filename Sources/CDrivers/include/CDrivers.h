@@ -4,6 +4,7 @@
 
 #include "cpu_kernels.h"
 #include "cuda_driver.h"
+#include "heap.h"
 #include "nvrtc.h"
 #include "onednn.h"
 

@@ -82,8 +82,9 @@ struct cpu_convolution_job {
     /// 1 or 2, in height and width
     size_t stride;
     /// Rows of zeros above and columns to the left of the frame; those below and to the right follow from the size of
-    /// the result.
-    size_t padding;
+    /// the result. Fewer than none: the
+    /// result's first row reads from a later one on.
+    long padding_top, padding_left;
     /// Whether height and width are doubled first, by repeating each pixel; needs stride 1.
     int upsample;
     size_t out_height, out_width;

@@ -48,6 +48,35 @@ enum {
     CU_EVENT_DISABLE_TIMING = 2,
 };
 
+// ---- copies of runs ----------------------------------------------------------------------------
+
+enum {
+    CU_MEMORYTYPE_HOST = 1,
+    CU_MEMORYTYPE_UNIFIED = 4,
+    CU_MEMHOSTALLOC_PORTABLE = 1,
+};
+
+typedef struct {
+    size_t srcXInBytes, srcY;
+    int32_t srcMemoryType;
+    const void *_Nullable srcHost;
+    CUdeviceptr srcDevice;
+    void *_Nullable srcArray;
+    size_t srcPitch;
+    size_t dstXInBytes, dstY;
+    int32_t dstMemoryType;
+    void *_Nullable dstHost;
+    CUdeviceptr dstDevice;
+    void *_Nullable dstArray;
+    size_t dstPitch;
+    size_t WidthInBytes, Height;
+} CUDA_MEMCPY2D;
+_Static_assert(sizeof(CUDA_MEMCPY2D) == 128, "ABI");
+
+typedef struct {
+    unsigned char bytes[16];
+} CUuuid;
+
 // ---- virtual memory ---------------------------------------------------------------------------
 
 enum {
@@ -124,6 +153,9 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
     F(cuDeviceGetName, "cuDeviceGetName", (char *name, int length, CUdevice device))                \
     F(cuDeviceGetAttribute, "cuDeviceGetAttribute", (int *value, int attribute, CUdevice device))   \
     F(cuDeviceTotalMem, "cuDeviceTotalMem_v2", (size_t * bytes, CUdevice device))                   \
+    F(cuDeviceGetUuid, "cuDeviceGetUuid_v2", (CUuuid * uuid, CUdevice device))                      \
+    F(cuDeviceCanAccessPeer, "cuDeviceCanAccessPeer",                                               \
+      (int *can, CUdevice device, CUdevice peer))                                                   \
     F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain",                                         \
       (CUcontext _Nullable * _Nonnull context, CUdevice device))                                    \
     F(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", (CUdevice device))                 \
@@ -166,6 +198,7 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
       (void *destination, CUdeviceptr source, size_t bytes, CUstream stream))                       \
     F(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2",                                                    \
       (CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream))                 \
+    F(cuMemcpy2DAsync, "cuMemcpy2DAsync_v2", (const CUDA_MEMCPY2D *copy, CUstream stream))          \
     F(cuMemsetD8Async, "cuMemsetD8Async",                                                           \
       (CUdeviceptr destination, unsigned char value, size_t count, CUstream stream))                \
     F(cuMemsetD32Async, "cuMemsetD32Async",                                                         \

@@ -17,8 +17,7 @@ extension VectorOperations {
         guard x.dtype == .f32 || (x.dtype == .bf16 && weight.tensor.dtype == .bf16),
             history?.dtype ?? x.dtype == x.dtype, residual?.dtype ?? x.dtype == x.dtype,
             kernel.time * kernel.height * kernel.width <= 128, geometry.inputs > 0,
-            !geometry.upsample || geometry.spatialStride == 1,
-            geometry.padding.top == geometry.padding.left
+            !geometry.upsample || geometry.spatialStride == 1
         else { return nil }
         if x.dtype == .bf16 && geometry.inputs % 2 != 0 {
             // The bf16 kernels read channels in pairs.
@@ -43,8 +42,8 @@ extension VectorOperations {
                 kind: kind, height: geometry.height, width: geometry.width,
                 inputs: geometry.inputs, outputs: weight.outputs, kernel_time: kernel.time,
                 kernel_height: kernel.height, kernel_width: kernel.width,
-                stride: geometry.spatialStride, padding: geometry.padding.top,
-                upsample: geometry.upsample ? 1 : 0, out_height: shape[1], out_width: shape[2],
+                stride: geometry.spatialStride, padding_top: geometry.padding.top,
+                padding_left: geometry.padding.left, upsample: geometry.upsample ? 1 : 0, out_height: shape[1], out_width: shape[2],
                 packed: packed.bytes,
                 epilogue: cpu_epilogue(
                     bias: bias, round_first: 0, activation: CPU_NONE, gate: nil, residual: nil,

@@ -36,6 +36,15 @@ struct Arena {
         insert(block)
     }
 
+    /// Takes memory away again: free bytes at the end of the last block.
+    mutating func remove(_ block: Block) {
+        guard let last = free.last, last.start <= block.start, last.end == block.end else {
+            programmingError("Arena: \(block) is not free at the end")
+        }
+        free.removeLast()
+        if last.start < block.start { free.append(Block(start: last.start, end: block.start)) }
+    }
+
     static func rounded(_ byteCount: Int) -> Int {
         roundUp(max(byteCount, 1), to: alignment)
     }

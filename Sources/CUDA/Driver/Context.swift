@@ -18,15 +18,16 @@ public final class Context {
 
     /// - Parameters:
     ///   - memoryLimit: the most bytes to take from the device; nil for all.
+    ///   - peers: GPUs that may write to this one's memory, where they can.
     ///   - kernels: where compiled kernels come from.
     public init(
-        _ device: Device, memoryLimit: Int? = nil, kernels: KernelSource
+        _ device: Device, memoryLimit: Int? = nil, peers: [Int] = [], kernels: KernelSource
     ) throws(CUDAError) {
         self.device = device
         kernelArchitecture = device.properties.architecture
         stream = try Stream(device)
         launches = stream
-        memory = DeviceMemory(device, limit: memoryLimit)
+        memory = DeviceMemory(device, limit: memoryLimit, peers: device.peers(of: peers))
         self.kernels = KernelLibrary(device, kernels)
     }
 

@@ -18,6 +18,39 @@ public struct DeviceProperties: Hashable, Sendable {
     public let driver: String
 }
 
+extension Driver {
+    /// What GPU `ordinal` is, without opening it. The ordinal is below `deviceCount`.
+    public func properties(of ordinal: Int) -> DeviceProperties {
+        var device: CUdevice = 0
+        _ = functions.cuDeviceGet(&device, Int32(ordinal))
+        return Device.properties(of: device, self)
+    }
+
+    /// Whether GPU `from` can read and write the memory of GPU `to`.
+    public func canAccess(from: Int, to: Int) -> Bool {
+        var (one, other, can): (CUdevice, CUdevice, Int32) = (0, 0, 0)
+        return functions.cuDeviceGet(&one, Int32(from)) == 0
+            && functions.cuDeviceGet(&other, Int32(to)) == 0
+            && functions.cuDeviceCanAccessPeer(&can, one, other) == 0 && can != 0
+    }
+
+    /// As `nvidia-smi -L` prints it: "GPU-5a1b2c3d-…". nil where the driver does not tell.
+    public func uuid(of ordinal: Int) -> String? {
+        var (device, uuid): (CUdevice, CUuuid) = (0, CUuuid())
+        guard functions.cuDeviceGet(&device, Int32(ordinal)) == 0,
+            functions.cuDeviceGetUuid(&uuid, device) == 0
+        else { return nil }
+        let bytes = withUnsafeBytes(of: &uuid) { Array($0) }
+        let digits = Array("0123456789abcdef")
+        var text = "GPU"
+        for (index, byte) in bytes.enumerated() {
+            if [0, 4, 6, 8, 10].contains(index) { text += "-" }
+            text += String([digits[Int(byte >> 4)], digits[Int(byte & 15)]])
+        }
+        return text
+    }
+}
+
 /// A device with its primary context, current on the thread that made it.
 ///
 /// Not `Sendable`: a device and everything made from it stay on one thread. Operations do not throw. They report a
@@ -70,6 +103,14 @@ public final class Device {
         return free
     }
 
+    /// Those of some GPUs that can read and write this one's memory.
+    func peers(of others: [Int]) -> [CUdevice] {
+        others.filter { driver.canAccess(from: $0, to: ordinal) }.compactMap { other in
+            var peer: CUdevice = 0
+            return cuda.cuDeviceGet(&peer, Int32(other)) == 0 ? peer : nil
+        }
+    }
+
     /// Records a failed `result`, unless a failure is already recorded.
     /// - Returns: whether `result` is a success.
     @discardableResult
@@ -91,7 +132,7 @@ public final class Device {
         return failure
     }
 
-    private static func properties(of device: CUdevice, _ driver: Driver) -> DeviceProperties {
+    static func properties(of device: CUdevice, _ driver: Driver) -> DeviceProperties {
         let cuda = driver.functions
         func attribute(_ which: Int) -> Int {
             var value: Int32 = 0

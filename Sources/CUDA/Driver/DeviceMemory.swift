@@ -22,6 +22,11 @@ public final class DeviceMemory {
         []
     private var segments: [CUdeviceptr] = []
 
+    /// GPUs that may use this memory too.
+    private let peers: [CUdevice]
+    /// Whether they can use all of it.
+    private(set) var peersHaveAccess: Bool
+
     /// Bytes taken from the device.
     public private(set) var mapped = 0
     /// Bytes in allocated buffers: now, and the most since ``resetPeak()``.
@@ -33,10 +38,13 @@ public final class DeviceMemory {
     /// Physical memory comes in multiples of this.
     private static let page = 2 << 20
 
-    init(_ device: Device, limit: Int?) {
+    init(_ device: Device, limit: Int?, peers: [CUdevice] = []) {
         self.device = device
         self.limit = limit
+        self.peers = peers
+        peersHaveAccess = !peers.isEmpty
         reserveAddresses()
+        if reserved == 0 { peersHaveAccess = false }
     }
 
     deinit {
@@ -63,6 +71,19 @@ public final class DeviceMemory {
     }
 
     fileprivate func deallocate(_ pointer: DevicePointer) { arena.deallocate(pointer.address) }
+
+    /// Gives back the memory at the end of the range that no buffer has. Nothing that uses it may be queued.
+    func trim() {
+        while let (handle, start, byteCount) = handles.last, device.failure == nil,
+            arena.freeTail(before: base + UInt64(mapped)) >= byteCount
+        {
+            arena.remove(Arena.Block(start: start, end: start + UInt64(byteCount)))
+            _ = device.cuda.cuMemUnmap(start, byteCount)
+            _ = device.cuda.cuMemRelease(handle)
+            handles.removeLast()
+            mapped -= byteCount
+        }
+    }
 
     // ---- growth ----
 
@@ -127,10 +148,18 @@ public final class DeviceMemory {
             _ = cuda.cuMemRelease(handle)
             return false
         }
-        var access = CUmemAccessDesc()
-        access.location = property.location
-        access.flags = Int32(CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
-        guard cuda.cuMemSetAccess(start, size, &access, 1) == 0 else {
+        var access = ([device.handle] + peers).map { user in
+            var access = CUmemAccessDesc()
+            access.location = CUmemLocation(
+                type: Int32(CU_MEM_LOCATION_TYPE_DEVICE), id: user)
+            access.flags = Int32(CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+            return access
+        }
+        let isShared =
+            peersHaveAccess && cuda.cuMemSetAccess(start, size, &access, access.count) == 0
+        // From then on everything goes by way of the host.
+        if !isShared { peersHaveAccess = false }
+        guard isShared || cuda.cuMemSetAccess(start, size, &access, 1) == 0 else {
             _ = cuda.cuMemUnmap(start, size)
             _ = cuda.cuMemRelease(handle)
             return false
@@ -169,9 +198,11 @@ public final class PinnedBuffer {
     public let bytes: UnsafeMutableRawBufferPointer
     private let device: Device
 
-    public init(_ device: Device, byteCount: Int) throws(CUDAError) {
+    /// - Parameter isPortable: whether the copy engines of other GPUs use it too.
+    public init(_ device: Device, byteCount: Int, isPortable: Bool = false) throws(CUDAError) {
         var address: UnsafeMutableRawPointer?
-        let result = device.cuda.cuMemHostAlloc(&address, max(byteCount, 1), 0)
+        let result = device.cuda.cuMemHostAlloc(
+            &address, max(byteCount, 1), isPortable ? UInt32(CU_MEMHOSTALLOC_PORTABLE) : 0)
         guard result == 0 else {
             throw device.cuda.error(result, "cuMemHostAlloc \(byteCount) bytes")
         }

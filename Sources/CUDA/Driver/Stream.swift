@@ -57,6 +57,39 @@ public final class Stream {
             "cuMemcpyDtoDAsync \(byteCount) bytes")
     }
 
+    /// One side of a copy of runs: where the first is, and how far it is from one to the next.
+    enum Runs {
+        case device(DevicePointer, pitch: Int)
+        /// Pinned memory.
+        case host(UnsafeMutableRawPointer, pitch: Int)
+    }
+
+    /// Copies `rows` runs of `width` bytes; the memory may be another GPU's to which there is access.
+    func copy(rows: Int, width: Int, from source: Runs, to target: Runs) {
+        guard device.failure == nil, rows > 0, width > 0 else { return }
+        var copy = CUDA_MEMCPY2D()
+        (copy.WidthInBytes, copy.Height) = (width, rows)
+        switch source {
+        case .device(let pointer, let pitch):
+            copy.srcMemoryType = Int32(CU_MEMORYTYPE_UNIFIED)
+            (copy.srcDevice, copy.srcPitch) = (pointer.address, pitch)
+        case .host(let pointer, let pitch):
+            copy.srcMemoryType = Int32(CU_MEMORYTYPE_HOST)
+            (copy.srcHost, copy.srcPitch) = (UnsafeRawPointer(pointer), pitch)
+        }
+        switch target {
+        case .device(let pointer, let pitch):
+            copy.dstMemoryType = Int32(CU_MEMORYTYPE_UNIFIED)
+            (copy.dstDevice, copy.dstPitch) = (pointer.address, pitch)
+        case .host(let pointer, let pitch):
+            copy.dstMemoryType = Int32(CU_MEMORYTYPE_HOST)
+            (copy.dstHost, copy.dstPitch) = (pointer, pitch)
+        }
+        device.check(
+            device.cuda.cuMemcpy2DAsync(&copy, handle),
+            "cuMemcpy2DAsync \(rows) x \(width) bytes")
+    }
+
     /// Sets every byte.
     public func fill(_ destination: DevicePointer, with value: UInt8, byteCount: Int) {
         guard device.failure == nil, byteCount > 0 else { return }

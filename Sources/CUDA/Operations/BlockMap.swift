@@ -43,7 +43,8 @@ extension CUDABackend {
         let (rows, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         ensure(256 % dim == 0, "blockMap: headDim \(dim) does not divide 256")
         let type = Self.typeName(k.dtype)
-        let chunks = min(ceilDivide(rows, 64), max(1, 512 / heads))
+        // The same sums however many heads a device has.
+        let chunks = min(ceilDivide(rows, 64), 32)
         let chunk = ceilDivide(rows, chunks)
         let sums = storage(byteCount: heads * chunks * dim * 4)
         let mean = tensor([heads, dim], k.dtype)

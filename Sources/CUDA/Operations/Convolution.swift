@@ -55,8 +55,7 @@ enum ConvolutionPlan: Hashable {
         let mma = ConvolutionPlan.mma(outputs: mmaOutputs(outputs))
         let doubled =
             arguments.upsample == 0
-            || arguments.outHeight == 2 * arguments.height
-                && arguments.outWidth == 2 * arguments.width
+            || arguments.outHeight % 2 == 0 && arguments.outWidth % 2 == 0
         guard architecture == .hopper, outputs % 8 == 0 || outputs <= 16, doubled else {
             return [mma, .simt]
         }
@@ -91,7 +90,8 @@ enum ConvolutionPlan: Hashable {
 extension ConvolutionArguments {
     /// The area that Hopper's tiles cover: the output, or one parity of it if x is upsampled.
     fileprivate var tiledSize: (width: Int, height: Int) {
-        upsample == 0 ? (Int(outWidth), Int(outHeight)) : (Int(width), Int(height))
+        upsample == 0
+            ? (Int(outWidth), Int(outHeight)) : (Int(outWidth) / 2, Int(outHeight) / 2)
     }
 }
 

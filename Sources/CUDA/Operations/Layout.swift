@@ -14,14 +14,15 @@ enum Layout {
         kernels: pairs.map { "patchify<\($0)>" } + pairs.map { "channels_last<\($0)>" }
             + ["float", "bf16"].flatMap { ["unpatchify<\($0)>", "channels_first<\($0)>"] }
             + moved.map { "interleave_time<\($0)>" }
+            + moved.map { "copy_runs<\($0)>" }
             + ["u32", "u16"].map { "kernel_channels_last<\($0)>" } + ["compare_bits"])
 
     static let units = [unit]
 
     /// The largest unit of memory that divides `byteCount` and the address: its C++ type and its bytes.
-    static func unit(_ byteCount: Int, _ pointer: DevicePointer) -> (name: String, size: Int) {
+    static func unit(_ byteCount: Int, _ pointers: DevicePointer...) -> (name: String, size: Int) {
         for (name, size) in [("uint4", 16), ("u32", 4), ("u16", 2)]
-        where byteCount % size == 0 && pointer.address % UInt64(size) == 0 {
+        where byteCount % size == 0 && pointers.allSatisfy({ $0.address % UInt64(size) == 0 }) {
             return (name, size)
         }
         return ("u8", 1)

@@ -30,6 +30,10 @@ enum SparseLinearAttention {
     }
 
     static let units = [exact, rounded, hopper]
+
+    /// In so many pieces sums over the keys of a head are taken, on every card and however many heads a device has: the
+    /// same sums everywhere. With 12 heads two waves of blocks fill a Hopper card.
+    static let chunks = 22
 }
 
 /// The sums over k and v that the linear branch needs, and the statistics that quantisation needs.
@@ -120,10 +124,7 @@ extension CUDABackend {
         let (keys, heads, dim) = (k.shape[0], k.shape[1], k.shape[2])
         let unit = SparseLinearAttention.rounded
         let hopper = context.kernelArchitecture == .hopper
-        // On Hopper one block per multiprocessor. On other cards always 264 blocks, about two per multiprocessor of the
-        // largest, so that all of them sum in the same order.
-        let blocks = hopper ? context.properties.multiprocessors : 264
-        let chunks = min(ceilDivide(keys, 64), max(1, blocks / heads))
+        let chunks = min(ceilDivide(keys, 64), SparseLinearAttention.chunks)
         let chunk = ceilDivide(ceilDivide(keys, chunks), 64) * 64
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let statistics = storage(byteCount: heads * chunks * 3 * dim * 4)
@@ -221,7 +222,7 @@ extension CUDABackend {
         let type = Self.typeName(q.dtype)
         let map = blockMap(q, k, spec)
 
-        let chunks = min(ceilDivide(length, 32), max(1, 264 / heads))
+        let chunks = min(ceilDivide(length, 32), SparseLinearAttention.chunks)
         let chunk = ceilDivide(ceilDivide(length, chunks), 32) * 32
         let parts = storage(byteCount: heads * chunks * dim * dim * 4)
         let sumParts = storage(byteCount: heads * chunks * dim * 4)

@@ -69,6 +69,8 @@ private final class DeviceToHost: HostCopy {
 
     override var isComplete: Bool { slot?.event.isComplete ?? true }
 
+    override var isAsynchronous: Bool { true }
+
     /// The returned tensor uses the pinned buffer, which is reused when neither this copy nor the tensor exists any
     /// more.
     override func wait() throws -> Tensor {

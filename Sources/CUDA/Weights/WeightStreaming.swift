@@ -81,7 +81,8 @@ final class WeightStreaming {
     private let context: Context
     private let uploads: Uploads
     private let copies: Stream
-    private let residentLimit: Int?
+    /// The most bytes of grouped weights that stay, from the next weight on; nil: all.
+    var residentLimit: Int?
     private let residents = Residents()
     /// An event of one stream that the other waits for.
     private let mark: Event
@@ -97,6 +98,12 @@ final class WeightStreaming {
         residentLimit = limit
         copies = try Stream(context.device)
         mark = try Event(context.device)
+    }
+
+    /// Lets go of what only the next copies would want again.
+    func releaseScratch() {
+        if scratch != nil { follow(context.stream, copies) }
+        scratch = nil
     }
 
     // ---- placing ----
@@ -148,7 +155,7 @@ final class WeightStreaming {
     }
 
     private func count(_ storage: DeviceStorage?) {
-        guard residentLimit != nil, let storage else { return }
+        guard let storage else { return }
         storage.token = ResidentToken(residents, storage.byteCount)
     }
 

@@ -77,6 +77,16 @@ __global__ void kernel_channels_last(Unit* out, const Unit* in, i64 count, int i
     out[i] = in[(row / taps * inputs + input) * taps + row % taps];
 }
 
+/// Runs of `width` units, `count` units in all, from one pitch to another (in units). out may be another GPU's memory.
+template <typename T>
+__global__ void copy_runs(T* out, const T* in, i64 count, i64 width, i64 out_pitch, i64 in_pitch) {
+    for (i64 i = element_index(); i < count; i += i64(gridDim.x) * blockDim.x) {
+        const u32 run = u32(i) / u32(width);
+        const i64 column = i - run * width;
+        out[run * out_pitch + column] = in[run * in_pitch + column];
+    }
+}
+
 /// Sets *differs to 1 if a and b differ anywhere. `count`: number of 4-byte words
 __global__ void compare_bits(u32* differs, const u32* a, const u32* b, i64 count) {
     bool different = false;

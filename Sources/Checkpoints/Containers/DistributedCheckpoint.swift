@@ -7,9 +7,11 @@ import Ground
 import SystemPackage
 import Tensors
 
-func openDistributed(folder: String) throws(CheckpointError) -> any Checkpoint {
+func openDistributed(
+    folder: String, asStored: Bool = false
+) throws(CheckpointError) -> any Checkpoint {
     var reader = try DistributedReader(folder)
-    return try TensorFile(folder, try reader.read())
+    return try TensorFile(folder, try reader.read(), asStored: asStored)
 }
 
 private struct DistributedReader {

@@ -21,6 +21,15 @@ public func openCheckpoint(
     return try TensorFile(path, try contents(of: try openFile(path), blocksAs: blocks))
 }
 
+/// Opens the state of a training run: names stay as they are stored, `net.` beside `net_ema.`.
+/// - Parameter path: a file, or a folder of torch.distributed.checkpoint.
+public func openTrainingState(_ path: String) throws(CheckpointError) -> any Checkpoint {
+    FilePath(path).isFolder
+        ? try openDistributed(folder: path, asStored: true)
+        : try TensorFile(
+            path, try contents(of: try openFile(path), blocksAs: .bf16), asStored: true)
+}
+
 /// The content of one file.
 func contents(
     of file: MappedFile, blocksAs blocks: DType

@@ -24,13 +24,16 @@ final class TensorFile: Checkpoint, Sendable {
     /// No model has longer names, and a long name shared by many tensors would take memory for each.
     static let longestName = 1024
 
-    init(_ path: String, _ contents: Contents) throws(CheckpointError) {
+    /// - Parameter asStored: names keep what training programs put before them, and averages stand beside weights.
+    init(_ path: String, _ contents: Contents, asStored: Bool = false) throws(CheckpointError) {
         func fail(_ reason: String) -> CheckpointError { .malformed(path: path, reason: reason) }
         self.path = path
         format = contents.format
         metadata = contents.metadata
         var notes = contents.notes
-        let stored = contents.tensors.map { (tensor: $0, unwrapped: UnwrappedName($0.name)) }
+        let stored = contents.tensors.map {
+            (tensor: $0, unwrapped: UnwrappedName($0.name, asStored: asStored))
+        }
         let averages = Set(stored.lazy.filter { $0.unwrapped.average != nil }.map(\.unwrapped.name))
         let plain = Set(stored.lazy.filter { $0.unwrapped.average == nil }.map(\.unwrapped.name))
         // Of weights and their average, the average is what is published and run. A few averages

@@ -18,7 +18,12 @@ struct UnwrappedName {
     ]
 
     /// Takes time linear in the name's length.
-    init(_ full: String) {
+    /// - Parameter asStored: nothing is taken away.
+    init(_ full: String, asStored: Bool = false) {
+        if asStored {
+            (name, average) = (full, nil)
+            return
+        }
         let components = full.split(separator: ".", omittingEmptySubsequences: false)
         var average: String?
         var kept: [Substring] = []

@@ -3,7 +3,43 @@
 /// https://github.com/pytorch/pytorch/blob/v2.5.0/caffe2/serialize/inline_container.cc
 
 import Ground
-import Tensors
+public import Tensors
+
+/// Where an archive goes: a file, or memory.
+protocol ArchiveSink: AnyObject {
+    /// Bytes written so far.
+    var position: Int { get }
+    func write(_ bytes: UnsafeRawBufferPointer) throws(FileError)
+    func write(_ bytes: [UInt8]) throws(FileError)
+    /// Replaces bytes that were written.
+    func patch(_ bytes: [UInt8], at offset: Int) throws(FileError)
+}
+
+extension PendingFile: ArchiveSink {}
+
+/// An archive in memory.
+private final class ByteSink: ArchiveSink {
+    private(set) var bytes: [UInt8] = []
+    var position: Int { bytes.count }
+    func write(_ more: UnsafeRawBufferPointer) { bytes += more }
+    func write(_ more: [UInt8]) { bytes += more }
+    func patch(_ some: [UInt8], at offset: Int) {
+        bytes.replaceSubrange(offset..<offset + some.count, with: some)
+    }
+}
+
+/// What torch.save writes of one tensor by itself. x: on the host
+public func torchArchive(of x: Tensor) -> [UInt8] {
+    let sink = ByteSink()
+    var archive = TorchArchiveWriter(sink)
+    do {
+        try archive.begin(
+            only: TensorInfo(name: "", shape: x.shape.dimensions, dtype: x.dtype))
+        try x.withBytes { bytes throws(FileError) in try archive.add(bytes) }
+        try archive.end()
+    } catch { programmingError("torchArchive: memory cannot fail: \(error)") }
+    return sink.bytes
+}
 
 /// Writes members one after the other; each checksum is put into the member's header afterwards.
 struct TorchArchiveWriter {
@@ -16,15 +52,24 @@ struct TorchArchiveWriter {
     /// PyTorch maps files with this alignment.
     private static let alignment = 64
     private static let root = "archive/"
-    private let file: PendingFile
+    private let file: any ArchiveSink
     private var members: [Member] = []
     private var storages = 0
 
-    init(_ file: PendingFile) { self.file = file }
+    init(_ file: any ArchiveSink) { self.file = file }
 
     /// Writes everything before the storages, which must then be added in the order of `tensors`.
     mutating func begin(_ tensors: [TensorInfo]) throws(FileError) {
-        try member("data.pkl", Pickler.stateDictionary(tensors))
+        try begin(pickle: Pickler.stateDictionary(tensors))
+    }
+
+    /// The same for one tensor by itself.
+    mutating func begin(only tensor: TensorInfo) throws(FileError) {
+        try begin(pickle: Pickler.tensor(tensor))
+    }
+
+    private mutating func begin(pickle: [UInt8]) throws(FileError) {
+        try member("data.pkl", pickle)
         try member(".format_version", Array("1".utf8))
         try member(".storage_alignment", Array("\(Self.alignment)".utf8))
         try member("byteorder", Array("little".utf8))
@@ -155,6 +200,14 @@ private struct Pickler {
             }
             pickler.bytes.append(UInt8(ascii: "u"))
         }
+        pickler.bytes.append(UInt8(ascii: "."))
+        return pickler.bytes
+    }
+
+    /// One tensor, in storage "0".
+    static func tensor(_ info: TensorInfo) -> [UInt8] {
+        var pickler = Pickler()
+        pickler.tensor(info, storage: 0)
         pickler.bytes.append(UInt8(ascii: "."))
         return pickler.bytes
     }

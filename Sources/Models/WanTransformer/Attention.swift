@@ -43,39 +43,57 @@ struct SelfAttention {
     }
 
     /// y: [tokens, dim], plain or in `q.inputFormat` → [tokens, dim] in `o.inputFormat`, for the projection `o`
+    ///
+    /// Of a group of devices each has some rows of all heads; attention wants all rows and is content with some heads.
     func callAsFunction(
-        _ y: consuming Tensor, rope: RotaryTable, on device: any Backend
+        _ y: consuming Tensor, _ positions: Positions, on device: any Backend
     ) -> Tensor {
-        let (q, k) = queryKey(y, rope: rope, on: device)
-        let v = device.reshape(v(consume y, on: device), q.shape)
-        return device.joinHeads(attend(q, k, v, on: device))
+        let rows = positions.tokens
+        // Its way to other devices is the shorter, the sooner it begins.
+        let v = device.exchangeToHeads(
+            device.reshape(v(y, on: device), [y.shape[0], heads, normQ.shape.count / heads]),
+            rows: rows)
+        let q = device.exchangeToHeads(query(y, positions, on: device), rows: rows)
+        let k = device.exchangeToHeads(key(consume y, positions, on: device), rows: rows)
+        // Codes travel where they do not depend on the heads of other devices.
+        let headDim = q.shape[2]
+        let isLocal = o.inputFormat == .int8Blocks && headDim % Int8Blocks.side == 0
+        let format = device.membership.isAlone || isLocal ? o.inputFormat : .plain
+        let attended = device.exchangeToRows(
+            attend(q, k, v, format: format, on: device), heads: heads, headDim: headDim)
+        return device.joinHeads(attended, format: o.inputFormat)
     }
 
     /// The queries and keys, normalised and rotated. y: [tokens, dim] → [tokens, heads, headDim] each
-    func queryKey(_ y: Tensor, rope: RotaryTable, on device: any Backend) -> (
-        q: Tensor, k: Tensor
-    ) {
-        let q = device.rmsNormRope(
-            q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
-            rope: rope,
-            heads: heads)
-        let k = device.rmsNormRope(
-            k(y, on: device), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
-            rope: rope,
-            heads: heads)
-        return (q, k)
+    func query(_ y: Tensor, _ positions: Positions, on device: any Backend) -> Tensor {
+        rotated(q(y, on: device), normQ, positions, on: device)
     }
 
-    /// q, k, v: [tokens, heads, headDim] → same, or joined in `o.inputFormat`
-    private func attend(_ q: Tensor, _ k: Tensor, _ v: Tensor, on device: any Backend) -> Tensor {
+    /// y: [tokens, dim] → [tokens, heads, headDim], normalised and rotated
+    func key(_ y: Tensor, _ positions: Positions, on device: any Backend) -> Tensor {
+        rotated(k(y, on: device), normK, positions, on: device)
+    }
+
+    private func rotated(
+        _ x: Tensor, _ weight: Tensor, _ positions: Positions, on device: any Backend
+    ) -> Tensor {
+        device.rmsNormRope(
+            x, weight: weight, epsilon: WanTransformer.epsilon, kind: norms,
+            rope: positions.rope, heads: heads)
+    }
+
+    /// q, k, v: [tokens, heads, headDim] → same, or joined in `format`
+    private func attend(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, format: LinearFormat, on device: any Backend
+    ) -> Tensor {
         switch kind {
         case .dense:
             device.attention(
-                q, k, v, scale: 1 / Float(q.shape[2]).squareRoot(), format: o.inputFormat)
+                q, k, v, scale: 1 / Float(q.shape[2]).squareRoot(), format: format)
         case .sparse(let spec, let projection):
             device.sparseLinearAttention(
                 q, k, v, projection: projection.weight, bias: projection.bias, spec,
-                format: o.inputFormat)
+                format: format)
         }
     }
 }
@@ -108,15 +126,16 @@ struct CrossAttention {
             device.attention(
                 device.reshape(q, [tokens, heads, dim / heads]), text.key, text.value,
                 scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts,
-                format: o.inputFormat))
+                format: o.inputFormat), format: o.inputFormat)
     }
 }
 
 extension Backend {
-    /// Joins the heads of a result of attention; quantised results are already joined.
+    /// What attention gave as rows of all heads in `format`; those that it quantised are.
     /// y: [tokens, heads, headDim] → [tokens, dim]
-    fileprivate func joinHeads(_ y: Tensor) -> Tensor {
-        y.format == .plain ? reshape(y, [y.shape[0], y.shape.tail.count]) : y
+    fileprivate func joinHeads(_ y: Tensor, format: LinearFormat) -> Tensor {
+        y.format == .plain
+            ? quantize(reshape(y, [y.shape[0], y.shape.tail.count]), to: format) : y
     }
 }
 

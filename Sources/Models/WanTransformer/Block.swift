@@ -34,13 +34,13 @@ struct Block {
     /// x: [tokens, dim], the residual stream; m: f32 [6, dim], with the rows shift, scale and gate of the
     /// self-attention, then of the feed-forward
     func callAsFunction(
-        _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ rope: RotaryTable,
+        _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ positions: Positions,
         on device: any Backend
     ) {
         func row(_ index: Int) -> Tensor { device.entry(m, index) }
         x = attention.o.add(
             attention(
-                normed(x, row(0), row(1), for: attention.q, on: device), rope: rope, on: device),
+                normed(x, row(0), row(1), for: attention.q, on: device), positions, on: device),
             to: x, gate: row(2), on: device)
         x = crossAttention.o.add(
             crossAttention(textNormed(x, on: device), text, on: device), to: x, on: device)

@@ -4,6 +4,14 @@ import Glibc
 import Ground
 package import Tensors
 
+/// Where a device's tokens stand in the video.
+package struct Positions {
+    /// Of own tokens, in the order of the sequence.
+    package let rope: RotaryTable
+    /// Of the whole sequence.
+    package let tokens: Int
+}
+
 /// The pairs of features of a head are divided among the three axes. Pair i of an axis with `width` features is rotated
 /// by position * theta^(-2i / width).
 package enum RotaryEmbedding {
@@ -11,14 +19,16 @@ package enum RotaryEmbedding {
     /// Number of positions on each axis for which the published models are made.
     static let longestAxis = 128
 
-    /// The angles of all tokens, in the order (t, h, w) with w fastest.
-    /// size: the grid of tokens → cosine, sine: f32 [t * h * w, headDim / 2]
-    package static func table(
+    /// The angles of this device's tokens; all are in the order (t, h, w), row-major with w fastest.
+    /// size: the grid of tokens → cosine, sine: f32 [own of t * h * w, headDim / 2]
+    package static func positions(
         _ size: Extent, headDim: Int, on device: any Backend
-    ) -> RotaryTable {
+    ) -> Positions {
         ensure(
             max(size.t, size.h, size.w) <= longestAxis,
             "RotaryEmbedding: grid \(size) exceeds \(longestAxis)")
+        let tokens = size.t * size.h * size.w
+        let own = device.membership.sequence(tokens)[device.membership.index]
         let spatial = headDim / 6
         let pairs = (t: headDim / 2 - 2 * spatial, h: spatial, w: spatial)
         let angles = (
@@ -29,7 +39,7 @@ package enum RotaryEmbedding {
             let t = angles.t.map { Float(function(Double($0))) }
             let h = angles.h.map { Float(function(Double($0))) }
             let w = angles.w.map { Float(function(Double($0))) }
-            let out = Tensor.host([size.t * size.h * size.w, headDim / 2], .f32)
+            let out = Tensor.host([tokens, headDim / 2], .f32)
             out.withMutable(Float.self) { rows in
                 guard var row = rows.baseAddress else { return }
                 func append(_ values: [Float], _ position: Int, _ count: Int) {
@@ -48,9 +58,10 @@ package enum RotaryEmbedding {
                     }
                 }
             }
-            return device.place(out, as: .f32)
+            return device.place(out.slice(own), as: .f32)
         }
-        return RotaryTable(cosine: table(cos), sine: table(sin))
+        return Positions(
+            rope: RotaryTable(cosine: table(cos), sine: table(sin)), tokens: tokens)
     }
 
     /// [positions * pairs]; the products are rounded to f32, as in the original.

@@ -47,8 +47,8 @@ package struct TimeEmbedding {
     }
 
     /// e, which modulates the head: [1, dim]; e0, which modulates the blocks: [1, 6 * dim]
-    func embedding(_ timestep: Double, on device: any Backend) -> (e: Tensor, e0: Tensor) {
-        let sinusoid = device.place(Self.sinusoid(timestep, frequencyDim), as: .f32)
+    /// sinusoid: f32 [1, frequencyDim]
+    package func embedding(_ sinusoid: Tensor, on device: any Backend) -> (e: Tensor, e0: Tensor) {
         let hidden = first(sinusoid, activation: .silu, on: device)
         // Both e and SiLU(e) are needed. Computing the small product twice is cheaper than one more operation.
         let e = second(hidden, on: device)
@@ -57,8 +57,9 @@ package struct TimeEmbedding {
     }
 
     /// Adds e to every row of the offsets, as offset + 1 * e.
-    func callAsFunction(_ timestep: Double, on device: any Backend) -> Modulation {
-        let (e, e0) = embedding(timestep, on: device)
+    /// sinusoid: f32 [1, frequencyDim]
+    func callAsFunction(_ sinusoid: Tensor, on device: any Backend) -> Modulation {
+        let (e, e0) = embedding(sinusoid, on: device)
         let (layers, dim) = (blockOffsets.shape[0], blockOffsets.shape[2])
         let rows: Shape = [layers, 6 * dim]
         let blocks = device.gatedAdd(
@@ -75,5 +76,14 @@ package struct TimeEmbedding {
         let half = width / 2
         let angles = (0..<half).map { timestep * pow(10_000, -Double($0) / Double(half)) }
         return Tensor(angles.map { Float(cos($0)) } + angles.map { Float(sin($0)) }, [1, width])
+    }
+
+    /// d sinusoid / d timestep, computed in f64. → f32 [1, width]
+    package static func sinusoidSlope(_ timestep: Double, _ width: Int) -> Tensor {
+        let half = width / 2
+        let frequencies = (0..<half).map { pow(10_000, -Double($0) / Double(half)) }
+        return Tensor(
+            frequencies.map { Float(-$0 * sin(timestep * $0)) }
+                + frequencies.map { Float($0 * cos(timestep * $0)) }, [1, width])
     }
 }

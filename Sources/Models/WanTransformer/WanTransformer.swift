@@ -62,7 +62,7 @@ extension WanTransformer {
     /// What does not change from step to step.
     public struct Context {
         let text: [TextKeys]
-        let rope: RotaryTable
+        let positions: Positions
     }
 
     /// Projects a prompt for all blocks, and computes the rotary table for latents of this size.
@@ -92,7 +92,7 @@ extension WanTransformer {
         }
         return Context(
             text: keys,
-            rope: RotaryEmbedding.table(
+            positions: RotaryEmbedding.positions(
                 Extent(t: size.t, h: size.h / config.patch, w: size.w / config.patch),
                 headDim: config.headDim, on: device))
     }
@@ -105,7 +105,15 @@ extension WanTransformer {
 
     /// The modulation of all blocks at a timestep in 0...1000, which the sampler has rounded as in training.
     public func modulation(at timestep: Double, on device: any Backend) -> Modulation {
-        timeEmbedding(timestep, on: device)
+        modulation(
+            sinusoid: device.place(
+                TimeEmbedding.sinusoid(timestep, config.frequencyDim), as: .f32), on: device)
+    }
+
+    /// The same from the timestep's sinusoid, for who looks at how the timestep turns it.
+    /// sinusoid: f32 [1, frequencyDim]
+    package func modulation(sinusoid: Tensor, on device: any Backend) -> Modulation {
+        timeEmbedding(sinusoid, on: device)
     }
 }
 
@@ -113,6 +121,9 @@ extension WanTransformer {
 
 extension WanTransformer {
     /// The velocity at a timestep in 0...1000.
+    ///
+    /// Latents are whole on every device of a group, tokens shared out: all between `embed` and `project` is about a
+    /// device's own rows of the sequence.
     public func callAsFunction(
         _ parts: [Tensor], timestep: Double, _ context: Context, on device: any Backend
     ) -> Tensor {
@@ -127,14 +138,18 @@ extension WanTransformer {
         let shape = parts[0].shape
         var x = embed(parts, on: device)
         for index in blocks.indices { step(&x, block: index, modulation, context, on: device) }
-        return device.unpatchify(
+        let answers = device.gather(
             project(x, modulation, on: device),
-            size: Extent(t: shape[1], h: shape[2], w: shape[3]), patch: config.patch)
+            device.membership.sequence(context.positions.tokens))
+        return device.unpatchify(
+            answers, size: Extent(t: shape[1], h: shape[2], w: shape[3]), patch: config.patch)
     }
 
-    /// The patch embedding. parts: [C_i, T, H, W] → tokens [T * H/p * W/p, dim]
+    /// parts: [C_i, T, H, W] → own tokens of T * H/p * W/p, [tokens, dim]
     public func embed(_ parts: [Tensor], on device: any Backend) -> Tensor {
-        patchEmbedding(device.patchify(parts, dtype: activations, patch: config.patch), on: device)
+        let tokens = device.patchify(parts, dtype: activations, patch: config.patch)
+        let own = device.membership.sequence(tokens.shape[0])[device.membership.index]
+        return patchEmbedding(device.slice(tokens, own), on: device)
     }
 
     /// Passes the residual stream through one block. x: [tokens, dim]
@@ -144,8 +159,8 @@ extension WanTransformer {
     ) {
         device.require(blocks[index].group)
         blocks[index](
-            &x, device.entry(modulation.blocks, index), context.text[index], context.rope,
-            on: device)
+            &x, device.entry(modulation.blocks, index), context.text[index],
+            context.positions, on: device)
     }
 
     /// The head, in f32. x: [tokens, dim] → f32 [tokens, p*p * outputChannels]
@@ -165,9 +180,11 @@ extension WanTransformer {
     ) -> (q: Tensor, k: Tensor) {
         let (block, m) = (blocks[index], device.entry(modulation.blocks, index))
         device.require(block.group)
-        return block.attention.queryKey(
-            block.normed(
-                x, device.entry(m, 0), device.entry(m, 1), for: block.attention.q, on: device),
-            rope: context.rope, on: device)
+        let y = block.normed(
+            x, device.entry(m, 0), device.entry(m, 1), for: block.attention.q, on: device)
+        return (
+            block.attention.query(y, context.positions, on: device),
+            block.attention.key(y, context.positions, on: device)
+        )
     }
 }

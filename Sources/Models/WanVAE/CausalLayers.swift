@@ -23,10 +23,12 @@ struct CausalConvolution {
     ) -> Tensor {
         let past = history[slot]
         let reach = weight.time - 1
+        let margin = (weight.height - 1) / 2
+        let x = history.rows.haloed(x, above: margin, below: margin, on: device)
         let y = device.convolution(
             x, history: past, leadingZeros: reach - (past?.shape[0] ?? 0), weight, timeStride: 1,
             spatialStride: 1, padding: .same, upsample: false, residual: residual)
-        history.remember(x, last: reach, in: slot)
+        history.remember(x.frames, last: reach, in: slot)
         return y
     }
 }
@@ -95,25 +97,25 @@ struct AttentionBlock: CausalLayer {
         proj = try Linear(pointwise: weights["proj"], from: channels, to: channels)
     }
 
-    /// x: [T, H, W, C] → same; each frame by itself
+    /// x: [T, H, W, C] → same; each frame by itself. A device's own pixels look at those of the whole picture.
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        let (frames, rows, channels) = (x.shape[0], x.shape.rows, x.shape[3])
-        let pixels = rows / frames
-        let flat = device.reshape(x, [rows, channels])
+        let channels = x.shape[3]
+        let flat = device.reshape(x, [x.shape.rows, channels])
         let y = norm(flat, silu: false, on: device)
-        let parts = [q, k, v].map { $0(y, on: device) }
-        let attended = (0..<frames).map { frame in
-            let heads = parts.map { part in
-                device.reshape(
-                    device.slice(part, frame * pixels..<(frame + 1) * pixels),
-                    [pixels, 1, channels])
-            }
-            return device.attention(
-                heads[0], heads[1], heads[2], scale: 1 / Float(channels).squareRoot())
+        func own(_ part: Linear) -> Tensor { device.reshape(part(y, on: device), x.shape) }
+        func whole(_ part: Linear) -> Tensor { history.rows.whole(own(part), on: device) }
+        func oneHead(_ frames: Tensor, _ index: Int) -> Tensor {
+            let frame = device.entry(frames, index)
+            return device.reshape(frame, [frame.shape.rows, 1, channels])
         }
-        let joined = frames == 1 ? attended[0] : device.concatenate(attended)
-        let sum = proj.add(
-            device.reshape(joined, [rows, channels]), to: flat, on: device)
+        let (q, k, v) = (own(q), whole(k), whole(v))
+        let attended = (0..<x.shape[0]).map { frame in
+            device.attention(
+                oneHead(q, frame), oneHead(k, frame), oneHead(v, frame),
+                scale: 1 / Float(channels).squareRoot())
+        }
+        let joined = attended.count == 1 ? attended[0] : device.concatenate(attended)
+        let sum = proj.add(device.reshape(joined, flat.shape), to: flat, on: device)
         return device.reshape(sum, x.shape)
     }
 }
@@ -139,7 +141,8 @@ struct Downsample: CausalLayer {
     /// x: [T, H, W, C] → [1, H/2, W/2, C] for the first frame, then [T/2, H/2, W/2, C]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         let y = device.convolution(
-            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
+            history.rows.haloed(x, above: 0, below: 1, on: device), history: nil,
+            leadingZeros: 0, conv, timeStride: 1, spatialStride: 2,
             padding: .bottomRight, upsample: false, residual: nil)
         guard let timeConv else { return y }
         let past = history[timeConv.slot]
@@ -172,13 +175,14 @@ struct Upsample: CausalLayer {
     /// x: [T, H, W, C] → [T, 2H, 2W, C/2] for the first frame, then [2T, 2H, 2W, C/2]
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         // The first frame is not doubled in time, and the frames after it do not depend on it here.
-        guard let timeConv, !history.isFirstChunk else { return enlarge(x, on: device) }
-        return enlarge(device.interleaveTime(timeConv(x, history, on: device)), on: device)
+        guard let timeConv, !history.isFirstChunk else { return enlarge(x, history, on: device) }
+        return enlarge(
+            device.interleaveTime(timeConv(x, history, on: device)), history, on: device)
     }
 
-    private func enlarge(_ x: Tensor, on device: any Backend) -> Tensor {
+    private func enlarge(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         device.convolution(
-            x, history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
+            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
             padding: .same, upsample: true, residual: nil)
     }
 }

@@ -1,5 +1,6 @@
 /// Running causal layers on a video chunk by chunk.
 
+import Ground
 import Tensors
 
 /// A layer from frames to frames that may remember some of them for the next chunk.
@@ -8,8 +9,56 @@ protocol CausalLayer {
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor
 }
 
+/// How the rows of pictures are shared out to a group of devices. Every layer's pictures have a multiple of the latents'
+/// rows; so has each device's share of them.
+struct PictureRows {
+    /// Rows of the latents; nil where every device has the whole picture.
+    let latents: Shares?
+    private let index: Int
+
+    /// The least pixels of a share of the latents: products of up to 16 rows may have kernels of their own, whose sums
+    /// have another order.
+    static let leastPixels = 17
+
+    /// height, width: of the latents
+    init(height: Int, width: Int, on device: any Backend) {
+        let (index, count) = (device.membership.index, device.membership.count)
+        let shares = Shares(
+            of: height, unit: max(1, ceilDivide(Self.leastPixels, max(1, width))), among: count)
+        latents = count == 1 || shares.smallest == 0 ? nil : shares
+        self.index = index
+    }
+
+    /// The shares of the rows of pictures of which x has this device's. x: [T, own rows, W, C]
+    func shares(of x: Tensor) -> Shares? {
+        latents.map { $0.scaled(by: x.shape[1] / $0[index].count) }
+    }
+
+    /// This device's rows of whole pictures. x: [T, H, W, C] → [T, own rows, W, C]
+    func own(of x: Tensor, on device: any Backend) -> Tensor {
+        guard let latents else { return x }
+        let own = latents.scaled(by: x.shape[1] / latents.total)[index]
+        let parts = (0..<x.shape[0]).map { device.slice(device.entry(x, $0), own) }
+        let joined = parts.count == 1 ? parts[0] : device.concatenate(parts)
+        return device.reshape(joined, [x.shape[0], own.count, x.shape[2], x.shape[3]])
+    }
+
+    /// Whole pictures on every device. x: [T, own rows, W, C] → [T, H, W, C]
+    func whole(_ x: Tensor, on device: any Backend) -> Tensor {
+        guard let shares = shares(of: x) else { return x }
+        return device.gather(x, shares, axis: 1)
+    }
+
+    /// x with the rows that a window reaches into. x: [T, own rows, W, C]
+    func haloed(_ x: Tensor, above: Int, below: Int, on device: any Backend) -> HaloedFrames {
+        guard let shares = shares(of: x) else { return HaloedFrames(x) }
+        return device.halo(x, shares, above: above, below: below)
+    }
+}
+
 /// The frames that the layers of one stage remember from chunk to chunk.
 final class FeatureHistory {
+    let rows: PictureRows
     /// One entry for each layer that remembers frames; nil before its first chunk.
     private var entries: [Tensor?]
     private let device: any Backend
@@ -19,12 +68,13 @@ final class FeatureHistory {
     private(set) var isSteady = false
     private var comparing = false
 
-    init(entries: Int, on device: any Backend) {
+    init(entries: Int, _ rows: PictureRows, on device: any Backend) {
+        self.rows = rows
         self.entries = Array(repeating: nil, count: entries)
         self.device = device
     }
 
-    /// What the layer with this slot remembers. [n, H, W, C]
+    /// What the layer that owns `slot` remembers, with the rows around it that it reads. [n, H, W, C]
     subscript(slot: Int) -> Tensor? { entries[slot] }
 
     /// Remembers the last `count` frames of the remembered ones followed by x. x: [T, H, W, C]
@@ -65,7 +115,8 @@ final class FeatureHistory {
 
     private func isUnchanged(_ recent: Tensor, in slot: Int) -> Bool {
         guard let entry = entries[slot], entry.shape == recent.shape else { return false }
-        return device.equalBits(entry, recent)
+        // Devices that see different rows must come to one decision.
+        return device.membership.agree(device.equalBits(entry, recent))
     }
 }
 
@@ -101,18 +152,20 @@ final class CausalStream {
         var runs = 0
     }
     let device: any Backend
+    let rows: PictureRows
     private var stages: [Running]
     /// How many times each stage has been computed.
     var runsComputed: [Int] { stages.map(\.runs) }
 
-    init(_ stages: [Stage], on device: any Backend) {
+    init(_ stages: [Stage], _ rows: PictureRows, on device: any Backend) {
         self.device = device
+        self.rows = rows
         self.stages = stages.map {
-            Running(stage: $0, history: FeatureHistory(entries: $0.slots, on: device))
+            Running(stage: $0, history: FeatureHistory(entries: $0.slots, rows, on: device))
         }
     }
 
-    /// Processes the next chunk. x: [T, H, W, C]; `isRepeated`: whether it equals the last chunk, bit for bit
+    /// The next chunk. x: [T, own rows, W, C]; `isRepeated`: it equals the chunk before, bit for bit.
     func callAsFunction(_ x: consuming Tensor, isRepeated: Bool = false) -> Tensor {
         run(stages.indices, x, isRepeated: isRepeated)
     }

@@ -64,13 +64,15 @@ extension WanVAE {
             self.stages = stages
         }
 
-        /// Decodes latents chunk by chunk. latents: normalised, [C, T, H, W]
+        /// The frames of `latents`, chunk by chunk in order. Of a group of devices each makes some rows of the pictures;
+        /// latents and frames are whole on all of them. latents: normalised, [C, T, H, W]
         public func callAsFunction(_ latents: Tensor, on device: any Backend) -> Decoding {
             let (mean, inverse) = statistics.rounded(to: activations)
+            let rows = PictureRows(height: latents.shape[2], width: latents.shape[3], on: device)
             let latents = device.channelsLast(
                 latents, scale: inverse.map { 1 / $0 }, shift: mean, dtype: activations)
             return Decoding(
-                latents: conv2(latents, on: device), stream: CausalStream(stages, on: device))
+                latents: conv2(latents, on: device), stream: CausalStream(stages, rows, on: device))
         }
     }
 
@@ -95,7 +97,7 @@ extension WanVAE {
             guard decoded < latents.shape[0] else { return nil }
             if begun.isEmpty { begin() }
             decoded += 1
-            return stream.finish(begun.removeFirst())
+            return stream.rows.whole(stream.finish(begun.removeFirst()), on: stream.device)
         }
 
         /// The first stage has the smallest frames: one of them does not fill a large device, so they go in pairs.
@@ -103,7 +105,8 @@ extension WanVAE {
         private mutating func begin() {
             let device = stream.device
             let count = decoded == 0 ? 1 : Swift.min(2, latents.shape[0] - decoded)
-            let x = stream.begin(device.slice(latents, decoded..<decoded + count))
+            let pictures = device.slice(latents, decoded..<decoded + count)
+            let x = stream.begin(stream.rows.own(of: pictures, on: device))
             let frames = x.shape[0] / count
             begun = (0..<count).map { device.slice(x, $0 * frames..<($0 + 1) * frames) }
         }

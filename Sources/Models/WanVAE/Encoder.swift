@@ -69,12 +69,16 @@ extension WanVAE {
         public func callAsFunction(_ video: Tensor, on device: any Backend) -> Tensor {
             let (count, step) = (video.shape[0], config.stride.t)
             ensure((count - 1) % step == 0, "WanVAE: \(count) frames are not \(step)n + 1")
-            let stream = CausalStream(stages, on: device)
-            var means = [stream(device.slice(video, 0..<1))]
-            for start in stride(from: 1, to: count, by: step) {
-                means.append(stream(device.slice(video, start..<start + step)))
+            let rows = pictureRows(height: video.shape[1], width: video.shape[2], on: device)
+            let stream = CausalStream(stages, rows, on: device)
+            func own(_ frames: Range<Int>) -> Tensor {
+                rows.own(of: device.slice(video, frames), on: device)
             }
-            return normalized(means, on: device)
+            var means = [stream(own(0..<1))]
+            for start in stride(from: 1, to: count, by: step) {
+                means.append(stream(own(start..<start + step)))
+            }
+            return normalized(means, rows, on: device)
         }
 
         /// The normalised latents of a picture followed by mid-grey frames (zeros), which condition image to video.
@@ -91,8 +95,10 @@ extension WanVAE {
                 (frameCount - 1) % step == 0,
                 "WanVAE: \(frameCount) frames are not \(step)n + 1")
             let (height, width) = (picture.shape[0], picture.shape[1])
-            let stream = CausalStream(stages, on: device)
-            var means = [stream(device.reshape(picture, [1, height, width, 3]))]
+            let rows = pictureRows(height: height, width: width, on: device)
+            let stream = CausalStream(stages, rows, on: device)
+            let first = rows.own(of: device.reshape(picture, [1] + picture.shape), on: device)
+            var means = [stream(first)]
             let count = 1 + (frameCount - 1) / step
             func report() {
                 afterChunk(
@@ -101,19 +107,28 @@ extension WanVAE {
             }
             report()
             let grey = device.place(
-                .zeros([step, height, width, 3], activations), as: activations)
+                .zeros([step] + Shape(first.shape.dimensions.dropFirst()), activations),
+                as: activations)
             for chunk in 1..<count {
                 means.append(stream(grey, isRepeated: chunk > 1))
                 report()
             }
-            return normalized(means, on: device)
+            return normalized(means, rows, on: device)
         }
 
-        /// means: [1, H, W, C] for each latent frame → (mean - statistics) / std, f32 [C, T, H, W]
-        private func normalized(_ means: [Tensor], on device: any Backend) -> Tensor {
+        /// height, width: of pictures
+        private func pictureRows(height: Int, width: Int, on device: any Backend) -> PictureRows {
+            PictureRows(
+                height: height / config.stride.h, width: width / config.stride.w, on: device)
+        }
+
+        /// means: [1, own rows, W, C] for each latent frame → (mean - statistics) / std, f32 [C, T, H, W]
+        private func normalized(
+            _ means: [Tensor], _ rows: PictureRows, on device: any Backend
+        ) -> Tensor {
             let (mean, inverse) = statistics.rounded(to: activations)
             return device.channelsFirst(
-                device.concatenate(means), scale: inverse,
+                rows.whole(device.concatenate(means), on: device), scale: inverse,
                 shift: zip(mean, inverse).map { -$0 * $1 })
         }
     }

@@ -71,16 +71,21 @@ extension Operation {
         public var upsample: Bool
         /// Added to the result. [T', H', W', out]
         public var residual: Tensor?
+        /// Rows at the top and at the bottom of x and the history that are there to be read only: they take the place of
+        /// the padding, and H' is counted without them.
+        public var rowsAbove = 0
+        public var rowsBelow = 0
 
         public var geometry: ConvolutionGeometry {
             ConvolutionGeometry(
                 x.shape, history: history?.shape, leadingZeros: leadingZeros, weight,
                 timeStride: timeStride, spatialStride: spatialStride, padding: padding,
-                upsample: upsample)
+                upsample: upsample, rowsAbove: rowsAbove, rowsBelow: rowsBelow)
         }
 
         public var fits: Bool {
             x.shape.rank == 4 && x.shape[3] == weight.inputs && leadingZeros >= 0
+                && rowsAbove >= 0 && rowsBelow >= 0 && x.shape[1] > rowsAbove + rowsBelow
                 && history.map {
                     $0.shape.rank == 4 && $0.shape.tail == x.shape.tail && $0.dtype == x.dtype
                 } ?? true
@@ -168,7 +173,8 @@ public struct ConvolutionGeometry: Sendable {
     public var inputs: Int
     public let kernel: (time: Int, height: Int, width: Int)
     public let timeStride, spatialStride: Int
-    /// Rows of zeros above the input, and columns of zeros to its left.
+    /// Rows of zeros above the input, and columns of zeros to its left. Where there are fewer than none, the first row of
+    /// the input is above those that the first row of the result reads.
     public let padding: (top: Int, left: Int)
     public let upsample: Bool
     /// [T', H', W', out]
@@ -177,7 +183,8 @@ public struct ConvolutionGeometry: Sendable {
     /// x: [T, H, W, in]; history: [n, H, W, in] or nil
     public init(
         _ x: Shape, history: Shape?, leadingZeros: Int, _ weight: ConvolutionWeight,
-        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool
+        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
+        rowsAbove: Int = 0, rowsBelow: Int = 0
     ) {
         self.leadingZeros = leadingZeros
         historyFrames = history?[0] ?? 0
@@ -194,10 +201,11 @@ public struct ConvolutionGeometry: Sendable {
             (extraHeight, extraWidth) = (2 * top, 2 * left)
         case .bottomRight: (top, left, extraHeight, extraWidth) = (0, 0, 1, 1)
         }
-        self.padding = (top, left)
+        self.padding = (top - rowsAbove * scale, left)
+        let ownHeight = height - rowsAbove - rowsBelow
         output = [
             (leadingZeros + historyFrames + frames - weight.time) / timeStride + 1,
-            (height * scale + extraHeight - weight.height) / spatialStride + 1,
+            (ownHeight * scale + extraHeight - weight.height) / spatialStride + 1,
             (width * scale + extraWidth - weight.width) / spatialStride + 1, weight.outputs,
         ]
     }
@@ -220,11 +228,23 @@ extension Backend {
         timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
         residual: Tensor?
     ) -> Tensor {
+        convolution(
+            HaloedFrames(x), history: history, leadingZeros: leadingZeros, weight,
+            timeStride: timeStride, spatialStride: spatialStride, padding: padding,
+            upsample: upsample, residual: residual)
+    }
+
+    /// The convolution of a device's own rows of the picture. The history has the same rows of its neighbours as x.
+    public func convolution(
+        _ x: HaloedFrames, history: Tensor?, leadingZeros: Int, _ weight: ConvolutionWeight,
+        timeStride: Int, spatialStride: Int, padding: SpatialPadding, upsample: Bool,
+        residual: Tensor?
+    ) -> Tensor {
         result(
             of: Operation.Convolution(
-                x: x, history: history, leadingZeros: leadingZeros, weight: weight,
+                x: x.frames, history: history, leadingZeros: leadingZeros, weight: weight,
                 timeStride: timeStride, spatialStride: spatialStride, padding: padding,
-                upsample: upsample, residual: residual))
+                upsample: upsample, residual: residual, rowsAbove: x.above, rowsBelow: x.below))
     }
 
     /// See `Operation.InterleaveTime`.

@@ -43,6 +43,12 @@ public enum Operation {
     case interleaveTime(InterleaveTime)
     case rgb8(RGB8)
     case nv12(NV12)
+    // Collectives.swift
+    case exchange(Exchange)
+    case gather(Gather)
+    case halo(Halo)
+    // Gradients/Training.swift
+    case training(Training)
 
     /// The struct of the case.
     public var facts: any OperationFacts {
@@ -76,6 +82,10 @@ public enum Operation {
         case .interleaveTime(let o): o
         case .rgb8(let o): o
         case .nv12(let o): o
+        case .exchange(let o): o
+        case .gather(let o): o
+        case .halo(let o): o
+        case .training(let o): o.facts
         }
     }
 }
@@ -134,6 +144,8 @@ extension Operation {
         public var launches = 0
         public var flops = 0
         public var bytes = 0
+        /// Bytes for other devices of a group.
+        public var sentBytes = 0
 
         public init() {}
 
@@ -141,6 +153,7 @@ extension Operation {
             a.launches += b.launches
             a.flops += b.flops
             a.bytes += b.bytes
+            a.sentBytes += b.sentBytes
         }
     }
 
@@ -175,6 +188,7 @@ extension Operation {
             cost.bytes += tensor.byteCount + (tensor.scales?.byteCount ?? 0)
         }
         for result in facts.results { cost.bytes += result.byteCount + (result.scaleBytes ?? 0) }
+        cost.sentBytes = collective?.sentBytes ?? 0
         return cost
     }
 }
@@ -190,6 +204,13 @@ extension Operation.ResultType {
     }
 
     public var byteCount: Int { shape.count * element.byteCount }
+
+    /// The result where it has no elements.
+    fileprivate var empty: Tensor {
+        Tensor(
+            shape, element, storage: HostStorage(byteCount: 0),
+            scales: scaleBytes.map { _ in HostStorage(byteCount: 0) })
+    }
 
     /// Whether `x` has this shape and type.
     public func describes(_ x: Tensor) -> Bool {
@@ -209,9 +230,14 @@ extension Operation.ResultType {
 // MARK: - From the facts to a device
 
 extension Backend {
-    /// Checks that the arguments fit, then runs the operation.
+    /// Checks that the arguments fit, then runs the operation. A device of a group may have a share of nothing:
+    /// what gives nothing is not carried out, unless others wait for it.
     func results(of facts: some OperationFacts) -> [Tensor] {
         if !facts.fits { programmingError(misfit(facts)) }
+        if !membership.isAlone, !(facts is any Collective) {
+            let results = facts.results
+            if results.allSatisfy({ $0.shape.count == 0 }) { return results.map(\.empty) }
+        }
         return run(facts.operation)
     }
 

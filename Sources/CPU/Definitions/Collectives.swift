@@ -1,0 +1,44 @@
+/// What devices of a group give to each other, by copies.
+
+import Ground
+import Tensors
+
+/// One device's tensor as the others see it: they only read it.
+private final class Given: @unchecked Sendable {
+    let tensor: Tensor
+    init(_ tensor: Tensor) { self.tensor = tensor }
+}
+
+extension Definitions {
+    /// The parts of the others' tensors that are for this device, and its own. Where a device is missing the result means
+    /// nothing.
+    func collective(_ o: some Collective, _ membership: Membership) -> Tensor {
+        let type = o.results[0]
+        let scales = type.scaleBytes.map { memory.storage(byteCount: $0) }
+        let result = memory.tensor(type.shape, type.element, scales: scales)
+        let given =
+            membership.meeting.map { $0.exchange(Given(o.x), of: membership.index) } ?? [Given(o.x)]
+        guard let given = given as? [Given] else { return result }
+        for (giver, given) in given.enumerated() {
+            if let transfer = o.transfer(from: giver, to: o.member) {
+                copy(transfer, from: given.tensor.hostAddress, to: result.hostAddress)
+            }
+            if let transfer = o.scaleTransfer(from: giver, to: o.member),
+                let from = given.tensor.scales?.hostPointer, let to = scales?.hostPointer
+            {
+                copy(transfer, from: from, to: to)
+            }
+        }
+        return withExtendedLifetime(given) { result }
+    }
+
+    private func copy(
+        _ transfer: Transfer, from: UnsafeMutableRawPointer, to: UnsafeMutableRawPointer
+    ) {
+        let (source, target) = (transfer.source, transfer.target)
+        for row in 0..<transfer.rows {
+            (to + target.offset + row * target.pitch).copyMemory(
+                from: from + source.offset + row * source.pitch, byteCount: transfer.width)
+        }
+    }
+}

@@ -1,0 +1,2 @@
+// Only the header counts; a target needs a source.
+#include "csqlite.h"

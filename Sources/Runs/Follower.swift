@@ -1,0 +1,244 @@
+/// The devices of a group that follow the first one: each carries out the same runs, on a thread of its own.
+
+import Glibc
+import Ground
+import Synchronization
+import Tensors
+
+/// What went wrong on one device of a group.
+public struct GroupError: Error, CustomStringConvertible {
+    /// "device 2 of 2"
+    public let device: String
+    public let underlying: any Error
+
+    public init(device: String, underlying: any Error) {
+        (self.device, self.underlying) = (device, underlying)
+    }
+
+    public var description: String { "\(device): \(underlying)" }
+}
+
+/// A device, its models and its part of the runs. Does what it is told in order.
+final class Follower: @unchecked Sendable {
+    /// Lives on the follower's thread.
+    struct Resident {
+        var device: OpenedDevice?
+        let pool = ModelPool()
+        var walks: [Int: Walk] = [:]
+        var readAheads: [Int: ReadAhead] = [:]
+    }
+    typealias Job = @Sendable (inout Resident) throws -> Void
+
+    private struct Queue {
+        var jobs: [Job?] = []
+        var open = 0
+        var failure: (any Error)?
+    }
+    /// "device 2 of 2"
+    private let name: String
+    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+    private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private var queue = Queue()
+
+    init(name: String) {
+        self.name = name
+        pthread_mutex_init(mutex, nil)
+        pthread_cond_init(changed, nil)
+        var thread = pthread_t()
+        let status = pthread_create(
+            &thread, nil,
+            { context in
+                if let context {
+                    Unmanaged<Follower>.fromOpaque(context).takeRetainedValue().work()
+                }
+                return nil
+            }, Unmanaged.passRetained(self).toOpaque())
+        ensure(status == 0, "Follower: cannot start a thread (errno \(status))")
+        pthread_detach(thread)
+    }
+
+    deinit {
+        pthread_mutex_destroy(mutex)
+        pthread_cond_destroy(changed)
+        mutex.deallocate()
+        changed.deallocate()
+    }
+
+    private func locked<Result>(_ body: () -> Result) -> Result {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return body()
+    }
+
+    private func enqueue(_ job: Job?) {
+        locked {
+            queue.jobs.append(job)
+            queue.open += 1
+            pthread_cond_broadcast(changed)
+        }
+    }
+
+    /// Has something done after all that was begun before.
+    func begin(_ job: @escaping Job) { enqueue(job) }
+
+    /// Ends the thread when all is done; what it has goes with it.
+    func close() { enqueue(nil) }
+
+    /// Waits until all that was begun is done.
+    /// - Throws: the first error since the last call.
+    func wait() throws {
+        let failure = locked {
+            while queue.open > 0 { pthread_cond_wait(changed, mutex) }
+            defer { queue.failure = nil }
+            return queue.failure
+        }
+        if let failure {
+            throw failure is CancellationError
+                ? failure : GroupError(device: name, underlying: failure)
+        }
+    }
+
+    private func work() {
+        var resident = Resident()
+        while true {
+            let job = locked { () -> Job? in
+                while queue.jobs.isEmpty { pthread_cond_wait(changed, mutex) }
+                return queue.jobs.removeFirst()
+            }
+            var failure: (any Error)?
+            do { try job?(&resident) } catch { failure = error }
+            if job == nil { resident = Resident() }
+            locked {
+                if queue.failure == nil { queue.failure = failure }
+                queue.open -= 1
+                pthread_cond_broadcast(changed)
+            }
+            if job == nil { return }
+        }
+    }
+}
+
+// MARK: - Runs on all devices
+
+extension Resident {
+    private var meeting: Meeting? { device?.backend.membership.meeting }
+
+    /// Opens the devices of a group, the first one on the calling thread.
+    func open(_ group: [@Sendable () throws -> OpenedDevice]) throws -> OpenedDevice {
+        if let device { return device }
+        let opened = try group[0]()
+        // The first one has left compiled kernels for the others.
+        let others = group.indices.dropFirst().map { index in
+            let follower = Follower(name: "device \(index + 1) of \(group.count)")
+            follower.begin { $0.device = try group[index]() }
+            return follower
+        }
+        do {
+            for follower in others { try follower.wait() }
+        } catch {
+            others.forEach { $0.close() }
+            throw error
+        }
+        device = opened
+        followers = others
+        return opened
+    }
+
+    /// Begins a run on the followers, as `walks` has it on the first device.
+    func beginOnFollowers(
+        _ run: Run, id: Int, _ cancellation: Cancellation, releasingAllBut keys: Set<ModelKey>
+    ) {
+        for follower in followers {
+            follower.begin { resident in
+                guard let device = resident.device else { return }
+                resident.pool.release(allBut: keys)
+                do {
+                    var walk = try Walk(
+                        run, resident.pool, on: device, cancellation: cancellation)
+                    // The first device looks at them.
+                    walk.inspectsNumbers = false
+                    resident.walks[id] = walk
+                } catch {
+                    device.backend.membership.meeting?.breakOff()
+                    throw error
+                }
+            }
+        }
+    }
+
+    func give(_ inputs: RunInputs, to id: Int) {
+        walks[id]?.inputs = inputs
+        for follower in followers { follower.begin { $0.walks[id]?.inputs = inputs } }
+    }
+
+    /// Carries out one instruction of a run on every device. The followers are waited for only where the models' own
+    /// code meets them, and at the end.
+    func advance(_ id: Int) throws -> Yield? {
+        guard let meeting else { return try walks[id]?.advance() }
+        for follower in followers {
+            follower.begin { resident in
+                do {
+                    _ = try resident.walks[id]?.advance()
+                } catch {
+                    meeting.breakOff()
+                    resident.walks[id]?.abandon()
+                    throw error
+                }
+            }
+        }
+        let result = Result { try walks[id]?.advance() }
+        if case .success(let found) = result, !meeting.isBroken {
+            if walks[id]?.isDone == true { for follower in followers { try follower.wait() } }
+            return found
+        }
+        // Nobody waits any more for whoever will not come. A follower's failure is the cause of what the first one found.
+        meeting.breakOff()
+        var cause: (any Error)?
+        for follower in followers {
+            follower.begin { $0.walks[id]?.abandon() }
+            do { try follower.wait() } catch { cause = cause ?? error }
+        }
+        meeting.reset()
+        if let cause, !(cause is CancellationError) { throw cause }
+        _ = try result.get()
+        throw cause ?? CancellationError()
+    }
+
+    func abandon(_ id: Int) {
+        walks[id]?.abandon()
+        for follower in followers { follower.begin { $0.walks[id]?.abandon() } }
+    }
+
+    func forget(_ id: Int) {
+        walks[id] = nil
+        readAheads[id] = nil
+        for follower in followers { follower.begin { $0.walks[id] = nil } }
+    }
+
+    /// What a run has taken so far: the first device's times, the most memory on any.
+    func report(_ id: Int) -> RunReport? {
+        guard let walk = walks[id] else { return nil }
+        var report = walk.report
+        if followers.isEmpty { return report }
+        report.device += " × \(followers.count + 1)"
+        let others = Mutex<[[StageReport]]>([])
+        for follower in followers {
+            follower.begin { resident in
+                let reports = resident.walks[id]?.reports ?? []
+                others.withLock { $0.append(reports) }
+            }
+            try? follower.wait()
+        }
+        for reports in others.withLock({ $0 }) {
+            for other in reports {
+                guard let index = report.stages.firstIndex(where: { $0.stage == other.stage })
+                else { continue }
+                let mine = report.stages[index]
+                report.stages[index] = StageReport(
+                    stage: mine.stage, seconds: mine.seconds,
+                    peakBytes: max(mine.peakBytes, other.peakBytes))
+            }
+        }
+        return report
+    }
+}

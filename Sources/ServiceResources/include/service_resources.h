@@ -1,0 +1,14 @@
+// Files that the service hands out: its page and its description.
+#pragma once
+#include <stddef.h>
+
+struct service_resource {
+    const char *name;
+    /// Its media type.
+    const char *type;
+    const unsigned char *bytes;
+    size_t count;
+};
+
+/// The file of a number, from 0; NULL after the last.
+const struct service_resource *_Nullable service_resource(int index);

@@ -1,0 +1,105 @@
+/// Where a run's samples come from, and in which order.
+
+import Glibc
+import Ground
+public import Tensors
+
+/// Numbered samples.
+public protocol SampleSource: AnyObject {
+    var count: Int { get }
+    func sample(_ index: Int) throws -> Sample
+}
+
+/// Samples of tar shards, cut to some latent frames.
+public final class ShardSamples: SampleSource {
+    private let shards: TarShards
+    private let frames: Int?
+    private let negative: Text?
+
+    /// - Parameters:
+    ///   - frames: latent frames that are kept of each sample; nil: all.
+    ///   - negative: the negative prompt of all samples.
+    public init(_ shards: TarShards, frames: Int? = nil, negative: Text? = nil) {
+        self.shards = shards
+        self.frames = frames
+        self.negative = negative
+    }
+
+    public var count: Int { shards.samples.count }
+
+    public func sample(_ index: Int) throws -> Sample {
+        let found = try shards.read(index)
+        var latents = LatentValues(found.latents)
+        if let frames {
+            let key = shards.samples[index].key.printable
+            guard latents.shape[1] >= frames else {
+                throw DataError(
+                    "the sample '\(key)' has \(latents.shape[1]) latent frames, expected at least "
+                        + "\(frames)")
+            }
+            latents = latents.prefix(frames: frames)
+        }
+        return Sample(latents: latents, text: Text(found.text), negative: negative)
+    }
+}
+
+/// Which sample comes when: every epoch in another order, which the seed alone decides; the last partial batch is
+/// left out, as the original does.
+public struct SampleOrder: Sendable {
+    public let count, batch: Int
+    public let seed: UInt64
+
+    public init(count: Int, batch: Int, seed: UInt64) {
+        self.count = count
+        self.batch = batch
+        self.seed = seed
+    }
+
+    /// The samples of the n-th batch of a run.
+    public func batch(_ number: Int) -> [Int] {
+        let perEpoch = count / batch
+        let (epoch, place) = (number / perEpoch, number % perEpoch)
+        var order = Array(0..<count)
+        var random = SplitMix64(seed: seed &+ UInt64(epoch) &* 0x9E37_79B9_7F4A_7C15)
+        order.shuffle(using: &random)
+        return Array(order[place * batch..<(place + 1) * batch])
+    }
+}
+
+/// Random numbers that the seed and the iteration decide: a run that goes on draws what it would have drawn.
+public final class SeededDraws: RandomSource {
+    private var random: SplitMix64
+    private var spare: Double?
+
+    public init(seed: UInt64, iteration: Int, part: Int = 0) {
+        var mixed = SplitMix64(seed: seed)
+        var other = SplitMix64(seed: mixed.next() ^ UInt64(iteration))
+        random = SplitMix64(seed: other.next() ^ UInt64(part))
+    }
+
+    /// In (0, 1).
+    private func open() -> Double { (Double(random.next() >> 12) + 0.5) * 0x1p-52 }
+
+    /// Box and Muller's way: two at a time.
+    private func normal() -> Double {
+        if let spare {
+            self.spare = nil
+            return spare
+        }
+        let radius = (-2 * log(open())).squareRoot()
+        let angle = 2 * Double.pi * open()
+        spare = radius * sin(angle)
+        return radius * cos(angle)
+    }
+
+    public func normals(_ count: Int) -> [Float] { (0..<count).map { _ in Float(normal()) } }
+    public func uniforms(_ count: Int) -> [Float] {
+        (0..<count).map { _ in Float(random.next() >> 40) * 0x1p-24 }
+    }
+    public func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
+        (0..<count).map { _ in
+            LatentValues(
+                shape: shape, values: (0..<shape.count).map { _ in Double(Float(normal())) })
+        }
+    }
+}

@@ -1,0 +1,209 @@
+/// A transformer as recipes see it: a velocity, its tangent, and the way back to the parameters.
+
+public import Checkpoints
+import Ground
+public import Models
+public import Tensors
+
+/// Whether a block's activations are kept for the way back or computed again.
+public enum Recomputation: String, Sendable, Hashable, Codable, CaseIterable {
+    case none, block
+}
+
+/// A prompt's embedding in host memory.
+public struct Text {
+    /// [rows, textDim]; rows past `count` are zero.
+    public let rows: Tensor
+    public let count: Int
+
+    public init(rows: Tensor, count: Int) {
+        self.rows = rows
+        self.count = count
+    }
+
+    /// Rows up to the last that is not zero are the prompt's.
+    public init(_ rows: Tensor) {
+        let values = rows.floats()
+        let dim = rows.shape[1]
+        self.init(rows: rows, count: values.lastIndex { $0 != 0 }.map { $0 / dim + 1 } ?? 0)
+    }
+}
+
+/// A net with constant or with trained parameters on one device.
+public final class Net {
+    public let checkpoint: any Checkpoint
+    public let options: WanTransformerOptions
+    public let activations: DType
+    /// To what timesteps are rounded before the embedding: bf16 in the published models.
+    public let timestepType: DType
+    public let device: any Backend
+    public let recomputation: Recomputation
+    /// Adapters that are trained in place of the checkpoint's own tensors.
+    public let adapters: LowRankAdapters?
+    /// What the linear layers of the blocks become while they are placed.
+    public let linearFormat: LinearFormat
+    private let named: NamedCheckpoint
+    private var built: (version: Int, net: Built)?
+
+    /// A model and the backend that its operations go to.
+    private struct Built {
+        let model: WanTransformer
+        let device: any Backend
+    }
+
+    /// - Parameter checkpoint: `Parameters` where they are trained.
+    public init(
+        _ checkpoint: any Checkpoint, _ options: WanTransformerOptions, activations: DType,
+        timestepType: DType? = nil, recomputation: Recomputation = .none,
+        adapters: LowRankAdapters? = nil, linearFormat: LinearFormat = .plain,
+        on device: any Backend
+    ) {
+        self.checkpoint = checkpoint
+        self.options = options
+        self.activations = activations
+        self.timestepType = timestepType ?? activations
+        self.recomputation = recomputation
+        self.adapters = adapters
+        self.linearFormat = linearFormat
+        self.device = device
+        named = NamedCheckpoint(checkpoint)
+    }
+
+    /// The parameters, where this net has some to train.
+    public var parameters: Parameters? { adapters?.parameters ?? checkpoint as? Parameters }
+
+    /// The net of this moment's parameters.
+    public func model() throws(CheckpointError) -> WanTransformer { try current().model }
+
+    private func current() throws(CheckpointError) -> Built {
+        let version = parameters?.version ?? 0
+        if let built, built.version == version { return built.net }
+        let net = try build(on: device)
+        built = (version, net)
+        return net
+    }
+
+    private func build(on base: any Backend) throws(CheckpointError) -> Built {
+        let device = adapters.map { AdaptedBackend(base, $0, names: named) } ?? base
+        let weights = Weights(
+            adapters == nil ? checkpoint : named, on: device, activations: activations,
+            linearFormat: linearFormat)
+        return Built(model: try WanTransformer(weights, options), device: device)
+    }
+
+    private func rounded(_ timestep: Double) -> Double {
+        switch timestepType {
+        case .bf16: Double(BFloat16(Float(timestep)).float)
+        case .f32: Double(Float(timestep))
+        default: timestep
+        }
+    }
+
+    private func size(_ x: Tensor) -> Extent { Extent(t: x.shape[1], h: x.shape[2], w: x.shape[3]) }
+
+    private func context(
+        _ model: WanTransformer, _ text: Text, _ x: Tensor, on device: any Backend
+    ) -> WanTransformer.Context {
+        let rows = device.place(text.rows, as: activations)
+        return model.prepare(
+            TextEmbedding(rows: rows, count: text.count), size: size(x), on: device)
+    }
+
+    private func sinusoid(_ model: WanTransformer, _ timestep: Double) -> Tensor {
+        TimeEmbedding.sinusoid(rounded(timestep), model.config.frequencyDim)
+    }
+
+    // MARK: Values
+
+    /// x: f32 [C, T, H, W] on the host; timestep in 0...1000 → f32, as x, on the host
+    public func velocity(_ x: Tensor, at timestep: Double, _ text: Text) throws(CheckpointError)
+        -> Tensor
+    {
+        let net = try current()
+        let (model, device) = (net.model, net.device)
+        let modulation = model.modulation(at: rounded(timestep), on: device)
+        let context = context(model, text, x, on: device)
+        return device.read(
+            model([device.place(x, as: .f32)], modulation, context, on: device))
+    }
+
+    // MARK: Forward mode
+
+    /// The velocity and its derivative along (tangent, timestepTangent); the text and the parameters are constant.
+    /// x, tangent: f32 [C, T, H, W] on the host → same
+    public func moving(
+        _ x: Tensor, along tangent: Tensor, at timestep: Double, along timestepTangent: Double,
+        _ text: Text
+    ) throws(CheckpointError) -> (velocity: Tensor, tangent: Tensor) {
+        ensure(adapters == nil, "moving: adapters are trained without tangents")
+        let model = try model()
+        let context = context(model, text, x, on: device)
+        let tangents = Tangents(device)
+        let input = device.place(x, as: .f32)
+        tangents.move(input, along: device.place(tangent, as: .f32))
+        let sinusoid = device.place(sinusoid(model, timestep), as: .f32)
+        let slope = TimeEmbedding.sinusoidSlope(rounded(timestep), model.config.frequencyDim)
+        let speed = rounded(timestepTangent)
+        tangents.move(
+            sinusoid,
+            along: device.place(
+                Tensor(slope.floats().map { Float(Double($0) * speed) }, slope.shape), as: .f32))
+        let modulation = model.modulation(sinusoid: sinusoid, on: tangents)
+        let velocity = model([input], modulation, context, on: tangents)
+        let moved = tangents.tangent(of: velocity)
+        return (device.read(velocity), moved.map(device.read) ?? .zeros(x.shape, .f32))
+    }
+
+    // MARK: Reverse mode
+
+    /// A velocity that remembers how it was made.
+    public struct Recorded {
+        /// f32 [C, T, H, W] on the host
+        public let velocity: Tensor
+        fileprivate let result, input: Tensor
+        fileprivate let recorder: Recorder
+        fileprivate let device: any Backend
+
+        /// The derivatives of sum <velocity, cotangent>. cotangent: f32, as the velocity
+        /// → by the parameters' names, f32 on the device, in the parameters' shapes; by the latents where they were
+        /// watched, f32 [C, T, H, W]
+        public func gradients(_ cotangent: Tensor) -> (
+            parameters: [String: Tensor], latents: Tensor?
+        ) {
+            let sums = recorder.backward([(result, device.place(cotangent, as: .f32))])
+            var found: [String: Tensor] = [:]
+            for (name, tensor) in recorder.placed { found[name] = sums.take(tensor) }
+            return (found, sums.take(input))
+        }
+    }
+
+    /// The velocity, recorded from the parameters on.
+    /// - Parameter watchesLatents: whether derivatives by x are asked for too.
+    public func recorded(
+        _ x: Tensor, at timestep: Double, _ text: Text, watchesLatents: Bool = false
+    ) throws(CheckpointError) -> Recorded {
+        let recorder = Recorder(device, names: parameters?.namesByStorage ?? [:])
+        let net = try build(on: recorder)
+        let (model, device) = (net.model, net.device)
+        let input = recorder.place(x, as: .f32)
+        if watchesLatents { recorder.watch(input) }
+        let context = context(model, text, x, on: device)
+        let modulation = model.modulation(at: rounded(timestep), on: device)
+        var state = model.embed([input], on: device)
+        for index in 0..<model.config.layers {
+            let before = state
+            func block() -> Tensor {
+                var state = before
+                model.step(&state, block: index, modulation, context, on: device)
+                return state
+            }
+            state = recomputation == .block ? recorder.recomputed(block) : block()
+        }
+        let result = device.unpatchify(
+            model.project(state, modulation, on: device), size: size(x),
+            patch: model.config.patch)
+        return Recorded(
+            velocity: device.read(result), result: result, input: input, recorder: recorder,
+            device: self.device)
+    }
+}

@@ -1,0 +1,103 @@
+/// A run's folder: settings, checkpoints that are whole or not there, curves.
+
+public import Checkpoints
+import FoundationEssentials
+import Glibc
+import Ground
+public import SystemPackage
+
+/// What went wrong with the folder.
+public struct RunFolderError: Error, Sendable, Equatable, CustomStringConvertible {
+    public let description: String
+    init(_ description: String) { self.description = description }
+}
+
+/// `settings.json`, `checkpoints/iter_000000500/state.safetensors`, `loss.csv`, `events.out.tfevents.…`.
+public final class RunFolder {
+    public let path: FilePath
+    private let kept: Int
+
+    /// - Parameter kept: checkpoints that stay.
+    public init(_ path: String, kept: Int) throws(RunFolderError) {
+        self.path = FilePath(path)
+        self.kept = kept
+        do { try self.path.appending("checkpoints").makeFolders() } catch {
+            throw RunFolderError("cannot make the run's folder \(error)")
+        }
+    }
+
+    // MARK: Settings
+
+    private var settingsPath: FilePath { path.appending("settings.json") }
+
+    /// The settings of a run that was begun here; nil: none was.
+    public func settings() throws(RunFolderError) -> TrainingSettings? {
+        guard settingsPath.exists else { return nil }
+        return try Self.settings(from: settingsPath.string)
+    }
+
+    /// Settings from a file of JSON; what it leaves out is not known, so it must name everything.
+    public static func settings(from path: String) throws(RunFolderError) -> TrainingSettings {
+        do {
+            return try JSONDecoder().decode(
+                TrainingSettings.self, from: Data(try FilePath(path).contents()))
+        } catch let error as FileError {
+            throw RunFolderError("cannot read \(error)")
+        } catch {
+            throw RunFolderError("\(path) holds no settings of a training run: \(brief(error))")
+        }
+    }
+
+    private static func brief(_ error: any Error) -> String {
+        guard let error = error as? DecodingError else { return "\(error)" }
+        func place(_ context: DecodingError.Context) -> String {
+            context.codingPath.map(\.stringValue).joined(separator: ".")
+        }
+        return switch error {
+        case .keyNotFound(let key, let context):
+            "'\((context.codingPath.map(\.stringValue) + [key.stringValue]).joined(separator: "."))' is missing"
+        case .typeMismatch(_, let context), .valueNotFound(_, let context):
+            "'\(place(context))' is of another type"
+        case .dataCorrupted(let context):
+            place(context).isEmpty ? "it is not JSON" : "'\(place(context))' has no such value"
+        @unknown default: "it cannot be read"
+        }
+    }
+
+    public func write(_ settings: TrainingSettings) throws(RunFolderError) {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        do {
+            let bytes = Array(try encoder.encode(settings)) + [UInt8(ascii: "\n")]
+            try PendingFile.write(bytes, to: settingsPath, overwrite: true)
+        } catch { throw RunFolderError("cannot write \(error)") }
+    }
+
+    // MARK: Checkpoints
+
+    private var checkpoints: FilePath { path.appending("checkpoints") }
+
+    private static func name(_ iteration: Int) -> String {
+        let digits = String(iteration)
+        return "iter_" + String(repeating: "0", count: max(0, 9 - digits.count)) + digits
+            + ".safetensors"
+    }
+
+    /// Whole checkpoints, the oldest first.
+    public func states() -> [(iteration: Int, path: String)] {
+        let names = (try? checkpoints.fileNames()) ?? []
+        return names.compactMap { name -> (Int, String)? in
+            guard name.hasPrefix("iter_"), name.hasSuffix(".safetensors"),
+                let iteration = Int(name.dropFirst(5).dropLast(12))
+            else { return nil }
+            return (iteration, checkpoints.appending(name).string)
+        }.sorted { $0.0 < $1.0 }
+    }
+
+    /// Writes a state beside and renames it when it is whole; then the oldest ones go. Space is asked for before.
+    public func save(_ state: any Checkpoint, iteration: Int) throws {
+        try writeCheckpoint(
+            state, to: checkpoints.appending(Self.name(iteration)).string, overwrite: true)
+        for old in states().dropLast(kept) { unlink(old.path) }
+    }
+}

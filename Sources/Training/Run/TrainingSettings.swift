@@ -1,0 +1,131 @@
+/// Everything that decides a training run but its files.
+
+import Ground
+
+/// A run's settings; stored in its folder, and read from a file of the user's.
+public struct TrainingSettings: Sendable, Hashable, Codable {
+    public enum Recipe: String, Sendable, Hashable, Codable, CaseIterable {
+        /// A sparse-linear student imitates its dense teacher; all weights.
+        case sla
+        /// Distillation to few steps; all weights.
+        case rcm
+        /// Adapters, by flow matching or by imitating a teacher.
+        case lora
+    }
+
+    public var recipe: Recipe
+    public var iterations: Int
+    /// Samples of one pass, and passes whose gradients add up before a step.
+    public var batch = 1
+    public var accumulation = 1
+    public var seed: UInt64 = 0
+    /// Latent frames of a sample; nil: all.
+    public var frames: Int?
+    /// bf16: parameters and activations in bf16, masters and moments in f32.
+    public var isHalf = true
+    public var recomputation = Recomputation.block
+    public var optimizer: Adam.Settings
+    /// Of rCM's critic.
+    public var criticOptimizer: Adam.Settings
+    /// Steps of the ramp of the learning rate.
+    public var warmup = 100
+    /// The largest norm of the gradients; nil: any.
+    public var largestNorm: Double?
+    public var averageRate = 0.1
+    /// White-box tuning and flow matching.
+    public var times = TimeDistribution.logNormal(mean: 1.5, deviation: 1.6)
+    public var lossScale = 1.0
+    public var rcm = RCM.Settings()
+    /// Share and blocks of sparse attention.
+    public var topK: Double?
+    public var queryBlock = 64
+    public var keyBlock = 64
+    public var rank = 16
+    public var alpha = 16.0
+    public var targets = LowRankAdapters.standardTargets
+    /// Iterations between checkpoints, and how many of them stay.
+    public var saveEvery = 500
+    public var kept = 2
+
+    /// The published configurations, by recipe.
+    public init(_ recipe: Recipe) {
+        self.recipe = recipe
+        iterations = 100_000
+        switch recipe {
+        case .sla:
+            optimizer = Adam.Settings(learningRate: 1e-5)
+            batch = 4
+            topK = 0.1
+        case .rcm:
+            optimizer = Adam.Settings(learningRate: 2e-6, beta1: 0)
+            rcm.tangentWarmup = 1000
+            frames = nil
+        case .lora:
+            optimizer = Adam.Settings(learningRate: 1e-4)
+            iterations = 2000
+        }
+        criticOptimizer = Adam.Settings(learningRate: 4e-7, beta1: 0)
+    }
+
+    /// The published 14B configurations where they differ.
+    public mutating func useLargePreset() {
+        switch recipe {
+        case .sla: (batch, accumulation, saveEvery) = (1, 32, 250)
+        case .rcm:
+            optimizer.learningRate = 1e-6
+            criticOptimizer.learningRate = 1e-7
+            rcm.consistencyTimes = .logNormal(mean: 1.5, deviation: 1.6)
+            rcm.tangentWarmup = 0
+            rcm.studentEvery = 10
+            saveEvery = 250
+        case .lora: break
+        }
+    }
+
+    /// What is wrong with these settings, in words; nil where nothing is.
+    public var fault: String? {
+        func wrong(_ name: String, _ found: some CustomStringConvertible, _ expected: String)
+            -> String
+        {
+            "\(name) is \(found), expected \(expected)"
+        }
+        if iterations < 1 { return wrong("iterations", iterations, "1 or more") }
+        if batch < 1 { return wrong("batch", batch, "1 or more") }
+        if accumulation < 1 { return wrong("accumulation", accumulation, "1 or more") }
+        if saveEvery < 1 { return wrong("saveEvery", saveEvery, "1 or more") }
+        if kept < 1 { return wrong("kept", kept, "1 or more") }
+        if warmup < 0 { return wrong("warmup", warmup, "0 or more") }
+        if let frames, frames < 1 { return wrong("frames", frames, "1 or more") }
+        for (name, o) in [("optimizer", optimizer), ("criticOptimizer", criticOptimizer)] {
+            guard o.learningRate.isFinite, o.learningRate >= 0 else {
+                return wrong("\(name).learningRate", o.learningRate, "0 or more")
+            }
+            guard (0..<1).contains(o.beta1), (0..<1).contains(o.beta2) else {
+                return wrong("\(name)'s betas", "\(o.beta1) and \(o.beta2)", "from 0 to below 1")
+            }
+            guard o.epsilon > 0, o.decay.isFinite, o.decay >= 0 else {
+                return "\(name) needs an epsilon above 0 and a decay of 0 or more"
+            }
+        }
+        if let largestNorm, !(largestNorm > 0) {
+            return wrong("largestNorm", largestNorm, "above 0")
+        }
+        guard averageRate > 0, averageRate < 0.28 else {
+            return wrong("averageRate", averageRate, "above 0 and below 0.28")
+        }
+        if let topK, !(topK > 0 && topK <= 1) { return wrong("topK", topK, "above 0, at most 1") }
+        for (name, block) in [("queryBlock", queryBlock), ("keyBlock", keyBlock)]
+        where !(1...1024).contains(block) { return wrong(name, block, "1 to 1024") }
+        if !(1...4096).contains(rank) { return wrong("rank", rank, "1 to 4096") }
+        if !(alpha.isFinite && alpha > 0) { return wrong("alpha", alpha, "above 0") }
+        if rcm.studentEvery < 1 || rcm.simulationSteps < 1 || rcm.tangentWarmup < 0
+            || rcm.discreteSkip < 1 || rcm.discreteSteps <= rcm.discreteSkip
+        {
+            return "rcm's counts must be 1 or more, and discreteSteps above discreteSkip"
+        }
+        if let fixed = rcm.fixedAngles, fixed.count < rcm.simulationSteps - 1 {
+            return "rcm.fixedAngles has \(fixed.count) angles, expected \(rcm.simulationSteps - 1)"
+        }
+        return nil
+    }
+}

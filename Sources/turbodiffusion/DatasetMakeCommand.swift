@@ -1,0 +1,136 @@
+/// `turbodiffusion dataset make`: a teacher makes the latents that a student learns from.
+
+import ArgumentParser
+import Catalog
+import Checkpoints
+import Devices
+import Families
+import Ground
+import Runs
+import SystemPackage
+import Tensors
+import Terminal
+import Training
+
+struct DatasetMakeCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "make",
+        abstract: "Have a model make latents for prompts, in shards.",
+        discussion: """
+            Shards that are there are kept, so the same command goes on where another was stopped. \
+            negative.safetensors is the embedding of the negative prompt, for 'train rcm'.
+            """)
+
+    @Option(help: "The model: a name or a folder.")
+    var model = "nano"
+
+    @Option(help: "The dense transformer (default: the model's own).", completion: .file())
+    var ditPath: String?
+
+    @Option(help: "A file with a prompt on each line.", completion: .file())
+    var prompts: String
+
+    @Option(help: "The folder of the shards.", completion: .directory)
+    var output: String
+
+    @Option(help: "Samples of a shard.")
+    var shardSize = 64
+
+    @Option(help: "Steps of the sampler.")
+    var numSteps = 50
+
+    @Option(help: "Guidance.")
+    var guidance = 5.0
+
+    @Option(help: "Shift of the noise schedule (default: the family's).")
+    var shift: Double?
+
+    @Option(help: "Frames of the videos (default: the family's).")
+    var numFrames: Int?
+
+    @Option(help: "Seed of the first sample; each next one has the next seed.")
+    var seed: UInt64 = 0
+
+    @Option(help: "bf16 or f32.")
+    var precision = TrainingPrecision.bf16
+
+    @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
+    var device = DeviceChoice.automatic
+
+    func validate() throws {
+        if shardSize < 1 { throw ValidationError("--shard-size must be 1 or more.") }
+    }
+
+    func run() async throws {
+        let lines = String(decoding: try FilePath(prompts).contents(limit: 1 << 28), as: UTF8.self)
+            .split(separator: "\n").map(String.init)
+            .filter { !$0.unicodeScalars.allSatisfy(\.properties.isWhitespace) }
+        guard !lines.isEmpty else { throw UserError("dataset.prompts", "\(prompts) is empty") }
+        var choice = ModelChoice(model)
+        if let ditPath { choice.files[.transformer] = ditPath }
+        let models = try Catalog.published.open(choice)
+        let folder = FilePath(output)
+        try folder.makeFolders()
+        let device = device
+        let engine = Engine {
+            let backend = try device.open { Output.note("\($0)") }
+            return OpenedDevice(backend, sageArchitecture: .sm90)
+        }
+        for start in stride(from: 0, to: lines.count, by: shardSize) {
+            let number = start / shardSize
+            let digits = String(number)
+            let path = folder.appending(
+                "shard_" + String(repeating: "0", count: max(0, 6 - digits.count)) + digits + ".tar"
+            )
+            if path.exists { continue }
+            let writer = try ShardWriter(path)
+            for index in start..<min(start + shardSize, lines.count) {
+                let sample = try await make(lines[index], index, models, engine, folder)
+                try writer.add(
+                    index, latents: sample.latents, text: sample.text, prompt: lines[index])
+                Output.note("sample \(index + 1) of \(lines.count)")
+            }
+            try writer.finish()
+        }
+    }
+
+    private func make(
+        _ prompt: String, _ index: Int, _ models: ModelSet, _ engine: Engine, _ folder: FilePath
+    ) async throws -> (latents: Tensor, text: Tensor) {
+        var request = Request(prompt, for: models.family)
+        var flow = models.family.defaults.flow
+        (flow.steps, flow.guidance) = (numSteps, guidance)
+        if let shift { flow.shift = shift }
+        request.sampling = .flow(flow)
+        request.arithmetic.attention = .original
+        request.arithmetic.precision = precision == .bf16 ? .bf16 : .f32
+        request.seed = seed &+ UInt64(index)
+        if let numFrames { request.frames = numFrames }
+        let text = TemporaryPath(beside: folder.appending("embedding.safetensors"))
+        var options = RunOptions()
+        options.save.text = text.path.string
+        options.keepsTextEncoder = true
+        let handle = engine.start(try Run(request, models, options))
+        for try await _ in handle.steps {}
+        guard let made = try await handle.latents() else {
+            throw UserError("dataset.latents", "the model made no latents for '\(prompt)'")
+        }
+        handle.cancel()
+        let stored = try openCheckpoint(text.path.string)
+        func embedding(_ name: String) throws -> Tensor? {
+            try stored.tensor(name).map { Tensor($0.floats(), $0.shape) }
+        }
+        guard let rows = try embedding("text_embedding") else {
+            throw UserError("dataset.text", "the text encoder's embedding was not kept")
+        }
+        let negative = folder.appending("negative.safetensors")
+        if !negative.exists, let other = try embedding("negative_text_embedding") {
+            try writeCheckpoint(
+                TensorCollection(
+                    "negative prompt", [("text_embedding", other.converted(to: .bf16))]),
+                to: negative.string)
+        }
+        let shape: Shape = [made.channels, made.extent.t, made.extent.h, made.extent.w]
+        return (Tensor(made.values, shape), rows)
+    }
+}

@@ -1,0 +1,113 @@
+/// `turbodiffusion train`: sparse-attention tuning, distillation and adapters.
+
+import ArgumentParser
+import Training
+
+struct TrainCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "train",
+        abstract: "Train a model: SLA tuning, rCM distillation, LoRA.",
+        discussion: """
+            A run lives in a folder: settings.json, loss.csv, events for TensorBoard, checkpoints, and at the end the \
+            trained models. Ctrl-C pauses it after the current iteration; --resume goes on with the same bits. \
+            The published configurations are the defaults; --config reads all settings from a file.
+            """,
+        subcommands: [TrainSLACommand.self, TrainRCMCommand.self, TrainLoRACommand.self])
+}
+
+struct TrainSLACommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "sla",
+        abstract: "Tune a dense transformer to sparse-linear attention: it imitates itself.")
+
+    @OptionGroup var options: TrainOptions
+
+    @Option(
+        name: .customLong("sla-topk"),
+        help: "Share of the key blocks attended exactly (default: 0.1).")
+    var topK: Double?
+
+    func run() async throws {
+        try await TrainingRun(options, .sla).run { settings in
+            if let topK { settings.topK = topK }
+        }
+    }
+}
+
+struct TrainRCMCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "rcm",
+        abstract: "Distil a transformer to few steps: consistency and distribution matching.")
+
+    @OptionGroup var options: TrainOptions
+
+    @Option(help: "Learning rate of the critic.")
+    var criticLr: Double?
+
+    @Option(help: "The teacher's guidance (default: 5).")
+    var guidance: Double?
+
+    @Option(help: "Iterations until the tangent counts fully (default: 1000).")
+    var tangentWarmup: Int?
+
+    @Option(help: "The student's turn comes every so many iterations (default: 5).")
+    var studentEvery: Int?
+
+    func run() async throws {
+        try await TrainingRun(options, .rcm).run { settings in
+            if let criticLr { settings.criticOptimizer.learningRate = criticLr }
+            if let guidance { settings.rcm.guidance = guidance }
+            if let tangentWarmup { settings.rcm.tangentWarmup = tangentWarmup }
+            if let studentEvery { settings.rcm.studentEvery = studentEvery }
+        }
+    }
+}
+
+struct TrainLoRACommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lora",
+        abstract: "Train low-rank adapters beside a transformer's linear layers.",
+        discussion: """
+            Learns from the data (flow matching); with --base the adapters are for that transformer and imitate the \
+            teacher's velocity.
+            """)
+
+    @OptionGroup var options: TrainOptions
+
+    @Option(
+        help: "The transformer that gets the adapters, where it is not the teacher.",
+        completion: .file())
+    var base: String?
+
+    @Option(help: "Rank of the adapters (default: 16).")
+    var rank: Int?
+
+    @Option(help: "alpha / rank is the adapters' factor (default: the rank).")
+    var alpha: Double?
+
+    @Option(
+        help:
+            "Layers, by the ends of their names, separated by commas (default: all in the blocks).")
+    var targets: String?
+
+    @Option(
+        name: .customLong("sla-topk"),
+        help:
+            "Use sparse-linear attention with this share of key blocks; the transformer must have it."
+    )
+    var topK: Double?
+
+    @Flag(help: "Quantise the layers of the blocks to int8; the adapters stay as they are.")
+    var int8 = false
+
+    func run() async throws {
+        try await TrainingRun(options, .lora, base: base, isInt8: int8).run { settings in
+            if let rank { (settings.rank, settings.alpha) = (rank, Double(rank)) }
+            if let alpha { settings.alpha = alpha }
+            if let topK { settings.topK = topK }
+            if let targets {
+                settings.targets = targets.split(separator: ",").map(String.init)
+            }
+        }
+    }
+}
