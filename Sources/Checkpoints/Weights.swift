@@ -2,7 +2,6 @@
 /// device. And the protocol of checkpoints.
 
 import Ground
-
 public import Tensors
 
 /// An opened checkpoint: named tensors in host memory, mapped rather than copied.

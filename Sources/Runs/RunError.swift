@@ -1,8 +1,7 @@
 /// Why a valid run failed.
 
-import Ground
-
 public import Families
+import Ground
 
 /// A failure between the first stage and the last.
 public enum RunError: Error, Sendable, Hashable, Codable {

@@ -1,9 +1,8 @@
 /// Checkpoints derived from others: the tools describe their result, and the writer or a model asks
 /// for its tensors.
 
-import Ground
-
 private import Dispatch
+import Ground
 public import Tensors
 
 /// A checkpoint whose tensors are computed on demand, each time anew.
