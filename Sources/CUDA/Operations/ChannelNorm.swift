@@ -6,6 +6,14 @@ import Tensors
 /// How the channels of one pixel are distributed over lanes.
 struct ChannelPlan: Hashable {
     let vector, lanes, count: Int
+    /// Positions of one group of lanes, so that enough bytes are in flight.
+    var positions: Int { Self.positions(vector: vector, count: count) }
+    /// Positions of a block of 256 threads.
+    var perBlock: Int { 256 / lanes * positions }
+
+    private static func positions(vector: Int, count: Int) -> Int {
+        vector == 1 ? 1 : max(1, 4 / count)
+    }
 
     /// The numbers of accesses per lane that the kernels are compiled for, up to 64 elements in all.
     private static func counts(vector: Int) -> [Int] {
@@ -26,11 +34,14 @@ struct ChannelPlan: Hashable {
 
     static func instances(_ dtype: DType) -> [String] {
         let vector = 16 / dtype.byteCount
-        return [8, 16].map { "\(vector), \($0), 1" }
-            + [vector, 1].flatMap { v in counts(vector: v).map { "\(v), 32, \($0)" } }
+        func arguments(_ vector: Int, _ lanes: Int, _ count: Int) -> String {
+            "\(vector), \(lanes), \(count), \(positions(vector: vector, count: count))"
+        }
+        return [8, 16].map { arguments(vector, $0, 1) }
+            + [vector, 1].flatMap { v in counts(vector: v).map { arguments(v, 32, $0) } }
     }
 
-    var arguments: String { "\(vector), \(lanes), \(count)" }
+    var arguments: String { "\(vector), \(lanes), \(count), \(positions)" }
 }
 
 enum ChannelNorm {
@@ -60,7 +71,9 @@ extension CUDABackend {
                     "channel_norm<\(Self.typeName(x.dtype)), \(plan.arguments)>",
                     of: ChannelNorm.unit)
         kernel(
-            .elements(x.shape.rows * plan.lanes), out.pointer, x.pointer, gamma.pointer,
+            LaunchShape(
+                grid: Extents(ceilDivide(x.shape.rows, plan.perBlock)), block: 256), out.pointer,
+            x.pointer, gamma.pointer,
             Int64(x.shape.rows), Int32(channels), Float(channels).squareRoot(),
             o.silu ? 1 : 0)
         return out
