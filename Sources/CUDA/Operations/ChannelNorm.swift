@@ -6,14 +6,6 @@ import Tensors
 /// How the channels of one pixel are distributed over lanes.
 struct ChannelPlan: Hashable {
     let vector, lanes, count: Int
-    /// Positions of one group of lanes, so that enough bytes are in flight.
-    var positions: Int { Self.positions(vector: vector, count: count) }
-    /// Positions of a block of 256 threads.
-    var perBlock: Int { 256 / lanes * positions }
-
-    private static func positions(vector: Int, count: Int) -> Int {
-        vector == 1 ? 1 : max(1, 4 / count)
-    }
 
     /// The numbers of accesses per lane that the kernels are compiled for, up to 64 elements in all.
     private static func counts(vector: Int) -> [Int] {
@@ -34,14 +26,11 @@ struct ChannelPlan: Hashable {
 
     static func instances(_ dtype: DType) -> [String] {
         let vector = 16 / dtype.byteCount
-        func arguments(_ vector: Int, _ lanes: Int, _ count: Int) -> String {
-            "\(vector), \(lanes), \(count), \(positions(vector: vector, count: count))"
-        }
-        return [8, 16].map { arguments(vector, $0, 1) }
-            + [vector, 1].flatMap { v in counts(vector: v).map { arguments(v, 32, $0) } }
+        return [8, 16].map { "\(vector), \($0), 1" }
+            + [vector, 1].flatMap { v in counts(vector: v).map { "\(v), 32, \($0)" } }
     }
 
-    var arguments: String { "\(vector), \(lanes), \(count), \(positions)" }
+    var arguments: String { "\(vector), \(lanes), \(count)" }
 }
 
 enum ChannelNorm {
@@ -64,18 +53,39 @@ extension CUDABackend {
         let plan = ChannelPlan(
             channels: channels, dtype: x.dtype,
             aligned: x.hasAlignedRows && gamma.byteOffset % 16 == 0)
-        let out = tensor(x.shape, x.dtype)
+        let out = tensor(o.results[0].shape, x.dtype)
         let kernel:
-            Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32, Float, Int32> =
-                context.kernel(
-                    "channel_norm<\(Self.typeName(x.dtype)), \(plan.arguments)>",
-                    of: ChannelNorm.unit)
-        kernel(
-            LaunchShape(
-                grid: Extents(ceilDivide(x.shape.rows, plan.perBlock)), block: 256), out.pointer,
-            x.pointer, gamma.pointer,
-            Int64(x.shape.rows), Int32(channels), Float(channels).squareRoot(),
-            o.silu ? 1 : 0)
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, Int64, Int64, Int64, Int64, Int32,
+                Float, Int32
+            > = context.kernel(
+                "channel_norm<\(Self.typeName(x.dtype)), \(plan.arguments)>",
+                of: ChannelNorm.unit)
+        let pixel = channels * x.dtype.byteCount
+        func launch(
+            _ source: DevicePointer, _ target: DevicePointer, runs: Int, positions: Int,
+            sourcePitch: Int, targetPitch: Int
+        ) {
+            kernel(
+                .elements(runs * positions * plan.lanes), target, source, gamma.pointer,
+                Int64(runs * positions), Int64(positions), Int64(sourcePitch), Int64(targetPitch),
+                Int32(channels), Float(channels).squareRoot(), o.silu ? 1 : 0)
+        }
+        if o.margin.isEmpty {
+            let positions = x.shape.rows
+            launch(
+                x.pointer, out.pointer, runs: 1, positions: positions, sourcePitch: 0,
+                targetPitch: 0)
+            return out
+        }
+        // Own rows first: those of other devices may still be on their way.
+        for (tensor, transfer) in o.margin.parts(around: x) {
+            launch(
+                tensor.pointer + transfer.source.offset, out.pointer + transfer.target.offset,
+                runs: transfer.rows, positions: transfer.width / pixel,
+                sourcePitch: transfer.source.pitch / pixel,
+                targetPitch: transfer.target.pitch / pixel)
+        }
         return out
     }
 }

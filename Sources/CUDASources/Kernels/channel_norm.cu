@@ -8,62 +8,44 @@ DEVICE float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
-/// kLanes neighbouring lanes hold the channels of one position, in kCount vectors each, and do so for kPositions
-/// positions: all their loads come first.
-/// x: [positions, channels] → out: [positions, channels]; gamma: [channels]
-template <typename T, int kVector, int kLanes, int kCount, int kPositions>
+/// kLanes neighbouring lanes hold the channels of one position, in kCount vectors each.
+/// x: [positions, channels] → out: [positions, channels], in runs of `run` positions, each `x_pitch` and `out_pitch`
+/// positions after the one before; gamma: [channels]
+template <typename T, int kVector, int kLanes, int kCount>
 __global__ void __launch_bounds__(256)
-    channel_norm(T* out, const T* x, const float* gamma, i64 positions, int channels, float root,
-                 int applies_silu) {
-    constexpr int kGroups = 256 / kLanes;
-    const i64 first = i64(blockIdx.x) * (kGroups * kPositions) + threadIdx.x / kLanes;
+    channel_norm(T* out, const T* x, const float* gamma, i64 positions, i64 run, i64 x_pitch,
+                 i64 out_pitch, int channels, float root, int applies_silu) {
+    const i64 position = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
     const int lane = threadIdx.x % kLanes;
-    auto holds = [&](int p, int i) {
-        return first + p * kGroups < positions && (i * kLanes + lane) * kVector < channels;
-    };
-    auto place = [&](int p, int i) {
-        return (first + p * kGroups) * channels + (i * kLanes + lane) * kVector;
-    };
-    Kept<T, kVector> kept[kPositions][kCount];
-#pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            if (holds(p, i)) kept[p][i].load(x + place(p, i));
-        }
-    }
-    float factors[kPositions];
-#pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-        float squares = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            if (holds(p, i)) {
-                float values[kVector];
-                kept[p][i].get(values);
-#pragma unroll
-                for (int j = 0; j < kVector; ++j) squares += values[j] * values[j];
-            }
-        }
-        factors[p] = root / fmaxf(sqrtf(warp_sum<kLanes>(squares)), 1e-12f);
-    }
+    const bool inside = position < positions;
+    // Frames have fewer than 2^32 positions.
+    const i64 before = run < positions ? u32(position) / u32(run) : 0;
+    x += (position + before * (x_pitch - run)) * channels;
+    out += (position + before * (out_pitch - run)) * channels;
+    float values[kCount][kVector];
+    float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
         const int channel = (i * kLanes + lane) * kVector;
-        if (channel >= channels) break;
-        float g[kVector];
-        load_floats(g, gamma + channel);
+        if (inside && channel < channels) {
+            load_floats(values[i], x + channel);
 #pragma unroll
-        for (int p = 0; p < kPositions; ++p) {
-            if (!holds(p, i)) break;
-            float values[kVector];
-            kept[p][i].get(values);
+            for (int j = 0; j < kVector; ++j) squares += values[i][j] * values[i][j];
+        }
+    }
+    const float factor = root / fmaxf(sqrtf(warp_sum<kLanes>(squares)), 1e-12f);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        const int channel = (i * kLanes + lane) * kVector;
+        if (inside && channel < channels) {
+            float g[kVector];
+            load_floats(g, gamma + channel);
 #pragma unroll
             for (int j = 0; j < kVector; ++j) {
-                const float y = values[j] * factors[p] * g[j];
-                values[j] = applies_silu ? silu<T>(y) : y;
+                const float y = values[i][j] * factor * g[j];
+                values[i][j] = applies_silu ? silu<T>(y) : y;
             }
-            store_floats(out + place(p, i), values);
+            store_floats(out + channel, values[i]);
         }
     }
 }
