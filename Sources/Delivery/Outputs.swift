@@ -20,7 +20,8 @@ public struct Outputs: Sendable, Equatable {
     /// The path that was asked for, perhaps with a number; with several samples, the grid.
     public let path: String
     public let format: VideoFormat
-    /// One file for each sample, then the grid if there are several.
+    /// One file for each sample, then the grid if there are several. Of raw frames there is one stream, sample after
+    /// sample; none for a run that ends with its latents.
     public let files: [String]
     /// Of one video.
     let width, height, frames: Int
@@ -48,6 +49,10 @@ public struct Outputs: Sendable, Equatable {
         self.crf = crf
         self.makesFolder = makesFolder
         replaces = existing == .replace
+        guard run.options.makesFrames else {
+            (self.path, files) = (path, [])
+            return
+        }
         func isFree(_ path: String) -> Bool {
             !Self.files(path, run.samples).contains(where: isTaken)
         }
@@ -67,8 +72,12 @@ public struct Outputs: Sendable, Equatable {
         }
     }
 
+    /// Whether frames go to another program instead of into files.
+    public var isStream: Bool { if case .raw = format { true } else { false } }
+
     private static func files(_ path: String, _ samples: Int) -> [String] {
-        samples == 1 ? [path] : (0..<samples).map { name(path, ofSample: $0) } + [path]
+        if case .raw? = try? VideoFormat(path: path) { return [path] }
+        return samples == 1 ? [path] : (0..<samples).map { name(path, ofSample: $0) } + [path]
     }
 
     /// "a.b/c.mp4", 2 → "a.b/c_2.mp4"; "frames/%04d.png" → "frames/s2_%04d.png"; "out/" → "out/s2_%04d.png"
@@ -103,10 +112,11 @@ public struct Outputs: Sendable, Equatable {
 
 /// Whether the file exists; for a pattern, whether one of its pictures does.
 private func isTaken(_ path: String) -> Bool {
-    guard case .pngSequence(let names)? = try? VideoFormat(path: path) else {
-        return FilePath(path).exists
+    switch try? VideoFormat(path: path) {
+    case .pngSequence(let names): !names.existing().isEmpty
+    case .raw: false
+    default: FilePath(path).exists
     }
-    return !names.existing().isEmpty
 }
 
 /// Files that cannot be written.
@@ -152,11 +162,12 @@ extension Outputs {
     public func check(
         metadata: String, save: RunOptions.Files = .init(), triesEncoder: Bool = true
     ) async throws {
-        try checkFormat(metadataBytes: metadata.utf8.count)
+        if !files.isEmpty { try checkFormat(metadataBytes: metadata.utf8.count) }
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
-        for path in files + saved where !names.insert(FilePath(path)).inserted {
-            throw OutputError.twice(path: path)
+        for path in files + saved {
+            let file = FilePath(path).followingLinks.lexicallyNormalized()
+            guard names.insert(file).inserted else { throw OutputError.twice(path: path) }
         }
         for path in saved {
             guard path.hasSuffix(".safetensors") else {
@@ -165,11 +176,12 @@ extension Outputs {
             if !replaces, FilePath(path).exists { throw OutputError.exists(path: path) }
             try checkWritable(path)
         }
+        if files.isEmpty { return }
         for path in files { try VideoWriter.check(path: probe(path)) }
         if triesEncoder {
             try await tryEncoder(metadata)
         }
-        guard samples > 1 else { return }
+        guard samples > 1, !isStream else { return }
         let folder = FilePath.temporaryFolder
         guard let free = folder.freeBytes, waitingBytes > free else { return }
         throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
@@ -222,11 +234,12 @@ extension Outputs {
             try require(framesPerSecond <= 50, "frames per second", framesPerSecond, "at most 50")
         default: break
         }
-        let (columns, rows) = grid
+        let (columns, rows) = isStream ? (1, 1) : grid
         let side = format == .webp ? 16383 : Resolution.longestSide
         for (what, size) in [("width", width * columns), ("height", height * rows)] {
             try require(
-                size <= side, samples > 1 ? "the \(what) of the grid" : "the \(what)", size,
+                size <= side, samples > 1 && !isStream ? "the \(what) of the grid" : "the \(what)",
+                size,
                 "at most \(side)")
         }
         try require(
@@ -238,7 +251,10 @@ extension Outputs {
     private func checkWritable(_ path: String) throws {
         let folder = FilePath(path).folder
         guard folder.isFolder else { throw MediaError.noSuchFolder(path: folder.string) }
-        do throws(FileError) { _ = try ScratchFile(in: folder) } catch {
+        do throws(FileError) {
+            try FilePath(path).followingLinks.checkName()
+            _ = try ScratchFile(in: folder)
+        } catch {
             throw MediaError.unwritable(path: path, reason: error.reason)
         }
     }

@@ -164,7 +164,9 @@ struct StageOptions: ParsableArguments {
     var saveConditioning: String?
     @Option(help: "Start from these latents: decode only.", completion: .file())
     var latents: String?
-    @Option(help: "Write the final latents to this file.", completion: .file())
+    @Option(
+        help: "Write the final latents to this file. Without --save_path no video is made of them.",
+        completion: .file())
     var saveLatents: String?
 }
 
@@ -172,7 +174,8 @@ struct OutputOptions: ParsableArguments {
     @Option(
         help: """
             The output: .mp4, .webm, .gif, .webp, or a pattern such as frames/%04d.png \
-            (default output/generated_video.mp4, numbered where that exists: generated_video-2.mp4). \
+            (default output/generated_video.mp4, numbered where that exists: generated_video-2.mp4); \
+            - or /dev/fd/N: raw RGB frames for another program. \
             {seed}, {prompt} and {n} stand for the seed, the first words and the number of the prompt.
             """,
         completion: .file())
@@ -223,9 +226,7 @@ struct ExecutionOptions: ParsableArguments {
 
     func validate() throws {
         try Machines.check(device, devices)
-        if let threads, !(1...4096).contains(threads) {
-            throw ValidationError("--threads must be 1 to 4096, not \(threads)")
-        }
+        try checkThreads(threads)
     }
 
     var machines: Machines { Machines(device: device, group: devices) }
