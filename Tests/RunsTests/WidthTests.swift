@@ -8,7 +8,7 @@ import Testing
 @Suite("Widths of a transformer")
 struct WidthTests {
     private func error(
-        dim: Int, heads: Int, feedForward: Int = 64, storage: LinearStorage = .plain,
+        dim: Int, heads: Int, feedForward: Int = 64, storage: LinearFormat = .plain,
         attention: AttentionChoice = .original, linears: LinearChoice = .stored
     ) -> FittingError? {
         let sizes = WanTransformerArchitecture(
