@@ -1,6 +1,7 @@
 /// Sizes of transformers that no machine's kernels take are refused by their headers.
 
 import Checkpoints
+import Tensors
 import Testing
 
 @testable import Families
@@ -23,7 +24,8 @@ struct WidthTests {
     func quantised() {
         #expect(error(dim: 100, heads: 1) == nil)
         for refused in [
-            error(dim: 100, heads: 1, linears: .int8), error(dim: 100, heads: 1, storage: .int8),
+            error(dim: 100, heads: 1, linears: .int8),
+            error(dim: 100, heads: 1, storage: .int8Blocks),
         ] {
             #expect(
                 refused.map { "\($0)" }
