@@ -2,6 +2,7 @@
 
 public import Families
 import Glibc
+import Ground
 import SystemPackage
 
 /// A model as a user asks for it.
@@ -84,14 +85,13 @@ extension Catalog {
 
     // MARK: Folders
 
-    /// The working folder, the program's own, and those above it.
+    /// The working folder, the program's own, what was installed with it, and the folders above it.
     static var usualPlaces: [String] {
         var places = ["."]
-        var target = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
-        guard readlink("/proc/self/exe", &target, target.count - 1) > 0 else { return places }
-        var folder = FilePath(platformString: target)
-        for _ in 0..<5 where folder.removeLastComponent() && folder.components.count > 0 {
+        guard var folder = Installation.program else { return places }
+        for level in 0..<5 where folder.removeLastComponent() && folder.components.count > 0 {
             places.append(folder.string)
+            if level == 0, let data = Installation.data { places.append(data.string) }
         }
         return places
     }

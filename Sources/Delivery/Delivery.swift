@@ -90,15 +90,16 @@ private final class OutputFiles {
     }
 
     func append(_ chunk: FrameChunk) async throws {
-        if chunk.sample != sample {
+        if chunk.sample != sample, !(outputs.isStream && sample >= 0) {
             try await end()
             sample = chunk.sample
             current = try open(
-                outputs.files[sample], chunk.width, chunk.height, chunk.format,
+                outputs.isStream ? outputs.path : outputs.files[sample], chunk.width, chunk.height,
+                chunk.format,
                 sample: outputs.samples == 1 ? nil : sample)
         }
         try await current?.append(chunk.bytes)
-        guard outputs.samples > 1 else { return }
+        guard outputs.samples > 1, !outputs.isStream else { return }
         if grid == nil { grid = try Grid(outputs, chunk.format) }
         guard let image = try grid?.take(chunk) else { return }
         if gridWriter == nil, let (width, height) = grid?.size {

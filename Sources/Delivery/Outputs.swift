@@ -20,7 +20,8 @@ public struct Outputs: Sendable, Equatable {
     /// The path that was asked for, perhaps with a number; with several samples, the grid.
     public let path: String
     public let format: VideoFormat
-    /// One file for each sample, then the grid if there are several. None for a run that ends with its latents.
+    /// One file for each sample, then the grid if there are several. Of raw frames there is one stream, sample after
+    /// sample; none for a run that ends with its latents.
     public let files: [String]
     /// Of one video.
     let width, height, frames: Int
@@ -71,8 +72,12 @@ public struct Outputs: Sendable, Equatable {
         }
     }
 
+    /// Whether frames go to another program instead of into files.
+    public var isStream: Bool { if case .raw = format { true } else { false } }
+
     private static func files(_ path: String, _ samples: Int) -> [String] {
-        samples == 1 ? [path] : (0..<samples).map { name(path, ofSample: $0) } + [path]
+        if case .raw? = try? VideoFormat(path: path) { return [path] }
+        return samples == 1 ? [path] : (0..<samples).map { name(path, ofSample: $0) } + [path]
     }
 
     /// "a.b/c.mp4", 2 → "a.b/c_2.mp4"; "frames/%04d.png" → "frames/s2_%04d.png"; "out/" → "out/s2_%04d.png"
@@ -107,10 +112,11 @@ public struct Outputs: Sendable, Equatable {
 
 /// Whether the file exists; for a pattern, whether one of its pictures does.
 private func isTaken(_ path: String) -> Bool {
-    guard case .pngSequence(let names)? = try? VideoFormat(path: path) else {
-        return FilePath(path).exists
+    switch try? VideoFormat(path: path) {
+    case .pngSequence(let names): !names.existing().isEmpty
+    case .raw: false
+    default: FilePath(path).exists
     }
-    return !names.existing().isEmpty
 }
 
 /// Files that cannot be written.
@@ -175,7 +181,7 @@ extension Outputs {
         if triesEncoder {
             try await tryEncoder(metadata)
         }
-        guard samples > 1 else { return }
+        guard samples > 1, !isStream else { return }
         let folder = FilePath.temporaryFolder
         guard let free = folder.freeBytes, waitingBytes > free else { return }
         throw OutputError.space(folder: folder.string, neededBytes: waitingBytes, freeBytes: free)
@@ -228,11 +234,12 @@ extension Outputs {
             try require(framesPerSecond <= 50, "frames per second", framesPerSecond, "at most 50")
         default: break
         }
-        let (columns, rows) = grid
+        let (columns, rows) = isStream ? (1, 1) : grid
         let side = format == .webp ? 16383 : Resolution.longestSide
         for (what, size) in [("width", width * columns), ("height", height * rows)] {
             try require(
-                size <= side, samples > 1 ? "the \(what) of the grid" : "the \(what)", size,
+                size <= side, samples > 1 && !isStream ? "the \(what) of the grid" : "the \(what)",
+                size,
                 "at most \(side)")
         }
         try require(

@@ -7,29 +7,48 @@ import SystemPackage
 /// Where `ffmpeg` and `ffprobe` are. FFmpeg 5.1 or later.
 public struct FFmpeg: Sendable, Equatable {
     public var ffmpeg: String
-    public var ffprobe: String
+    /// Only what reads videos needs it, see ``probe``.
+    public var ffprobe: String?
 
-    public init(ffmpeg: String, ffprobe: String) {
+    public init(ffmpeg: String, ffprobe: String?) {
         self.ffmpeg = ffmpeg
         self.ffprobe = ffprobe
     }
 
-    /// The programs on `PATH`.
+    /// The programs on `PATH`, or else the `ffmpeg` of a Python package that was installed with this program.
     /// - Throws: ``MediaError/ffmpegMissing(program:)``.
     public static func find() throws(MediaError) -> FFmpeg {
-        FFmpeg(ffmpeg: try locate("ffmpeg"), ffprobe: try locate("ffprobe"))
+        guard let ffmpeg = locate("ffmpeg") ?? packaged(in: Installation.packages) else {
+            throw .ffmpegMissing(program: "ffmpeg")
+        }
+        return FFmpeg(ffmpeg: ffmpeg, ffprobe: locate("ffprobe"))
     }
 
-    private static func locate(_ program: String) throws(MediaError) -> String {
+    /// - Throws: ``MediaError/ffmpegMissing(program:)``.
+    var probe: String {
+        get throws(MediaError) {
+            guard let ffprobe else { throw .ffmpegMissing(program: "ffprobe") }
+            return ffprobe
+        }
+    }
+
+    private static func locate(_ program: String) -> String? {
         let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/local/bin:/usr/bin:/bin"
         // Relative folders are skipped: what they hold depends on where this program is started.
-        for folder in path.split(separator: ":") where folder.hasPrefix("/") {
-            let candidate = "\(folder)/\(program)"
-            if access(candidate, X_OK) == 0 && FilePath(candidate).isRegularFile {
-                return candidate
-            }
-        }
-        throw .ffmpegMissing(program: program)
+        return path.split(separator: ":").lazy.filter { $0.hasPrefix("/") }
+            .map { "\($0)/\(program)" }.first(where: isProgram)
+    }
+
+    /// The `ffmpeg` of the package imageio-ffmpeg, which is built for this system and has all encoders; it has no `ffprobe`.
+    static func packaged(in folders: [FilePath]) -> String? {
+        folders.lazy.map { $0.appending("imageio_ffmpeg/binaries") }.flatMap { folder in
+            ((try? folder.fileNames()) ?? []).filter { $0.hasPrefix("ffmpeg-linux") }.sorted()
+                .map { folder.appending($0).string }
+        }.first(where: isProgram)
+    }
+
+    private static func isProgram(_ path: String) -> Bool {
+        access(path, X_OK) == 0 && FilePath(path).isRegularFile
     }
 }
 

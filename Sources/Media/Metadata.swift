@@ -22,7 +22,7 @@ public func readMetadata(path: String, ffmpeg: FFmpeg? = nil) async throws -> St
     if let kind = Metadata.Kind(media) {
         return Metadata.find(in: try file.bytes(limit: Metadata.fileLimit), kind)
     }
-    let program = if let ffmpeg { ffmpeg.ffprobe } else { try FFmpeg.find().ffprobe }
+    let program = if let ffmpeg { try ffmpeg.probe } else { try FFmpeg.find().probe }
     let (output, remains) = try await FFmpeg.collect(
         program,
         ["-hide_banner", "-loglevel", "error", "-show_entries", "format_tags=comment,COMMENT"]
@@ -57,10 +57,10 @@ enum Metadata {
             }
         }
 
-        /// Nil for formats into which FFmpeg writes the text itself.
+        /// Nil for formats into which FFmpeg writes the text itself, and for bare frames.
         init?(_ format: VideoFormat) {
             switch format {
-            case .mp4, .webm: return nil
+            case .mp4, .webm, .raw: return nil
             case .gif: self = .gif
             case .webp: self = .webp
             case .png, .pngSequence: self = .png

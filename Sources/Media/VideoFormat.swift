@@ -50,13 +50,20 @@ public enum VideoFormat: Sendable, Equatable {
     /// A `.png` name with a counter (`frames/%04d.png`), or a folder (a path that ends in `/`, which
     /// means `%04d.png` in it). Numbers start at 1. The innermost folder is made if it is missing.
     case pngSequence(FrameNames)
+    /// RGB, 8 bits, frame after frame and nothing else, for another program: `-` is standard output, `/dev/fd/3` a
+    /// descriptor that this program was started with.
+    case raw(descriptor: Int32)
 
     public static let supported = [
-        ".mp4", ".webm", ".gif", ".webp", ".png", "frames/%04d.png", "folder/",
+        ".mp4", ".webm", ".gif", ".webp", ".png", "frames/%04d.png", "folder/", "- (raw RGB)",
     ]
 
     /// - Throws: ``MediaError/unknownExtension(path:supported:)``.
     public init(path: String) throws(MediaError) {
+        if let descriptor = RawFrames.descriptor(named: path) {
+            self = .raw(descriptor: descriptor)
+            return
+        }
         let suffix = Files.fileExtension(path)
         if let names = FrameNames(path), suffix == "png" || path.hasSuffix("/") {
             self = .pngSequence(names)
@@ -105,7 +112,7 @@ public enum VideoFormat: Sendable, Equatable {
     public var pixelFormat: PixelFormat {
         switch self {
         case .mp4, .webm: .nv12
-        case .gif, .webp, .png, .pngSequence: .rgb24
+        case .gif, .webp, .png, .pngSequence, .raw: .rgb24
         }
     }
 
@@ -163,6 +170,9 @@ public enum VideoFormat: Sendable, Equatable {
                 + ["-compression_level", "4", "-loop", "0", "-f", "webp"]
         case .png, .pngSequence:
             return ["-vf", toRGB + "rgb24", "-c:v", "png", "-f", "image2pipe"]
+        case .raw:
+            // What they already are, if FFmpeg were asked.
+            return ["-c:v", "copy", "-f", "rawvideo"]
         }
     }
 }

@@ -161,7 +161,7 @@ extension FFmpeg {
         size: (Int, Int)?, reason: String
     ) {
         let (output, remains) = try await FFmpeg.collect(
-            ffprobe,
+            probe,
             ["-hide_banner", "-loglevel", "error", "-select_streams", "v:0"]
                 + ["-show_entries", "stream=width,height", "-of", "csv=p=0:s=x"]
                 + FFmpeg.reading(kind, pixelLimit: RGBImage.pixelLimit),

@@ -11,7 +11,7 @@ import Synchronization
 ///     for await chunk in chunks { try await writer.append(chunk) }
 ///     let path = try await writer.finish()
 ///
-/// The file has no name until `finish` gives it one. After an error, a cancelled task or `cancel`, or when the writer is
+/// The file has no name until `finish` gives it one. Raw frames (``VideoFormat/raw(descriptor:)``) go out at once instead. After an error, a cancelled task or `cancel`, or when the writer is
 /// deallocated or the process ends, the child is killed and nothing is left. Only one task at a time may use a writer.
 /// Equal frames and options give equal bytes with the same FFmpeg on the same machine.
 public final class VideoWriter: Sendable {
@@ -71,6 +71,9 @@ public final class VideoWriter: Sendable {
     /// milliseconds and leaves nothing behind.
     public static func check(path: String, ffmpeg: FFmpeg? = nil) throws(MediaError) {
         let format = try VideoFormat(path: path)
+        if case .raw(let descriptor) = format {
+            return try RawFrames.check(descriptor, path: path)
+        }
         if ffmpeg == nil { _ = try FFmpeg.find() }
         try PendingOutput.check(path: path, format: format, replaces: true)
     }
@@ -83,6 +86,9 @@ public final class VideoWriter: Sendable {
     public static func check(_ options: Options, frames: Int? = nil) async throws {
         let format = try validate(options)
         if format == .png, let frames, frames != 1 { throw onlyOneFrame(options.path, frames) }
+        if case .raw(let descriptor) = format {
+            return try RawFrames.check(descriptor, path: options.path)
+        }
         let ffmpeg = if let given = options.ffmpeg { given } else { try FFmpeg.find() }
         let output = try PendingOutput.check(
             path: options.path, format: format, replaces: options.replaces)
@@ -101,17 +107,21 @@ public final class VideoWriter: Sendable {
     /// - Throws: ``MediaError``.
     public init(_ options: Options) throws(MediaError) {
         let format = try Self.validate(options)
-        let ffmpeg = if let given = options.ffmpeg { given } else { try FFmpeg.find() }
-        try PendingOutput.check(path: options.path, format: format, replaces: options.replaces)
-        let output = try PendingOutput(
-            path: options.path, format: format, replaces: options.replaces)
-
         let channel = BoundedChannel(limit: options.queueBytes)
         let child = child
         self.options = options
         self.format = format
         self.channel = channel
         frameBytes = options.pixelFormat.frameBytes(width: options.width, height: options.height)
+        if case .raw(let descriptor) = format {
+            try RawFrames.check(descriptor, path: options.path)
+            encoding = Self.passing(channel, to: descriptor, path: options.path)
+            return
+        }
+        let ffmpeg = if let given = options.ffmpeg { given } else { try FFmpeg.find() }
+        try PendingOutput.check(path: options.path, format: format, replaces: options.replaces)
+        let output = try PendingOutput(
+            path: options.path, format: format, replaces: options.replaces)
         // The task must not hold the writer, or the writer would never be deallocated.
         encoding = Task {
             try await withTaskCancellationHandler {
@@ -219,6 +229,26 @@ public final class VideoWriter: Sendable {
 // MARK: - The encoder
 
 extension VideoWriter {
+    /// Passes frames on as they are.
+    private static func passing(
+        _ channel: BoundedChannel, to descriptor: Int32, path: String
+    ) -> Task<String, any Error> {
+        Task {
+            try await withTaskCancellationHandler {
+                do {
+                    try await RawFrames.write(channel, to: descriptor, path: path)
+                    try Task.checkCancellation()
+                    return path
+                } catch {
+                    await channel.close(throwing: error)
+                    throw error
+                }
+            } onCancel: {
+                Task { await channel.close(throwing: CancellationError()) }
+            }
+        }
+    }
+
     private static func onlyOneFrame(_ path: String, _ found: Int) -> MediaError {
         .frameCount(
             path: path, found: "\(found) frames",

@@ -154,10 +154,11 @@ public actor Engine {
         let keys = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
         if let residency = run.options.residency {
             resident.pool.makeRoom(for: keys, within: residency)
+            // Without a residency the device keeps the limit with which it was opened.
+            device.backend.limitResidentWeights(to: residency.residentWeights)
         } else {
             resident.pool.release(allBut: keys)
         }
-        device.backend.limitResidentWeights(to: run.options.residency?.residentWeights)
         let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
         if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
         resident.beginOnFollowers(run, id: handle.id, handle.cancellation, releasingAllBut: keys)

@@ -2,6 +2,7 @@
 
 import FoundationEssentials
 import Ground
+import Media
 import SystemPackage
 
 /// What one of the videos is to be.
@@ -74,6 +75,11 @@ enum Batch {
                         pattern,
                         number: String(repeating: "0", count: digits - number.count) + number,
                         prompt: prompt ?? "", seed: seed))
+                // Raw frames of several videos follow each other.
+                if case .raw? = try? VideoFormat(path: item.path) {
+                    items.append(item)
+                    continue
+                }
                 if let other = paths.updateValue(item, forKey: item.path) {
                     let missing =
                         other.number != item.number && !pattern.contains("{n}")

@@ -4,6 +4,7 @@ import Catalog
 import Checkpoints
 import Delivery
 import Families
+import Glibc
 import Ground
 import Media
 import Runs
@@ -30,7 +31,8 @@ struct Generation {
     /// Prints the plan, or makes the files.
     func carryOut() async throws {
         let printer = ProgressPrinter(
-            json: execution.json, quiet: execution.quiet, verbose: execution.verbose)
+            json: execution.json, quiet: execution.quiet, verbose: execution.verbose,
+            tellsResultsAsNotes: fillsStandardOutput)
         do {
             if execution.dryRun { return try await printPlan() }
             if options.content.prompts != nil || options.content.seeds != nil {
@@ -60,6 +62,12 @@ struct Generation {
 
     /// - Parameter tell: given notes.
     func prepare(tell: (String) -> Void = { _ in }) async throws -> Prepared {
+        if fillsStandardOutput, execution.json {
+            throw UserError(
+                "request.conflict",
+                "--json and --save_path \(options.output.savePath ?? "-") both write to standard output: "
+                    + "give the frames another descriptor (--save_path /dev/fd/3 3>FILE)")
+        }
         let repeated = try await repeatedRun()
         let runOptions = try options.runOptions()
         let choice = modelChoice
@@ -154,6 +162,12 @@ struct Generation {
         else { return nil }
         return "the model looks distilled (it has SLA's linear branch): \(flow.steps) steps of "
             + "\(flow.solver.rawValue) are made for undistilled ones, --sampler rcm takes 1 to 4"
+    }
+
+    /// Whether raw frames go to standard output, which nothing else may then use.
+    private var fillsStandardOutput: Bool {
+        guard let path = options.output.savePath, !execution.dryRun else { return false }
+        return (try? VideoFormat(path: path)) == .raw(descriptor: STDOUT_FILENO)
     }
 
     /// As it was said, with the seed and the prompt in it.

@@ -174,7 +174,8 @@ struct OutputOptions: ParsableArguments {
     @Option(
         help: """
             The output: .mp4, .webm, .gif, .webp, or a pattern such as frames/%04d.png \
-            (default output/generated_video.mp4, numbered where that exists: generated_video-2.mp4). \
+            (default output/generated_video.mp4, numbered where that exists: generated_video-2.mp4); \
+            - or /dev/fd/N: raw RGB frames for another program. \
             {seed}, {prompt} and {n} stand for the seed, the first words and the number of the prompt.
             """,
         completion: .file())

@@ -31,7 +31,7 @@ extension Generation {
                 run, to: prepared.outputs, stored: stored,
                 watch: WriterWatch(written: { path in
                     files.withLock { $0.append(path) }
-                    Interruption.noteFinished(path)
+                    if !prepared.outputs.isStream { Interruption.noteFinished(path) }
                 }),
                 events: printer.show)
             printer.showEnd(report, files: files.withLock { $0 }, stored: stored)

@@ -17,7 +17,7 @@ struct VideoSummary {
     /// Whether the name ends like a video's or a picture's.
     static func isVideo(_ path: String) -> Bool {
         switch try? VideoFormat(path: path) {
-        case nil, .pngSequence: false
+        case nil, .pngSequence, .raw: false
         default: true
         }
     }

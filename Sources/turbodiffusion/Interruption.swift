@@ -48,6 +48,7 @@ enum Interruption {
                 repeat {
                     while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
                 } while Interruption.takesPause() || Interruption.takesEnding()
+                    || Int32(number) == SIGINT && Interruption.isIntercepted
                 Interruption.end(by: Int32(number))
             }, reading)
     }
@@ -70,6 +71,15 @@ enum Interruption {
 
     /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
     static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
+
+    private static let interception = Mutex<(@Sendable () -> Bool)?>(nil)
+
+    /// Each Ctrl-C asks `body`, which says whether that was all; otherwise the process ends.
+    static func intercept(_ body: @escaping @Sendable () -> Bool) {
+        interception.withLock { $0 = body }
+    }
+
+    private static var isIntercepted: Bool { interception.withLock { $0 }?() ?? false }
 
     private static func takesEnding() -> Bool {
         let body = ending.withLock { ending in

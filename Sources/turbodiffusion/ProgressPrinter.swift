@@ -27,11 +27,16 @@ final class ProgressPrinter: Sendable {
 
     private let style: Style
     private let isVerbose: Bool
+    private let tellsResultsAsNotes: Bool
     private let line = MovingLine()
     private let began = ContinuousClock.now
     private let state = Mutex(State())
 
-    init(json: Bool, quiet: Bool, verbose: Bool = false) {
+    /// - Parameter tellsResultsAsNotes: whether standard output is taken by something else.
+    init(
+        json: Bool, quiet: Bool, verbose: Bool = false, tellsResultsAsNotes: Bool = false
+    ) {
+        self.tellsResultsAsNotes = tellsResultsAsNotes
         style = json ? .json : quiet ? .quiet : TextStream.errors.movesLines ? .terminal : .plain
         isVerbose = verbose
     }
@@ -112,6 +117,11 @@ final class ProgressPrinter: Sendable {
         }
     }
 
+    /// A line of the result.
+    private func result(_ text: String) {
+        if tellsResultsAsNotes { Output.note(text) } else { Output.line(text) }
+    }
+
     /// A line for people.
     private func say(_ text: String) {
         if style == .terminal || style == .plain { line.note(text) }
@@ -180,13 +190,13 @@ final class ProgressPrinter: Sendable {
         case .terminal, .plain: break
         }
         if index == count { line.end() }
-        if isVerbose { Output.line(table(report)) }
+        if isVerbose { result(table(report)) }
         if count > 1, !isVerbose {
             let text =
                 "\(index)/\(count) wrote \(files.joined(separator: ", ")) in \(about(seconds: report.totalSeconds))"
-            return style == .terminal ? line.note(text) : Output.line(text)
+            return style == .terminal ? line.note(text) : result(text)
         }
-        for text in summary(report, files: files, stored.request) { Output.line(text) }
+        for text in summary(report, files: files, stored.request) { result(text) }
     }
 
     /// At most five lines.
@@ -260,7 +270,7 @@ final class ProgressPrinter: Sendable {
         case .json: put(Job(made: made, skipped: skipped.map(absolutePath)))
         case .terminal, .plain:
             let videos = "\(made) video\(made == 1 ? "" : "s") made in \(about(seconds: time))"
-            Output.line(videos + (skipped.isEmpty ? "" : ", \(skipped.count) skipped"))
+            result(videos + (skipped.isEmpty ? "" : ", \(skipped.count) skipped"))
         }
     }
 

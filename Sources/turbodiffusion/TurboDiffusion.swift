@@ -1,6 +1,7 @@
 /// The command line: one file a command.
 
 import ArgumentParser
+import CProcess
 import Glibc
 import SystemPackage
 import Terminal
@@ -16,14 +17,15 @@ struct TurboDiffusion: AsyncParsableCommand {
         discussion: "Options may be written with '-' or '_' between words.",
         version: programVersion,
         subcommands: [
-            TextToVideoCommand.self, ImageToVideoCommand.self, ServeCommand.self,
-            InspectCommand.self,
+            TextToVideoCommand.self, ImageToVideoCommand.self, InteractiveCommand.self,
+            ServeCommand.self, InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
-            CompareCommand.self, VerifyCommand.self, BenchCommand.self,
+            CompareCommand.self, EncodeCommand.self, VerifyCommand.self, BenchCommand.self,
             KernelsCommand.self, DoctorCommand.self, TrainCommand.self, DatasetCommand.self,
         ])
 
     static func main() async {
+        require_processor()
         Interruption.install()
         var code = EXIT_SUCCESS
         do {

@@ -118,7 +118,7 @@ struct OutputTests {
         try await write(options(path, crf: 0), frames: 5)
         let file = try InputFile(path)
         let (output, _) = try await FFmpeg.collect(
-            try FFmpeg.find().ffprobe,
+            try FFmpeg.find().probe,
             ["-v", "error", "-show_entries", "stream=profile,pix_fmt", "-of", "csv=p=0"]
                 + FFmpeg.reading(.mp4, pixelLimit: 1 << 20),
             input: .descriptor(file.descriptor.number), limit: 1000, limits: FFmpeg.probing)

@@ -121,6 +121,16 @@ import Testing
             }
             for member in members { #expect(member.fits) }
             check(members)
+            for member in members where member.results[0].shape.count > 0 {
+                let rows = member.rows(of: member.member)
+                let margin = Margin(
+                    tensor(member.results[0].shape), above: rows.above, below: rows.below)
+                let join = Operation.JoinRows(x: member.x, margin: margin)
+                #expect(join.fits)
+                let size = join.results[0].byteCount
+                #expect(join.parts.reduce(0) { $0 + $1.transfer.byteCount } == size)
+                #expect(join.results[0].shape[1] == rows.above + member.x.shape[1] + rows.below)
+            }
             #expect(members[0].rows(of: 0).above == 0)
             #expect(members[count - 1].rows(of: count - 1).below == 0)
         }

@@ -17,7 +17,7 @@ final class OneDNN: @unchecked Sendable {
     let version: String
 
     private init() throws(OneDNNUnavailable) {
-        guard let library = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_LOCAL) else {
+        guard let library = Self.open() else {
             throw OneDNNUnavailable(reason: String(cString: dlerror()))
         }
         // The loader fills every field, or names the first that it cannot find.
@@ -34,6 +34,15 @@ final class OneDNN: @unchecked Sendable {
             functions.dnnl_engine_create(&engine, Int32(DNNL_CPU), 0) == DNNL_SUCCESS, let engine
         else { throw OneDNNUnavailable(reason: "version \(version) does not work here") }
         self.engine = engine
+    }
+
+    /// Where the loader looks, or else what was installed with this program: Python's onednn-cpu-gomp brings it.
+    private static func open() -> UnsafeMutableRawPointer? {
+        if let library = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_LOCAL) { return library }
+        guard let file = Installation.prefix?.appending("lib/libdnnl.so.2"), file.isRegularFile,
+            file.changeableByOthers == nil
+        else { return nil }
+        return dlopen(file.string, RTLD_NOW | RTLD_LOCAL)
     }
 
     /// Makes the calls of this thread use this thread alone, because the work is already divided among our own threads.

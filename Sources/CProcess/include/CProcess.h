@@ -1,5 +1,5 @@
-// What Swift cannot express about processes: a child that ends with its parent, and a handler for mapped files that
-// shrink.
+// What Swift cannot express about processes: a child that ends with its parent, a handler for mapped files that shrink,
+// and the processor that the program needs.
 #ifndef CPROCESS_H
 #define CPROCESS_H
 
@@ -20,5 +20,9 @@ int child_descriptor(pid_t child);
 /// From now on, reading past the end of a mapped file that has become shorter ends the process with exit status 1 and
 /// one line that names the file.
 void mapped_files_may_shrink(void);
+
+/// Ends the process with exit status 1 and one line where the processor lacks instructions that the program is compiled
+/// for. Everything else may use them, so this must come first.
+void require_processor(void);
 
 #endif

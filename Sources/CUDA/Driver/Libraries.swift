@@ -50,14 +50,16 @@ struct SharedLibrary {
 
     /// The folders in which distributions, NVIDIA's installers and Python environments put the libraries.
     static func wellKnownFolders() -> [String] {
-        // Active environments, and those on PATH, of the user, of the system, or in /opt.
+        // The program's own environment, active ones, and those on PATH, of the user, of the system, or in /opt.
         var prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].compactMap(environment)
         prefixes += (environment("PATH") ?? "").split(separator: ":")
             .filter { $0.hasSuffix("/bin") }.map { String($0.dropLast(4)) }
         prefixes += environment("HOME").map { ["\($0)/.local"] } ?? []
         prefixes += ["/usr/local", "/usr", "/opt/*", "/opt/*/.venv"]
         // Relative paths would depend on the working directory.
-        let pythons = prefixes.filter { $0.hasPrefix("/") }.map { "\($0)/lib/python3*/*-packages" }
+        let pythons =
+            Installation.packages.map(\.string)
+            + prefixes.filter { $0.hasPrefix("/") }.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
             for part in ["cu13", "cuda_nvrtc"] {
