@@ -5,7 +5,12 @@
 # make wheel   a package for pip: program, nano, Python package (docs/python.md)
 # make python  the wheel in a fresh environment, in .venv-wheel, and the tests of the Python package there
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
+# make sanitize  builds and runs every test under AddressSanitizer (half an hour)
+# make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
+# make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
+# make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
+# make terminal  tests the interactive terminal in tmux
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
 
@@ -21,7 +26,7 @@ SOURCES := Package.swift $(shell find Sources -type f)
 # Without the local rpath: libraries are never looked for beside the program.
 BUILD := swift build -c release -Xswiftc -static-stdlib --disable-local-rpath --product turbodiffusion
 
-.PHONY: help video build test dist kernels study format lint clean
+.PHONY: help video build test dist kernels sanitize fuzz torture study format lint clean
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -60,19 +65,43 @@ python: wheel packages
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
-# Python's packages for the tests of the service.
-CLIENT := .venv/bin/python
-$(CLIENT):
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet openai==3.57.0
+# Leaks are not looked for: what Swift keeps to the end is none.
+sanitize: swift packages
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 swift test --sanitize=address \
+	    -c release -Xswiftc -enable-testing --scratch-path .build-sanitize $(if $(ONLY),--filter '$(ONLY)')
 
+fuzz: swift
+	TURBODIFFUSION_FUZZ=$(or $(RUNS),1000000) swift test -c release -Xswiftc -enable-testing \
+	    --scratch-path .build-test --filter 'Fuzz'
+
+torture: $(BINARY) packages
+	Scripts/torture kills $(or $(RUNS),200)
+	Scripts/torture commands $(or $(RUNS),200)0
+
+# Of the service: the unmodified client, and many clients at once. Both need the program only.
 LOAD ?= --requests 1000 --clients 50 --kills 10
 .PHONY: load client
 load: $(BINARY) packages
 	python3 Tests/Service/load.py $(LOAD)
 
-client: $(BINARY) packages $(CLIENT)
-	$(CLIENT) Tests/Service/client.py
+client: $(BINARY) packages
+	python=$$(Scripts/openai-client) && "$$python" Tests/Service/client.py
+
+# The page in Debian's chromium.
+BROWSER := .venv-page/bin/python
+$(BROWSER):
+	python3 -m venv .venv-page
+	.venv-page/bin/pip install --quiet playwright==1.65.2
+
+.PHONY: page terminal
+page: $(BINARY) packages $(BROWSER)
+	@Scripts/install-packages chromium
+	$(BROWSER) Tests/Service/page.py output/page
+
+# The terminal in tmux.
+terminal: $(BINARY) packages
+	@Scripts/install-packages tmux
+	python3 Tests/Terminal/terminal.py
 
 # A study beside the program: it is built only here and for the tests.
 study:
@@ -86,7 +115,7 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Studies Tests
 
 clean:
-	rm -rf .build .build-test .venv-wheel dist output
+	rm -rf .build .build-test .build-sanitize .venv-wheel dist output
 
 .PHONY: swift packages
 swift:

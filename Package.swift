@@ -25,7 +25,7 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
     "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Jobs", "Service",
-    "Verification", "Benchmarks", "Quality", "Terminal", "Training",
+    "Verification", "Benchmarks", "Quality", "Terminal", "Interactive", "Training",
 ]
 
 let package = Package(
@@ -143,6 +143,15 @@ let package = Package(
             dependencies: ["Ground", "Tensors", "Checkpoints", "Models", "Media", system],
             swiftSettings: numeric),
         .target(name: "Terminal", dependencies: ["Ground", system], swiftSettings: swift),
+        // libedit's functions are variadic: only C can call them.
+        .target(name: "CLineEditor", publicHeadersPath: "include"),
+        .target(
+            name: "Interactive",
+            dependencies: [
+                "CLineEditor", "Ground", "Media", "Families", "Runs", "Catalog", "Delivery",
+                "Sessions", "Terminal", system,
+            ],
+            swiftSettings: swift),
         .executableTarget(
             name: "NanoStudy",
             dependencies: [
@@ -156,8 +165,8 @@ let package = Package(
                 "CProcess", "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers",
                 "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
-                "Service", "Verification", "Benchmarks", "Quality", "Devices", "Terminal",
-                "Training", system, arguments,
+                "Service", "Interactive", "Verification", "Benchmarks", "Quality", "Devices",
+                "Terminal", "Training", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: tests),
@@ -169,7 +178,7 @@ let package = Package(
             name: "CUDATests", dependencies: ["Ground", "CUDA", "CPU", "Tensors", system],
             swiftSettings: tests),
         .testTarget(
-            name: "DevicesTests", dependencies: ["Devices", "Tensors", "CPU", "CUDA"],
+            name: "DevicesTests", dependencies: ["Ground", "Devices", "Tensors", "CPU", "CUDA"],
             swiftSettings: tests),
         .testTarget(
             name: "TerminalTests", dependencies: ["Terminal", system], swiftSettings: tests),
@@ -187,8 +196,11 @@ let package = Package(
             name: "MediaTests", dependencies: ["CProcess", "Media", "Ground", system],
             swiftSettings: tests),
         .testTarget(
-            name: "FuzzTests", dependencies: ["Ground", "Media", "Tokenizers"], exclude: ["Corpus"],
-            swiftSettings: tests),
+            name: "FuzzTests",
+            dependencies: [
+                "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog",
+                "Delivery",
+            ], exclude: ["Corpus"], swiftSettings: tests),
         .testTarget(
             name: "RunsTests",
             dependencies: [
@@ -217,6 +229,10 @@ let package = Package(
             name: "SessionsTests",
             dependencies: ["Sessions", "Runs", "Catalog", "Families", "Media", "Devices"],
             swiftSettings: tests),
+        .testTarget(
+            name: "InteractiveTests",
+            dependencies: ["Interactive", "Families", "Runs", "Sessions", "Media"],
+            swiftSettings: tests),
         .testTarget(name: "JobsTests", dependencies: ["Jobs", "Runs"], swiftSettings: tests),
         .testTarget(
             name: "ServiceTests",
@@ -233,7 +249,7 @@ let package = Package(
         .testTarget(
             name: "TrainingTests",
             dependencies: [
-                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models",
+                "Training", "Ground", "CPU", "Tensors", "Checkpoints", "Models", system,
             ],
             swiftSettings: swift),
         .testTarget(

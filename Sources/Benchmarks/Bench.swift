@@ -301,7 +301,9 @@ extension Walk {
     fileprivate mutating func carryOut(
         _ stage: Stage, frames: (FrameChunk) -> Void = { _ in }
     ) throws {
-        repeat { if case .frames(let chunk) = try advance() { frames(chunk) } } while upcoming == stage
+        repeat {
+            if case .frames(let chunk) = try advance() { frames(chunk) }
+        } while upcoming == stage
     }
 }
 

@@ -23,7 +23,8 @@ public struct BenchTable {
         public let devices: Int
 
         private enum CodingKeys: String, CodingKey {
-            case record, program, machine, devices, model, width, height, frames, steps, attention, linears
+            case record, program, machine, devices, model, width, height, frames, steps, attention,
+                linears
             case precision, topK, openingMilliseconds
         }
 

@@ -28,7 +28,7 @@ public final class CPUBackend: Backend {
     ) {
         self.membership = membership
         definitions = Definitions(
-            memory: MemoryPool(), threads: Threads(count: threads ?? Threads.available))
+            memory: MemoryPool(), threads: Threads(count: min(threads ?? Threads.available, 4096)))
         fast = fastOperations(definitions, engine)
         let count = definitions.threads.count
         name =
@@ -95,6 +95,7 @@ public final class CPUBackend: Backend {
         switch operation {
         case .attention(let o) where o.format != .plain: [o.composed(on: self)]
         case .sparseLinearAttention(let o) where o.format != .plain: [o.composed(on: self)]
+        case .channelNorm(let o) where !o.margin.isEmpty: [o.composed(on: self)]
         case .exchange(let o): [definitions.collective(o, membership)]
         case .gather(let o): [definitions.collective(o, membership)]
         case .halo(let o): [definitions.collective(o, membership)]
@@ -133,7 +134,9 @@ public final class CPUBackend: Backend {
         case .interleaveTime(let o): [definitions.interleaveTime(o.x)]
         case .rgb8(let o): [definitions.rgb8(o.x)]
         case .nv12(let o): [definitions.nv12(o.x)]
-        case .exchange, .gather, .halo: programmingError("\(operation.name): no definition is asked")
+        case .joinRows(let o): [definitions.joinRows(o)]
+        case .exchange, .gather, .halo:
+            programmingError("\(operation.name): no definition is asked")
         case .training(let o): definitions.training(o)
         }
     }

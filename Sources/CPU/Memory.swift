@@ -1,5 +1,6 @@
 /// The memory pool of the CPU backend.
 
+import Glibc
 import Ground
 import Synchronization
 import Tensors
@@ -17,7 +18,7 @@ final class MemoryPool: Sendable {
         /// Returns kept blocks to the system until all blocks together do not exceed the peak.
         mutating func trim() {
             while use.current + cached > use.peak, let (size, blocks) = free.first {
-                for block in blocks { block.deallocate() }
+                for block in blocks { Glibc.free(block) }
                 cached -= size * blocks.count
                 free[size] = nil
             }
@@ -54,7 +55,7 @@ final class MemoryPool: Sendable {
             return nil
         }
         if let address { return UnsafeMutableRawPointer(bitPattern: address)! }
-        return .allocate(byteCount: size, alignment: 64)
+        return hostBlock(byteCount: size)
     }
 
     fileprivate func release(_ address: UInt, _ byteCount: Int) {
@@ -79,7 +80,7 @@ final class MemoryPool: Sendable {
 
     deinit {
         state.withLock { state in
-            for blocks in state.free.values { for block in blocks { block.deallocate() } }
+            for blocks in state.free.values { for block in blocks { Glibc.free(block) } }
         }
     }
 }

@@ -11,7 +11,7 @@ import Tensors
 /// another. So results do not depend on the number of threads.
 final class Threads: @unchecked Sendable {
     /// Number of threads, the caller's included.
-    let count: Int
+    var count: Int { workers.count + 1 }
     private let shared: Shared
     private var workers: [pthread_t] = []
 
@@ -19,23 +19,26 @@ final class Threads: @unchecked Sendable {
     static var available: Int { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))) }
 
     init(count: Int = Threads.available) {
-        self.count = max(1, count)
         shared = Shared()
         // Workers must not receive the signals that the program handles on its main thread.
         var all = sigset_t()
         var before = sigset_t()
         sigfillset(&all)
         pthread_sigmask(SIG_SETMASK, &all, &before)
-        for _ in 1..<max(2, self.count) where self.count > 1 {
+        for _ in 0..<max(0, count - 1) {
             var thread = pthread_t()
-            let argument = Unmanaged.passRetained(shared).toOpaque()
+            let argument = Unmanaged.passRetained(shared)
             let code = pthread_create(
                 &thread, nil,
                 { argument in
                     Unmanaged<Shared>.fromOpaque(argument!).takeRetainedValue().work()
                     return nil
-                }, argument)
-            ensure(code == 0, "Threads: pthread_create failed with \(code)")
+                }, argument.toOpaque())
+            // Where the system gives no more threads, those that are there do the work.
+            guard code == 0 else {
+                argument.release()
+                break
+            }
             workers.append(thread)
         }
         pthread_sigmask(SIG_SETMASK, &before, nil)

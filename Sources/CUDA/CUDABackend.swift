@@ -146,6 +146,7 @@ public final class CUDABackend: Backend {
         case .exchange(let o): [collective(o)]
         case .gather(let o): [collective(o)]
         case .halo(let o): [collective(o)]
+        case .joinRows(let o): [joinRows(o)]
         case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
         }
     }

@@ -11,7 +11,7 @@ public struct WriterWatch: Sendable {
 
     /// - Parameters:
     ///   - opened: called with the path of each file when writing it begins.
-    ///   - written: called with the path of each finished file, which may have a number; see
+    ///   - written: called with the path of each finished file, saved products among them, which may have a number; see
     ///     ``VideoWriter/Options/replaces``.
     public init(
         opened: @escaping @Sendable (String) -> Void = { _ in },
@@ -40,7 +40,10 @@ extension Engine {
         run.options.pixelFormat = outputs.format.pixelFormat
         run.options.keepsPrediction = preview != nil
         let files = OutputFiles(outputs, stored, watch)
-        let handle = self.start(run, events: events)
+        let handle = self.start(run) { event in
+            if case .notice(.saved(let path)) = event { return watch.written(path) }
+            events(event)
+        }
         do {
             if let preview {
                 for try await step in handle.steps {
@@ -48,6 +51,7 @@ extension Engine {
                 }
             }
             for try await chunk in handle.frames { try await files.append(chunk) }
+            guard run.options.makesFrames else { return await handle.report() }
             let waiting = ContinuousClock.now
             events(.stageStarted(.deliver))
             try await files.finish()

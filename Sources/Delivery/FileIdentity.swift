@@ -24,7 +24,8 @@ public struct FileIdentity: Codable, Sendable, Hashable {
         do {
             bytes = try Self.read(isIndex ? path.removingLastComponent() : path, into: &hash)
         } catch {
-            throw .unreadable(path: path.string, reason: "\(error)")
+            let reason = (error as? FileError)?.reason ?? "\(error)"
+            throw .unreadable(path: path.string, reason: reason)
         }
         let digits = String(hash.value, radix: 16)
         fingerprint = String(repeating: "0", count: 16 - digits.count) + digits
@@ -33,14 +34,18 @@ public struct FileIdentity: Codable, Sendable, Hashable {
     /// Adds pieces of a file, or of each file in a folder, to the hash.
     /// - Returns: the size of all of them in bytes.
     private static func read(_ path: FilePath, into hash: inout FNV1a) throws -> Int {
-        let file = try FileDescriptor.open(path, .readOnly)
+        // Opening a pipe must not wait for a writer.
+        let file = try FileDescriptor.open(path, .readOnly, options: [.nonBlocking, .closeOnExec])
         defer { try? file.close() }
         var status = stat()
         guard fstat(file.rawValue, &status) == 0 else { throw Errno(rawValue: errno) }
         if status.st_mode & S_IFMT == S_IFDIR {
             let files = try path.fileNames().filter { !$0.hasPrefix(".") }.map(path.appending)
-            return try files.filter { !$0.isFolder }.reduce(0) { try $0 + read($1, into: &hash) }
+            return try files.filter(\.isRegularFile).reduce(0) {
+                try $0 + read($1, into: &hash)
+            }
         }
+        guard status.st_mode & S_IFMT == S_IFREG else { throw FileError.notRegular(path) }
         let size = Int(status.st_size)
         hash.add(UInt64(size))
         if size <= pieces * pieceBytes {

@@ -20,7 +20,8 @@ public struct Outputs: Sendable, Equatable {
     /// The path that was asked for, perhaps with a number; with several samples, the grid.
     public let path: String
     public let format: VideoFormat
-    /// One file for each sample, then the grid if there are several. Of raw frames there is one stream, sample after sample.
+    /// One file for each sample, then the grid if there are several. Of raw frames there is one stream, sample after
+    /// sample; none for a run that ends with its latents.
     public let files: [String]
     /// Of one video.
     let width, height, frames: Int
@@ -48,6 +49,10 @@ public struct Outputs: Sendable, Equatable {
         self.crf = crf
         self.makesFolder = makesFolder
         replaces = existing == .replace
+        guard run.options.makesFrames else {
+            (self.path, files) = (path, [])
+            return
+        }
         func isFree(_ path: String) -> Bool {
             !Self.files(path, run.samples).contains(where: isTaken)
         }
@@ -157,11 +162,12 @@ extension Outputs {
     public func check(
         metadata: String, save: RunOptions.Files = .init(), triesEncoder: Bool = true
     ) async throws {
-        try checkFormat(metadataBytes: metadata.utf8.count)
+        if !files.isEmpty { try checkFormat(metadataBytes: metadata.utf8.count) }
         let saved = [save.text, save.conditioning, save.latents].compactMap { $0 }
         var names = Set<FilePath>()
-        for path in files + saved where !names.insert(FilePath(path)).inserted {
-            throw OutputError.twice(path: path)
+        for path in files + saved {
+            let file = FilePath(path).followingLinks.lexicallyNormalized()
+            guard names.insert(file).inserted else { throw OutputError.twice(path: path) }
         }
         for path in saved {
             guard path.hasSuffix(".safetensors") else {
@@ -170,6 +176,7 @@ extension Outputs {
             if !replaces, FilePath(path).exists { throw OutputError.exists(path: path) }
             try checkWritable(path)
         }
+        if files.isEmpty { return }
         for path in files { try VideoWriter.check(path: probe(path)) }
         if triesEncoder {
             try await tryEncoder(metadata)
@@ -244,7 +251,10 @@ extension Outputs {
     private func checkWritable(_ path: String) throws {
         let folder = FilePath(path).folder
         guard folder.isFolder else { throw MediaError.noSuchFolder(path: folder.string) }
-        do throws(FileError) { _ = try ScratchFile(in: folder) } catch {
+        do throws(FileError) {
+            try FilePath(path).followingLinks.checkName()
+            _ = try ScratchFile(in: folder)
+        } catch {
             throw MediaError.unwritable(path: path, reason: error.reason)
         }
     }

@@ -79,8 +79,8 @@ extension Backend {
     /// CPU's memory four fifths of what can be had without swapping.
     public var usableMemory: DeviceMemoryFacts {
         guard let gpu = self as? CUDABackend else {
-            let available = availableMemory() ?? Int.max
-            return DeviceMemoryFacts(usable: available / 5 * 4, isGPU: false)
+            return DeviceMemoryFacts(
+                usable: HostMemory.current.available / 5 * 4, isGPU: false)
         }
         let free = gpu.context.device.freeMemory
         return DeviceMemoryFacts(usable: free - free / 32 - (256 << 20), isGPU: true)

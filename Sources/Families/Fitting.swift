@@ -19,6 +19,8 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
         what: String, path: String, found: Int, otherPath: String, expected: Int)
     /// One latent of the autoencoder stands for another number of pixels.
     case strides(path: String, found: Extent, family: String, expected: Extent)
+    /// A size that the arithmetic that was asked for cannot have.
+    case width(what: String, path: String, found: Int, expected: String)
     /// The checkpoint has no weights for sparse-linear attention, which was asked for.
     case noLinearBranch(path: String)
 
@@ -35,6 +37,8 @@ public enum FittingError: Error, Sendable, Equatable, CustomStringConvertible {
         case .strides(let path, let found, let family, let expected):
             "\(path) makes one latent of \(found.t)x\(found.h)x\(found.w) pixels, "
                 + "\(family) has \(expected.t)x\(expected.h)x\(expected.w): they do not belong together"
+        case .width(let what, let path, let found, let expected):
+            "\(path): \(what) must be \(expected), not \(found)"
         case .noLinearBranch(let path):
             "\(path) has no weights for sparse-linear attention (proj_l)"
         }
@@ -59,8 +63,11 @@ extension ModelSource {
     /// - Parameters:
     ///   - parts: the parts that the run will load.
     ///   - attention: the attention that the transformers must support.
+    ///   - linears: the form of linear layers that they must support.
     /// - Throws: `FittingError`, or what reading the headers throws.
-    public func checkFit(_ parts: [ModelPart], attention: AttentionChoice) throws {
+    public func checkFit(
+        _ parts: [ModelPart], attention: AttentionChoice, linears: LinearChoice = .stored
+    ) throws {
         var first: (path: String, sizes: WanTransformerArchitecture)?
         for part in parts where part.isTransformer {
             let (path, sizes) = (self.path(part), try transformerSizes(part))
@@ -71,6 +78,7 @@ extension ModelSource {
             if attention != .original, !sizes.hasSparseLinearAttention {
                 throw FittingError.noLinearBranch(path: path)
             }
+            try Self.checkWidths(sizes, path, attention, linears)
             if let first, let difference = Self.difference(first.sizes, sizes) {
                 throw FittingError.experts(first: first.path, second: path, difference: difference)
             }
@@ -104,6 +112,24 @@ extension ModelSource {
                     path: path, found: sizes.stride, family: family.name,
                     expected: family.geometry.stride)
             }
+        }
+    }
+
+    /// What the kernels of all machines can do.
+    static func checkWidths(
+        _ sizes: WanTransformerArchitecture, _ path: String, _ attention: AttentionChoice,
+        _ linears: LinearChoice
+    ) throws(FittingError) {
+        if attention != .original, sizes.headDim > 128 || 256 % sizes.headDim != 0 {
+            throw .width(
+                what: "the width of heads, for sparse-linear attention", path: path,
+                found: sizes.headDim, expected: "a power of two up to 128")
+        }
+        guard sizes.linears != .plain || linears != .stored else { return }
+        for width in [sizes.dim, sizes.feedForward] where width % 16 != 0 {
+            throw .width(
+                what: "the width of quantised layers", path: path, found: width,
+                expected: "a multiple of 16")
         }
     }
 

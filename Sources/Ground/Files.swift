@@ -33,6 +33,12 @@ extension FilePath {
         return path
     }
 
+    /// Refuses a path that no file can have: names that are too long, links that lead in circles, files in the place of
+    /// folders. Whether there is a file is another question.
+    public func checkName() throws(FileError) {
+        if access(string, F_OK) != 0, errno != ENOENT { throw .last(self) }
+    }
+
     /// The bytes of a regular file.
     /// - Parameter limit: larger files are refused.
     public func contents(limit: Int = 1 << 26) throws(FileError) -> [UInt8] {

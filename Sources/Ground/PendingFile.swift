@@ -26,6 +26,7 @@ public final class PendingFile {
             if type != .regular { throw .notRegular(path) }
             if !overwrite { throw .exists(path) }
         }
+        try path.checkName()
         if let free = path.folder.freeBytes, byteCount > free {
             throw .noRoom(path, needed: byteCount, free: free)
         }

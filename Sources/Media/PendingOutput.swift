@@ -67,7 +67,12 @@ final class PendingOutput {
         }
         let folder = folder(path, format)
         guard folder.isFolder else { throw .noSuchFolder(path: folder.string) }
-        do throws(FileError) { return try ScratchFile(in: folder) } catch {
+        var name = FilePath(path).followingLinks.lastComponent
+        if case .pngSequence(let names) = format { name = names.path(1).lastComponent }
+        do throws(FileError) {
+            try folder.appending(name?.string ?? "").checkName()
+            return try ScratchFile(in: folder)
+        } catch {
             throw MediaError(writing: path, error)
         }
     }

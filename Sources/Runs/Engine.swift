@@ -154,10 +154,11 @@ public actor Engine {
         let keys = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
         if let residency = run.options.residency {
             resident.pool.makeRoom(for: keys, within: residency)
+            // Without a residency the device keeps the limit with which it was opened.
+            device.backend.limitResidentWeights(to: residency.residentWeights)
         } else {
             resident.pool.release(allBut: keys)
         }
-        device.backend.limitResidentWeights(to: run.options.residency?.residentWeights)
         let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
         if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
         resident.beginOnFollowers(run, id: handle.id, handle.cancellation, releasingAllBut: keys)
@@ -174,7 +175,9 @@ public actor Engine {
     private func checkFiles(
         of run: Run, _ parts: [ModelPart], tell: (RunEvent) -> Void
     ) throws {
-        try run.models.checkFit(parts, attention: run.request.arithmetic.attention)
+        let arithmetic = run.request.arithmetic
+        try run.models.checkFit(
+            parts, attention: arithmetic.attention, linears: arithmetic.linears)
         for notice in try run.fileNotices() { tell(.notice(notice)) }
         guard run.options.start.latents == nil else { return }
         for notice in try run.loraNotices() { tell(.notice(notice)) }

@@ -29,6 +29,8 @@ public enum Notice: Sendable, Hashable, Codable {
     case damaged(String)
     /// A decision made while reading a checkpoint.
     case checkpoint(part: ModelPart, note: String)
+    /// A result was saved.
+    case saved(path: String)
     /// A result could not be saved; the video is still made.
     case notSaved(path: String, reason: String)
     /// A message of a device or a library.
@@ -55,6 +57,7 @@ public enum Notice: Sendable, Hashable, Codable {
         case .unusedTensors(let part, let names):
             "tensors that the \(part.title) does not use: \(list(names))"
         case .damaged(let text), .checkpoint(_, let text): text
+        case .saved(let path): "wrote \(path)"
         case .notSaved(let path, let reason): "\(path) was not written: \(reason)"
         case .device(let text): text
         }

@@ -73,6 +73,10 @@ final class ModelPool {
             }
             return
         }
+        // A transformer whose weights only visited the device is loaded anew where all of them fit.
+        for key in keys where key.part.isTransformer && entries[key]?.residentWeights != nil {
+            entries[key] = nil
+        }
         var free = residency.limit - residency.peakBytes
         let others = entries.filter { !keys.contains($0.key) }
         for (key, entry) in others.sorted(by: { $0.value.turn > $1.value.turn }) {

@@ -61,7 +61,9 @@ public struct Plan: Sendable, Hashable, Codable {
         self.devices = devices
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
-        try run.models.checkFit(run.parts, attention: run.request.arithmetic.attention)
+        let arithmetic = run.request.arithmetic
+        try run.models.checkFit(
+            run.parts, attention: arithmetic.attention, linears: arithmetic.linears)
         notices = try run.requestNotices + run.fileNotices()
         if run.options.start.latents == nil { notices += try run.loraNotices() }
         try walk(run)

@@ -25,7 +25,7 @@ final class ReadAhead: Sendable {
         self.isWanted = isWanted
         DispatchQueue.global(qos: .utility).async {
             // 2 GiB are left for the process itself.
-            var left = (availableMemory() ?? 0) - (2 << 30)
+            var left = HostMemory.current.available - (2 << 30)
             for file in paths.flatMap(Self.files) {
                 left -= Self.read(file, upTo: left) { isWanted.value.load(ordering: .relaxed) }
                 if left < 0 { return }

@@ -118,6 +118,7 @@ extension Run {
             } else {
                 list.append(.read(.latents))
             }
+            if !options.makesFrames, options.start.latents == nil { return list }
             return list + [.perform(.load(.decoder)), .perform(.decode)]
         }
     }

@@ -24,6 +24,8 @@ public struct RunOptions: Sendable, Hashable {
     public var start = Files()
     /// Results that are written.
     public var save = Files()
+    /// Whether the latents are decoded. If not, they must be saved.
+    public var makesFrames = true
     /// Format of the frames: RGB for pictures, or NV12 for video encoders.
     public var pixelFormat = PixelFormat.rgb24
     /// Keeps the text encoder on the device after use, for the next run.

@@ -182,18 +182,20 @@ extension Walk {
         return (positive, negative)
     }
 
-    /// Writes a product to its file. If that fails, the run tells so and goes on.
-    func write(_ product: Product) {
+    /// Writes a product to its file. If that fails, the run tells so and goes on, unless nothing else would come of it.
+    func write(_ product: Product) throws {
         let save = run.options.save
         let prompt = ["prompt": run.request.prompt]
         func write(
             _ path: String?, _ tensors: [(name: String, tensor: Tensor)],
             _ metadata: [String: String]
-        ) {
+        ) throws {
             guard let path else { return }
             do {
                 try StoredTensors.write(tensors, to: path, metadata: metadata)
+                tell(.notice(.saved(path: path)))
             } catch {
+                guard run.options.makesFrames || product != .latents else { throw error }
                 tell(.notice(.notSaved(path: path, reason: "\(error)")))
             }
         }
@@ -203,19 +205,19 @@ extension Walk {
             func rows(_ text: TextEmbedding) -> Tensor {
                 device.read(device.slice(text.rows, 0..<text.count))
             }
-            write(
+            try write(
                 save.text,
                 [(StoredTensors.embedding, rows(texts.positive))]
                     + (texts.negative.map { [(StoredTensors.negativeEmbedding, rows($0))] } ?? []),
                 prompt)
         case .conditioning:
             guard let conditioning = state.conditioning else { return }
-            write(
+            try write(
                 save.conditioning, [(StoredTensors.conditioning, device.read(conditioning))],
                 ["image": run.request.image ?? ""])
         case .latents:
             guard let latents = state.latents else { return }
-            write(
+            try write(
                 save.latents, [(StoredTensors.latents, device.read(latents))],
                 prompt.merging(["seed": "\(run.request.seed)"]) { $1 })
         }

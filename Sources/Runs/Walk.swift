@@ -94,7 +94,7 @@ package struct Walk {
             }
             yield = try perform(stage)
         case .read(let product): try read(product)
-        case .write(let product): if device.membership.isFirst { write(product) }
+        case .write(let product): if device.membership.isFirst { try write(product) }
         case .drawNoise: try drawNoise()
         case .forgetText(let part): state.contexts[part] = nil
         case .release(let part):

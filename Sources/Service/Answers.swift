@@ -84,15 +84,13 @@ extension VideoService {
 
     // MARK: Models
 
-    func modelList() async -> JSON {
-        var objects: [JSON] = []
-        for model in served.models { objects.append(await json(model)) }
-        return list(objects, ids: served.models.map(\.name), hasMore: false)
+    func modelList() -> JSON {
+        list(served.models.map(json), ids: served.models.map(\.name), hasMore: false)
     }
 
-    func json(_ model: ServedModel) async -> JSON {
+    func json(_ model: ServedModel) -> JSON {
         var loaded: Set<String> = []
-        for session in sessions { loaded.formUnion(await session.residents().map(\.path)) }
+        for session in sessions { loaded.formUnion(session.residents.map(\.path)) }
         let family = model.models.family
         let (defaults, geometry) = (family.defaults, family.geometry)
         func extent(_ extent: Extent) -> JSON {
@@ -137,9 +135,9 @@ extension VideoService {
     }
 
     /// Gauges of now.
-    func metricsText() async throws -> String {
+    func metricsText() throws -> String {
         var models = 0
-        for session in sessions { models += await session.residents().count }
+        for session in sessions { models += session.residents.count }
         let (queued, running) = state.withLock { ($0.order.count, $0.running.count) }
         return metrics.text([
             ("turbodiffusion_queue_length", "Requests that wait.", queued),

@@ -30,8 +30,12 @@ struct Routes: Sendable {
         let start = ContinuousClock.now
         var response: Response
         do {
-            try access.check(request)
-            response = try await route(request, context)
+            do { try access.check(request) } catch {
+                _ = try? await Self.bytes(of: request, limit: 0)
+                throw error
+            }
+            let bytes = try await Self.bytes(of: request, limit: service.options.bodyLimit)
+            response = try await route(request, bytes, context)
         } catch {
             response = Self.response(for: error, log: service.options.log)
         }
@@ -49,8 +53,7 @@ struct Routes: Sendable {
     }
 
     private static func response(for error: any Error, log: (String) -> Void) -> Response {
-        let error =
-            error is NIOTooManyBytesError ? APIError.tooLarge(limit: 0) : APIError(error)
+        let error = APIError(error)
         if error.status >= 500, error.status != 503, error.status != 501 { log(error.message) }
         var response = Self.response(error.json, status: .init(code: error.status))
         if let seconds = error.retryAfter { response.headers[.retryAfter] = "\(seconds)" }
@@ -69,7 +72,8 @@ struct Routes: Sendable {
 
     // MARK: Routing
 
-    private func route(_ request: Request, _ context: some RequestContext) async throws -> Response
+    private func route(_ request: Request, _ bytes: [UInt8], _ context: some RequestContext)
+        async throws -> Response
     {
         let path = request.uri.path
         let parts = path.split(separator: "/", omittingEmptySubsequences: false).dropFirst().map(
@@ -82,13 +86,13 @@ struct Routes: Sendable {
         }
         switch (parts.first, parts.dropFirst().first) {
         case ("v1", "videos"):
-            return try await videos(request, Array(parts.dropFirst(2)), context)
+            return try await videos(request, bytes, Array(parts.dropFirst(2)), context)
         case ("v1", "models"):
             try need(.get)
-            if parts.count == 2 { return Self.response(await service.modelList()) }
+            if parts.count == 2 { return Self.response(service.modelList()) }
             let name = parts.dropFirst(2).joined(separator: "/")
             let model = try service.served.model(percentDecoded(name), takesPicture: false)
-            return Self.response(await service.json(model))
+            return Self.response(service.json(model))
         case ("v1", "loras") where parts.count == 2:
             try need(.get)
             let names = service.served.loras.keys.sorted()
@@ -110,7 +114,7 @@ struct Routes: Sendable {
             try need(.get)
             return Response(
                 status: .ok, headers: [.contentType: "text/plain; version=0.0.4; charset=utf-8"],
-                body: ResponseBody(byteBuffer: ByteBuffer(string: try await service.metricsText())))
+                body: ResponseBody(byteBuffer: ByteBuffer(string: try service.metricsText())))
         case ("openapi.json", nil), ("", nil), ("page", _):
             try need(.get)
             return try resource(path == "/openapi.json" ? "openapi.json" : parts.last ?? "")
@@ -134,9 +138,12 @@ struct Routes: Sendable {
 
     // MARK: Videos
 
-    private func videos(_ request: Request, _ parts: [String], _ context: some RequestContext)
-        async throws -> Response
-    {
+    private func videos(
+        _ request: Request, _ bytes: [UInt8], _ parts: [String], _ context: some RequestContext
+    ) async throws -> Response {
+        func body() throws(APIError) -> Body {
+            try Body(bytes, contentType: request.headers[.contentType])
+        }
         let isRead = request.method == .get || request.method == .head
         func refuse() -> APIError { .notAllowed(request.method.rawValue, request.uri.path) }
         switch (parts.first, parts.dropFirst().first, parts.count) {
@@ -144,9 +151,9 @@ struct Routes: Sendable {
             if isRead { return try list(request) }
             guard request.method == .post else { throw refuse() }
             let key = request.headers[.idempotencyKey]
-            return videoResponse(try await service.create(try await body(request), key: key))
+            return videoResponse(try await service.create(try body(), key: key))
         case ("plan", nil, 1) where request.method == .post:
-            return Self.response(try await service.plan(try await body(request)))
+            return Self.response(try await service.plan(try body()))
         case ("edits", _, _), ("extensions", _, _), ("characters", _, _):
             throw APIError.notImplemented(
                 "no model of this service does that; it makes videos from text and from a first picture"
@@ -172,7 +179,7 @@ struct Routes: Sendable {
             let base = try job(id)
             let key = request.headers[.idempotencyKey]
             return videoResponse(
-                try await service.create(try await body(request), key: key, base: base))
+                try await service.create(try body(), key: key, base: base))
         default:
             throw APIError.notFound(
                 "no_such_route", "there is nothing at \(request.uri.path.prefix(80))")
@@ -184,16 +191,18 @@ struct Routes: Sendable {
         return job
     }
 
-    private func body(_ request: Request) async throws -> Body {
-        let limit = service.options.bodyLimit
-        if let length = request.headers[.contentLength].flatMap({ Int($0) }), length > limit {
-            throw APIError.tooLarge(limit: limit)
+    /// A request's body. It is read to its end also where it is refused: whoever sends first and then looks for the answer
+    /// would wait for ever.
+    private static func bytes(of request: Request, limit: Int) async throws -> [UInt8] {
+        var bytes: [UInt8] = []
+        var count = 0
+        for try await buffer in request.body {
+            count += buffer.readableBytes
+            if count <= limit { bytes += buffer.readableBytesView } else { bytes = [] }
+            if count > 1 << 30 { break }
         }
-        let buffer: ByteBuffer
-        do { buffer = try await request.body.collect(upTo: limit) } catch is NIOTooManyBytesError {
-            throw APIError.tooLarge(limit: limit)
-        }
-        return try Body(Array(buffer.readableBytesView), contentType: request.headers[.contentType])
+        if count > limit { throw APIError.tooLarge(limit: limit) }
+        return bytes
     }
 
     private func list(_ request: Request) throws -> Response {

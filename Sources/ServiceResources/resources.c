@@ -14,12 +14,20 @@ static const unsigned char page_css[] = {
 static const unsigned char page_js[] = {
 #embed "Page/page.js"
 };
+static const unsigned char form_js[] = {
+#embed "Page/form.js"
+};
+static const unsigned char service_js[] = {
+#embed "Page/service.js"
+};
 
 static const struct service_resource resources[] = {
     {"openapi.json", "application/json", openapi_json, sizeof openapi_json},
     {"index.html", "text/html; charset=utf-8", index_html, sizeof index_html},
     {"page.css", "text/css; charset=utf-8", page_css, sizeof page_css},
     {"page.js", "text/javascript; charset=utf-8", page_js, sizeof page_js},
+    {"form.js", "text/javascript; charset=utf-8", form_js, sizeof form_js},
+    {"service.js", "text/javascript; charset=utf-8", service_js, sizeof service_js},
 };
 
 const struct service_resource *service_resource(int index) {

@@ -28,6 +28,10 @@ public final class Session: Sendable {
 
     private struct State {
         var engine: Engine
+        /// As it was opened: asking the engine would wait for what it computes.
+        var device: SessionDevice?
+        /// As they were when the engine was last free.
+        var residents: [ResidentModel] = []
         var idle: Task<Void, Never>?
         var known = KnownFiles()
         var plans = RecentValues<PlanKey, Plan>(capacity: 64)
@@ -51,11 +55,14 @@ public final class Session: Sendable {
     /// Opens the device, if that has not been done yet.
     /// - Throws: where there is none, or it cannot be used.
     public func open() async throws -> SessionDevice {
-        let engine = state.withLock { $0.engine }
+        let (engine, known) = state.withLock { ($0.engine, $0.device) }
+        if let known { return known }
         let name = try await engine.openDevice()
         let memory = facts.memory.withLock { $0 }
-        return SessionDevice(
+        let device = SessionDevice(
             name: name, memoryLimit: options.memoryLimit ?? memory.usable, isGPU: memory.isGPU)
+        state.withLock { $0.device = device }
+        return device
     }
 
     private static func engine(_ options: SessionOptions, _ facts: FactsBox) -> Engine {
@@ -72,13 +79,20 @@ public final class Session: Sendable {
 
     // MARK: What is loaded
 
-    /// The models on the device, the one that was used last first.
-    public func residents() async -> [ResidentModel] {
-        await state.withLock { $0.engine }.residents
-    }
+    /// The models that stayed on the device after the last run, the one that was used last first.
+    public var residents: [ResidentModel] { state.withLock { $0.residents } }
 
     /// Lets go of all models, and gives their memory back. A run that is on its way keeps what it needs.
-    public func unload() async { await state.withLock { $0.engine }.unload() }
+    public func unload() async {
+        let engine = state.withLock { $0.engine }
+        await engine.unload()
+        await noteResidents(of: engine)
+    }
+
+    private func noteResidents(of engine: Engine) async {
+        let residents = await engine.residents
+        state.withLock { $0.residents = residents }
+    }
 
     // MARK: Before a run
 
@@ -174,11 +188,17 @@ public final class Session: Sendable {
                 }
             }
             state.withLock { $0.rates.learn(report, prepared.plan) }
+            await noteResidents(of: engine)
             return FinishedRun(files: files.withLock { $0 }, report: report, stored: stored)
         } catch {
             // Nothing more can be asked of a device that has failed; the next run opens it again.
             if isDeviceFailure(error) {
-                state.withLock { $0.engine = Self.engine(options, facts) }
+                state.withLock { state in
+                    state.engine = Self.engine(options, facts)
+                    (state.device, state.residents) = (nil, [])
+                }
+            } else {
+                await noteResidents(of: engine)
             }
             throw error
         }

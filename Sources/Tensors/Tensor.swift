@@ -1,5 +1,6 @@
 /// Tensors: a shape, an element type and a place in a storage. Always contiguous and row-major.
 
+import Glibc
 public import Ground
 import Synchronization
 
@@ -36,7 +37,7 @@ public final class HostStorage: Storage {
 
     /// Allocates uninitialised memory.
     public override init(byteCount: Int) {
-        base = .allocate(byteCount: max(byteCount, 64), alignment: 64)
+        base = hostBlock(byteCount: byteCount)
         owner = nil
         super.init(byteCount: byteCount)
     }
@@ -54,7 +55,7 @@ public final class HostStorage: Storage {
     /// Whether the bytes belong to another owner, such as a mapped file.
     public var isBorrowed: Bool { owner != nil }
 
-    deinit { if owner == nil { base.deallocate() } }
+    deinit { if owner == nil { free(base) } }
 }
 
 /// A contiguous row-major array. Copies of the value share its storage; operations never write to their inputs.

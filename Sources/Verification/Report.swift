@@ -40,6 +40,15 @@ public struct CaseResult: Sendable, Codable, Equatable {
         return checks.contains { $0.verdict == .passed } ? .passed : .skipped
     }
 
+    /// The case, failed: its process did not survive it.
+    public func ended(because reason: String) -> CaseResult {
+        var result = self
+        result.checks = [
+            CheckResult(name: "case", verdict: .failed, note: "it ended the process: \(reason)")
+        ]
+        return result
+    }
+
     /// The check that came closest to its limit.
     public var tightest: CheckResult? {
         checks.filter { $0.verdict != .skipped }.max { $0.usage < $1.usage }

@@ -20,12 +20,24 @@ public final class Verifier {
         self.acceptsLoose = acceptsLoose
     }
 
+    /// The cases that `run` would run, in its order, with nothing checked yet.
+    public static func cases(in folder: String, filter: String? = nil) throws -> [CaseResult] {
+        items(of: try FixtureFolder(folder), filter).map {
+            CaseResult(
+                group: $0.group, name: $0.name, operation: $0.operation, checks: [], seconds: 0)
+        }
+    }
+
     /// Runs the cases whose "group/name" or operation contains `filter`; nil: all.
-    /// - Parameter each: called with each result as it comes.
+    /// - Parameters:
+    ///   - first: how many of them to leave out.
+    ///   - each: called with each result as it comes.
     @discardableResult
-    public func run(filter: String? = nil, each: (CaseResult) -> Void = { _ in }) -> [CaseResult] {
+    public func run(
+        filter: String? = nil, from first: Int = 0, each: (CaseResult) -> Void = { _ in }
+    ) -> [CaseResult] {
         var results: [CaseResult] = []
-        for item in items() where filter.map(item.matches) ?? true {
+        for item in Self.items(of: folder, filter).dropFirst(first) {
             let result = run(item)
             each(result)
             results.append(result)
@@ -57,7 +69,11 @@ public final class Verifier {
             seconds: (ContinuousClock.now - start) / .seconds(1))
     }
 
-    private func items() -> [Item] {
+    private static func items(of folder: FixtureFolder, _ filter: String?) -> [Item] {
+        items(of: folder).filter { item in filter.map(item.matches) ?? true }
+    }
+
+    private static func items(of folder: FixtureFolder) -> [Item] {
         folder.files.compactMap { path in
             let parts = path.split(separator: "/").map(String.init)
             let group = parts.dropLast().joined(separator: "/")
@@ -76,7 +92,6 @@ public final class Verifier {
                 }
             }
             guard let operation = json["op"]?.string else { return nil }
-            let folder = folder
             return Item(
                 group: json["group"]?.string ?? group, name: json["name"]?.string ?? stem,
                 operation: operation
@@ -84,6 +99,12 @@ public final class Verifier {
                 let fixture = try Fixture(json, at: path, in: folder)
                 guard let check = operationChecks[operation] ?? derivativeCheck(operation) else {
                     throw FixtureError("unknown operation '\(operation)'")
+                }
+                if trains(operation), !device.supportsTraining {
+                    for name in fixture.expectedNames {
+                        checks.skip(name, "\(device.name) has no kernels for gradients")
+                    }
+                    return
                 }
                 try check(fixture, device, checks)
                 checks.finish(fixture)
@@ -161,6 +182,14 @@ private let operationChecks: [String: OperationCheck] = [
     "sla_train_run": checkWhiteBoxRun,
     "rcm_train_run": checkRCMRun,
 ]
+
+/// Whether a case computes derivatives or moves parameters.
+private func trains(_ operation: String) -> Bool {
+    ["_vjp", "_jvp", "_step", "_train_run"].contains { operation.hasSuffix($0) }
+        || [
+            "fused_adamw", "fused_adamw_resume", "clip_grad_norm", "ema_update",
+        ].contains(operation)
+}
 
 /// The derivative of a composition of operations: `…_vjp` in reverse, `…_jvp` in forward mode.
 private func derivativeCheck(_ operation: String) -> OperationCheck? {

@@ -89,6 +89,7 @@ struct BenchCommand: AsyncParsableCommand {
     var output: String?
 
     func validate() throws {
+        try checkThreads(threads)
         try Machines.check(device, devices)
         if repeats < 1 { throw ValidationError("--repeat must be at least 1, not \(repeats)") }
         if let tokens, tokens < 1 {

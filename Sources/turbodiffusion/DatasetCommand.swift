@@ -13,7 +13,8 @@ struct DatasetCommand: AsyncParsableCommand {
         commandName: "dataset",
         abstract: "Make, look at and check data sets for training.",
         subcommands: [
-            DatasetMakeCommand.self, DatasetShowCommand.self, DatasetCheckCommand.self,
+            DatasetMakeCommand.self, DatasetEncodeCommand.self, DatasetShowCommand.self,
+            DatasetCheckCommand.self,
             DatasetMergeCommand.self,
         ])
 }

@@ -62,7 +62,6 @@ extension Generation {
             return FilePath(path).fileSize ?? 0
         }
         let isOnGPU = execution.machines.isGPU
-        let page = sysconf(Int32(_SC_PAGESIZE))
         return PlanReport(
             model: models.name, missing: prepared.missing.compactMap { models[$0] },
             fileBytes: files.reduce(0) { $0 + bytes($1) },
@@ -70,7 +69,7 @@ extension Generation {
             freeDiskBytes: FilePath(".").freeBytes,
             // The process itself, pinned buffers, frames on their way; a CPU's models and activations are here too.
             hostBytes: isOnGPU ? 1 << 30 : 128 << 20 + devices * plan.peakBytes,
-            freeHostBytes: sysconf(Int32(_SC_AVPHYS_PAGES)) * page, videos: videos, plan: plan,
+            freeHostBytes: HostMemory.current.available, videos: videos, plan: plan,
             estimates: estimates(whole, prepared.run.request.arithmetic.linears, isOnGPU))
     }
 
@@ -84,7 +83,9 @@ extension Generation {
         } else {
             result.append(Estimate(plan, onCPUWith: execution.threads))
             // Large models are wanted on cards.
-            if cards.isEmpty, execution.device != .cpu, execution.devices == nil, plan.peakBytes > 1 << 30 {
+            if cards.isEmpty, execution.device != .cpu, execution.devices == nil,
+                plan.peakBytes > 1 << 30
+            {
                 cards = Card.known
             }
         }

@@ -164,7 +164,9 @@ struct StageOptions: ParsableArguments {
     var saveConditioning: String?
     @Option(help: "Start from these latents: decode only.", completion: .file())
     var latents: String?
-    @Option(help: "Write the final latents to this file.", completion: .file())
+    @Option(
+        help: "Write the final latents to this file. Without --save_path no video is made of them.",
+        completion: .file())
     var saveLatents: String?
 }
 
@@ -224,9 +226,7 @@ struct ExecutionOptions: ParsableArguments {
 
     func validate() throws {
         try Machines.check(device, devices)
-        if let threads, !(1...4096).contains(threads) {
-            throw ValidationError("--threads must be 1 to 4096, not \(threads)")
-        }
+        try checkThreads(threads)
     }
 
     var machines: Machines { Machines(device: device, group: devices) }

@@ -57,11 +57,22 @@ extension Generation {
 
     // MARK: Memory
 
-    /// The plan within what was said, or within what a GPU has free.
+    /// The plan within what was said, or within what a GPU has free; on a CPU refused or noted where memory lacks.
     func fitted(_ plan: Plan, tell: (String) -> Void) throws -> Plan {
-        if let limit = execution.memoryLimit?.bytes { return try plan.fitted(to: limit) }
-        guard execution.machines.isGPU, let free = execution.machines.freeMemory else { return plan }
-        return try Self.fitted(plan, free: free, tell: tell)
+        var plan = plan
+        if let limit = execution.memoryLimit?.bytes {
+            plan = try plan.fitted(to: limit)
+        } else if execution.machines.isGPU, let free = execution.machines.freeMemory {
+            plan = try Self.fitted(plan, free: free, tell: tell)
+        }
+        if !execution.machines.isGPU {
+            let devices = try execution.machines.count
+            let computed = plan.stages.map(\.activationBytes).max() ?? 0
+            let note = try HostMemory.current.check(
+                computed: devices * computed, whole: devices * plan.peakBytes)
+            if let note { tell(note) }
+        }
+        return plan
     }
 
     /// - Parameter free: bytes of device memory before the device is opened.

@@ -34,9 +34,13 @@ struct ImageToVideoCommand: AsyncParsableCommand {
         var lowNoiseModelPath: String?
         @Option(help: "Noise level below which the low-noise expert takes over (default 0.9).")
         var boundary: Double?
+        @Flag(help: "Keep the model loaded and ask for one prompt after the other: 'interactive'.")
+        var serve = false
     }
 
-    func run() async throws { try await generation.carryOut() }
+    func run() async throws {
+        if files.serve { try await generation.converse() } else { try await generation.carryOut() }
+    }
 
     var generation: Generation {
         Generation(

@@ -23,6 +23,7 @@ enum Interruption {
     /// Called once, before the first command runs.
     static func install() {
         openStandardDescriptors()
+        requireMinimum()
         mapped_files_may_shrink()
         // Writing to a closed pipe, or beyond a limit on file sizes, should be a reported error, not a silent death.
         for number in [SIGPIPE, SIGXFSZ] { signal(number, SIG_IGN) }
@@ -47,6 +48,7 @@ enum Interruption {
                 repeat {
                     while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
                 } while Interruption.takesPause() || Interruption.takesEnding()
+                    || Int32(number) == SIGINT && Interruption.isIntercepted
                 Interruption.end(by: Int32(number))
             }, reading)
     }
@@ -69,6 +71,15 @@ enum Interruption {
 
     /// The first signal calls `body`, which is to bring the process to its end; a second one ends it at once.
     static func takeOver(_ body: @escaping @Sendable () -> Void) { ending.withLock { $0 = body } }
+
+    private static let interception = Mutex<(@Sendable () -> Bool)?>(nil)
+
+    /// Each Ctrl-C asks `body`, which says whether that was all; otherwise the process ends.
+    static func intercept(_ body: @escaping @Sendable () -> Bool) {
+        interception.withLock { $0 = body }
+    }
+
+    private static var isIntercepted: Bool { interception.withLock { $0 }?() ?? false }
 
     private static func takesEnding() -> Bool {
         let body = ending.withLock { ending in
@@ -101,6 +112,27 @@ enum Interruption {
         kill(getpid(), number)
         sleep(1)
         _exit(128 + number)
+    }
+
+    /// Below this nothing goes well, and not even ends well: who waits for a thread waits for ever.
+    private static func requireMinimum() {
+        let (threads, memory) = (12, 256 << 20)
+        var stack = rlimit()
+        getrlimit(__rlimit_resource_t(RLIMIT_STACK.rawValue), &stack)
+        var lack: String?
+        if let addresses = HostMemory.current.addresses, addresses < memory {
+            lack =
+                "\(describe(bytes: memory)) of memory, it may take \(describe(bytes: addresses)) (ulimit -v)"
+        } else if stack.rlim_cur < 256 << 10 {
+            lack = "256 KiB for each stack, it may take \(stack.rlim_cur >> 10) KiB (ulimit -s)"
+        } else if !canStartThreads(threads) {
+            lack =
+                "\(threads) threads, the system starts fewer (ulimit -u, or the container's limit)"
+        }
+        guard let lack else { return }
+        let line = "Error: turbodiffusion needs at least \(lack)\n"
+        _ = line.withCString { write(STDERR_FILENO, $0, strlen($0)) }
+        _exit(EXIT_FAILURE)
     }
 
     /// Opens closed standard descriptors such that using them fails. Otherwise the next opened file would get such a

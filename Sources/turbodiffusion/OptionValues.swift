@@ -79,3 +79,10 @@ struct LoRAArgument: ExpressibleByArgument, Equatable {
         if path.isEmpty { return nil }
     }
 }
+
+/// What `--threads` may say: each takes memory, and nothing has more processors.
+func checkThreads(_ threads: Int?) throws {
+    if let threads, !(1...4096).contains(threads) {
+        throw ValidationError("--threads must be 1 to 4096, not \(threads)")
+    }
+}

@@ -185,6 +185,9 @@ extension GenerationOptions {
         run.save.text = stages.saveTextEmbedding
         run.save.conditioning = stages.saveConditioning
         run.save.latents = stages.saveLatents
+        // Who names latents and no video wants no video.
+        run.makesFrames =
+            output.savePath != nil || stages.saveLatents == nil || stages.latents != nil
         run.keepsTransformer = !execution.offloadDit
         return run
     }
@@ -250,8 +253,13 @@ extension GenerationOptions {
         note(
             "--save_conditioning", stages.saveConditioning != nil && takesPicture,
             start.conditioning == nil ? nil : "the conditioning comes from a file")
+        let isDecoded = run.options.makesFrames
+        let undecoded = "no video is made without --save_path"
         let takesCRF = format == nil || format == .mp4 || format == .webm
-        note("--crf", output.crf != nil, takesCRF ? nil : "only .mp4 and .webm have it")
+        note(
+            "--crf", output.crf != nil,
+            !isDecoded ? undecoded : takesCRF ? nil : "only .mp4 and .webm have it")
+        note("--fps", content.fps != nil, isDecoded ? nil : undecoded)
         return lines
     }
 }

@@ -30,9 +30,13 @@ struct TextToVideoCommand: AsyncParsableCommand {
         var boundary: Double?
         @Flag(help: "Has no effect; accepted so that the original's command lines work.")
         var compile = false
+        @Flag(help: "Keep the model loaded and ask for one prompt after the other: 'interactive'.")
+        var serve = false
     }
 
-    func run() async throws { try await generation.carryOut() }
+    func run() async throws {
+        if files.serve { try await generation.converse() } else { try await generation.carryOut() }
+    }
 
     var generation: Generation {
         Generation(

@@ -170,7 +170,9 @@ struct TrainingRun {
             + "\(describe(bytes: plan.memory)) of memory, "
             + "\(fixed(Double(plan.flops) / 1e12, 3)) TFLOP in the heaviest iteration"
         if options.dryRun { Output.line(words) } else { note(words) }
-        let free = options.device.isGPU ? options.device.freeMemory : availableMemory()
+        let free =
+            options.device.isGPU
+            ? options.device.freeMemory : HostMemory.current.available
         if let free, free < plan.memory {
             throw UserError(
                 "train.memory",
@@ -236,14 +238,4 @@ struct TrainingRun {
     private func note(_ text: String) {
         if !options.quiet { Output.note(text.printable) }
     }
-}
-
-/// Bytes that the system can give without swapping; nil where it does not say.
-private func availableMemory() -> Int? {
-    guard let bytes = try? FilePath("/proc/meminfo").contents() else { return nil }
-    let lines = String(decoding: bytes, as: UTF8.self).split(separator: "\n")
-    guard let line = lines.first(where: { $0.hasPrefix("MemAvailable:") }),
-        let kibibytes = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) })
-    else { return nil }
-    return kibibytes << 10
 }

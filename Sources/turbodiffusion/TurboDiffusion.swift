@@ -17,8 +17,8 @@ struct TurboDiffusion: AsyncParsableCommand {
         discussion: "Options may be written with '-' or '_' between words.",
         version: programVersion,
         subcommands: [
-            TextToVideoCommand.self, ImageToVideoCommand.self, ServeCommand.self,
-            InspectCommand.self,
+            TextToVideoCommand.self, ImageToVideoCommand.self, InteractiveCommand.self,
+            ServeCommand.self, InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
             CompareCommand.self, EncodeCommand.self, VerifyCommand.self, BenchCommand.self,
             KernelsCommand.self, DoctorCommand.self, TrainCommand.self, DatasetCommand.self,

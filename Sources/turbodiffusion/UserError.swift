@@ -36,6 +36,7 @@ extension UserError {
         case let error as CheckpointError: self.init("checkpoint", "\(error)")
         case let error as MediaError: self.init("media", "\(error)")
         case let error as MemoryShortage: self.init(error)
+        case let error as HostMemoryShortage: self.init("host.memory", "\(error)")
         case let error as DeviceGroupError: self.init("device.group", "--devices: \(error)")
         case let error as GroupError:
             let cause = UserError(error.underlying, takesPicture: takesPicture)

@@ -48,8 +48,23 @@ struct VerifyCommand: AsyncParsableCommand {
     @Flag(name: .shortAndLong, help: "Print all skipped checks, with the reason.")
     var verbose = false
 
+    /// Of a child: how many cases its predecessors have done.
+    @Option(help: .hidden)
+    var first: Int?
+
+    func validate() throws { try checkThreads(threads) }
+
     func run() async throws {
-        let results = try check()
+        if let first { return try check(from: first) }
+        var results: [CaseResult] = []
+        try VerifyingChild.run(self) { message in
+            switch message {
+            case .device(let name): if !json { Output.line("on \(name)") }
+            case .result(let result):
+                results.append(result)
+                show(result)
+            }
+        }
         let failed = results.count { $0.verdict == .failed }
         if !json {
             let checks = results.reduce(0) { $0 + $1.checks.count { $0.verdict == .passed } }
@@ -59,22 +74,21 @@ struct VerifyCommand: AsyncParsableCommand {
         if failed > 0 || results.isEmpty { throw ExitCode.failure }
     }
 
-    private func check() throws -> [CaseResult] {
+    /// What a child does: tells every result.
+    private func check(from first: Int) throws {
         var options = DeviceOptions()
         options.threads = threads
         options.cuda.waitsForEachKernel = debugKernels
         let backend = try device.open(options) { Output.note("\($0)") }
         let isCPU = backend is CPUBackend
-        if !json { Output.line("on \(backend.name)") }
-        let verifier = try Verifier(folder: folder, on: backend, acceptsLoose: !isCPU)
-        var results = verifier.run(filter: filter, each: show)
-        if operations || !isCPU {
-            results += OperationTable(seed: seed).run(
-                subject: backend,
-                reference: CPUBackend(threads: threads, engine: .definition), filter: filter,
-                each: show)
-        }
-        return results
+        Output.json(VerifyingChild.Message.device(backend.name))
+        let tell = { (result: CaseResult) in Output.json(VerifyingChild.Message.result(result)) }
+        try Verifier(folder: folder, on: backend, acceptsLoose: !isCPU)
+            .run(filter: filter, from: first, each: tell)
+        guard operations || !isCPU else { return }
+        OperationTable(seed: seed).run(
+            subject: backend, reference: CPUBackend(threads: threads, engine: .definition),
+            filter: filter, each: tell)
     }
 
     private func show(_ result: CaseResult) {

@@ -1,6 +1,6 @@
 // Readers of foreign bytes under mutation: whatever a file holds, it is read or refused.
 //
-// CHECKPOINTS_FUZZ=1000000 runs so many mutations (with the sanitizers, for example), CHECKPOINTS_FUZZ_SEED
+// TURBODIFFUSION_FUZZ=1000000 runs so many mutations (with the sanitizers, for example), TURBODIFFUSION_FUZZ_SEED
 // begins elsewhere. The file that ended a run is left in its temporary folder.
 
 import Checkpoints
@@ -200,9 +200,9 @@ struct FuzzTests {
         let corpus = try Self.corpus()
         let folder = try TemporaryFolder()
         for (name, bytes) in corpus { _ = try folder.file(name, bytes) }
-        var random = SplitMix64(seed: UInt64(Self.environment("CHECKPOINTS_FUZZ_SEED", 1)))
+        var random = SplitMix64(seed: UInt64(Self.environment("TURBODIFFUSION_FUZZ_SEED", 1)))
         var slowest = Duration.zero
-        for _ in 0..<Self.environment("CHECKPOINTS_FUZZ", 20_000) {
+        for _ in 0..<Self.environment("TURBODIFFUSION_FUZZ", 20_000) {
             let (name, original) = corpus.randomElement(using: &random)!
             let other = corpus.randomElement(using: &random)!.bytes
             let path = try folder.file(name, Self.mutated(original, other, using: &random))

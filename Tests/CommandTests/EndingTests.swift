@@ -34,11 +34,13 @@ final class EndingTests {
 
     private func names() throws -> [String] { try folder.fileNames() }
 
+    private let program = FilePath("/proc/self/exe").followingLinks.folder.appending(
+        "turbodiffusion")
+
     /// Starts the program, as a shell does after `setting`. That another test lets this process ignore signals just now is
     /// not passed on.
     private func start(_ arguments: [String], after setting: String = "") async throws -> Child {
-        let program = FilePath("/proc/self/exe").followingLinks.folder.appending("turbodiffusion")
-        return try await Child.start(
+        try await Child.start(
             "/usr/bin/env",
             [
                 "--default-signal=INT,QUIT", "/bin/sh", "-c", "\(setting)\nexec \"$0\" \"$@\"",
@@ -137,6 +139,68 @@ final class EndingTests {
         if try names() != [] {
             #expect(try await readVideo(path: folder.appending("v.mp4").string).count == 5)
         }
+    }
+
+    @Test(
+        "what it may take is too little: one line before any work",
+        arguments: ["-v 60000", "-v 200000", "-v 420000", "-s 64", "-n 8", "-n 20"])
+    func limits(limit: String) async throws {
+        let child = try await start(video(frames: 17), after: "ulimit \(limit)")
+        let remains = await child.remains
+        #expect(remains.ending == .exited(1))
+        #expect(remains.words.lines.count { $0.hasPrefix("Error: ") } == 1)
+        #expect(!remains.words.contains("Fatal error") && !remains.words.contains("step"))
+        #expect(try names() == [])
+    }
+
+    @Test("who only wants latents needs no ffmpeg")
+    func onlyLatents() async throws {
+        let options =
+            Array(video(frames: 5).dropLast(2)) + [
+                "--num_steps", "1", "--save_latents", folder.appending("l.safetensors").string,
+            ]
+        let child = try await start(options, after: "PATH=/nonexistent")
+        #expect(await child.remains.ending == .exited(0))
+        #expect(try names() == ["l.safetensors"])
+        let video = try await start(video(frames: 5), after: "PATH=/nonexistent")
+        #expect(await video.remains.words.contains("ffmpeg was not found on PATH"))
+    }
+
+    @Test("a case that ends the process of its checks is one that failed")
+    func badCase() async throws {
+        let golden = project.appending("Tests/Golden/norms")
+        for name in try golden.fileNames() {
+            symlink(golden.appending(name).string, folder.appending(name).string)
+        }
+        // A norm of three numbers has no four weights.
+        let header = """
+            {"in.x":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},\
+            "w.weight":{"dtype":"F32","shape":[4],"data_offsets":[24,40]},\
+            "w.bias":{"dtype":"F32","shape":[4],"data_offsets":[40,56]},\
+            "out.wan_rmsnorm":{"dtype":"F32","shape":[2,3],"data_offsets":[56,80]}}
+            """
+        let length = (0..<8).map { UInt8(truncatingIfNeeded: header.utf8.count >> (8 * $0)) }
+        try PendingFile.write(
+            length + Array(header.utf8) + [UInt8](repeating: 0, count: 80),
+            to: folder.appending("a.safetensors"), overwrite: false)
+        let description =
+            #"{"name": "bad", "op": "norms", "file": "a.safetensors", "config": {"eps": 1e-6}}"#
+        try PendingFile.write(
+            Array(description.utf8), to: folder.appending("a.json"), overwrite: false)
+        let child = try await Child.start(
+            "/bin/sh",
+            [
+                "-c", "\"$0\" verify --device cpu \"$1\" >\"$1/printed\"", program.string,
+                folder.string,
+            ])
+        let remains = await child.remains
+        #expect(remains.ending == .exited(1) && remains.words.lines.isEmpty)
+        let printed = String(
+            decoding: try folder.appending("printed").contents(), as: UTF8.self
+        ).split(separator: "\n")
+        #expect(printed.count { $0.hasPrefix("ok ") } >= 1)
+        #expect(printed.count { $0.hasPrefix("FAIL") } == 1)
+        #expect(printed.contains { $0.contains("it ended the process: rmsNorm: these do not fit") })
     }
 
     @Test("a mapped file that shrinks ends it with one line")

@@ -1,6 +1,7 @@
 /// Frames → files: samples, the grid, and what is left when a run fails.
 
 import CPU
+import Families
 import FoundationEssentials
 import Media
 import Runs
@@ -111,6 +112,37 @@ import Testing
             let a = try await readVideo(path: folder / "a\(name).gif")
             #expect(try await readVideo(path: folder / "b\(name).gif").pixels == a.pixels)
         }
+    }
+
+    @Test(
+        "a run that ends with its latents takes no decoder and makes no video, and says what it wrote"
+    )
+    func onlyLatents() async throws {
+        let folder = try Folder()
+        var options = RunOptions()
+        options.save = .init(text: folder / "t.safetensors", latents: folder / "l.safetensors")
+        options.makesFrames = false
+        let written = Mutex<[String]>([])
+        let (files, report) = try await deliver(
+            tinyRequest(samples: 2), to: "/nowhere/a.mp4", options,
+            watch: WriterWatch(written: { path in written.withLock { $0.append(path) } }))
+        #expect(files == [] && folder.files == ["l.safetensors", "t.safetensors"])
+        #expect(written.withLock { $0 } == [folder / "t.safetensors", folder / "l.safetensors"])
+        #expect(!report.stages.map(\.stage).contains(.load(.decoder)))
+        // Nothing else would come of the run.
+        options.save.latents = folder / "gone/l.safetensors"
+        await #expect(throws: (any Error).self) {
+            try await deliver(tinyRequest(), to: "/nowhere/a.mp4", options)
+        }
+    }
+
+    @Test("latents that cannot be written after all do not cost the video")
+    func unwrittenLatents() async throws {
+        let folder = try Folder()
+        var options = RunOptions()
+        options.save.latents = folder / "gone/l.safetensors"
+        _ = try await deliver(tinyRequest(), to: folder / "a.gif", options)
+        #expect(folder.files == ["a.gif"])
     }
 
     @Test("a run that fails leaves no file and no folder")

@@ -2,6 +2,7 @@
 
 import Families
 import FoundationEssentials
+import Glibc
 import Media
 import Runs
 import Testing
@@ -79,6 +80,36 @@ import Testing
         try await Outputs(of: Run(request, nano()), path: folder / name, crf: crf)
             .check(metadata: metadata, save: save)
         #expect(folder.files.isEmpty, "a check leaves nothing behind")
+    }
+
+    @Test("names that no file can have, the names of samples and latents among them")
+    func names() async throws {
+        let folder = try Folder()
+        let long = String(repeating: "x", count: 250)
+        try await check(folder, "\(long).gif")
+        for (name, samples) in [("\(long)xx.gif", 1), ("\(long).gif", 2), ("\(long)%04d.png", 1)] {
+            await #expect(throws: MediaError.self, "\(name)") {
+                try await check(folder, name, tinyRequest(samples: samples))
+            }
+        }
+        await #expect(throws: MediaError.self) {
+            try await check(
+                folder, "v.gif", save: .init(latents: folder / "\(long).safetensors"))
+        }
+    }
+
+    @Test("two results in one file, by whatever names")
+    func twice() async throws {
+        let folder = try Folder()
+        symlink("v.safetensors", folder / "w.safetensors")
+        let outputs = try Outputs(of: Run(tinyRequest(), nano()), path: folder / "v.gif")
+        for text in ["v.safetensors", "w.safetensors", "./v.safetensors"] {
+            await #expect(throws: OutputError.twice(path: folder / "v.safetensors")) {
+                try await outputs.check(
+                    metadata: "{}",
+                    save: .init(text: folder / text, latents: folder / "v.safetensors"))
+            }
+        }
     }
 
     @Test("what a format cannot hold")

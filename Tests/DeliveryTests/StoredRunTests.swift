@@ -3,12 +3,26 @@
 import Catalog
 import Families
 import FoundationEssentials
+import Glibc
 import Runs
 import Testing
 
 @testable import Delivery
 
 @Suite struct FileIdentityTests {
+    @Test("a pipe or a device in a file's place is refused, and never waited for")
+    func pipes() throws {
+        let folder = try Folder()
+        try #require(mkfifo(folder / "pipe", 0o600) == 0)
+        for path in [folder / "pipe", "/dev/zero"] {
+            #expect(throws: StoredRunError.unreadable(path: path, reason: "not a regular file")) {
+                try FileIdentity(path: path)
+            }
+        }
+        // Of a folder they are no part.
+        _ = try FileIdentity(path: folder / "")
+    }
+
     @Test("name, size and content tell files apart; the folder does not")
     func content() throws {
         let folder = try Folder()

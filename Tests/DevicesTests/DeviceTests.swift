@@ -2,6 +2,7 @@
 
 import CPU
 import CUDA
+import Ground
 import Synchronization
 import Tensors
 import Testing
@@ -73,5 +74,21 @@ import Testing
             "\(shortage)"
                 == "30.00 GiB of device memory are needed, only 4.00 GiB of 80.00 GiB are "
                 + "free: other programs hold 76.00 GiB (nvidia-smi lists them)")
+    }
+
+    @Test("a run on the CPU is refused where its memory cannot grow, and noted where it can")
+    func hostMemory() throws {
+        let machine = HostMemory(available: 2 << 30, most: 8 << 30)
+        #expect(try machine.check(computed: 1 << 30, whole: 2 << 30) == nil)
+        let note = try machine.check(computed: 1 << 30, whole: 3 << 30)
+        #expect(note?.contains("takes about 3.00 GiB of memory, 2.00 GiB are free") == true)
+        // Weights are mapped and need not all be there; what is computed must.
+        #expect(try machine.check(computed: 1 << 30, whole: 30 << 30) != nil)
+        #expect(throws: HostMemoryShortage(needed: 9 << 30, most: 8 << 30, isOfProcess: false)) {
+            try machine.check(computed: 9 << 30, whole: 9 << 30)
+        }
+        let limited = HostMemory(available: 8 << 30, most: 8 << 30, addresses: 1 << 30)
+        #expect(try limited.check(computed: 1, whole: 1 << 29) == nil)
+        #expect(throws: HostMemoryShortage.self) { try limited.check(computed: 1, whole: 1 << 30) }
     }
 }

@@ -1,7 +1,9 @@
 // Damaged files: pieces of a corpus, changed as accidents and attackers change them, the same in every run.
 
 import FoundationEssentials
+import Glibc
 import Ground
+import Testing
 
 /// Makes inputs from a corpus.
 struct Mutation {
@@ -70,13 +72,25 @@ func fuzz(_ corpus: [[UInt8]], seed: UInt64 = 1, runs: Int = 3000, _ body: ([UIn
     let runs = environment["TURBODIFFUSION_FUZZ"].flatMap { Int($0) } ?? runs
     var mutation = Mutation(
         corpus, seed: environment["TURBODIFFUSION_FUZZ_SEED"].flatMap { UInt64($0) } ?? seed)
+    let memory = mostMemory()
+    var slowest = Duration.zero
     for _ in 0..<runs {
         let input = mutation.next()
         if let path = environment["TURBODIFFUSION_FUZZ_KEEP"] {
             FileManager.default.createFile(atPath: path, contents: Data(input))
         }
-        body(input)
+        slowest = max(slowest, ContinuousClock().measure { body(input) })
     }
+    #expect(slowest < .seconds(5))
+    // Other tests of this process take memory too, where they run beside.
+    if environment["TURBODIFFUSION_FUZZ"] != nil { #expect(mostMemory() - memory < 500 << 20) }
+}
+
+/// Bytes that the process has held at most.
+private func mostMemory() -> Int {
+    var usage = rusage()
+    getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+    return usage.ru_maxrss * 1024
 }
 
 /// The files of the corpus.

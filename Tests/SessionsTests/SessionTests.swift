@@ -85,7 +85,7 @@ struct SessionTests {
         #expect(first.started.contains("load transformer"))
         #expect(first.started.contains("text encoder"))
         #expect(
-            Set(await session.residents().map(\.part)) == [.textEncoder, .transformer, .decoder])
+            Set(session.residents.map(\.part)) == [.textEncoder, .transformer, .decoder])
 
         let second = Told()
         let again = try await session.prepare(tinyRequest(), try nano())
@@ -176,14 +176,14 @@ struct SessionTests {
         let roomy = session(folder)
         let run = try await roomy.prepare(tinyRequest(), try nano())
         _ = try await roomy.make(run, to: folder.path + "/a.mp4")
-        #expect(await roomy.residents().count == 3)
+        #expect(roomy.residents.count == 3)
 
         // Another arithmetic is another transformer: with room both stay.
         var exact = tinyRequest()
         exact.arithmetic.precision = .f32
         let other = try await roomy.prepare(exact, try nano())
         _ = try await roomy.make(other, to: folder.path + "/b.mp4")
-        #expect(await roomy.residents().filter { $0.part == .transformer }.count == 2)
+        #expect(roomy.residents.filter { $0.part == .transformer }.count == 2)
 
         let tight = session(folder) {
             $0.memoryLimit = max(run.plan.peakBytes, other.plan.peakBytes) + (1 << 20)
@@ -192,7 +192,7 @@ struct SessionTests {
             try await tight.prepare(tinyRequest(), try nano()), to: folder.path + "/c.mp4")
         _ = try await tight.make(
             try await tight.prepare(exact, try nano()), to: folder.path + "/d.mp4")
-        let left = await tight.residents()
+        let left = tight.residents
         #expect(left.filter { $0.part == .transformer }.count <= 1)
         for (a, b) in [("a", "c"), ("b", "d")] {
             let videos = try [a, b].map {
@@ -209,13 +209,13 @@ struct SessionTests {
         let session = session(folder) { $0.keepLoaded = .milliseconds(50) }
         let run = try await session.prepare(tinyRequest(), try nano())
         _ = try await session.make(run, to: folder.path + "/a.mp4")
-        for _ in 0..<400 where await !session.residents().isEmpty {
+        for _ in 0..<400 where !session.residents.isEmpty {
             try await Task.sleep(for: .milliseconds(25))
         }
-        #expect(await session.residents().isEmpty)
+        #expect(session.residents.isEmpty)
         _ = try await session.make(run, to: folder.path + "/b.mp4")
         await session.unload()
-        #expect(await session.residents().isEmpty)
+        #expect(session.residents.isEmpty)
     }
 
     @Test("A cancelled run leaves no file, keeps the models, and the next one is as good as new")
@@ -244,7 +244,7 @@ struct SessionTests {
         task.cancel()
         await #expect(throws: CancellationError.self) { _ = try await task.value }
         #expect(folder.files == ["embeddings"])
-        #expect(await session.residents().contains { $0.part == .transformer })
+        #expect(session.residents.contains { $0.part == .transformer })
         _ = try await session.make(quick, to: folder.path + "/b.mp4")
         #expect(folder.files == ["b.mp4", "embeddings"])
     }
@@ -264,7 +264,7 @@ struct SessionTests {
         await #expect(throws: SessionError.self) {
             _ = try await session.prepare(request, try nano())
         }
-        #expect(await session.residents().isEmpty)
+        #expect(session.residents.isEmpty)
     }
 }
 

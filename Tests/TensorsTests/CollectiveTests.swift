@@ -66,7 +66,8 @@ import Testing
             scales: scaleBytes.map(Storage.init))
     }
 
-    @Test("Rows and heads are exchanged whole, there and back, plain and as codes", arguments: 1...5)
+    @Test(
+        "Rows and heads are exchanged whole, there and back, plain and as codes", arguments: 1...5)
     func exchange(count: Int) {
         for (rows, heads, dim) in [(300, 2, 64), (700, 3, 8), (128, 12, 2), (1000, 40, 4)] {
             let memberships = (0..<count).map { Membership(index: $0, of: count) }
@@ -98,7 +99,8 @@ import Testing
         }
     }
 
-    @Test("Shares of any axis are gathered, and windows reach into the neighbours'", arguments: 1...4)
+    @Test(
+        "Shares of any axis are gathered, and windows reach into the neighbours'", arguments: 1...4)
     func gatherAndHalo(count: Int) {
         for axis in 0...2 {
             let shares = Shares(of: 13, unit: 2, among: count)
@@ -119,6 +121,16 @@ import Testing
             }
             for member in members { #expect(member.fits) }
             check(members)
+            for member in members where member.results[0].shape.count > 0 {
+                let rows = member.rows(of: member.member)
+                let margin = Margin(
+                    tensor(member.results[0].shape), above: rows.above, below: rows.below)
+                let join = Operation.JoinRows(x: member.x, margin: margin)
+                #expect(join.fits)
+                let size = join.results[0].byteCount
+                #expect(join.parts.reduce(0) { $0 + $1.transfer.byteCount } == size)
+                #expect(join.results[0].shape[1] == rows.above + member.x.shape[1] + rows.below)
+            }
             #expect(members[0].rows(of: 0).above == 0)
             #expect(members[count - 1].rows(of: count - 1).below == 0)
         }

@@ -32,6 +32,14 @@ extension Definitions {
         return withExtendedLifetime(given) { result }
     }
 
+    func joinRows(_ o: Operation.JoinRows) -> Tensor {
+        let result = memory.tensor(o.results[0].shape, o.x.dtype)
+        for part in o.parts {
+            copy(part.transfer, from: part.tensor.hostAddress, to: result.hostAddress)
+        }
+        return result
+    }
+
     private func copy(
         _ transfer: Transfer, from: UnsafeMutableRawPointer, to: UnsafeMutableRawPointer
     ) {

@@ -43,7 +43,8 @@ extension VectorOperations {
                 inputs: geometry.inputs, outputs: weight.outputs, kernel_time: kernel.time,
                 kernel_height: kernel.height, kernel_width: kernel.width,
                 stride: geometry.spatialStride, padding_top: geometry.padding.top,
-                padding_left: geometry.padding.left, upsample: geometry.upsample ? 1 : 0, out_height: shape[1], out_width: shape[2],
+                padding_left: geometry.padding.left, upsample: geometry.upsample ? 1 : 0,
+                out_height: shape[1], out_width: shape[2],
                 packed: packed.bytes,
                 epilogue: cpu_epilogue(
                     bias: bias, round_first: 0, activation: CPU_NONE, gate: nil, residual: nil,

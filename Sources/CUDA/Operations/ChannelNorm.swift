@@ -53,16 +53,39 @@ extension CUDABackend {
         let plan = ChannelPlan(
             channels: channels, dtype: x.dtype,
             aligned: x.hasAlignedRows && gamma.byteOffset % 16 == 0)
-        let out = tensor(x.shape, x.dtype)
+        let out = tensor(o.results[0].shape, x.dtype)
         let kernel:
-            Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32, Float, Int32> =
-                context.kernel(
-                    "channel_norm<\(Self.typeName(x.dtype)), \(plan.arguments)>",
-                    of: ChannelNorm.unit)
-        kernel(
-            .elements(x.shape.rows * plan.lanes), out.pointer, x.pointer, gamma.pointer,
-            Int64(x.shape.rows), Int32(channels), Float(channels).squareRoot(),
-            o.silu ? 1 : 0)
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, Int64, Int64, Int64, Int64, Int32,
+                Float, Int32
+            > = context.kernel(
+                "channel_norm<\(Self.typeName(x.dtype)), \(plan.arguments)>",
+                of: ChannelNorm.unit)
+        let pixel = channels * x.dtype.byteCount
+        func launch(
+            _ source: DevicePointer, _ target: DevicePointer, runs: Int, positions: Int,
+            sourcePitch: Int, targetPitch: Int
+        ) {
+            kernel(
+                .elements(runs * positions * plan.lanes), target, source, gamma.pointer,
+                Int64(runs * positions), Int64(positions), Int64(sourcePitch), Int64(targetPitch),
+                Int32(channels), Float(channels).squareRoot(), o.silu ? 1 : 0)
+        }
+        if o.margin.isEmpty {
+            let positions = x.shape.rows
+            launch(
+                x.pointer, out.pointer, runs: 1, positions: positions, sourcePitch: 0,
+                targetPitch: 0)
+            return out
+        }
+        // Own rows first: those of other devices may still be on their way.
+        for (tensor, transfer) in o.margin.parts(around: x) {
+            launch(
+                tensor.pointer + transfer.source.offset, out.pointer + transfer.target.offset,
+                runs: transfer.rows, positions: transfer.width / pixel,
+                sourcePitch: transfer.source.pitch / pixel,
+                targetPitch: transfer.target.pitch / pixel)
+        }
         return out
     }
 }

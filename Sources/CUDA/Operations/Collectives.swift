@@ -200,6 +200,14 @@ extension CUDABackend {
         return result
     }
 
+    func joinRows(_ o: Operation.JoinRows) -> Tensor {
+        let result = tensor(o.results[0].shape, o.x.dtype)
+        for part in o.parts {
+            copy(part.transfer, part.tensor.pointer, result.pointer, in: context.stream, .kernel)
+        }
+        return result
+    }
+
     private func event() -> Event? {
         do { return try Event(context.device) } catch {
             context.device.fail(error)

@@ -9,16 +9,19 @@ DEVICE float silu(float x) {
 }
 
 /// kLanes neighbouring lanes hold the channels of one position, in kCount vectors each.
-/// x: [positions, channels] → out: [positions, channels]; gamma: [channels]
+/// x: [positions, channels] → out: [positions, channels], in runs of `run` positions, each `x_pitch` and `out_pitch`
+/// positions after the one before; gamma: [channels]
 template <typename T, int kVector, int kLanes, int kCount>
 __global__ void __launch_bounds__(256)
-    channel_norm(T* out, const T* x, const float* gamma, i64 positions, int channels, float root,
-                 int applies_silu) {
+    channel_norm(T* out, const T* x, const float* gamma, i64 positions, i64 run, i64 x_pitch,
+                 i64 out_pitch, int channels, float root, int applies_silu) {
     const i64 position = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
     const int lane = threadIdx.x % kLanes;
     const bool inside = position < positions;
-    x += position * channels;
-    out += position * channels;
+    // Frames have fewer than 2^32 positions.
+    const i64 before = run < positions ? u32(position) / u32(run) : 0;
+    x += (position + before * (x_pitch - run)) * channels;
+    out += (position + before * (out_pitch - run)) * channels;
     float values[kCount][kVector];
     float squares = 0.0f;
 #pragma unroll

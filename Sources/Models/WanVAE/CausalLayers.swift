@@ -17,14 +17,16 @@ struct CausalConvolution {
         slot = slots.next()
     }
 
-    /// x: [T, H, W, in]; residual: [T, H, W, out] or nil → [T, H, W, out]
+    /// Rows above and below a pixel that it reads.
+    var margin: Int { (weight.height - 1) / 2 }
+
+    /// x: [T, H, W, in] and the rows of other devices; residual: [T, H, W, out] or nil → [T, H, W, out]
     func callAsFunction(
-        _ x: Tensor, _ history: FeatureHistory, residual: Tensor? = nil, on device: any Backend
+        _ x: HaloedFrames, _ history: FeatureHistory, residual: Tensor? = nil,
+        on device: any Backend
     ) -> Tensor {
         let past = history[slot]
         let reach = weight.time - 1
-        let margin = (weight.height - 1) / 2
-        let x = history.rows.haloed(x, above: margin, below: margin, on: device)
         let y = device.convolution(
             x, history: past, leadingZeros: reach - (past?.shape[0] ?? 0), weight, timeStride: 1,
             spatialStride: 1, padding: .same, upsample: false, residual: residual)
@@ -35,7 +37,8 @@ struct CausalConvolution {
 
 extension CausalConvolution: CausalLayer {
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        self(x, history, residual: nil, on: device)
+        self(
+            history.rows.haloed(x, above: margin, below: margin, on: device), history, on: device)
     }
 }
 
@@ -50,6 +53,15 @@ struct ChannelNorm {
     /// x: [..., C] → same
     func callAsFunction(_ x: Tensor, silu: Bool = true, on device: any Backend) -> Tensor {
         device.channelNorm(x, gamma: gamma, silu: silu)
+    }
+
+    /// With SiLU, for a convolution: with the rows of other devices that it reads. x: [T, H, W, C]
+    func callAsFunction(
+        _ x: Tensor, for next: CausalConvolution, _ history: FeatureHistory, on device: any Backend
+    ) -> HaloedFrames {
+        let margin = history.rows.margin(
+            of: x, above: next.margin, below: next.margin, on: device)
+        return device.channelNorm(x, margin, gamma: gamma, silu: true)
     }
 }
 
@@ -74,8 +86,9 @@ struct ResidualBlock: CausalLayer {
     }
 
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        conv2(
-            norm2(conv1(norm1(x, on: device), history, on: device), on: device), history,
+        let y = conv1(norm1(x, for: conv1, history, on: device), history, on: device)
+        return conv2(
+            norm2(y, for: conv2, history, on: device), history,
             residual: shortcut?(x, on: device) ?? x, on: device)
     }
 }
@@ -182,7 +195,8 @@ struct Upsample: CausalLayer {
 
     private func enlarge(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
         device.convolution(
-            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0, conv, timeStride: 1, spatialStride: 1,
+            history.rows.haloed(x, above: 1, below: 1, on: device), history: nil, leadingZeros: 0,
+            conv, timeStride: 1, spatialStride: 1,
             padding: .same, upsample: true, residual: nil)
     }
 }
@@ -200,7 +214,7 @@ struct Head: CausalLayer {
     }
 
     func callAsFunction(_ x: Tensor, _ history: FeatureHistory, on device: any Backend) -> Tensor {
-        conv(norm(x, on: device), history, on: device)
+        conv(norm(x, for: conv, history, on: device), history, on: device)
     }
 }
 

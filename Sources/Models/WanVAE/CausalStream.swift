@@ -49,10 +49,15 @@ struct PictureRows {
         return device.gather(x, shares, axis: 1)
     }
 
-    /// x with the rows that a window reaches into. x: [T, own rows, W, C]
-    func haloed(_ x: Tensor, above: Int, below: Int, on device: any Backend) -> HaloedFrames {
-        guard let shares = shares(of: x) else { return HaloedFrames(x) }
+    /// The rows of other devices that a window reaches into. x: [T, own rows, W, C]
+    func margin(of x: Tensor, above: Int, below: Int, on device: any Backend) -> Margin {
+        guard let shares = shares(of: x) else { return .none }
         return device.halo(x, shares, above: above, below: below)
+    }
+
+    /// x with these rows. x: [T, own rows, W, C]
+    func haloed(_ x: Tensor, above: Int, below: Int, on device: any Backend) -> HaloedFrames {
+        device.joinRows(x, margin(of: x, above: above, below: below, on: device))
     }
 }
 

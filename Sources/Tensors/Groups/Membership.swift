@@ -20,7 +20,8 @@ public struct Membership: Sendable {
     }
 
     public init(index: Int, in meeting: Meeting) {
-        ensure((0..<meeting.count).contains(index), "Membership: device \(index) of \(meeting.count)")
+        ensure(
+            (0..<meeting.count).contains(index), "Membership: device \(index) of \(meeting.count)")
         (self.index, count, self.meeting) = (index, meeting.count, meeting)
     }
 

@@ -144,8 +144,8 @@ extension Operation {
         public var operation: Operation { .gather(self) }
     }
 
-    /// Frames with the rows of the neighbours that a window reaches into; none past the edges of the picture.
-    /// x: [T, own rows, W, C] → [T, above + own rows + below, W, C]
+    /// The rows of the neighbours' frames that a window reaches into: those above this device's rows, then those below. There
+    /// are none past the edges of the picture. x: [T, own rows, W, C] → [T, above + below, W, C]
     public struct Halo: Collective {
         public static let name = "halo"
         public var x: Tensor
@@ -168,28 +168,44 @@ extension Operation {
         public var results: [ResultType] {
             let (above, below) = rows(of: member)
             let s = x.shape
-            return [ResultType([s[0], above + s[1] + below, s[2], s[3]], x.dtype)]
+            return [ResultType([s[0], above + below, s[2], s[3]], x.dtype)]
         }
         public func transfer(from giver: Int, to taker: Int) -> Transfer? {
-            guard abs(giver - taker) <= 1 else { return nil }
+            guard abs(giver - taker) == 1 else { return nil }
             let line = x.shape[2] * x.shape[3] * x.dtype.byteCount
             let (above, below) = rows(of: taker)
-            let (given, own) = (shares[giver].count, shares[taker].count)
-            /// Lines of the giver, and where they begin in either.
+            let given = shares[giver].count
+            /// Lines, and where they begin in the giver's rows and in the result.
             let (count, from, to) =
-                giver == taker
-                ? (own, 0, above)
-                : giver < taker ? (above, given - above, 0) : (below, 0, above + own)
+                giver < taker ? (above, given - above, 0) : (below, 0, above)
             guard count > 0 else { return nil }
             return Transfer(
                 rows: x.shape[0], width: count * line,
                 source: .init(offset: from * line, pitch: given * line),
-                target: .init(offset: to * line, pitch: (above + own + below) * line))
+                target: .init(offset: to * line, pitch: (above + below) * line))
         }
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
             tensor(&x, .activation)
         }
         public var operation: Operation { .halo(self) }
+    }
+
+    /// Frames between the rows of their neighbours. x: [T, H, W, C] → [T, above + H + below, W, C]
+    public struct JoinRows: OperationFacts {
+        public static let name = "joinRows"
+        public var x: Tensor
+        public var margin: Margin
+
+        public var fits: Bool { margin.fits(x) }
+        public var results: [ResultType] { [ResultType(margin.joined(x.shape), x.dtype)] }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+            margin.visit(tensor)
+        }
+        public var operation: Operation { .joinRows(self) }
+
+        /// What the result is made of.
+        public var parts: [(tensor: Tensor, transfer: Transfer)] { margin.parts(around: x) }
     }
 
     /// The operation as a collective; nil for those that a device carries out by itself.
@@ -232,18 +248,78 @@ extension Backend {
             of: Operation.Gather(x: x, axis: axis, shares: shares, member: membership.index))
     }
 
-    /// x with the rows that a window reaches into above and below it, and how many they are.
-    /// x: [T, own rows, W, C] → [T, above + own rows + below, W, C]
-    public func halo(_ x: Tensor, _ shares: Shares, above: Int, below: Int) -> HaloedFrames {
-        if membership.isAlone || above + below == 0 { return HaloedFrames(x) }
+    /// The rows of the neighbours that a window reaches into. x: [T, own rows, W, C]
+    public func halo(_ x: Tensor, _ shares: Shares, above: Int, below: Int) -> Margin {
+        if membership.isAlone || above + below == 0 { return .none }
         let operation = Operation.Halo(
             x: x, shares: shares, above: above, below: below, member: membership.index)
         let rows = operation.rows(of: membership.index)
-        return HaloedFrames(result(of: operation), above: rows.above, below: rows.below)
+        return Margin(result(of: operation), above: rows.above, below: rows.below)
+    }
+
+    /// x between the rows of its neighbours. x: [T, H, W, C]
+    public func joinRows(_ x: Tensor, _ margin: Margin) -> HaloedFrames {
+        margin.isEmpty
+            ? HaloedFrames(x)
+            : HaloedFrames(
+                result(of: Operation.JoinRows(x: x, margin: margin)), above: margin.above,
+                below: margin.below)
     }
 }
 
-/// Frames with rows of the devices that have the rows of the picture above and below.
+/// Rows of other devices above and below a device's own rows of the picture.
+public struct Margin {
+    /// [T, above + below, W, C]; nil where there are none.
+    public var rows: Tensor?
+    public let above, below: Int
+
+    public static var none: Margin { Margin() }
+    private init() { (rows, above, below) = (nil, 0, 0) }
+
+    public init(_ rows: Tensor, above: Int, below: Int) {
+        (self.rows, self.above, self.below) = (above + below == 0 ? nil : rows, above, below)
+    }
+
+    public var isEmpty: Bool { rows == nil }
+
+    func fits(_ x: Tensor) -> Bool {
+        guard let rows else { return above == 0 && below == 0 }
+        let s = x.shape
+        return s.rank == 4 && rows.shape == [s[0], above + below, s[2], s[3]]
+            && rows.dtype == x.dtype
+    }
+
+    func joined(_ x: Shape) -> Shape {
+        isEmpty ? x : [x[0], above + x[1] + below, x[2], x[3]]
+    }
+
+    mutating func visit(_ tensor: (inout Tensor, Operation.Role) -> Void) {
+        Tensors.visit(&rows, .activation, tensor)
+    }
+
+    /// Where the rows of x and those around it are in the joined frames, x's first. x: [T, H, W, C]
+    public func parts(around x: Tensor) -> [(tensor: Tensor, transfer: Transfer)] {
+        let (height, line) = (x.shape[1], x.shape[2] * x.shape[3] * x.dtype.byteCount)
+        func part(_ tensor: Tensor, _ count: Int, from: Int, to: Int) -> (Tensor, Transfer)? {
+            count == 0
+                ? nil
+                : (
+                    tensor,
+                    Transfer(
+                        rows: x.shape[0], width: count * line,
+                        source: .init(offset: from * line, pitch: tensor.shape[1] * line),
+                        target: .init(offset: to * line, pitch: (above + height + below) * line))
+                )
+        }
+        return [
+            part(x, height, from: 0, to: above),
+            rows.flatMap { part($0, above, from: 0, to: 0) },
+            rows.flatMap { part($0, below, from: above, to: above + height) },
+        ].compactMap(\.self)
+    }
+}
+
+/// Frames with rows of other devices above and below a device's own.
 public struct HaloedFrames {
     /// [T, above + own rows + below, W, C]
     public let frames: Tensor

@@ -132,14 +132,21 @@ extension Operation {
         /// f32 [C]
         public var gamma: Tensor
         public var silu: Bool
+        /// Rows above and below x, which are normalised too: the result is that of `JoinRows`.
+        public var margin: Margin
 
-        public var fits: Bool { gamma.shape.count == x.shape.columns }
-        public var results: [ResultType] { [ResultType(x.shape, x.dtype)] }
+        public var fits: Bool { gamma.shape.count == x.shape.columns && margin.fits(x) }
+        public var results: [ResultType] { [ResultType(margin.joined(x.shape), x.dtype)] }
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
             tensor(&x, .activation)
             tensor(&gamma, .parameter)
+            margin.visit(tensor)
         }
         public var operation: Operation { .channelNorm(self) }
+
+        public func composed(on device: any Backend) -> Tensor {
+            device.channelNorm(device.joinRows(x, margin).frames, gamma: gamma, silu: silu)
+        }
     }
 }
 
@@ -185,6 +192,15 @@ extension Backend {
 
     /// See `Operation.ChannelNorm`.
     public func channelNorm(_ x: Tensor, gamma: Tensor, silu: Bool) -> Tensor {
-        result(of: Operation.ChannelNorm(x: x, gamma: gamma, silu: silu))
+        result(of: Operation.ChannelNorm(x: x, gamma: gamma, silu: silu, margin: .none))
+    }
+
+    /// The same of frames and of the rows above and below them. x: [T, H, W, C] → [T, above + H + below, W, C]
+    public func channelNorm(_ x: Tensor, _ margin: Margin, gamma: Tensor, silu: Bool)
+        -> HaloedFrames
+    {
+        HaloedFrames(
+            result(of: Operation.ChannelNorm(x: x, gamma: gamma, silu: silu, margin: margin)),
+            above: margin.above, below: margin.below)
     }
 }

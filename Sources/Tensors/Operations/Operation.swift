@@ -47,6 +47,7 @@ public enum Operation {
     case exchange(Exchange)
     case gather(Gather)
     case halo(Halo)
+    case joinRows(JoinRows)
     // Gradients/Training.swift
     case training(Training)
 
@@ -85,6 +86,7 @@ public enum Operation {
         case .exchange(let o): o
         case .gather(let o): o
         case .halo(let o): o
+        case .joinRows(let o): o
         case .training(let o): o.facts
         }
     }

@@ -156,6 +156,8 @@ final class AdaptedBackend: ForwardingBackend {
                         adapted(o.x, o.weight, bias: o.bias, dtype: o.residual.dtype), gate: o.gate)
                 ]
             }
+        // 8-bit layers quantise what they take by themselves.
+        case .quantize(let o): [o.x]
         default: super.run(operation.withPlainResult)
         }
     }

@@ -13,17 +13,21 @@ struct ConvolutionLayer: CustomStringConvertible {
     var history, zeros: Int
     var timeStride, stride: Int
     var upsample, adds: Bool
+    /// Rows of x that are another device's.
+    var above, below: Int
 
     /// - Parameter outputs: output channels, as `inputs` are the input channels.
     init(
         _ frames: Int, _ height: Int, _ width: Int, _ inputs: Int, to outputs: Int,
         kernel: (Int, Int, Int) = (3, 3, 3), history: Int = 0, zeros: Int = 0, timeStride: Int = 1,
-        stride: Int = 1, upsample: Bool = false, adds: Bool = false
+        stride: Int = 1, upsample: Bool = false, adds: Bool = false, above: Int = 0,
+        below: Int = 0
     ) {
         (self.frames, self.height, self.width) = (frames, height, width)
         (self.inputs, self.outputs, self.kernel) = (inputs, outputs, kernel)
         (self.history, self.zeros, self.timeStride) = (history, zeros, timeStride)
         (self.stride, self.upsample, self.adds) = (stride, upsample, adds)
+        (self.above, self.below) = (above, below)
     }
 
     var padding: SpatialPadding { stride == 1 ? .same : .bottomRight }
@@ -34,6 +38,7 @@ struct ConvolutionLayer: CustomStringConvertible {
             + "\(kernel.0)\(kernel.1)\(kernel.2)"
             + (zeros > 0 ? " zeros \(zeros)" : "") + (timeStride > 1 ? " time/2" : "")
             + (stride > 1 ? " space/2" : "") + (upsample ? " up" : "") + (adds ? " add" : "")
+            + (above + below > 0 ? " halo \(above) \(below)" : "")
     }
 
     func extent(_ size: Int, kernel: Int) -> Int {
@@ -72,6 +77,13 @@ private let awkward: [ConvolutionLayer] = [
     .init(3, 20, 36, 96, to: 96, kernel: (1, 3, 3), stride: 2),
     .init(2, 21, 35, 48, to: 48, kernel: (1, 3, 3), stride: 2),
     .init(2, 21, 35, 192, to: 192, kernel: (1, 3, 3), stride: 2),
+    // A device's rows of a picture, with those of its neighbours.
+    .init(3, 21, 36, 96, to: 96, history: 2, adds: true, above: 1),
+    .init(2, 12, 18, 192, to: 192, history: 2, above: 1, below: 1),
+    .init(2, 7, 13, 24, to: 20, history: 1, adds: true, below: 1),
+    .init(3, 12, 17, 192, to: 96, kernel: (1, 3, 3), upsample: true, above: 1, below: 1),
+    .init(2, 6, 7, 48, to: 24, kernel: (1, 3, 3), upsample: true, above: 1),
+    .init(2, 21, 35, 192, to: 192, kernel: (1, 3, 3), stride: 2, below: 1),
     // In time.
     .init(
         4, 10, 18, 192, to: 192, kernel: (3, 1, 1), history: 1,
@@ -108,7 +120,7 @@ extension OperationTable.Rows {
 extension Operands {
     func convolution(_ layer: ConvolutionLayer, _ dtype: DType) -> () -> Tensor {
         let (kt, kh, kw) = layer.kernel
-        let rows = window(1, layer.height, to: layer.extent(layer.height, kernel: kh))
+        let rows = window(1, layer.height, to: layer.extent(layer.height - layer.above - layer.below, kernel: kh))
         let columns = window(2, layer.width, to: layer.extent(layer.width, kernel: kw))
         let (inputs, outputs) = (
             Axis(layer.inputs), axis(3, layer.outputs, part: 8)
@@ -131,7 +143,7 @@ extension Operands {
             ? normal([Axis(times), rows.output, columns.output, outputs], dtype) : nil
         return { [device] in
             device.convolution(
-                x, history: history, leadingZeros: layer.zeros, weight,
+                HaloedFrames(x, above: layer.above, below: layer.below), history: history, leadingZeros: layer.zeros, weight,
                 timeStride: layer.timeStride, spatialStride: layer.stride,
                 padding: layer.padding, upsample: layer.upsample, residual: residual)
         }

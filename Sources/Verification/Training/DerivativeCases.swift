@@ -132,7 +132,7 @@ private func grid(_ fixture: Fixture) throws -> Extent {
 }
 
 private func rope(_ fixture: Fixture, headDim: Int, on device: any Backend) throws -> RotaryTable {
-    RotaryEmbedding.table(try grid(fixture), headDim: headDim, on: device)
+    RotaryEmbedding.positions(try grid(fixture), headDim: headDim, on: device).rope
 }
 
 private func rmsNorm(

@@ -1,0 +1,263 @@
+/// Runs: order, resuming, skipping, adapters, folders.
+
+import CPU
+import Checkpoints
+import Glibc
+import Ground
+import Models
+import SystemPackage
+import Tensors
+import Testing
+
+@testable import Training
+
+/// Random samples; some may be poisoned.
+private final class MadeSamples: SampleSource {
+    let count: Int
+    private let poisoned: Set<Int>
+    init(_ count: Int, poisoned: Set<Int> = []) { (self.count, self.poisoned) = (count, poisoned) }
+
+    func sample(_ index: Int) -> Sample {
+        var random = Random(UInt64(index) + 40)
+        var latents = random.latents([4, 2, 6, 4])
+        if poisoned.contains(index) { latents.values[3] = .nan }
+        func text() -> Text { Text(random.tensor([5, 12])) }
+        return Sample(latents: latents, text: text(), negative: text())
+    }
+}
+
+@Suite struct TrainerTests {
+    private func settings(_ recipe: TrainingSettings.Recipe) -> TrainingSettings {
+        var settings = TrainingSettings(recipe)
+        settings.batch = 2
+        settings.warmup = 1
+        settings.isHalf = false
+        settings.optimizer.learningRate = 1e-3
+        settings.criticOptimizer.learningRate = 1e-3
+        settings.rcm.tangentWarmup = 1
+        settings.rcm.studentEvery = 2
+        (settings.queryBlock, settings.keyBlock) = (4, 4)
+        settings.rank = 2
+        if recipe == .sla { settings.topK = 0.5 }
+        return settings
+    }
+
+    private func trainer(
+        _ settings: TrainingSettings, _ samples: MadeSamples = MadeSamples(5),
+        on device: CPUBackend = CPUBackend(), base: LinearFormat = .plain
+    ) throws -> Trainer {
+        try Trainer(
+            settings,
+            TrainingModels(
+                teacher: randomParameters(seed: 5, isSparse: false),
+                options: WanTransformerOptions(heads: 2), roundsTimesteps: true, linearFormat: base),
+            samples, on: device)
+    }
+
+    private func equal(_ a: Trainer, _ b: Trainer) -> Bool {
+        let device = CPUBackend()
+        func same(_ x: [String: Tensor], _ y: [String: Tensor]) -> Bool {
+            x.count == y.count && x.allSatisfy { device.equalBits($1, y[$0]!) }
+        }
+        return zip([a.student, a.critic], [b.student, b.critic]).allSatisfy { one, other in
+            guard let one, let other else { return one == nil && other == nil }
+            return same(one.parameters.masters, other.parameters.masters)
+                && same(one.optimizer.means, other.optimizer.means)
+                && same(one.average?.values ?? [:], other.average?.values ?? [:])
+        }
+    }
+
+    @Test(
+        "a run that is resumed has the same bits, whatever the threads",
+        arguments: TrainingSettings.Recipe.allCases, [false, true])
+    func resuming(_ recipe: TrainingSettings.Recipe, isHalf: Bool) throws {
+        var settings = settings(recipe)
+        settings.isHalf = isHalf
+        let whole = try trainer(settings, on: CPUBackend(threads: 1))
+        for _ in 0..<5 { #expect(try whole.step().skipped == nil) }
+        let first = try trainer(settings, on: CPUBackend(threads: 2))
+        for _ in 0..<3 { _ = try first.step() }
+        let folder = try RunFolder(temporary(), kept: 1)
+        defer { remove(folder.path) }
+        try folder.save(first.state(), iteration: first.iteration)
+        let second = try trainer(settings)
+        try second.restore(try openTrainingState(folder.states()[0].path))
+        #expect(second.iteration == 3)
+        for _ in 0..<2 { _ = try second.step() }
+        #expect(equal(whole, second))
+    }
+
+    @Test(
+        "training lowers the loss of what it is trained on",
+        arguments: [LinearFormat.plain, .int8Blocks])
+    func learning(base: LinearFormat) throws {
+        var settings = settings(.lora)
+        settings.batch = 4
+        settings.optimizer.learningRate = 5e-3
+        // The same times and noise each time: one pass over one batch, again and again.
+        let trainer = try trainer(settings, MadeSamples(4), base: base)
+        var losses: [Double] = []
+        for _ in 0..<30 { losses.append(try trainer.step().loss) }
+        let (early, late) = (losses.prefix(5).reduce(0, +), losses.suffix(5).reduce(0, +))
+        #expect(late < 0.9 * early)
+    }
+
+    @Test("adapters begin as nothing, change nothing of the base, and their file is read back")
+    func adapters() throws {
+        let trainer = try trainer(settings(.lora))
+        var random = Random(1)
+        let x = random.tensor([4, 2, 6, 4])
+        let text = Text(random.tensor([5, 12]))
+        let base = Net(
+            randomParameters(seed: 5, isSparse: false), WanTransformerOptions(heads: 2),
+            activations: .f32, timestepType: .bf16, on: CPUBackend())
+        let before = try base.velocity(x, at: 500, text)
+        #expect(CPUBackend().equalBits(try trainer.student.net.velocity(x, at: 500, text), before))
+        for _ in 0..<3 { _ = try trainer.step() }
+        let after = try trainer.student.net.velocity(x, at: 500, text)
+        #expect(!CPUBackend().equalBits(after, before))
+        let adapters = trainer.adapters!
+        #expect(adapters.layers.count == 20)
+        for layout in LowRankAdapters.Layout.allCases {
+            let file = adapters.exported(layout, trainer.student.parameters.masters)
+            #expect(file.names.count == 20 * (layout == .peft ? 2 : 3))
+        }
+    }
+
+    @Test("a poisoned batch skips its step, says so, and leaves the parameters as they are")
+    func skipping() throws {
+        var settings = settings(.rcm)
+        settings.batch = 1
+        let trainer = try trainer(settings, MadeSamples(1, poisoned: [0]))
+        let before = trainer.student.parameters.version
+        let report = try trainer.step()
+        #expect(report.skipped != nil)
+        #expect(trainer.student.parameters.version == before && trainer.iteration == 1)
+    }
+
+    @Test("passes that add up equal one larger batch")
+    func accumulation() throws {
+        var settings = settings(.lora)
+        (settings.batch, settings.accumulation) = (1, 2)
+        let report = try trainer(settings, MadeSamples(1)).step()
+        settings.accumulation = 1
+        let single = try trainer(settings, MadeSamples(1)).step()
+        // The second pass draws other times: equal data, another loss, and a mean of both.
+        #expect(report.loss.isFinite && single.loss.isFinite && report.loss != single.loss)
+    }
+
+    @Test("every epoch has every sample once, in an order of its own")
+    func order() {
+        let order = SampleOrder(count: 7, batch: 2, seed: 3)
+        let epochs = (0..<4).map { epoch in (0..<3).flatMap { order.batch(epoch * 3 + $0) } }
+        for epoch in epochs { #expect(Set(epoch).count == 6) }
+        #expect(Set(epochs).count == 4)
+        #expect(order.batch(5) == SampleOrder(count: 7, batch: 2, seed: 3).batch(5))
+    }
+
+    @Test("draws depend on seed, iteration and pass, and are normal")
+    func draws() {
+        func first(_ seed: UInt64, _ iteration: Int, _ part: Int) -> [Float] {
+            SeededDraws(seed: seed, iteration: iteration, part: part).normals(4)
+        }
+        let all = [first(1, 0, 0), first(2, 0, 0), first(1, 1, 0), first(1, 0, 1)]
+        #expect(Set(all).count == 4 && all[0] == first(1, 0, 0))
+        let many = SeededDraws(seed: 9, iteration: 9).normals(100_000).map { Double($0) }
+        let mean = many.reduce(0, +) / 1e5
+        let square = many.reduce(0) { $0 + $1 * $1 } / 1e5
+        #expect(abs(mean) < 0.02 && abs(square - 1) < 0.02)
+    }
+
+    @Test("a plan tells memory and arithmetic without reading a number")
+    func plan() throws {
+        for recipe in TrainingSettings.Recipe.allCases {
+            let models = TrainingModels(
+                teacher: randomParameters(seed: 5, isSparse: false),
+                options: WanTransformerOptions(heads: 2), roundsTimesteps: true)
+            let plan = try TrainingPlan(settings(recipe), models, MadeSamples(1).sample(0))
+            #expect(plan.memory > 0 && plan.flops > 0 && plan.parameters > 0)
+        }
+    }
+
+    // MARK: Folders
+
+    private func temporary() -> String { "/tmp/training-tests-\(UInt64.random(in: 0 ... .max))" }
+
+    private func remove(_ path: FilePath) {
+        let checkpoints = path.appending("checkpoints")
+        for folder in [checkpoints, path] {
+            for name in (try? folder.fileNames()) ?? [] { unlink(folder.appending(name).string) }
+            rmdir(folder.string)
+        }
+    }
+
+    @Test("the last checkpoints are kept, and nothing that is not whole counts")
+    func checkpoints() throws {
+        let folder = try RunFolder(temporary(), kept: 2)
+        defer { remove(folder.path) }
+        let state = TensorCollection("x", [("a", Tensor([Float(1)], [1]))])
+        for iteration in [5, 10, 200] { try folder.save(state, iteration: iteration) }
+        #expect(folder.states().map(\.iteration) == [10, 200])
+        try folder.write(settings(.sla))
+        #expect(try folder.settings() == settings(.sla))
+    }
+
+    @Test("settings that are no settings are refused in words")
+    func settingsFiles() throws {
+        let path = temporary() + ".json"
+        defer { unlink(path) }
+        for (text, words) in [
+            ("{", "not JSON"), ("{}", "'recipe' is missing"), ("{\"recipe\": 3}", "another type"),
+        ] {
+            try PendingFile.write(Array(text.utf8), to: FilePath(path), overwrite: true)
+            do {
+                _ = try RunFolder.settings(from: path)
+                Issue.record("\(text) was taken")
+            } catch { #expect("\(error)".contains(words), "\(error)") }
+        }
+        var wrong = settings(.lora)
+        wrong.rank = 0
+        #expect(wrong.fault?.contains("rank is 0") == true)
+    }
+
+    @Test("curves forget what was lost, and events have TensorFlow's framing")
+    func curves() throws {
+        let folder = try RunFolder(temporary(), kept: 2)
+        defer { remove(folder.path) }
+        func report(_ number: Int) -> IterationReport {
+            IterationReport(
+                iteration: number, net: "student", loss: 0.5, norm: .nan, learningRate: 1e-3,
+                skipped: number == 2 ? "why, not" : nil)
+        }
+        let first = try Curves(in: folder, done: 0)
+        for number in 1...4 { try first.add(report(number), seconds: 1) }
+        _ = try Curves(in: folder, done: 2)
+        let text = String(
+            decoding: try folder.path.appending("loss.csv").contents(), as: UTF8.self)
+        let lines = text.split(separator: "\n")
+        #expect(lines.count == 3 && lines[2].hasSuffix("\"why, not\""))
+        // CRC-32C of "123456789" (RFC 3720).
+        #expect(Curves.castagnoli(Array("123456789".utf8)) == 0xE306_9283)
+        let record = Curves.record([1, 2, 3])
+        #expect(record.count == 8 + 4 + 3 + 4 && record[0] == 3)
+    }
+
+    @Test("what is written as a shard is read back")
+    func shards() throws {
+        let path = FilePath(temporary() + ".tar")
+        defer { unlink(path.string) }
+        var random = Random(2)
+        let (latents, text) = (random.tensor([4, 2, 6, 4]), random.tensor([5, 12]))
+        let writer = try ShardWriter(path)
+        try writer.add(7, latents: latents, text: text, prompt: "ein Fuß")
+        try writer.finish()
+        let shards = try TarShards([path.string])
+        let found = try shards.read(0)
+        #expect(shards.samples[0].key == "000000007" && found.prompt == "ein Fuß")
+        #expect(found.latents.floats() == latents.converted(to: .bf16).floats())
+        #expect(found.text.floats() == text.converted(to: .bf16).floats())
+        let cut = ShardSamples(shards, frames: 1)
+        #expect(try cut.sample(0).latents.shape == [4, 1, 6, 4])
+        #expect(throws: DataError.self) { try ShardSamples(shards, frames: 3).sample(0) }
+    }
+}
