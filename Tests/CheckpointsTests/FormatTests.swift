@@ -303,7 +303,7 @@ struct FoundFileTests {
         try put(3, ["c"])
         #expect {
             try openCheckpoint(folder.path)
-        } throws: { "\($0)".contains("number 2 is missing") }
+        } throws: { "\($0)".contains("number 2 of 3 files") }
         try put(2, ["b"])
         _ = try folder.file("pytorch_model.bin", [1, 2, 3])  // another format of the same
         #expect(try openCheckpoint(folder.path).names == ["a", "b", "c"])

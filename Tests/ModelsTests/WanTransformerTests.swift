@@ -44,7 +44,10 @@ import Testing
             ? .original : .sparse(try specification(golden))
         try compare(golden, .bf16, attention, norms: .reference, with: "out.v")
         if try golden.tensors().info("out.v_fp32act") != nil {
-            try compare(golden, .f32, attention, norms: .reference, with: "out.v_fp32act")
+            // One int8 code lies on a rounding boundary: sums in another order may move it.
+            try compare(
+                golden, .f32, attention, norms: .reference, with: "out.v_fp32act",
+                on: CPUBackend(engine: .definition))
         }
     }
 
@@ -148,9 +151,8 @@ import Testing
 
     func compare(
         _ golden: Golden, _ activations: DType, _ attention: SelfAttentionKind,
-        norms: NormKind = .exact, with output: String
+        norms: NormKind = .exact, with output: String, on device: CPUBackend = CPUBackend()
     ) throws {
-        let device = CPUBackend()
         let net = try transformer(golden, activations, attention, norms, device)
         let tensors = try golden.tensors()
         let (x, context) = (try tensors.need("in.x"), try tensors.need("in.context"))

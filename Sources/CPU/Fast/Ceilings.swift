@@ -34,19 +34,26 @@ public struct CPUCeilings: Sendable, Hashable {
         }
     }
 
-    /// The rate of a product of 512 x 1024 and 1024 x 1024 by the fastest operation available.
+    /// The rate of the fastest operation available, in a large product and in one that fits into the caches.
     private static func productPeak(_ kind: cpu_kind, _ threads: Threads) -> Double {
+        max(productRate(kind, threads, 512, 1024), productRate(kind, threads, 192, 256))
+    }
+
+    /// Of [rows, side] and [side, side].
+    private static func productRate(
+        _ kind: cpu_kind, _ threads: Threads, _ rows: Int, _ side: Int
+    ) -> Double {
         let backend = CPUBackend(threads: threads.count)
         let dtype: DType = kind == CPU_F32 ? .f32 : .bf16
-        let x = Tensor.zeros([512, 1024], dtype)
-        let dense = Tensor.zeros([1024, 1024], dtype)
+        let x = Tensor.zeros([rows, side], dtype)
+        let dense = Tensor.zeros([side, side], dtype)
         let weight =
             kind == CPU_INT8
             ? backend.place(dense, quantizedTo: .int8Blocks, in: nil) : .dense(dense)
         let input = backend.quantize(x, to: weight.inputFormat)
         return best(of: 20) {
             _ = backend.linear(input, weight, bias: nil)
-            return 2 * 512 * 1024 * 1024
+            return 2 * Double(rows * side * side)
         }
     }
 

@@ -83,8 +83,10 @@ extension OperationTable.Rows {
             format != .plain ? codes : dtype == .f32 ? single : bf16, right: right, fast: fast,
             where: { $0.supports(format) }
         ) { o, size in
-            let heads = [o.axis(1, size[2], part: 1), Axis(size[3])]
-            let q = o.normal([o.axis(0, size[0], part: 16)] + heads, dtype)
+            // In 8 bits the heads of a result are one axis, and 128 rows share a scale.
+            let isPlain = format == .plain
+            let heads = [isPlain ? o.axis(1, size[2], part: 1) : Axis(size[2]), Axis(size[3])]
+            let q = o.normal([o.axis(0, size[0], part: isPlain ? 16 : 128)] + heads, dtype)
             let (k, v) = (
                 o.normal([Axis(size[1])] + heads, dtype), o.normal([Axis(size[1])] + heads, dtype)
             )
