@@ -172,11 +172,14 @@ public final class Session: Sendable {
         let files = Mutex<[String]>([])
         let progress = Mutex(RunProgress(prepared.plan))
         let engine = state.withLock { $0.engine }
+        let kept = prepared.run.options.save.text == nil ? run.options.save.text : nil
         let preview: @Sendable (DenoisedStep, RGBImage) -> Void = { events(.preview($0, $1)) }
         do {
             let report = try await engine.deliver(
                 run, to: outputs, stored: stored,
                 watch: WriterWatch(written: { path in
+                    // An embedding that the session keeps for itself is no result.
+                    if path == kept { return }
                     files.withLock { $0.append(path) }
                     events(.wrote(path))
                 }),

@@ -54,11 +54,11 @@ def typed(folder):
     output = os.path.join(folder, "video.mp4")
     terminal = Terminal(folder, "--num_frames", "9", "--save_path", output)
     try:
-        terminal.wait(r"^> ")
+        terminal.wait(r"^>")
         terminal.type("/help")
         terminal.wait(r"/vary \[N\]")
         terminal.type("/set num_steps 9")
-        terminal.wait(r"num_steps must be 1 to 4, not 9")
+        terminal.wait(r"num_steps must be 1 to 4 for distilled models, not 9")
         terminal.type("/set seed 7")
         # A word is completed, and one that was typed comes back.
         terminal.type("/set num_st", "Tab")
@@ -73,9 +73,9 @@ def typed(folder):
 
         # A prompt in two lines, its output, progress, a picture, the file.
         terminal.type("A small red sphere \\")
-        terminal.wait(r"^… ")
+        terminal.wait(r"^…")
         terminal.type("bounces on a checkered floor.")
-        terminal.wait(r"^output \[.*video\.mp4\]: ")
+        terminal.wait(r"^output \[.*video\.mp4\]:")
         terminal.type("")
         terminal.wait(r"^\[1 .* %")
         terminal.wait(r"^1: wrote .*video\.mp4, seed 7")
@@ -139,7 +139,7 @@ A lamp
     for name in ("piped.mp4", "piped-2.mp4", "lamp.mp4", "lamp-2.mp4"):
         assert os.path.getsize(f"{folder}/{name}") > 500, name
         assert f"wrote {folder}/{name}" in done.stdout, done.stdout
-    assert "num_steps must be 1 to 4, not 9" in done.stderr, done.stderr
+    assert "num_steps must be 1 to 4 for distilled models, not 9" in done.stderr, done.stderr
     assert "there is no setting 'colour'" in done.stderr, done.stderr
     assert "A blue cube" in done.stdout, done.stdout
 
