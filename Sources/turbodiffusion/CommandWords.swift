@@ -85,9 +85,17 @@ extension TurboDiffusion {
         guard exitCode(for: error) == .validationFailure else { return message.printable }
         let lines = fullMessage(for: error).split(separator: "\n")
         var line = better(message, words) ?? message
-        line = line.split(separator: "\n").joined(separator: "; ")
+        // Values that are possible come one a line.
+        let parts = line.split(separator: "\n").map { $0.trimming(\.isWhitespace) }
+        line = parts[0]
+        if parts.count > 1 {
+            line +=
+                " "
+                + parts.dropFirst().map { $0.hasPrefix("- ") ? String($0.dropFirst(2)) : $0 }
+                .joined(separator: ", ")
+        }
         // What the option is, where the message says only that the value is none.
-        if !message.contains("': "), message.contains("is invalid for"),
+        if parts.count == 1, !message.contains("': "), message.contains("is invalid for"),
             let help = lines.first(where: { $0.hasPrefix("Help:  ") }),
             let text = help.dropFirst(7).split(separator: "  ").last
         {

@@ -52,7 +52,16 @@ extension Generation {
     func report(_ prepared: Prepared, videos: Int, tell: (String) -> Void) throws -> PlanReport {
         let devices = try execution.machines.count
         let whole = try Plan(prepared.run, devices: devices)
-        let plan = try fitted(whole, tell: tell)
+        let plan: Plan
+        do {
+            plan = try fitted(whole, tell: tell)
+        } catch let shortage as HostMemoryShortage
+            where !prepared.missing.isEmpty || !execution.cards.isEmpty
+        {
+            // Other machines are meant: what this one lacks is no reason to stop.
+            tell("\(shortage)")
+            plan = try execution.memoryLimit.map { try whole.fitted(to: $0.bytes) } ?? whole
+        }
         let models = prepared.models
         let files = ModelSet.files(for: try prepared.run.parts)
         let planned = PlannedModel(models, needing: files, in: catalog)
