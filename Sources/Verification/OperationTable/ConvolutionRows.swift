@@ -120,7 +120,8 @@ extension OperationTable.Rows {
 extension Operands {
     func convolution(_ layer: ConvolutionLayer, _ dtype: DType) -> () -> Tensor {
         let (kt, kh, kw) = layer.kernel
-        let rows = window(1, layer.height, to: layer.extent(layer.height - layer.above - layer.below, kernel: kh))
+        let rows = window(
+            1, layer.height, to: layer.extent(layer.height - layer.above - layer.below, kernel: kh))
         let columns = window(2, layer.width, to: layer.extent(layer.width, kernel: kw))
         let (inputs, outputs) = (
             Axis(layer.inputs), axis(3, layer.outputs, part: 8)
@@ -143,7 +144,8 @@ extension Operands {
             ? normal([Axis(times), rows.output, columns.output, outputs], dtype) : nil
         return { [device] in
             device.convolution(
-                HaloedFrames(x, above: layer.above, below: layer.below), history: history, leadingZeros: layer.zeros, weight,
+                HaloedFrames(x, above: layer.above, below: layer.below), history: history,
+                leadingZeros: layer.zeros, weight,
                 timeStride: layer.timeStride, spatialStride: layer.stride,
                 padding: layer.padding, upsample: layer.upsample, residual: residual)
         }
