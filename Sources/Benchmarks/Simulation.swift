@@ -6,7 +6,7 @@ import Tensors
 
 /// What so many devices would take for a part of a run.
 public struct Simulation: Sendable, Hashable, Encodable {
-    let record = "simulation"
+    public let record = "simulation"
     /// "transformer" or "VAE decode".
     public let stage: String
     public let devices: Int
@@ -22,16 +22,19 @@ public struct Simulation: Sendable, Hashable, Encodable {
         case record, stage, devices, seconds, speedup, sentBytes, waitingSeconds
     }
 
-    /// What devices reach of a card's rates, and what each exchange costs beside its bytes.
-    ///
-    /// Measured on Hopper cards (`Benchmarks/`): int8 products with what is fused to them, convolutions, operations that are
-    /// limited by memory.
-    struct Model {
-        var arithmetic = 0.45
-        var bandwidth = 0.75
-        /// Seconds of one launch, and of one collective: events, and the first byte's way.
-        var launch = 2e-6
-        var collective = 12e-6
+    /// What devices reach of a card's rates, and what each collective costs beside its bytes: as two H100s were measured
+    /// (`Benchmarks/h100-groups.csv`).
+    enum Reached {
+        /// Of the rate of 8-bit products, with what is fused to them.
+        static let int8 = 0.45
+        /// Of the rate of bf16: most of it is convolutions.
+        static let bf16 = 0.61
+        /// Of the bandwidth, by operations that it limits.
+        static let bandwidth = 0.75
+        /// Seconds of one launch.
+        static let launch = 2e-6
+        /// Seconds from the end of what a device sends to the beginning of what reads it elsewhere, without the bytes.
+        static let collective = 30e-6
     }
 
     /// - Parameters:
@@ -75,7 +78,6 @@ public struct Simulation: Sendable, Hashable, Encodable {
 private final class Timeline: ForwardingBackend {
     private let card: Card
     private let link: Double
-    private let model = Simulation.Model()
     private var linkClock = 0.0
     /// When the results of collectives are there, by the memory that holds them.
     private var arrivals: [UInt64: Double] = [:]
@@ -106,16 +108,19 @@ private final class Timeline: ForwardingBackend {
         guard operation.collective != nil else {
             let rate =
                 switch OperationTimer.arithmetic(of: operation) {
-                case .int8, .fp8: card.int8
-                case .bf16, .f32: card.bf16
+                case .int8, .fp8: card.int8 * Simulation.Reached.int8
+                case .bf16, .f32: card.bf16 * Simulation.Reached.bf16
                 }
             seconds +=
                 max(
-                    Double(cost.flops) / (rate * model.arithmetic),
-                    Double(cost.bytes) / (card.bandwidth * model.bandwidth)) + model.launch
+                    Double(cost.flops) / rate,
+                    Double(cost.bytes) / (card.bandwidth * Simulation.Reached.bandwidth))
+                + Simulation.Reached.launch
             return results
         }
-        linkClock = max(linkClock, seconds) + Double(cost.sentBytes) / link + model.collective
+        linkClock =
+            max(linkClock, seconds) + Double(cost.sentBytes) / link
+            + Simulation.Reached.collective
         sentBytes += cost.sentBytes
         for result in results { arrivals[result.storage.serial] = linkClock }
         return results
