@@ -13,7 +13,7 @@ import turbodiffusion_swift as td
 from support import PROMPT, SMALL, SMALL_WORDS, ScratchCase, command
 
 # Long enough to be cancelled.
-LONG = {"num_frames": 81, "size": (256, 144), "num_steps": 4}
+LONG = {"num_frames": 33, "size": (256, 144), "num_steps": 1}
 
 
 def is_running(run):

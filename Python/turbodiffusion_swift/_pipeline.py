@@ -352,7 +352,7 @@ class _Making:
 
     def video(self, finished: Mapping[str, Any], program: str) -> Video:
         return Video(
-            frames=self.frames, fps=int(self.run["request"]["framesPerSecond"]), seed=int(finished["seed"]), run=self.run,
+            frames=self.frames, fps=int(self.run["request"]["framesPerSecond"]), seed=int(self.run["request"]["seed"]), run=self.run,
             report=dict(finished["report"]), notices=self.notices, program=program,
         )
 

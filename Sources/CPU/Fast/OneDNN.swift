@@ -3,7 +3,7 @@
 internal import CDrivers
 internal import Glibc
 internal import Ground
-internal import SystemPackage
+import SystemPackage
 import Tensors
 
 /// The library. Its functions may be called from any thread.
