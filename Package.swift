@@ -242,7 +242,7 @@ let package = Package(
             name: "CommandTests",
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
-                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", system,
+                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", "Service", system,
                 arguments,
             ],
             exclude: ["Help"], swiftSettings: tests),
