@@ -62,7 +62,9 @@ python: wheel packages
 	rm -rf .venv-wheel
 	python3 -m venv .venv-wheel
 	.venv-wheel/bin/pip install --quiet dist/turbodiffusion_swift-*.whl
+	.venv-wheel/bin/pip install --quiet pillow
 	.venv-wheel/bin/python -m unittest discover --start-directory Python/tests --verbose
+	.venv-wheel/bin/python -m unittest discover --start-directory Integrations/ComfyUI/tests --verbose
 
 .PHONY: release
 release: dist
