@@ -215,5 +215,6 @@ def _told(error):
 
 
 def _drain(stream):
-    for _ in stream:
-        pass
+    with stream:
+        for _ in stream:
+            pass
