@@ -55,7 +55,7 @@ let package = Package(
             name: "CUDASources", exclude: ["Kernels"], publicHeadersPath: "include",
             cSettings: [.unsafeFlags(["-std=gnu23"])]),
         .target(
-            name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers"], swiftSettings: numeric),
+            name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers", system], swiftSettings: numeric),
         .target(
             name: "CUDA", dependencies: ["Ground", "Tensors", "CDrivers", "CUDASources", system],
             swiftSettings: numeric),
@@ -242,7 +242,7 @@ let package = Package(
             name: "CommandTests",
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
-                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", system,
+                "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", "Service", system,
                 arguments,
             ],
             exclude: ["Help"], swiftSettings: tests),

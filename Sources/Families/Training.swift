@@ -41,7 +41,11 @@ extension Training {
             while word.last == "'" { word.removeLast() }
             let lower = word.lowercased()
             word = ""
-            if !lower.isEmpty, Int(lower) == nil, !known.contains(lower) { add(lower) }
+            // "the camera's"
+            let stem = lower.hasSuffix("'s") ? String(lower.dropLast(2)) : lower
+            if !lower.isEmpty, Int(lower) == nil, !known.contains(lower), !known.contains(stem) {
+                add(lower)
+            }
         }
         for character in prompt {
             if character.isIdeographic {

@@ -253,7 +253,9 @@ final class VideoService: Sendable {
     func end(_ id: String, _ ending: RunningJob.Ending) {
         let task = state.withLock { state in
             state.order.remove(id)
-            state.running[id]?.ending = state.running[id]?.ending ?? ending
+            if let running = state.running[id], running.ending == nil {
+                state.running[id]?.ending = ending
+            }
             return state.running[id]?.task
         }
         task?.cancel()

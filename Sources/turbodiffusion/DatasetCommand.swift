@@ -29,7 +29,11 @@ struct ShardArguments: ParsableArguments {
 
 struct DatasetShowCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "show", abstract: "List the samples of shards.")
+        commandName: "show", abstract: "List the samples of shards.",
+        discussion: """
+            Example:
+              turbodiffusion dataset show data/shard_*.tar
+            """)
 
     @OptionGroup var arguments: ShardArguments
 
@@ -52,7 +56,11 @@ struct DatasetShowCommand: AsyncParsableCommand {
 struct DatasetCheckCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "check",
-        abstract: "Read every sample: whole, finite, all of one size.")
+        abstract: "Read every sample: whole, finite, all of one size.",
+        discussion: """
+            Example:
+              turbodiffusion dataset check data/shard_*.tar
+            """)
 
     @OptionGroup var arguments: ShardArguments
 
@@ -88,7 +96,11 @@ struct DatasetCheckCommand: AsyncParsableCommand {
 
 struct DatasetMergeCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "merge", abstract: "Write the samples of shards into one, numbered anew.")
+        commandName: "merge", abstract: "Write the samples of shards into one, numbered anew.",
+        discussion: """
+            Example:
+              turbodiffusion dataset merge data/shard_*.tar --output data/all.tar
+            """)
 
     @OptionGroup var arguments: ShardArguments
 

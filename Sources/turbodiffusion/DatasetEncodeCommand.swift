@@ -21,6 +21,9 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
         discussion: """
             The caption of clip.mp4 is in clip.txt beside it. The first frames of a video are taken as they come, cut \
             around the middle to the shape that is asked for, and resized.
+
+            Example:
+              turbodiffusion dataset encode clips/*.mp4 --output data/shard_000000.tar
             """)
 
     @Argument(help: "Videos, each with a caption beside it.", completion: .file())

@@ -19,6 +19,9 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         discussion: """
             Shards that are there are kept, so the same command goes on where another was stopped. \
             negative.safetensors is the embedding of the negative prompt, for 'train rcm'.
+
+            Example:
+              turbodiffusion dataset make --dit-path dense.safetensors --prompts prompts.txt --output data
             """)
 
     @Option(help: "The model: a name or a folder.")

@@ -27,6 +27,9 @@ struct DoctorCommand: AsyncParsableCommand {
     @Flag(help: "Skip the GPU's self-test.")
     var quick = false
 
+    @Flag(help: "Time the GPU's main operations, as a block to send with a report.")
+    var times = false
+
     @Flag(help: "Print JSON, one finding a line.")
     var json = false
 
@@ -41,6 +44,21 @@ struct DoctorCommand: AsyncParsableCommand {
         let isUsable = !cuda.contains { $0.verdict == .missing }
         let passed = isUsable && (quick || selfTest())
         if !passed { throw ExitCode.failure }
+        if times { try printTimes() }
+    }
+
+    private func printTimes() throws {
+        var options = CUDABackend.Options()
+        options.libraries = libraries
+        do {
+            let lines = try CardTimes.lines(try CUDABackend(ordinal: 0, options))
+            for line in lines {
+                if json { show(Finding("times", .fine, line)) } else { Output.line(line) }
+            }
+        } catch {
+            show(Finding("times", .missing, "\(error)"))
+            throw ExitCode.failure
+        }
     }
 
     private struct Line: Encodable {

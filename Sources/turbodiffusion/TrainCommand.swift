@@ -18,7 +18,12 @@ struct TrainCommand: AsyncParsableCommand {
 struct TrainSLACommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sla",
-        abstract: "Tune a dense transformer to sparse-linear attention: it imitates itself.")
+        abstract: "Tune a dense transformer to sparse-linear attention: it imitates itself.",
+        discussion: """
+            Example:
+              turbodiffusion train sla --teacher dense.safetensors --dataset data/shard_*.tar \\
+                  --output runs/sla --sla-topk 0.2 --iterations 500
+            """)
 
     @OptionGroup var options: TrainOptions
 
@@ -37,7 +42,12 @@ struct TrainSLACommand: AsyncParsableCommand {
 struct TrainRCMCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "rcm",
-        abstract: "Distil a transformer to few steps: consistency and distribution matching.")
+        abstract: "Distil a transformer to few steps: consistency and distribution matching.",
+        discussion: """
+            Example:
+              turbodiffusion train rcm --teacher dense.safetensors --dataset data/shard_*.tar \\
+                  --negative-embedding data/negative.safetensors --output runs/rcm
+            """)
 
     @OptionGroup var options: TrainOptions
 
@@ -70,6 +80,9 @@ struct TrainLoRACommand: AsyncParsableCommand {
         discussion: """
             Learns from the data (flow matching); with --base the adapters are for that transformer and imitate the \
             teacher's velocity.
+
+            Example:
+              turbodiffusion train lora --dataset data/shard_*.tar --output runs/style --rank 8
             """)
 
     @OptionGroup var options: TrainOptions

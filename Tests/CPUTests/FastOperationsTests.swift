@@ -212,8 +212,12 @@ import Testing
             let time = clock.measure { _ = backend.linear(x, weight, bias: nil) }
             return 2 * 192 * 256 * 256 / (time / .seconds(1))
         }.max()!
-        // One in ten for clocks that change.
-        #expect(best <= 1.1 * ceilings.f32)
+        // One in ten for clocks that change. Whoever else computes here may have slowed the measurement down.
+        var ceiling = ceilings.f32
+        for _ in 0..<20 where best > 1.1 * ceiling {
+            ceiling = max(ceiling, CPUCeilings.measure(threads: 1).f32)
+        }
+        #expect(best <= 1.1 * ceiling)
     }
 
     // MARK: Determinism

@@ -1,6 +1,7 @@
 /// The options of `serve`.
 
 import ArgumentParser
+import Service
 import Testing
 
 @testable import turbodiffusion

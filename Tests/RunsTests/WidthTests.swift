@@ -1,6 +1,7 @@
 /// Sizes of transformers that no machine's kernels take are refused by their headers.
 
 import Checkpoints
+import Tensors
 import Testing
 
 @testable import Families
@@ -8,7 +9,7 @@ import Testing
 @Suite("Widths of a transformer")
 struct WidthTests {
     private func error(
-        dim: Int, heads: Int, feedForward: Int = 64, storage: LinearStorage = .plain,
+        dim: Int, heads: Int, feedForward: Int = 64, storage: LinearFormat = .plain,
         attention: AttentionChoice = .original, linears: LinearChoice = .stored
     ) -> FittingError? {
         let sizes = WanTransformerArchitecture(
@@ -23,7 +24,8 @@ struct WidthTests {
     func quantised() {
         #expect(error(dim: 100, heads: 1) == nil)
         for refused in [
-            error(dim: 100, heads: 1, linears: .int8), error(dim: 100, heads: 1, storage: .int8),
+            error(dim: 100, heads: 1, linears: .int8),
+            error(dim: 100, heads: 1, storage: .int8Blocks),
         ] {
             #expect(
                 refused.map { "\($0)" }

@@ -228,8 +228,9 @@ struct SessionTests {
         let slow = try await session.prepare(long, try nano())
         let quick = try await session.prepare(tinyRequest(), try nano())
         let told = Told()
+        let (first, second) = (folder.path + "/a.mp4", folder.path + "/w.mp4")
         let task = Task {
-            try await session.make(slow, to: folder.path + "/a.mp4") { event in
+            try await session.make(slow, to: first) { event in
                 told.add(event)
                 if case .run(.stageStarted(.step(2, _, _))) = event {
                     withUnsafeCurrentTask { $0?.cancel() }
@@ -237,7 +238,7 @@ struct SessionTests {
             }
         }
         // One that waits may be cancelled before its turn.
-        let waiting = Task { try await session.make(quick, to: folder.path + "/w.mp4") }
+        let waiting = Task { try await session.make(quick, to: second) }
         waiting.cancel()
         await #expect(throws: CancellationError.self) { _ = try await waiting.value }
         while !told.started.contains("step 2/500") { try await Task.sleep(for: .milliseconds(5)) }

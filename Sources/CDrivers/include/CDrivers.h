@@ -2,7 +2,6 @@
 #ifndef CDRIVERS_H
 #define CDRIVERS_H
 
-#include "copy.h"
 #include "cpu_kernels.h"
 #include "cuda_driver.h"
 #include "heap.h"

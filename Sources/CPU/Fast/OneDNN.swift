@@ -3,6 +3,7 @@
 internal import CDrivers
 internal import Glibc
 internal import Ground
+internal import SystemPackage
 import Tensors
 
 /// The library. Its functions may be called from any thread.
@@ -73,19 +74,13 @@ final class OneDNNProduct {
     /// Bytes of working memory that `run` needs.
     let scratchBytes: Int
 
-    /// nil if the library has no such product. weight: [columns, inner], f32, bf16 or i8; the result is f32, or i32 for
-    /// i8.
+    /// nil if the library has no such product. weight: [columns, inner], f32 or bf16; the result is f32.
     init?(_ weight: Tensor, _ memory: MemoryPool) {
         let (columns, inner, dtype) = (weight.shape[0], weight.shape[1], weight.dtype)
         guard let library = try? OneDNN.shared.get() else { return nil }
         library.useOneThread()
         let (functions, engine) = (library.functions, library.engine)
-        let type =
-            switch dtype {
-            case .f32: DNNL_F32
-            case .bf16: DNNL_BF16
-            default: DNNL_S8
-            }
+        let type = dtype == .bf16 ? DNNL_BF16 : DNNL_F32
         func describe(_ rows: Int, _ columns: Int, _ type: UInt32, _ tag: UInt32)
             -> dnnl_memory_desc_t
         {
@@ -99,7 +94,7 @@ final class OneDNNProduct {
         var anyWeights = describe(inner, columns, UInt32(type), UInt32(DNNL_ANY))
         var givenWeights = describe(inner, columns, UInt32(type), UInt32(DNNL_BA))
         var result = describe(
-            Self.rows, columns, UInt32(dtype == .i8 ? DNNL_S32 : DNNL_F32), UInt32(DNNL_AB))
+            Self.rows, columns, UInt32(DNNL_F32), UInt32(DNNL_AB))
         var operation = dnnl_matmul_desc_t()
         var attributes: dnnl_primitive_attr_t?
         var description: dnnl_primitive_desc_t?

@@ -73,7 +73,9 @@ final class OneDNNOperations: FastOperations {
         return withExtendedLifetime(x) { result }
     }
 
-    /// x: int8 codes. The products of each block of 128 inputs are exact; they are then scaled and added in order.
+    /// x: int8 codes. The products of each block of 128 inputs are scaled and added in order. They are computed in f32,
+    /// where they are exact (at most 128 * 128 * 128 = 2^21): the library's own int8 products saturate in 16 bits on
+    /// processors without VNNI.
     private func int8(
         _ x: Tensor, _ matrix: Tensor, _ scale: Tensor, _ bias: Tensor?, _ activation: Activation,
         _ dtype: DType
@@ -81,13 +83,15 @@ final class OneDNNOperations: FastOperations {
         let (columns, inner) = (matrix.shape[0], matrix.shape[1])
         guard inner % 128 == 0, let scales = x.scales?.hostPointer else { return nil }
         let blocks = inner / 128
-        let products = matrix.kept(as: "oneDNN i8 blocks") {
-            let block = definitions.memory.tensor([columns, 128], .i8)
+        let products = matrix.kept(as: "oneDNN blocks of codes") {
+            let block = definitions.memory.tensor([columns, 128], .f32)
+            let codes = matrix.hostAddress.assumingMemoryBound(to: Int8.self)
+            let numbers = block.hostAddress.assumingMemoryBound(to: Float.self)
             return Products(
                 (0..<blocks).compactMap { index in
                     for column in 0..<columns {
-                        (block.hostAddress + column * 128).copyMemory(
-                            from: matrix.hostAddress + column * inner + index * 128, byteCount: 128)
+                        let first = column * inner + index * 128
+                        for i in 0..<128 { numbers[column * 128 + i] = Float(codes[first + i]) }
                     }
                     return OneDNNProduct(block, definitions.memory)
                 })
@@ -101,21 +105,21 @@ final class OneDNNOperations: FastOperations {
         eachChunk(x.shape.rows, products.list[0]) { rows, memory in
             scratch(Self.rows * columns) { totals in
                 totals.update(repeating: 0, count: rows.count * columns)
+                let codes = x.hostAddress.assumingMemoryBound(to: Int8.self)
+                let input = memory.input.assumingMemoryBound(to: Float.self)
                 for block in 0..<blocks {
                     for (index, row) in rows.enumerated() {
-                        (memory.input + index * 128).copyMemory(
-                            from: x.hostAddress + row * inner + block * 128, byteCount: 128)
+                        let first = row * inner + block * 128
+                        for i in 0..<128 { input[index * 128 + i] = Float(codes[first + i]) }
                     }
                     products.list[block].run(
                         memory.input, into: memory.sums, scratch: memory.library)
                     let xScale = xScales[rows.lowerBound / 128 * blocks + block]
-                    memory.sums.withMemoryRebound(to: Int32.self, capacity: rows.count * columns) {
-                        for index in 0..<rows.count {
-                            for column in 0..<columns {
-                                let scale = xScale * wScales[column / 128 * blocks + block]
-                                let at = index * columns + column
-                                totals[at].addProduct(Float($0[at]), scale)
-                            }
+                    for index in 0..<rows.count {
+                        for column in 0..<columns {
+                            let scale = xScale * wScales[column / 128 * blocks + block]
+                            let at = index * columns + column
+                            totals[at].addProduct(memory.sums[at], scale)
                         }
                     }
                 }

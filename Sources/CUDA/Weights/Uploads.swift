@@ -1,6 +1,5 @@
 // Copies from mapped files to the device: all cores copy into pinned memory, and the copy engine follows.
 
-internal import CDrivers
 internal import Dispatch
 internal import Glibc
 internal import Ground
@@ -67,23 +66,15 @@ final class Uploads {
     }
 
     private func fill(_ target: PinnedBuffer, from source: UnsafeRawPointer, byteCount: Int) {
-        Self.copy(source, to: target.bytes.baseAddress!, byteCount: byteCount, threads: threads)
-    }
-
-    /// Copies on several threads, past the caches: only the copy engine reads the target.
-    static func copy(
-        _ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int,
-        threads: Int
-    ) {
         let share = 1 << 20
         let parts = ceilDivide(byteCount, share)
-        let destination = UInt(bitPattern: target)
+        let destination = UInt(bitPattern: target.bytes.baseAddress!)
         let origin = UInt(bitPattern: source)
         let workers = min(threads, parts)
         DispatchQueue.concurrentPerform(iterations: workers) { worker in
             for part in stride(from: worker, to: parts, by: workers) {
                 let start = part * share
-                copy_streaming(
+                memcpy(
                     UnsafeMutableRawPointer(bitPattern: destination + UInt(start))!,
                     UnsafeRawPointer(bitPattern: origin + UInt(start))!,
                     min(share, byteCount - start))

@@ -49,12 +49,13 @@ struct SelfAttention {
         _ y: consuming Tensor, _ positions: Positions, on device: any Backend
     ) -> Tensor {
         let rows = positions.tokens
-        // Its way to other devices is the shorter, the sooner it begins.
-        let v = device.exchangeToHeads(
-            device.reshape(v(y, on: device), [y.shape[0], heads, normQ.shape.count / heads]),
-            rows: rows)
+        // The norms of q and k need both their input and their result; v comes last and needs one.
         let q = device.exchangeToHeads(query(y, positions, on: device), rows: rows)
-        let k = device.exchangeToHeads(key(consume y, positions, on: device), rows: rows)
+        let k = device.exchangeToHeads(key(y, positions, on: device), rows: rows)
+        let v = device.exchangeToHeads(
+            device.reshape(
+                v(consume y, on: device), [q.shape[0], heads, normQ.shape.count / heads]),
+            rows: rows)
         // Codes travel where they do not depend on the heads of other devices.
         let headDim = q.shape[2]
         let isLocal = o.inputFormat == .int8Blocks && headDim % Int8Blocks.side == 0
