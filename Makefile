@@ -4,6 +4,8 @@
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make wheel   a package for pip: program, nano, Python package (docs/python.md)
 # make python  the wheel in a fresh environment, in .venv-wheel, and the tests of the Python package there
+# make release what a release consists of, into dist/release: archive with the kernels of all cards, checksums, SBOM,
+#              install script, Dockerfile; some minutes
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
 # make sanitize  builds and runs every test under AddressSanitizer (half an hour)
 # make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
@@ -60,7 +62,15 @@ python: wheel packages
 	rm -rf .venv-wheel
 	python3 -m venv .venv-wheel
 	.venv-wheel/bin/pip install --quiet dist/turbodiffusion_swift-*.whl
+	.venv-wheel/bin/pip install --quiet pillow
 	.venv-wheel/bin/python -m unittest discover --start-directory Python/tests --verbose
+	.venv-wheel/bin/python -m unittest discover --start-directory Integrations/ComfyUI/tests --verbose
+
+.PHONY: release
+release: dist
+	folder=$$(Scripts/nvrtc) && $(BINARY) kernels build --arch sm_80 --arch sm_89 --arch sm_90a --arch sm_120a \
+	    --cuda-libraries "$$folder" --output dist/kernels.pack
+	Scripts/release dist/turbodiffusion dist/release dist/kernels.pack
 
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"

@@ -89,6 +89,7 @@ OTHERWISE = {
     "json": "the argument progress",
     "quiet": "the argument progress",
     "verbose": "Video.report",
+    "serve": "Pipeline.many, or the program's service",
     "compile": "nothing: nothing needs compiling",
 }
 

@@ -268,7 +268,7 @@ final class Child: Sendable {
 
     /// A child that dies while this process writes to it must cause an error, not end this process too. A handler that
     /// the program has installed is left alone.
-    private static let ignoreBrokenPipes: Void = {
+    static let ignoreBrokenPipes: Void = {
         var current = sigaction()
         sigaction(SIGPIPE, nil, &current)
         if unsafeBitCast(current.__sigaction_handler.sa_handler, to: Int.self) == 0 {

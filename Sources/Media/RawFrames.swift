@@ -34,6 +34,7 @@ enum RawFrames {
     static func write(
         _ channel: BoundedChannel, to descriptor: Int32, path: String
     ) async throws {
+        Child.ignoreBrokenPipes
         while let frames = try await channel.receive() {
             let code: Int32 = await withCheckedContinuation { done in
                 let body = { @Sendable in done.resume(returning: put(frames, descriptor)) }

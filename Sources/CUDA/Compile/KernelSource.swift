@@ -15,8 +15,8 @@ public final class KernelSource: Sendable {
     private let compiler = Mutex<Result<Compiler, CUDAUnavailable>?>(nil)
 
     /// - Parameters:
-    ///   - pack: path of a file made by `turbodiffusion kernels build`; nil for `kernels.pack` beside the binary, if
-    ///   any.
+    ///   - pack: path of a file made by `turbodiffusion kernels build`; nil for `kernels.pack` beside the binary or
+    ///   installed with it, if any.
     ///   - cache: where compiled kernels are kept; nil for nowhere.
     ///   - libraries: folders to search first for NVRTC, separated by colons.
     /// - Throws: ``KernelError/unreadablePack(path:reason:)``, also for a pack that other users can change.
@@ -39,8 +39,9 @@ public final class KernelSource: Sendable {
     }
 
     private static func packBesideBinary() -> String? {
-        let pack = FilePath("/proc/self/exe").followingLinks.folder.appending("kernels.pack").string
-        return access(pack, R_OK) == 0 ? pack : nil
+        let folders = [FilePath("/proc/self/exe").followingLinks.folder, Installation.data]
+        return folders.compactMap { $0?.appending("kernels.pack").string }
+            .first { access($0, R_OK) == 0 }
     }
 
     // MARK: The compiler
