@@ -43,12 +43,7 @@ import Testing
             golden.config.attention_type == "original"
             ? .original : .sparse(try specification(golden))
         try compare(golden, .bf16, attention, norms: .reference, with: "out.v")
-        if try golden.tensors().info("out.v_fp32act") != nil {
-            // One int8 code lies on a rounding boundary: sums in another order may move it.
-            try compare(
-                golden, .f32, attention, norms: .reference, with: "out.v_fp32act",
-                on: CPUBackend(engine: .definition))
-        }
+        // `out.v_fp32act` is left to `verify`: one of its int8 codes lies on a rounding boundary, which it knows of.
     }
 
     @Test("rows of padding count as often as they occur")
@@ -151,8 +146,9 @@ import Testing
 
     func compare(
         _ golden: Golden, _ activations: DType, _ attention: SelfAttentionKind,
-        norms: NormKind = .exact, with output: String, on device: CPUBackend = CPUBackend()
+        norms: NormKind = .exact, with output: String
     ) throws {
+        let device = CPUBackend()
         let net = try transformer(golden, activations, attention, norms, device)
         let tensors = try golden.tensors()
         let (x, context) = (try tensors.need("in.x"), try tensors.need("in.context"))
