@@ -49,12 +49,13 @@ struct SelfAttention {
         _ y: consuming Tensor, _ positions: Positions, on device: any Backend
     ) -> Tensor {
         let rows = positions.tokens
+        let own = y.shape[0]
         // The norms of q and k need both their input and their result; v comes last and needs one.
         let q = device.exchangeToHeads(query(y, positions, on: device), rows: rows)
         let k = device.exchangeToHeads(key(y, positions, on: device), rows: rows)
         let v = device.exchangeToHeads(
             device.reshape(
-                v(consume y, on: device), [q.shape[0], heads, normQ.shape.count / heads]),
+                v(consume y, on: device), [own, heads, normQ.shape.count / heads]),
             rows: rows)
         // Codes travel where they do not depend on the heads of other devices.
         let headDim = q.shape[2]
