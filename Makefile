@@ -46,9 +46,10 @@ $(BINARY): $(SOURCES)
 	$(BUILD)
 	@touch $(BINARY)
 
-# Tests run optimised: they execute the real models.
+# Tests run optimised: they execute the real models, which use all cores. One after the other: limits of time are then those
+# of one test, and not of all at once.
 test: swift packages
-	swift test -c release -Xswiftc -enable-testing --scratch-path .build-test
+	swift test --no-parallel -c release -Xswiftc -enable-testing --scratch-path .build-test
 
 dist: $(BINARY)
 	@mkdir -p dist

@@ -28,6 +28,8 @@ public struct ServiceOptions: Sendable {
     public var allowedOrigins: Set<String> = []
     /// One session each.
     public var devices: [DeviceChoice] = [.automatic]
+    /// Groups that make each video together, in place of ``devices``.
+    public var groups: [DeviceGroup] = []
     public var session = SessionOptions()
     public var drain = Drain.finish
 

@@ -63,12 +63,18 @@ final class VideoService: Sendable {
         _ = try folders.open()
         store = try JobStore(path: folders.database)
         served = Served(models: options.models, loraFolder: options.loras)
-        sessions = options.devices.map { device in
-            var session = options.session
-            session.device = device
-            session.hidesFolders = true
-            return Session(session)
-        }
+        var session = options.session
+        session.hidesFolders = true
+        sessions =
+            options.groups.isEmpty
+            ? options.devices.map { device in
+                session.device = device
+                return Session(session)
+            }
+            : options.groups.map { group in
+                session.group = group
+                return Session(session)
+            }
         state = Mutex(State(order: FairOrder(secondsPerCost: 1 / 0.3)))
         try recover()
     }

@@ -58,23 +58,45 @@ public final class Session: Sendable {
         let (engine, known) = state.withLock { ($0.engine, $0.device) }
         if let known { return known }
         let name = try await engine.openDevice()
-        let memory = facts.memory.withLock { $0 }
+        let memories = facts.memories.withLock { $0 }
+        guard let memory = memories.min(by: { $0.usable < $1.usable }) else {
+            preconditionFailure("Session: a device was opened without telling its memory")
+        }
         let device = SessionDevice(
-            name: name, memoryLimit: options.memoryLimit ?? memory.usable, isGPU: memory.isGPU)
+            name: memories.count == 1 ? name : "\(memories.count) × \(name)", count: memories.count,
+            memoryLimit: options.memoryLimit ?? memory.usable, isGPU: memory.isGPU)
         state.withLock { $0.device = device }
         return device
     }
 
     private static func engine(_ options: SessionOptions, _ facts: FactsBox) -> Engine {
-        Engine {
-            var device = DeviceOptions()
-            device.threads = options.threads
-            device.memoryLimit = options.memoryLimit
-            let backend = try options.device.open(device) { options.note("\($0)") }
-            let memory = backend.usableMemory
-            facts.memory.withLock { $0 = memory }
-            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+        var device = DeviceOptions()
+        device.threads = options.threads
+        device.memoryLimit = options.memoryLimit
+        facts.memories.withLock { $0 = [] }
+        do {
+            return Engine(
+                group: try openers(options, device).map { open in
+                    {
+                        let backend = try open()
+                        let memory = backend.usableMemory
+                        facts.memories.withLock { $0.append(memory) }
+                        return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+                    }
+                })
+        } catch {
+            // A group that cannot be is told of like a device that cannot be opened: by whoever asks for it.
+            return Engine { throw error }
         }
+    }
+
+    /// What opens each device, on its own thread.
+    private static func openers(
+        _ options: SessionOptions, _ device: DeviceOptions
+    ) throws -> [@Sendable () throws -> any Backend] {
+        let note: @Sendable (DeviceNote) -> Void = { options.note("\($0)") }
+        if let group = options.group { return try group.openers(device, note: note) }
+        return [{ try options.device.open(device, note: note) }]
     }
 
     // MARK: What is loaded
@@ -112,7 +134,7 @@ public final class Session: Sendable {
         if let known = state.withLock({ $0.plans[key] }) {
             plan = known.withNotices(of: run)
         } else {
-            plan = try Plan(run)
+            plan = try Plan(run, devices: device.count)
             state.withLock { $0.plans[key] = plan }
         }
         // A CPU's memory is the system's, which lends more than it has: nothing is refused that nobody limits.
@@ -284,9 +306,10 @@ private func isUnreadable(_ error: any Error) -> Bool {
     return error is CheckpointError
 }
 
-/// What the device's opener finds out, on the device's own thread.
+/// What the devices' openers find out, each on its device's own thread.
 private final class FactsBox: Sendable {
-    let memory = Mutex(DeviceMemoryFacts(usable: .max, isGPU: false))
+    /// Of each device that is open.
+    let memories = Mutex<[DeviceMemoryFacts]>([])
 }
 
 extension Run {

@@ -10,6 +10,8 @@ public import Runs
 /// How a session is set up.
 public struct SessionOptions: Sendable {
     public var device = DeviceChoice.automatic
+    /// Devices that make each video together; nil for ``device`` alone.
+    public var group: DeviceGroup?
     /// Of the CPU; nil for all.
     public var threads: Int?
     /// The most device memory to use, in bytes; nil: what is free when the device is opened.
@@ -28,10 +30,12 @@ public struct SessionOptions: Sendable {
     public init() {}
 }
 
-/// The opened device of a session.
+/// The opened device of a session, or the first one of its group.
 public struct SessionDevice: Sendable, Hashable {
     public let name: String
-    /// Bytes that models and activations may take together.
+    /// How many devices make each video together.
+    public let count: Int
+    /// Bytes that models and activations may take together on each device.
     public let memoryLimit: Int
     public let isGPU: Bool
 }

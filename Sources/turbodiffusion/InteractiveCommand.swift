@@ -55,6 +55,7 @@ extension Generation {
 
             var session = SessionOptions()
             session.device = execution.device
+            session.group = execution.devices
             session.threads = execution.threads
             session.memoryLimit = execution.memoryLimit?.bytes
             session.keepLoaded = nil
@@ -87,7 +88,6 @@ extension Generation {
             ("--from", content.from != nil, "/load FILE takes its settings"),
             ("--dry_run", execution.dryRun, "leave one of them out"),
             ("--json", execution.json, "leave one of them out"),
-            ("--devices", execution.devices != nil, "name one with --device"),
             ("a file of a stage", files.contains { $0 != nil }, "leave it out"),
         ] where isSaid {
             throw UserError(

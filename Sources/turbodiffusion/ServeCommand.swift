@@ -64,6 +64,11 @@ struct ServeCommand: AsyncParsableCommand {
     struct MachineOptions: ParsableArguments {
         @Option(help: "Where to compute: auto, cpu, cuda or cuda:N; repeatable for several GPUs.")
         var device: [DeviceChoice] = []
+        @Option(
+            help:
+                "GPUs that make each video together, such as 0,1; repeatable for several groups beside each other."
+        )
+        var devices: [DeviceGroup] = []
         @Option(help: "Threads of the CPU (default: all).")
         var threads: Int?
         @Option(
@@ -90,6 +95,10 @@ struct ServeCommand: AsyncParsableCommand {
         ]
         for (name, value) in positive where value < 1 {
             throw ValidationError("\(name) must be 1 or more, not \(value)")
+        }
+        guard machine.device.isEmpty || machine.devices.isEmpty else {
+            throw ValidationError(
+                "--device and --devices exclude each other: both tell where to compute")
         }
         guard machine.keepLoaded >= 0 else {
             throw ValidationError("--keep-loaded must be 0 or more, not \(machine.keepLoaded)")
@@ -138,6 +147,7 @@ struct ServeCommand: AsyncParsableCommand {
         options.expireSeconds = limits.expireHours * 3600
         options.diskLimit = limits.diskLimit?.bytes ?? options.diskLimit
         options.devices = machine.device.isEmpty ? [.automatic] : machine.device
+        options.groups = machine.devices
         options.drain = machine.drain
         options.session.threads = machine.threads
         options.session.memoryLimit = machine.memoryLimit?.bytes

@@ -125,7 +125,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         }
         let first = await make(
             small + models + [
-                "--image_path", projectFolder + "/docs/nano.png", "--save_path", folder / "a.png",
+                "--image_path", projectFolder + "/docs/nano.jpg", "--save_path", folder / "a.png",
                 "--save_conditioning", folder / "c.safetensors",
             ])
         #expect(first == (0, ""))
@@ -181,7 +181,7 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
             (["x", "--crf", "99", "--num_frames", "5"], "quality (crf) must be 0 to 51"),
             (["x", "--save_latents", folder / "l.pth"], "must end in .safetensors"),
             (["--latents", projectFolder + "/README.md"], "README.md"),
-            (["x", "--from", projectFolder + "/docs/nano.png"], "contains no request"),
+            (["x", "--from", projectFolder + "/docs/nano.jpg"], "contains no request"),
         ]
         for (arguments, words) in cases {
             do {

@@ -143,7 +143,7 @@ final class EndingTests {
 
     @Test(
         "what it may take is too little: one line before any work",
-        arguments: ["-v 60000", "-v 200000", "-v 420000", "-s 64", "-n 8", "-n 20"])
+        arguments: ["-v 60000", "-v 200000", "-v 420000", "-s 64", "-n 5", "-n 16"])
     func limits(limit: String) async throws {
         let child = try await start(video(frames: 17), after: "ulimit \(limit)")
         let remains = await child.remains

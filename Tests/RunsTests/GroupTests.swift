@@ -216,8 +216,12 @@ struct GroupTests {
         let run = try Run(request, try nano())
         let (one, two) = (try Plan(run), try Plan(run, devices: 2))
         for (one, two) in zip(one.stages, two.stages) where one.part != .textEncoder {
+            // Keys and values of the text, which every device has whole: 10 blocks of [512 rows, 256], bf16.
+            let text = one.part.isTransformer ? 10 * 2 * 512 * 256 * 2 : 0
             // Half, and the rows of q, k and v that are on their way.
-            #expect(two.activationBytes < one.activationBytes * 60 / 100 + (1 << 20), "\(one.part)")
+            #expect(
+                two.activationBytes - text < (one.activationBytes - text) * 55 / 100 + (1 << 20),
+                "\(one.part)")
             #expect(two.operations < one.operations * 0.55, "\(one.part)")
             #expect(one.sentBytes == 0 && two.sentBytes > 0)
             #expect(two.weightBytes == one.weightBytes)

@@ -104,6 +104,25 @@ struct SessionTests {
         #expect(!third.started.contains { $0.hasPrefix("load") })
     }
 
+    @Test("A group makes the same file, and one that cannot be says so when it is asked")
+    func group() async throws {
+        let folder = try Folder()
+        defer { folder.remove() }
+        for (name, group) in [("one", nil), ("two", DeviceGroup("cpu,cpu"))] {
+            let session = session(folder) { $0.group = group }
+            #expect(try await session.open().count == (group == nil ? 1 : 2))
+            let run = try await session.prepare(tinyRequest(), try nano())
+            #expect(run.plan.devices == (group == nil ? 1 : 2))
+            _ = try await session.make(run, to: folder.path + "/\(name).mp4")
+        }
+        let videos = try ["one", "two"].map {
+            try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4"))
+        }
+        #expect(videos[0] == videos[1])
+        let mixed = session(folder) { $0.group = DeviceGroup("cpu,cuda:0") }
+        await #expect(throws: DeviceGroupError.mixed) { try await mixed.open() }
+    }
+
     @Test("A damaged embedding is made again")
     func damagedEmbedding() async throws {
         let folder = try Folder()
