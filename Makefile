@@ -11,6 +11,7 @@
 # make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
 # make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
+# make soak    an hour (SECONDS) of mixed and bad requests to the service: nothing of its own making fails, nothing grows
 # make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
 # make terminal  tests the interactive terminal in tmux
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
@@ -91,9 +92,12 @@ torture: $(BINARY) packages
 
 # Of the service: the unmodified client, and many clients at once. Both need the program only.
 LOAD ?= --requests 1000 --clients 50 --kills 10
-.PHONY: load client
+.PHONY: load client soak
 load: $(BINARY) packages
 	python3 Tests/Service/load.py $(LOAD)
+
+soak: $(BINARY) packages
+	python3 Tests/Service/soak.py --seconds $(or $(SECONDS),3600)
 
 client: $(BINARY) packages
 	python=$$(Scripts/openai-client) && "$$python" Tests/Service/client.py
