@@ -25,7 +25,7 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let libraries = [
     "Ground", "Tensors", "CPU", "CUDA", "Devices", "Checkpoints", "Tokenizers", "Models",
     "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions", "Jobs", "Service",
-    "Verification", "Benchmarks", "Quality", "Terminal", "Interactive", "Training",
+    "Verification", "Benchmarks", "Quality", "Terminal", "Interactive", "Training", "Downloads",
 ]
 
 let package = Package(
@@ -70,6 +70,10 @@ let package = Package(
         .target(
             name: "Models", dependencies: ["Ground", "Tensors", "Checkpoints"],
             swiftSettings: numeric),
+        // libcurl's functions are variadic too.
+        .target(name: "CCurl", publicHeadersPath: "include"),
+        .target(
+            name: "Downloads", dependencies: ["CCurl", "Ground", system], swiftSettings: swift),
         .target(name: "Diffusion", dependencies: ["Tensors"], swiftSettings: numeric),
         .target(
             name: "Media", dependencies: ["CProcess", "Ground", system], swiftSettings: numeric),
@@ -167,7 +171,7 @@ let package = Package(
                 "Models",
                 "Diffusion", "Media", "Families", "Runs", "Catalog", "Delivery", "Sessions",
                 "Service", "Interactive", "Verification", "Benchmarks", "Quality", "Devices",
-                "Terminal", "Training", system, arguments,
+                "Terminal", "Training", "Downloads", system, arguments,
             ],
             swiftSettings: swift),
         .testTarget(name: "ArchitectureTests", swiftSettings: tests),
@@ -220,6 +224,9 @@ let package = Package(
         .testTarget(
             name: "CatalogTests",
             dependencies: ["Catalog", "Families", "Models", "Checkpoints", "Tensors"],
+            swiftSettings: tests),
+        .testTarget(
+            name: "DownloadsTests", dependencies: ["Downloads", "Ground", system],
             swiftSettings: tests),
         .testTarget(
             name: "DeliveryTests",

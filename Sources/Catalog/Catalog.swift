@@ -14,6 +14,8 @@ public struct Catalog: Sendable {
             /// Candidates for each file; the first that exists is taken. Without a candidate for the tokenizer, it is
             /// looked for beside the text encoder.
             case named([ModelFile: [String]])
+            /// A repository of the hub with a `config.json`, as a folder.
+            case repository(Published)
         }
 
         public var name: String
@@ -25,12 +27,26 @@ public struct Catalog: Sendable {
         public var transformer: WanTransformerArchitecture
         public var textEncoder: UMT5Architecture
         public var vae: WanVAEArchitecture
+        /// Where each file comes from.
+        public var sources: [ModelFile: FileSource] = [:]
+        /// The same files without quantisation, where the others have it.
+        public var plainSources: [ModelFile: FileSource] = [:]
+        /// As its authors say.
+        public var licence: String?
+        /// How its transformers are made, where nobody publishes them.
+        public var recipe: Recipe?
 
         public init(
             _ name: String, _ family: Family, _ files: Files, resolution: String? = nil,
             transformer: WanTransformerArchitecture, textEncoder: UMT5Architecture = .xxl,
-            vae: WanVAEArchitecture = WanVAEArchitecture()
+            vae: WanVAEArchitecture = WanVAEArchitecture(),
+            sources: [ModelFile: FileSource] = [:], plain: [ModelFile: FileSource] = [:],
+            licence: String? = nil, recipe: Recipe? = nil
         ) {
+            self.sources = sources
+            plainSources = plain
+            self.licence = licence
+            self.recipe = recipe
             self.name = name
             self.family = family
             self.files = files
@@ -53,11 +69,21 @@ public struct Catalog: Sendable {
         }
 
         public var hasTwoExperts: Bool {
-            if case .named(let files) = files { files[.lowNoiseTransformer] != nil } else { false }
+            if case .named(let files) = files {
+                files[.lowNoiseTransformer] != nil || sources[.lowNoiseTransformer] != nil
+            } else {
+                false
+            }
         }
     }
 
     public var entries: [Entry]
+    /// Models that are made, not published. They are found by name.
+    public var recipes: [Entry] = []
+    /// Where files may be.
+    public var library = Library()
+    /// The model where none is named; nil: the first that fits.
+    public var defaultName: String?
     /// Folders that may contain a folder `Models`.
     var places: [String]
 
@@ -74,40 +100,76 @@ public struct Catalog: Sendable {
 
     /// The model with a name; case does not matter.
     public func entry(named name: String) -> Entry? {
-        entries.first { $0.name.lowercased() == name.lowercased() }
+        (entries + recipes).first { $0.name.lowercased() == name.lowercased() }
     }
 }
 
 extension Catalog {
-    /// The models that this program knows by name.
-    public static let published = Catalog(entries: [
+    /// The models that this program and its user's configuration know by name.
+    public static let published: Catalog = {
+        var catalog = Catalog(entries: known)
+        catalog.recipes = knownRecipes
+        let settings = Settings.current
+        catalog.library = Library(settings)
+        catalog.defaultName = settings[.model]?.text
+        for own in settings.models where own.recipe == nil { catalog.entries.append(own) }
+        for own in settings.models where own.recipe != nil { catalog.recipes.append(own) }
+        return catalog
+    }()
+
+    /// Those of this program.
+    static let known = [
         Entry(
             "nano", nano, .folder, transformer: .nano, textEncoder: .nano,
-            vae: WanVAEArchitecture(dim: 24)),
+            vae: WanVAEArchitecture(dim: 24), licence: apache),
         Entry(
             "Wan2.1-1.3B", .wan21, wanFiles(["TurboWan2.1-T2V-1.3B-480P"]), resolution: "480p",
-            transformer: .wan21T2V1B),
+            transformer: .wan21T2V1B, sources: turbo("TurboWan2.1-T2V-1.3B-480P"),
+            plain: turboPlain("TurboWan2.1-T2V-1.3B-480P"), licence: apache),
         Entry(
             "Wan2.1-14B", .wan21,
             wanFiles(["TurboWan2.1-T2V-14B-480P", "TurboWan2.1-T2V-14B-720P"]),
-            resolution: "480p", transformer: .wan21T2V14B),
+            resolution: "480p", transformer: .wan21T2V14B,
+            sources: turbo("TurboWan2.1-T2V-14B-480P"),
+            plain: turboPlain("TurboWan2.1-T2V-14B-480P"), licence: apache),
+        Entry(
+            "Wan2.1-14B-720P", wan21At720, wanFiles(["TurboWan2.1-T2V-14B-720P"]),
+            resolution: "720p", transformer: .wan21T2V14B,
+            sources: turbo("TurboWan2.1-T2V-14B-720P"),
+            plain: turboPlain("TurboWan2.1-T2V-14B-720P"), licence: apache),
         Entry(
             "Wan2.2-A14B", .wan22I2V,
             wanFiles(
                 ["TurboWan2.2-I2V-A14B-high-720P"], low: ["TurboWan2.2-I2V-A14B-low-720P"]),
-            resolution: "720p", transformer: .wan22I2VA14B),
+            resolution: "720p", transformer: .wan22I2VA14B,
+            sources: turbo(
+                "TurboWan2.2-I2V-A14B-720P", high: "TurboWan2.2-I2V-A14B-high-720P",
+                low: "TurboWan2.2-I2V-A14B-low-720P"),
+            plain: turboPlain(
+                "TurboWan2.2-I2V-A14B-720P", high: "TurboWan2.2-I2V-A14B-high-720P",
+                low: "TurboWan2.2-I2V-A14B-low-720P"), licence: apache),
         Entry(
             "Wan2.2-T2V-A14B", .wan21,
             wanFiles(
                 ["Wan2.2-T2V-A14B/high_noise_model"], low: ["Wan2.2-T2V-A14B/low_noise_model"]),
-            resolution: "480p", transformer: .wan21T2V14B),
-    ])
+            resolution: "480p", transformer: .wan21T2V14B,
+            sources: shared.merging([
+                .transformer: .hub(wanShards("Wan2.2-T2V-A14B", "high_noise_model/")),
+                .lowNoiseTransformer: .hub(wanShards("Wan2.2-T2V-A14B", "low_noise_model/")),
+            ]) { $1 }, licence: apache),
+    ]
 
     private static let nano: Family = {
         var family = Family(name: "nano", roundsTimesteps: false)
         (family.defaults.width, family.defaults.height) = (256, 144)
         family.defaults.frames = 33
         (family.defaults.attention, family.defaults.topK) = (.sla, 0.2)
+        return family
+    }()
+
+    private static let wan21At720: Family = {
+        var family = Family.wan21
+        (family.defaults.width, family.defaults.height) = (1280, 720)
         return family
     }()
 

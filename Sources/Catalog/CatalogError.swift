@@ -8,6 +8,8 @@ public enum CatalogError: Error, Sendable, Hashable, Codable {
     case missingFile(ModelFile, model: String, path: String)
     /// Several of them.
     case missingFiles([ModelFile: String], model: String)
+    /// A published model of which nothing is on this machine.
+    case notHere(model: String)
     /// The model's `config.json` cannot be read.
     case unreadable(path: String, reason: String)
     /// A value in a model's description that no model can have.
@@ -29,6 +31,7 @@ extension CatalogError: CustomStringConvertible {
                 + ModelFile.allCases.compactMap { file in
                     files[file].map { "\($0) (the \(file.title))" }
                 }.joined(separator: ", ") + ", of \(model)"
+        case .notHere(let model): "\(model) is not here"
         case .unreadable(let path, let reason):
             "\(path) is not a model configuration: \(reason)"
         case .value(let path, let key, let found, let expected):

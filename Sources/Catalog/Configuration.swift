@@ -73,6 +73,30 @@ struct Configuration: Decodable {
     }
 }
 
+extension Catalog {
+    /// The names of a model's files, from the bytes of its `config.json`; nil where it names none.
+    public static func fileNames(configuration bytes: [UInt8]) -> [String]? {
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        guard let files = try? decoder.decode(Configuration.self, from: Data(bytes)).files else {
+            return nil
+        }
+        return [
+            files.transformer, files.lowNoiseTransformer, files.textEncoder, files.tokenizer,
+            files.vae,
+        ].compactMap { $0 }
+    }
+
+    /// The names of the pieces of a file, from the bytes of its index; nil where it is none.
+    public static func pieceNames(index bytes: [UInt8]) -> [String]? {
+        struct Index: Decodable { var weightMap: [String: String] }
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        guard let index = try? decoder.decode(Index.self, from: Data(bytes)) else { return nil }
+        return Set(index.weightMap.values).sorted()
+    }
+}
+
 extension Configuration {
     /// The family that the file describes, with every number checked.
     /// - Parameters:

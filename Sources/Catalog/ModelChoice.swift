@@ -32,7 +32,12 @@ extension Catalog {
         let known = choice.name.map(entry) ?? standard(for: choice)
         var models: ModelSet
         if let known, case .named(let candidates) = known.files {
-            models = Self.models(known, candidates, choice)
+            models = self.models(known, candidates, choice)
+        } else if let known, case .repository(let repository) = known.files {
+            guard let folder = library.folder(repository) else { throw .notHere(model: known.name) }
+            models = try Self.modelSet(
+                folder: folder, conditioning: choice.conditioning, files: choice.files)
+            models.name = known.name
         } else {
             let name = known?.name ?? choice.name ?? ""
             models = try self.models(inFolderNamed: name, choice)
@@ -47,7 +52,9 @@ extension Catalog {
 
     /// The first model of the table that fits the files that are given.
     private func standard(for choice: ModelChoice) -> Entry? {
-        entries.first { entry in
+        let preferred = defaultName.flatMap { entry(named: $0) }.map { [$0] } ?? []
+        return (preferred + entries).first { entry in
+            if case .repository = entry.files, choice.files[.transformer] != nil { return false }
             let isFolder = entry.files == .folder
             return (choice.conditioning ?? .none) == entry.family.conditioning
                 && (choice.files[.transformer] == nil || !isFolder)
@@ -55,21 +62,50 @@ extension Catalog {
         }
     }
 
-    private static func models(
+    private func models(
         _ entry: Entry, _ candidates: [ModelFile: [String]], _ choice: ModelChoice
     ) -> ModelSet {
+        /// nil where it is nowhere.
+        func fromLibrary(_ file: ModelFile) -> String? {
+            [entry.sources[file], entry.plainSources[file]].lazy.compactMap { $0 }.compactMap {
+                library.find($0, for: file)
+            }.first
+        }
         func find(_ file: ModelFile) -> String {
-            let paths = choice.files[file].map { [$0] } ?? candidates[file] ?? []
-            return paths.first(where: exists) ?? paths.first ?? ""
+            if let path = choice.files[file] { return path }
+            let paths = (candidates[file] ?? []).map(inCheckpoints)
+            return paths.first(where: exists) ?? fromLibrary(file) ?? paths.first
+                ?? entry.sources[file].map(whereExpected) ?? ""
         }
         let textEncoder = find(.textEncoder)
-        let tokenizer = find(.tokenizer)
+        var tokenizer = choice.files[.tokenizer] ?? ""
+        if tokenizer.isEmpty {
+            let beside = Self.tokenizer(beside: textEncoder)
+            tokenizer = exists(beside) ? beside : fromLibrary(.tokenizer) ?? beside
+        }
         return ModelSet(
             name: entry.name, family: entry.family, transformer: find(.transformer),
             lowNoiseTransformer: entry.hasTwoExperts ? find(.lowNoiseTransformer) : nil,
             textEncoder: textEncoder,
-            tokenizer: tokenizer.isEmpty ? Self.tokenizer(beside: textEncoder) : tokenizer,
-            vae: find(.vae))
+            tokenizer: tokenizer, vae: find(.vae))
+    }
+
+    /// The original's folder may be elsewhere.
+    private func inCheckpoints(_ path: String) -> String {
+        let usual = Self.checkpointFolder + "/"
+        guard library.checkpoints != Self.checkpointFolder, path.hasPrefix(usual) else {
+            return path
+        }
+        return "\(library.checkpoints)/\(path.dropFirst(usual.count))"
+    }
+
+    /// Where a file that is not here would be.
+    private func whereExpected(_ source: FileSource) -> String {
+        let folder = library.models ?? "models"
+        return switch source {
+        case .made(let path): "\(folder)/\(path)"
+        case .hub(let published): "\(folder)/\(published.repository)/\(published.path)"
+        }
     }
 
     /// The tokenizer in one of its usual places beside a text encoder.

@@ -24,18 +24,29 @@ struct Curl: @unchecked Sendable {
             return .failure(
                 DownloadError(.library, "downloads need libcurl 7.62 or later; this one is older"))
         }
-        let version = curl_library_version(library)
-        guard version >= oldest else {
-            let parts = [16, 8, 0].map { "\(version >> $0 & 0xFF)" }.joined(separator: ".")
+        let curl = Curl(library: library)
+        guard curl_library_version(library) >= oldest else {
             return .failure(
-                DownloadError(.library, "downloads need libcurl 7.62 or later, found \(parts)"))
+                DownloadError(
+                    .library, "downloads need libcurl 7.62 or later, found \(curl.version)"))
         }
-        return .success(Curl(library: library))
+        return .success(curl)
     }()
 
     static func open() throws(DownloadError) -> Curl { try opened.get() }
 
+    var version: String {
+        let version = curl_library_version(library)
+        return [16, 8, 0].map { "\(version >> $0 & 0xFF)" }.joined(separator: ".")
+    }
+
     func reason(_ code: Int32) -> String { String(cString: curl_library_reason(library, code)) }
+}
+
+/// The library that downloads use, for people.
+/// - Throws: `.library` where there is none; the line says what to install.
+public func downloadLibrary() throws(DownloadError) -> String {
+    "libcurl \(try Curl.open().version)"
 }
 
 /// What comes before a body.

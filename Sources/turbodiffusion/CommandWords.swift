@@ -1,6 +1,7 @@
 /// From the words of a command line to a command, and from what ends it to a line and an exit code.
 
 import ArgumentParser
+import Catalog
 import Glibc
 import Ground
 import Terminal
@@ -35,6 +36,9 @@ extension TurboDiffusion {
                 return EXIT_SUCCESS
             }
             let parsed = try await command(words)
+            if case .failure(let error) = Settings.loaded, !(parsed is DoctorCommand) {
+                throw UsageError(description: error.description)
+            }
             for note in repeatedOptions(normalized(words)) where !words.contains("--quiet") {
                 Output.note("note: \(note)")
             }

@@ -4,6 +4,7 @@ import ArgumentParser
 import CPU
 import CUDA
 import Catalog
+import Downloads
 import Families
 import Glibc
 import Ground
@@ -35,7 +36,7 @@ struct DoctorCommand: AsyncParsableCommand {
 
     func run() async throws {
         var findings = [processor(), oneDNN(), memory(), disk(), await ffmpeg()]
-        findings += models()
+        findings += models() + settings()
         let cuda = Diagnosis.run(libraries: libraries)
         findings += cuda
         for finding in findings { show(finding) }
@@ -141,8 +142,26 @@ struct DoctorCommand: AsyncParsableCommand {
         return here + [
             Finding(
                 "model", here.isEmpty ? .warning : .fine, text,
-                advice: here.isEmpty ? "README.md says where they are published" : nil)
+                advice: "'turbodiffusion models' lists them, 'turbodiffusion get NAME' downloads one")
         ]
+    }
+
+    /// What can be set once for all commands, and where each value is from.
+    private func settings() -> [Finding] {
+        var findings: [Finding] = []
+        if case .failure(let error) = Settings.loaded {
+            findings.append(
+                Finding("settings", .missing, "\(error)", advice: "defaults count until then"))
+        }
+        for key in Settings.Key.allCases {
+            guard let value = Settings.current[key] else { continue }
+            findings.append(
+                Finding("settings", .fine, "\(key.rawValue) = \(value.text) (\(value.source))"))
+        }
+        do throws(DownloadError) {
+            findings.append(Finding("downloads", .fine, try downloadLibrary()))
+        } catch { findings.append(Finding("downloads", .warning, "\(error)")) }
+        return findings
     }
 
     /// Looks for ffmpeg and tries to encode .mp4, the default format.

@@ -77,7 +77,8 @@ struct ContentOptions: ParsableArguments {
 struct ModelOptions: ParsableArguments {
     @Option(
         help: """
-            A folder with a config.json, or a name: nano, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, Wan2.2-T2V-A14B.
+            A name that 'turbodiffusion models' lists, such as nano, Wan2.1-1.3B, Wan2.1-14B or Wan2.2-A14B, or a folder \
+            with a config.json.
             """,
         completion: .list(Catalog.published.names))
     var model: String?
@@ -224,8 +225,10 @@ struct ExecutionOptions: ParsableArguments {
     @Flag(help: "Print what each stage takes.")
     var verbose = false
 
-    func validate() throws {
+    mutating func validate() throws {
         try Machines.check(device, devices)
+        if device == .automatic, devices == nil { device = try Defaults.device() ?? device }
+        memoryLimit = try memoryLimit ?? Defaults.memoryLimit()
         try checkThreads(threads)
     }
 

@@ -150,7 +150,7 @@ struct ServeCommand: AsyncParsableCommand {
         options.groups = machine.devices
         options.drain = machine.drain
         options.session.threads = machine.threads
-        options.session.memoryLimit = machine.memoryLimit?.bytes
+        options.session.memoryLimit = try (machine.memoryLimit ?? Defaults.memoryLimit())?.bytes
         options.session.keepLoaded =
             machine.keepLoaded == 0 ? nil : .seconds(machine.keepLoaded)
         if machine.noEmbeddingCache { options.session.embeddings = nil }
@@ -175,7 +175,7 @@ struct ServeCommand: AsyncParsableCommand {
             guard !found.isEmpty else {
                 throw UserError(
                     "model.catalog",
-                    "no model is here: put one into Models/ or checkpoints/, or name its folder with --model"
+                    "no model is here: 'turbodiffusion get NAME' downloads one, or name its folder with --model"
                 )
             }
             return found

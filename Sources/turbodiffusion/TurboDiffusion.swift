@@ -18,7 +18,8 @@ struct TurboDiffusion: AsyncParsableCommand {
         version: programVersion,
         subcommands: [
             TextToVideoCommand.self, ImageToVideoCommand.self, InteractiveCommand.self,
-            ServeCommand.self, InspectCommand.self,
+            ServeCommand.self, ModelsCommand.self, GetCommand.self, RemoveCommand.self,
+            InspectCommand.self,
             QuantizeCommand.self, MergeCommand.self, ConvertCommand.self, LoRACommand.self,
             CompareCommand.self, EncodeCommand.self, VerifyCommand.self, BenchCommand.self,
             KernelsCommand.self, DoctorCommand.self, TrainCommand.self, DatasetCommand.self,

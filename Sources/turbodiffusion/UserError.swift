@@ -102,20 +102,29 @@ extension UserError {
 
     private init(_ error: CatalogError, takesPicture: Bool) {
         let code = "model.catalog"
+        func advice(_ model: String) -> String {
+            Catalog.published.howToGet(model).map { "\($0), or " } ?? ""
+        }
         switch error {
-        case .missingFile(.tokenizer, _, let path):
+        case .missingFile(.tokenizer, let model, let path):
             self.init(
                 code,
-                "no tokenizer at \(path): put umT5's tokenizer.json or spiece.model beside the text encoder, "
-                    + "or name it with --tokenizer_path")
-        case .missingFile(let file, _, _):
+                "no tokenizer at \(path): \(advice(model))put umT5's tokenizer.json or spiece.model beside the text "
+                    + "encoder, or name it with --tokenizer_path")
+        case .missingFile(let file, let model, _):
             self.init(
-                code, "\(error); name another with \(file.option(takesPicture: takesPicture)) FILE")
-        case .missingFiles(let files, _):
+                code,
+                "\(error); \(advice(model))name another with \(file.option(takesPicture: takesPicture)) FILE"
+            )
+        case .notHere(let model):
+            self.init(
+                code, "\(error)" + (Catalog.published.howToGet(model).map { ": \($0)" } ?? ""))
+        case .missingFiles(let files, let model):
             let options = ModelFile.allCases.filter { files[$0] != nil }.map {
                 "\($0.option(takesPicture: takesPicture)) FILE"
             }
-            self.init(code, "\(error): \(options.joined(separator: ", ")) name others")
+            self.init(
+                code, "\(error): \(advice(model))\(options.joined(separator: ", ")) name others")
         case .conditioning(_, let model):
             self.init(code, "\(error); use 'turbodiffusion \(model ? "i2v" : "t2v")'")
         default: self.init(code, "\(error)")

@@ -250,6 +250,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(piece)
             file.count(version, position + 4095 >> 12 << 12, max(0, position + count - (position + 4095 >> 12 << 12)))
             position += count
+            if position - start <= 1 << 14:
+                # Over a network the first packets are answered before more are sent.
+                self.wfile.flush()
+                time.sleep(0.01)
         if kind == "stall":
             # Longer than clients of the tests wait.
             time.sleep(2.5)
@@ -257,6 +261,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind in ("drop", "lie-more", "lie-less"):
             return self.hang_up()
         if kind == "drop-reset":
+            # What is still in this machine's buffers would be counted, and never be sent.
+            time.sleep(0.02)
             return self.hang_up(reset=True)
         if kind == "extra":
             self.wfile.write(b"more than was asked for")
