@@ -29,6 +29,9 @@ final class Transfer: Sendable {
         /// What the place that gives the bytes says of their version, to notice another.
         var version: String?
         var conditions = true
+        /// Whether parts have come, now or before: who gives them once can give them again.
+        var givesParts: Bool
+        var wholeAnswers = 0
         var isAsking = false
         var result: Result?
     }
@@ -62,7 +65,8 @@ final class Transfer: Sendable {
         noteSize = min(partSize >> 4, 1 << 20)
         state = Mutex(
             State(
-                done: inParts ? known : ByteRanges(), patience: Patience(tries: options.tries)))
+                done: inParts ? known : ByteRanges(), patience: Patience(tries: options.tries),
+                givesParts: !known.ranges.isEmpty))
     }
 
     /// Fetches what is missing. Blocks the calling thread.
@@ -326,6 +330,7 @@ final class Transfer: Sendable {
                 reason: "\(identity.size) bytes were promised, the file has \(size)",
                 isDoubtful: true)
         }
+        state.withLock { $0.givesParts = true }
         guard let etag = head["etag"] else { return nil }
         let other = state.withLock { state -> Bool in
             guard state.conditions else { return false }
@@ -408,14 +413,14 @@ final class Transfer: Sendable {
             let client = try HubClient(hub, options, isStopped: { self.isOver })
             let other = try client.identify(file)
             if other != identity { return end(.changed(other)) }
-            // With a condition, another version at one of several servers may be the reason. The hash tells in the end.
-            let hadConditions = state.withLock { state in
-                defer { state.version = nil }
-                guard problem.isWhole || identity.sha256 != nil else { return true }
-                defer { state.conditions = false }
-                return state.conditions && state.version != nil
+            let givesNone = state.withLock { state in
+                // Another version at one of several servers may be the reason. The hash tells in the end.
+                state.version = nil
+                if problem.isWhole || identity.sha256 != nil { state.conditions = false }
+                if problem.isWhole { state.wholeAnswers += 1 }
+                return !state.givesParts && state.wholeAnswers >= 3
             }
-            if problem.isWhole, !hadConditions { end(.noParts) }
+            if givesNone { end(.noParts) }
         } catch {
             if !isOver { fail(error) }
         }
