@@ -13,6 +13,7 @@
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make soak    an hour (SECONDS) of mixed and bad requests to the service: nothing of its own making fails, nothing grows
 # make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
+# make downloads  models by name from a hub on this machine that fails in every way; TRANSFERS by chance (20)
 # make terminal  tests the interactive terminal in tmux
 # make study   measures what acceleration costs nano, into output/quality; FOLDER: where teacher, plain student, classifier
 #              and captions are; OPTIONS=--help tells more
@@ -98,6 +99,11 @@ load: $(BINARY) packages
 
 soak: $(BINARY) packages
 	python3 Tests/Service/soak.py --seconds $(or $(SECONDS),3600)
+
+# Needs the program and Python only.
+.PHONY: downloads
+downloads: $(BINARY) packages
+	python3 Tests/Downloads/run.py --transfers $(or $(TRANSFERS),20)
 
 client: $(BINARY) packages
 	python=$$(Scripts/openai-client) && "$$python" Tests/Service/client.py

@@ -86,6 +86,12 @@ struct Head: Sendable, Equatable {
         return (first..<last + 1, Int(parts[1]))
     }
 
+    /// `Content-Range: bytes */100` of an answer 416: the size of the whole.
+    var sizeWithoutRange: Int? {
+        guard let text = fields["content-range"], text.hasPrefix("bytes */") else { return nil }
+        return Int(text.dropFirst(8))
+    }
+
     /// Seconds that `Retry-After` asks for; nil where it asks for none. Dates are taken as a minute.
     var retryAfter: Double? {
         guard let text = fields["retry-after"] else { return nil }

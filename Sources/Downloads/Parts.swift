@@ -368,7 +368,11 @@ final class Transfer: Sendable {
         }
         let head = answer.head
         switch head.status {
-        case 416: return Problem(reason: "it answers 416: no such bytes", isDoubtful: true)
+        case 416:
+            let size = head.sizeWithoutRange
+            let reason =
+                size.map { $0 == identity.size ? nil : "\(identity.size) bytes were promised, the file has \($0)" } ?? nil
+            return Problem(reason: reason ?? "it answers 416: no such bytes", isDoubtful: true)
         case 200..<300: return Problem(reason: "the answer ends too early")
         case 300..<400: return Problem(reason: "it leads in circles", isPermanent: true)
         default: return Problem(reason: "it answers \(head.status)", head: head)

@@ -65,7 +65,10 @@ struct ModelsCommand: AsyncParsableCommand {
                 row.name + (row.isRecipe ? " (recipe, untested)" : ""),
                 row.takesPicture ? "picture to video" : "text to video",
                 row.bytes.map { describe(bytes: $0) } ?? "?",
-                row.here ? "yes" : row.missing.isEmpty ? "no" : "\(row.missing.count) missing",
+                row.here
+                    ? "yes"
+                    : row.paths.isEmpty
+                        ? "no" : "\(row.paths.count) of \(row.paths.count + row.missing.count) files",
                 runs, row.licence ?? "?",
             ])
         }

@@ -298,6 +298,37 @@ def said_what_to_type(case):
     expect_line(result, "Wan9", "turbodiffusion models")
 
 
+def in_pieces(case):
+    """An index names the pieces, and is here only when they are."""
+    pieces = [f"w-{index}.safetensors" for index in range(3)]
+    index = json.dumps({"weight_map": {f"tensor{n}": pieces[n % 3] for n in range(9)}}).encode()
+    case.hub.put("test/models", "dir/w.index.json", index, is_large=False)
+    files = [case.hub.add("test/models", f"dir/{name}", MIB, faults=[("drop", 0.5)]) for name in pieces]
+    case.model("a", path="dir/w.index.json")
+    files[2].permanent = 404
+    expect(case.get("a")[0] != 0 and not case.place("dir/w.index.json").exists(), "the index came before its pieces")
+    files[2].permanent = None
+    expect(case.get("a")[0] == 0 and all(map(case.is_whole, files)), "not whole")
+    expect(case.place("dir/w.index.json").read_bytes() == index, "the index")
+    expect(all(file.total()[1] == 0 for file in files), "pieces came twice")
+    expect(case.run("remove", "a", "--yes")[0] == 0 and not case.place("dir").exists(), "pieces are left")
+    expect(not (case.models / "test").exists(), f"left: {list(case.models.rglob('*'))}")
+
+
+def no_room(case):
+    case.hub.add("test/models", "a.pth", MIB, head_faults=[("lie", 1 << 60)] * 9)
+    case.model("a")
+    expect_line(case.get("a"), "a needs", "are free", "TURBODIFFUSION_MODELS")
+
+
+def bad_configuration(case):
+    case.config.write_text("[folders]\nmodels = [1]\n")
+    expect_line(case.run("models"), "config.toml:2: arrays are not supported", code=64)
+    expect("arrays are not supported" in case.run("doctor", "--quick")[1], "doctor says it")
+    case.config.write_text('[defaults]\nmemory_limit = "lots"\n')
+    expect_line(case.run("t2v", "a cat"), "config.toml:2", "lots", code=64)
+
+
 def used_where_it_is(case):
     """Files of Hugging Face's cache, of ComfyUI and of the original's folder are not fetched."""
     file = case.hub.add("test/models", "a.pth", MIB)
@@ -326,12 +357,7 @@ def by_name(case):
     """A real model from the hub: fetched by name, and a video made with it by name."""
     nano = ROOT / "Models/nano"
     for path in nano.iterdir():
-        file = case.hub.add("test/tiny", path.name, 1, is_large=path.suffix != ".json")
-        file.bytes = path.read_bytes()
-        file.size = len(file.bytes)
-        file.sent[0] = bytearray(file.size)
-        file.sha256 = hashlib.sha256(file.bytes).hexdigest()
-        file.etag = f'"{file.sha256}"' if file.is_large else '"small"'
+        case.hub.put("test/tiny", path.name, path.read_bytes(), is_large=path.suffix != ".json")
     with case.config.open("a") as config:
         config.write('[models.tiny]\nfolder = "test/tiny"\nlicence = "Apache-2.0"\n')
     expect_line(case.run("t2v", "a ball", "--model", "tiny"), "turbodiffusion get tiny")
@@ -350,12 +376,7 @@ def recipe(case):
     run = lambda *words: subprocess.run([program, *map(str, words)], check=True, capture_output=True, env=case.environment())
     run("convert", nano / "student_sla_quant.pth", plain, "--dequantize", "--quiet")
     for name in ("base", "from", "to"):
-        file = case.hub.add("test/parts", f"{name}.safetensors", 1)
-        file.bytes = plain.read_bytes()
-        file.size = len(file.bytes)
-        file.sent[0] = bytearray(file.size)
-        file.sha256 = hashlib.sha256(file.bytes).hexdigest()
-        file.etag = f'"{file.sha256}"'
+        case.hub.put("test/parts", f"{name}.safetensors", plain.read_bytes())
     with case.config.open("a") as config:
         config.write(
             '[recipes.mixed]\nlike = "Wan2.1-1.3B"\nlicence = "none"\nbase = "test/parts:base.safetensors"\n'
@@ -416,6 +437,9 @@ CASES = {
     "removed": removed,
     "listed": listed,
     "what to type": said_what_to_type,
+    "a file in pieces": in_pieces,
+    "no room on the disk": no_room,
+    "a configuration that cannot be used": bad_configuration,
     "used where it is": used_where_it_is,
     "a video by name": by_name,
     "a recipe": recipe,

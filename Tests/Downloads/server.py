@@ -77,6 +77,14 @@ class Hub:
         self.files[f"{repository}/{path}"] = file
         return file
 
+    def put(self, repository, path, content, is_large=True):
+        """A file with these bytes."""
+        file = self.add(repository, path, 1, is_large)
+        file.bytes, file.size, file.sent[0] = content, len(content), bytearray(len(content))
+        file.sha256 = hashlib.sha256(content).hexdigest()
+        file.etag = f'"{file.sha256}"' if is_large else f'"{hashlib.sha1(content).hexdigest()}"'
+        return file
+
     def close(self):
         for server in (self.main, self.other):
             server.shutdown()

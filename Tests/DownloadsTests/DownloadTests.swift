@@ -95,6 +95,8 @@ import Testing
         var head = Head()
         head.take("Content-Range: bytes 0-1/*")
         #expect(head.range?.bytes == 0..<2 && head.range?.size == nil)
+        head.take("Content-Range: bytes */7")
+        #expect(head.range == nil && head.sizeWithoutRange == 7)
     }
 
     @Test("Retry-After in seconds, or as a date")
