@@ -68,6 +68,11 @@ public struct Catalog: Sendable {
             }
         }
 
+        /// Whether its sizes are told only by a `config.json` of the hub.
+        public var isRepository: Bool {
+            if case .repository = files { true } else { false }
+        }
+
         public var hasTwoExperts: Bool {
             if case .named(let files) = files {
                 files[.lowNoiseTransformer] != nil || sources[.lowNoiseTransformer] != nil

@@ -36,6 +36,12 @@ public struct Published: Sendable, Hashable, CustomStringConvertible {
 
     /// Whether it is an index of pieces.
     public var isIndex: Bool { path.hasSuffix(".index.json") }
+    /// Whether its name alone says what it is. Others' files may have any name, such as `model.safetensors`.
+    var isKnownByName: Bool {
+        ["TurboDiffusion/", "Wan-AI/", "google/umt5", "worstcoder/"].contains {
+            repository.hasPrefix($0)
+        } && !isIndex
+    }
     var fileName: String { path.split(separator: "/").last.map(String.init) ?? path }
 }
 
@@ -87,10 +93,10 @@ public struct Library: Sendable, Hashable {
 
     /// Where a published file may be, the first place that counts first.
     func candidates(_ published: Published, for file: ModelFile) -> [String] {
-        var paths = published.isIndex ? [] : ["\(checkpoints)/\(published.fileName)"]
+        var paths = published.isKnownByName ? ["\(checkpoints)/\(published.fileName)"] : []
         if let models { paths.append("\(models)/\(published.repository)/\(published.path)") }
         if let folder = snapshot(published) { paths.append("\(folder)/\(published.path)") }
-        if let comfyUI, !published.isIndex {
+        if let comfyUI, published.isKnownByName {
             for folder in Self.comfyFolders(file) {
                 for name in [published.fileName] + Self.comfyNames(file, published) {
                     paths.append("\(comfyUI)/\(folder)/\(name)")

@@ -76,7 +76,8 @@ extension Catalog {
         -> [ModelFile: FileSource]
     {
         shared.merging(
-            turboFiles(repository, high ?? repository, low, ending: "-quant.pth")) { $1 }
+            turboFiles(repository, high ?? repository, low, ending: "-quant.pth")
+        ) { $1 }
     }
 
     static func turboPlain(_ repository: String, high: String? = nil, low: String? = nil)
@@ -142,21 +143,24 @@ extension Catalog {
             transformer: .wan21T2V14B, sources: made("TurboWan2.2-T2V-A14B"), licence: parts,
             recipe: Recipe(
                 sums: sums("Wan2.2-T2V-A14B", sparse: true),
-                note: "rCM's change on both experts (4.0 and 1.0, as its authors did for pictures), and that of SLA (1.0)"
+                note:
+                    "rCM's change on both experts (4.0 and 1.0, as its authors did for pictures), and that of SLA (1.0)"
             )),
         Entry(
             "rCM-Wan2.2-T2V-A14B", .wan21, .named([:]), resolution: "480p",
             transformer: .wan21T2V14B, sources: made("rCM-Wan2.2-T2V-A14B"), licence: parts,
             recipe: Recipe(
                 sums: sums("Wan2.2-T2V-A14B", sparse: false),
-                note: "rCM's change alone (4.0 and 1.0, as its authors did for pictures): run it with --attention_type original"
+                note:
+                    "rCM's change alone (4.0 and 1.0, as its authors did for pictures): run it with --attention_type original"
             )),
         Entry(
             "rCM-Wan2.2-I2V-A14B", .wan22I2V, .named([:]), resolution: "720p",
             transformer: .wan22I2VA14B, sources: made("rCM-Wan2.2-I2V-A14B"), licence: parts,
             recipe: Recipe(
                 sums: sums("Wan2.2-I2V-A14B", sparse: false),
-                note: "rCM's change alone, as its authors made it (4.0 and 1.0): run it with --attention_type original"
+                note:
+                    "rCM's change alone, as its authors made it (4.0 and 1.0): run it with --attention_type original"
             )),
     ]
 }

@@ -100,7 +100,8 @@ public struct Settings: Sendable {
         }
         let home = variable("HOME")
         let named = variable("TURBODIFFUSION_CONFIG")
-        file = named ?? base("XDG_CONFIG_HOME", ".config").map { "\($0)/turbodiffusion/config.toml" }
+        file =
+            named ?? base("XDG_CONFIG_HOME", ".config").map { "\($0)/turbodiffusion/config.toml" }
         if let path = file {
             if let text = try read(path) {
                 try take(text, path, home)
@@ -158,9 +159,11 @@ public struct Settings: Sendable {
             let known = Set(Key.allCases.map { $0.rawValue.split(separator: ".")[0] })
             guard table.path.count == 1, known.contains(Substring(table.path[0])) else {
                 let name =
-                    table.path.isEmpty ? "a key before the first table" : "[\(table.path.joined(separator: "."))]"
+                    table.path.isEmpty
+                    ? "a key before the first table" : "[\(table.path.joined(separator: "."))]"
                 throw refuse(
-                    table.entries.first.map { table.path.isEmpty ? $0.line : table.line } ?? table.line,
+                    table.entries.first.map { table.path.isEmpty ? $0.line : table.line }
+                        ?? table.line,
                     "\(name) is unknown: expected one of "
                         + known.sorted().map { "[\($0)]" }.joined(separator: ", ")
                         + ", [models.NAME], [recipes.NAME]")
@@ -184,7 +187,8 @@ public struct Settings: Sendable {
                     guard text.hasPrefix("/") else {
                         throw refuse(
                             entry.line,
-                            "'\(entry.key)' is '\(text)': expected a folder that begins with / or ~/")
+                            "'\(entry.key)' is '\(text)': expected a folder that begins with / or ~/"
+                        )
                     }
                 }
                 guard !text.isEmpty else { throw refuse(entry.line, "'\(entry.key)' is empty") }

@@ -60,7 +60,8 @@ extension Catalog.Entry {
             guard kind == "models", let repository = Published(folder + ":config.json") else {
                 throw refuse(
                     table["folder"]?.line ?? table.line,
-                    "'folder' is '\(folder)': expected OWNER/NAME or OWNER/NAME@REVISION of a model")
+                    "'folder' is '\(folder)': expected OWNER/NAME or OWNER/NAME@REVISION of a model"
+                )
             }
             try allow(["folder", "licence"])
             self.init(

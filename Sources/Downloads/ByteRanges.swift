@@ -21,7 +21,8 @@ struct ByteRanges: Sendable, Equatable {
         var (end, merged) = (start, range)
         while end < ranges.endIndex, ranges[end].lowerBound <= range.upperBound {
             merged =
-                min(merged.lowerBound, ranges[end].lowerBound)..<max(
+                min(
+                    merged.lowerBound, ranges[end].lowerBound)..<max(
                     merged.upperBound, ranges[end].upperBound)
             end += 1
         }

@@ -25,8 +25,9 @@ public struct HubFile: Sendable, Hashable, CustomStringConvertible {
         guard !steps.isEmpty, steps.allSatisfy(Self.isFileName) else {
             throw DownloadError(.name, "'\(path)' is no file of \(repository)")
         }
-        guard revision.split(separator: "/", omittingEmptySubsequences: false)
-            .allSatisfy(Self.isName)
+        guard
+            revision.split(separator: "/", omittingEmptySubsequences: false)
+                .allSatisfy(Self.isName)
         else { throw DownloadError(.name, "'\(revision)' is no revision of \(repository)") }
         self.repository = repository
         self.revision = revision

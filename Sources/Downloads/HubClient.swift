@@ -147,7 +147,9 @@ struct HubClient {
             if answer.failure == nil, answer.head.status == 200, isWhole { return collected.bytes }
             if answer.failure == nil, hub.isOwn(address),
                 let error = hub.refusal(answer.head, file)
-            { throw error }
+            {
+                throw error
+            }
             let reason = answer.failure ?? "it answers \(answer.head.status)"
             guard answer.isWorthRetrying,
                 let seconds = patience.fail(asked: answer.head.retryAfter)

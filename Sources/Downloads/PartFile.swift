@@ -37,7 +37,7 @@ final class PartFile: Sendable {
                 }
                 if isStopped() {
                     close(descriptor)
-                    throw DownloadError(.stopped, "stopped while another process fetched \(path)")
+                    throw DownloadError(.stopped, "another process is fetching \(path)")
                 }
                 if !hasWaited { wait() }
                 hasWaited = true

@@ -85,7 +85,9 @@ final class Transfer: Sendable {
         }
         let hash = Mutex<String?>(nil)
         if identity.sha256 != nil {
-            if let thread = Thread({ hash.withLock { $0 = self.hash() } }) { threads.append(thread) }
+            if let thread = Thread({ hash.withLock { $0 = self.hash() } }) {
+                threads.append(thread)
+            }
         }
         while threads.contains(where: { !$0.isDone }) {
             if isStopped() { fail(HubClient.stopped) }
@@ -257,7 +259,8 @@ final class Transfer: Sendable {
             return hub.isOwn(address) && identity.sha256 == nil ? identity.etag : state.version
         }
         // Weak ones do not promise equal bytes.
-        guard let version, version.hasPrefix("\""), version.utf8.allSatisfy({ $0 >= 32 && $0 < 127 })
+        guard let version, version.hasPrefix("\""),
+            version.utf8.allSatisfy({ $0 >= 32 && $0 < 127 })
         else { return false }
         request.headers.append("If-Range: \(version)")
         return true
@@ -371,7 +374,10 @@ final class Transfer: Sendable {
         case 416:
             let size = head.sizeWithoutRange
             let reason =
-                size.map { $0 == identity.size ? nil : "\(identity.size) bytes were promised, the file has \($0)" } ?? nil
+                size.map {
+                    $0 == identity.size
+                        ? nil : "\(identity.size) bytes were promised, the file has \($0)"
+                } ?? nil
             return Problem(reason: reason ?? "it answers 416: no such bytes", isDoubtful: true)
         case 200..<300: return Problem(reason: "the answer ends too early")
         case 300..<400: return Problem(reason: "it leads in circles", isPermanent: true)

@@ -75,7 +75,8 @@ extension ModelFolder {
                     part.discard()
                     throw DownloadError(
                         .damaged,
-                        "\(file) came damaged twice: SHA-256 \(expected) was promised, \(hash ?? "none") came")
+                        "\(file) came damaged twice: SHA-256 \(expected) was promised, \(hash ?? "none") came"
+                    )
                 }
                 isDamaged = true
                 note("\(file) came damaged: fetching it again")

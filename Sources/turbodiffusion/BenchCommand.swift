@@ -175,7 +175,9 @@ struct BenchCommand: AsyncParsableCommand {
     }
 
     func benchModel() throws -> BenchModel {
-        if let entry = Catalog.published.entry(named: model) { return BenchModel(random: entry) }
+        if let entry = Catalog.published.entry(named: model), !entry.isRepository {
+            return BenchModel(random: entry)
+        }
         return BenchModel(try Catalog.published.open(ModelChoice(model)))
     }
 

@@ -142,7 +142,8 @@ struct DoctorCommand: AsyncParsableCommand {
         return here + [
             Finding(
                 "model", here.isEmpty ? .warning : .fine, text,
-                advice: "'turbodiffusion models' lists them, 'turbodiffusion get NAME' downloads one")
+                advice:
+                    "'turbodiffusion models' lists them, 'turbodiffusion get NAME' downloads one")
         ]
     }
 

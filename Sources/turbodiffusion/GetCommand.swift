@@ -80,7 +80,8 @@ struct GetCommand: AsyncParsableCommand {
             guard files.missing(entry) == [] else {
                 throw UserError(
                     "model.catalog",
-                    "\(entry.name) comes with the program, and is not published: put its folder into Models/")
+                    "\(entry.name) comes with the program, and is not published: put its folder into Models/"
+                )
             }
             return tell("\(entry.name) comes with the program")
         }
@@ -110,7 +111,9 @@ struct GetCommand: AsyncParsableCommand {
         let command = entry.family.conditioning == .firstFrame ? "i2v" : "t2v"
         tell("\(entry.name) is here; turbodiffusion \(command) \"…\" --model \(entry.name)")
         if let recipe = entry.recipe {
-            tell("note: \(entry.name) is untested: nobody has published its videos. It is \(recipe.note)")
+            tell(
+                "note: \(entry.name) is untested: nobody has published its videos. It is \(recipe.note)"
+            )
         }
     }
 
@@ -184,7 +187,9 @@ struct Shopping {
                     + "\(describe(bytes: free)) are free: make room, or name another folder with TURBODIFFUSION_MODELS"
             )
         }
-        tell("\(entry.name): \(list.count) files, \(describe(bytes: total)), into \(files.folder.path)")
+        tell(
+            "\(entry.name): \(list.count) files, \(describe(bytes: total)), into \(files.folder.path)"
+        )
         show(Event(event: "download.started", model: entry.name, files: list.count, bytes: total))
         var done = 0
         for (index, file) in list.enumerated() {
@@ -207,7 +212,8 @@ struct Shopping {
                         let left = rate.bytesPerSecond.map {
                             Double(total - done - progress.bytes) / max($0, 1)
                         }
-                        let speed = rate.bytesPerSecond.map { " \(describe(bytes: Int($0)))/s" } ?? ""
+                        let speed =
+                            rate.bytesPerSecond.map { " \(describe(bytes: Int($0)))/s" } ?? ""
                         return progressBar(
                             "\(progress.isChecking ? "checking " : "")\(file.name) (\(index + 1) of \(list.count))\(speed)",
                             Double(done + progress.bytes) / Double(max(total, 1)),

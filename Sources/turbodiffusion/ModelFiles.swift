@@ -62,7 +62,8 @@ struct ModelFiles {
             let names = (catalog.entries + catalog.recipes).map(\.name).joined(separator: ", ")
             throw UserError(
                 "model.catalog",
-                "no model '\(name.printable)': expected one of \(names); 'turbodiffusion models' tells more")
+                "no model '\(name.printable)': expected one of \(names); 'turbodiffusion models' tells more"
+            )
         }
         return entry
     }

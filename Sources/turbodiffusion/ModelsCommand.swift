@@ -68,7 +68,8 @@ struct ModelsCommand: AsyncParsableCommand {
                 row.here
                     ? "yes"
                     : row.paths.isEmpty
-                        ? "no" : "\(row.paths.count) of \(row.paths.count + row.missing.count) files",
+                        ? "no"
+                        : "\(row.paths.count) of \(row.paths.count + row.missing.count) files",
                 runs, row.licence ?? "?",
             ])
         }

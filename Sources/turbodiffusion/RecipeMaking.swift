@@ -40,7 +40,8 @@ struct RecipeMaking {
     /// A part with Wan's own names, wherever it is.
     private func open(_ part: Published) throws -> any Checkpoint {
         guard let path = files.catalog.library.find(.hub(part), for: .transformer) else {
-            throw UserError("download.missing", "\(part) is not here any more: call the command again")
+            throw UserError(
+                "download.missing", "\(part) is not here any more: call the command again")
         }
         return try inOriginalNames(try openCheckpoint(path))
     }

@@ -49,7 +49,8 @@ struct RemoveCommand: AsyncParsableCommand {
             guard isatty(STDIN_FILENO) == 1, isatty(STDERR_FILENO) == 1 else {
                 throw UserError(
                     "usage",
-                    "\(own.count + made.count) files, \(describe(bytes: bytes)), would be removed: --yes says so")
+                    "\(own.count + made.count) files, \(describe(bytes: bytes)), would be removed: --yes says so"
+                )
             }
             for file in own { Output.note(files.folder.path(of: file).string) }
             for file in made { Output.note(file.string) }

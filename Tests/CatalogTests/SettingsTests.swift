@@ -63,7 +63,8 @@ import Testing
 
     @Test("damaged texts are read or refused, whatever they are")
     func damaged() throws {
-        let text = Array("[models.a]\nb = \"c\\u0041\" # d\ne = -12\nf = 'g'\n[h.\"i\"]\nj = true\n".utf8)
+        let text = Array(
+            "[models.a]\nb = \"c\\u0041\" # d\ne = -12\nf = 'g'\n[h.\"i\"]\nj = true\n".utf8)
         var random = SystemRandomNumberGenerator()
         for _ in 0..<3000 {
             var bytes = text
@@ -173,10 +174,16 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
             ("[models.x]\nlicence = \"MIT\"", "needs 'transformer' or 'folder'"),
             ("[models.x]\nlike = \"y\"\ntransformer = \"a/b:c\"", "'like' is 'y'"),
             ("[models.x]\nlike = \"Wan2.2-A14B\"\ntransformer = \"a/b:c\"", "two experts"),
-            ("[models.x]\ntransformer = \"a/b:c\"\nlow_noise_transformer = \"a/b:d\"", "one transformer"),
+            (
+                "[models.x]\ntransformer = \"a/b:c\"\nlow_noise_transformer = \"a/b:d\"",
+                "one transformer"
+            ),
             ("[models.x]\ntransformer = \"a/b:c\"\nsize = 3", "'size' is unknown"),
             ("[recipes.x]\nbase = \"a/b:c\"", "needs 'base', 'from' and 'to'"),
-            ("[recipes.x]\nbase = \"a/b:c\"\nfrom = \"a/b:d\"\nto = \"a/b:e\"\nweight = \"x\"", "expected a number"),
+            (
+                "[recipes.x]\nbase = \"a/b:c\"\nfrom = \"a/b:d\"\nto = \"a/b:e\"\nweight = \"x\"",
+                "expected a number"
+            ),
         ])
     func refused(text: String, line: String) {
         let error = #expect(throws: SettingsError.self) { try settings(text) }
@@ -205,9 +212,11 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
 }
 
 @Suite struct LibraryTests {
-    private let published = Published("o/n", "dir/t.pth")
+    private let published = Published("Wan-AI/n", "dir/t.pth")
 
-    @Test("files are found in the original's folder, downloads, the hub's cache, ComfyUI: in this order")
+    @Test(
+        "files are found in the original's folder, downloads, the hub's cache, ComfyUI: in this order"
+    )
     func order() throws {
         let folder = try Folder()
         let library = Library(
@@ -217,12 +226,17 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
             library.find(.hub(published), for: file)
         }
         #expect(find() == nil)
-        let snapshot = "h/models--o--n/snapshots/abc/dir/t.pth"
-        folder.write("h/models--o--n/refs/main", "abc\n")
-        for place in ["u/diffusion_models/t.pth", snapshot, "m/o/n/dir/t.pth", "c/t.pth"] {
+        let snapshot = "h/models--Wan-AI--n/snapshots/abc/dir/t.pth"
+        folder.write("h/models--Wan-AI--n/refs/main", "abc\n")
+        for place in ["u/diffusion_models/t.pth", snapshot, "m/Wan-AI/n/dir/t.pth", "c/t.pth"] {
             folder.write(place)
             #expect(find() == folder.path + "/" + place)
         }
+        // Of others a name says nothing: it counts only with its repository.
+        let other = FileSource.hub(Published("me/n", "t.pth"))
+        #expect(library.find(other, for: .transformer) == nil)
+        folder.write("m/me/n/t.pth")
+        #expect(library.find(other, for: .transformer) == folder.path + "/m/me/n/t.pth")
         #expect(find(.vae) != nil)
         #expect(library.find(.made("recipes/x/t"), for: .transformer) == nil)
         folder.write("m/recipes/x/t")
@@ -232,7 +246,7 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
     @Test("a reference of the cache that leads elsewhere is none")
     func hostile() throws {
         let folder = try Folder()
-        folder.write("h/models--o--n/refs/main", "../../../x")
+        folder.write("h/models--Wan-AI--n/refs/main", "../../../x")
         folder.write("x/dir/t.pth")
         let library = Library(hubCache: folder.path + "/h")
         #expect(library.find(.hub(published), for: .transformer) == nil)
@@ -263,7 +277,9 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
     func standard() throws {
         var catalog = Catalog(entries: Catalog.known)
         catalog.defaultName = "wan2.1-14b"
-        #expect(try catalog.open(ModelChoice(conditioning: Family.Conditioning.none)).name == "Wan2.1-14B")
+        #expect(
+            try catalog.open(ModelChoice(conditioning: Family.Conditioning.none)).name
+                == "Wan2.1-14B")
         #expect(try catalog.open(ModelChoice(conditioning: .firstFrame)).name == "Wan2.2-A14B")
     }
 
@@ -283,7 +299,8 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
 
     @Test("names in indices and configurations")
     func names() {
-        let index = #"{"metadata": {"total_size": 1}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}"#
+        let index =
+            #"{"metadata": {"total_size": 1}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}"#
         #expect(Catalog.pieceNames(index: Array(index.utf8)) == ["1.safetensors", "2.safetensors"])
         #expect(Catalog.pieceNames(index: Array("[]".utf8)) == nil)
         let configuration = #"{"files": {"transformer": "t", "text_encoder": "e", "vae": "v"}}"#

@@ -337,20 +337,26 @@ def used_where_it_is(case):
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("abc")
     (cache / "snapshots/abc/a.pth").write_bytes(file.bytes)
-    comfy = case.root / "comfy"
+    wan, vae, text = "Wan-AI/Wan2.1-T2V-1.3B", "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
+    names = [f"{wan}/{vae}", f"{wan}/{text}", "test/models/a.pth"]
+    case.hub.add(wan, vae, MIB), case.hub.add(wan, text, MIB)
+    tokenizer = case.hub.add("google/umt5-xxl", "spiece.model", MIB)
+    comfy, checkpoints = case.root / "comfy", case.root / "checkpoints"
     (comfy / "vae").mkdir(parents=True)
-    (comfy / "vae/vae.pth").write_bytes(case.hub.files["test/shared/vae.pth"].bytes)
-    (case.root / "checkpoints").mkdir()
-    (case.root / "checkpoints/t5.pth").write_bytes(case.hub.files["test/shared/t5.pth"].bytes)
-    case.model("a")
+    (comfy / "vae/wan_2.1_vae.safetensors").write_bytes(b"a VAE")
+    checkpoints.mkdir()
+    (checkpoints / text).write_bytes(b"a text encoder")
+    # A name that says nothing is not taken for another's file.
+    (checkpoints / "a.pth").write_bytes(b"something else")
+    case.config.write_text('[models.a]\nlike = "Wan2.1-1.3B"\ntransformer = "test/models:a.pth"\n')
     more = {"HF_HUB_CACHE": str(case.root / "hub"), "TURBODIFFUSION_COMFYUI": str(comfy)}
     status, output, errors = case.run("get", "a", **more)
     expect(status == 0, errors)
-    for name in ("test/models/a.pth", "test/shared/vae.pth", "test/shared/t5.pth"):
+    for name in names:
         expect(case.hub.files[name].requests == 0, f"{name} was fetched though it is here")
-    expect(case.hub.files["test/shared/spiece.model"].requests > 0, "the tokenizer was not fetched")
+    expect(tokenizer.requests > 0, "the tokenizer was not fetched")
     rows = {row["name"]: row for row in map(json.loads, case.run("models", "--json", **more)[1].splitlines())}
-    expect(rows["a"]["here"], f"{rows['a']}")
+    expect(rows["a"]["here"] and rows["a"]["paths"]["transformer"].startswith(str(cache)), f"{rows['a']}")
 
 
 def by_name(case):

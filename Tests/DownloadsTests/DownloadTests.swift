@@ -38,7 +38,9 @@ import Testing
     @Test("the token goes to the hub's own origin alone")
     func token() throws {
         let hub = try Hub(endpoint: "https://hub.example", token: "hf_x")
-        for own in ["https://hub.example/a", "HTTPS://HUB.example:443/b?c", "https://u@hub.example/"] {
+        for own in [
+            "https://hub.example/a", "HTTPS://HUB.example:443/b?c", "https://u@hub.example/",
+        ] {
             #expect(hub.isOwn(own), "\(own)")
             #expect(hub.headers(for: own).contains("Authorization: Bearer hf_x"))
         }
@@ -231,7 +233,9 @@ private final class Folder {
         PartFile.kept(journal: lines, of: identity, partSize: size, boot: boot).ranges
     }
 
-    @Test("what was noted since the machine started counts; after a crash what was brought to the disk")
+    @Test(
+        "what was noted since the machine started counts; after a crash what was brought to the disk"
+    )
     func boots() {
         let text = head + "0 10\nboot now\n20 30\nsync\n40 50\n"
         #expect(kept(text) == [0..<10, 20..<30, 40..<50])
