@@ -84,17 +84,18 @@ final class Transfer: Sendable {
             threads.append(thread)
         }
         let hash = Mutex<String?>(nil)
-        if identity.sha256 != nil {
-            if let thread = Thread({ hash.withLock { $0 = self.hash() } }) {
-                threads.append(thread)
-            }
-        }
+        let isHashed = identity.sha256 != nil
+        let hashing = isHashed ? Thread { hash.withLock { $0 = self.hash() } } : nil
+        if let hashing { threads.append(hashing) }
         while threads.contains(where: { !$0.isDone }) {
             if isStopped() { fail(HubClient.stopped) }
             progress(now)
             usleep(20_000)
         }
         for thread in threads { thread.join() }
+        if isHashed, hashing == nil { hash.withLock { $0 = self.hash() } }
+        // The hash may have been left off.
+        if isStopped() { fail(HubClient.stopped) }
         progress(now)
         part.sync()
         return state.withLock { state in
@@ -424,9 +425,9 @@ final class Transfer: Sendable {
             let other = try client.identify(file)
             if other != identity { return end(.changed(other)) }
             let givesNone = state.withLock { state in
-                // Another version at one of several servers may be the reason. The hash tells in the end.
-                state.version = nil
-                if problem.isWhole || identity.sha256 != nil { state.conditions = false }
+                // Another version at one of several servers may be the reason. A hash tells in the end, and only
+                // where there is one may the conditions go.
+                if identity.sha256 != nil { (state.version, state.conditions) = (nil, false) }
                 if problem.isWhole { state.wholeAnswers += 1 }
                 return !state.givesParts && state.wholeAnswers >= 3
             }

@@ -152,6 +152,14 @@ def small_changed_meanwhile(case):
     expect(status == 0 and file.version == 1 and case.is_whole(file), errors)
 
 
+def small_changed_after_a_whole_answer(case):
+    """What makes the program doubt that parts are given must not let two versions mix."""
+    file = case.hub.add("test/models", "a.pth", 8 * MIB, is_large=False, faults=[("whole",), ("whole",)], changes_after=4)
+    case.model("a")
+    status, _, errors = case.get("a")
+    expect(status == 0 and file.version == 1 and case.is_whole(file), errors)
+
+
 def changed_between(case):
     """What an interrupted transfer has left of another version is not used."""
     file = case.hub.add("test/models", "a.pth", 4 * MIB, faults=[("drop", 0.5)] * 40)
@@ -429,6 +437,7 @@ CASES = {
     "waits as long as it is asked to": asked_to_wait,
     "changed meanwhile": changed_meanwhile,
     "a small file changed meanwhile": small_changed_meanwhile,
+    "changed after a whole answer": small_changed_after_a_whole_answer,
     "changed between two calls": changed_between,
     "the token stays with the hub (401)": token_stays,
     "terms not accepted (403)": terms,
