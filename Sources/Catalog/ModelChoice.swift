@@ -79,6 +79,7 @@ extension Catalog {
         }
         let textEncoder = find(.textEncoder)
         var tokenizer = choice.files[.tokenizer] ?? ""
+        if tokenizer.isEmpty, candidates[.tokenizer] != nil { tokenizer = find(.tokenizer) }
         if tokenizer.isEmpty {
             let beside = Self.tokenizer(beside: textEncoder)
             tokenizer = exists(beside) ? beside : fromLibrary(.tokenizer) ?? beside

@@ -79,7 +79,7 @@ struct Head: Sendable, Equatable {
         guard let text = fields["content-range"], text.hasPrefix("bytes ") else { return nil }
         let parts = text.dropFirst(6).split(separator: "/")
         guard parts.count == 2 else { return nil }
-        let ends = parts[0].split(separator: "-").map { Int($0) }
+        let ends = parts[0].split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
         guard ends.count == 2, let first = ends[0], let last = ends[1], first <= last,
             last < Int.max
         else { return nil }
