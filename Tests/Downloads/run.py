@@ -220,6 +220,16 @@ def nobody_there(case):
     expect_line(result, "http://127.0.0.1:9", "cannot be asked")
 
 
+def through_a_proxy(case):
+    """Proxies are those of the environment."""
+    file = case.hub.add("test/models", "a.pth", 2 * MIB)
+    case.model("a")
+    status, _, errors = case.get(
+        "a", HF_ENDPOINT="http://hub.invalid", http_proxy=case.hub.endpoint, no_proxy="", HF_TOKEN="hf_secret")
+    expect(status == 0 and case.is_whole(file) and not case.hub.leaked, errors)
+    expect("hub.invalid" in case.hub.proxied and len(set(case.hub.proxied)) == 2, f"{case.hub.proxied}")
+
+
 def asked_to_wait(case):
     file = case.hub.add("test/models", "a.pth", MIB // 2, faults=[("status", 429, [("Retry-After", "2")])])
     case.model("a")
@@ -434,6 +444,7 @@ CASES = {
     "429 and 503": fault(("status", 429, [("Retry-After", "1")]), ("status", 503, []), ("status", 500, [])),
     "an empty file": fault(size=0),
     "one byte": fault(size=1),
+    "through a proxy": through_a_proxy,
     "waits as long as it is asked to": asked_to_wait,
     "changed meanwhile": changed_meanwhile,
     "a small file changed meanwhile": small_changed_meanwhile,

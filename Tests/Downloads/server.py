@@ -65,6 +65,8 @@ class Hub:
         self.files = {}
         self.private, self.terms = set(), set()
         self.leaked = []
+        # Hosts that were asked for through this one.
+        self.proxied = []
         self.other = Server(self, is_hub=False)
         self.main = Server(self, is_hub=True)
         self.endpoint = f"http://127.0.0.1:{self.main.server_port}"
@@ -146,7 +148,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         try:
-            if self.server.is_hub:
+            # As a proxy it is asked for whole addresses; the hub of that test is http://hub.invalid.
+            is_hub = self.server.is_hub
+            if self.path.startswith("http://"):
+                host, _, path = self.path[7:].partition("/")
+                self.hub.proxied.append(host)
+                self.path, is_hub = "/" + path, host == "hub.invalid"
+            if is_hub:
                 self.ask()
             else:
                 self.bytes_of_place()
