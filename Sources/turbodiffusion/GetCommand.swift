@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Catalog
+import Checkpoints
 import Downloads
 import Families
 import Glibc
@@ -93,6 +94,7 @@ struct GetCommand: AsyncParsableCommand {
                     : "\(entry.name) is not published, it is made: 'turbodiffusion get --recipe \(entry.name)'"
             )
         }
+        try checkOthers(entry, files)
         let stop = Stop()
         Interruption.takeOver { stop.now() }
         var options = DownloadOptions()
@@ -114,6 +116,25 @@ struct GetCommand: AsyncParsableCommand {
             tell(
                 "note: \(entry.name) is untested: nobody has published its videos. It is \(recipe.note)"
             )
+        }
+    }
+
+    /// Refuses files of the original's and of ComfyUI's folders that cannot be read, such as ones that another program has
+    /// fetched by half: they would be used in place of what is published.
+    private func checkOthers(_ entry: Catalog.Entry, _ files: ModelFiles) throws {
+        let library = files.catalog.library
+        let folders = [library.checkpoints, library.comfyUI].compactMap { $0 }
+        guard let paths = files.paths(entry) else { return }
+        for file in ModelFile.allCases where file != .tokenizer {
+            guard let path = paths[file], FilePath(path).exists,
+                folders.contains(where: { path.hasPrefix($0 + "/") })
+            else { continue }
+            do { _ = try openCheckpoint(path) } catch {
+                throw UserError(
+                    "checkpoint",
+                    "\(error); it would be used in place of the published file: move it away, then call the command again"
+                )
+            }
         }
     }
 

@@ -361,13 +361,18 @@ def used_where_it_is(case):
     tokenizer = case.hub.add("google/umt5-xxl", "spiece.model", MIB)
     comfy, checkpoints = case.root / "comfy", case.root / "checkpoints"
     (comfy / "vae").mkdir(parents=True)
-    (comfy / "vae/wan_2.1_vae.safetensors").write_bytes(b"a VAE")
+    nano = ROOT / "Models/nano"
+    (comfy / "vae/wan_2.1_vae.safetensors").write_bytes((nano / "vae.safetensors").read_bytes())
     checkpoints.mkdir()
-    (checkpoints / text).write_bytes(b"a text encoder")
+    encoder = (nano / "text_encoder.safetensors").read_bytes()
+    # Fetched by half by another program: told, not used.
+    (checkpoints / text).write_bytes(encoder[:len(encoder) // 2])
     # A name that says nothing is not taken for another's file.
     (checkpoints / "a.pth").write_bytes(b"something else")
     case.config.write_text('[models.a]\nlike = "Wan2.1-1.3B"\ntransformer = "test/models:a.pth"\n')
     more = {"HF_HUB_CACHE": str(case.root / "hub"), "TURBODIFFUSION_COMFYUI": str(comfy)}
+    expect_line(case.run("get", "a", **more), text, "move it away")
+    (checkpoints / text).write_bytes(encoder)
     status, output, errors = case.run("get", "a", **more)
     expect(status == 0, errors)
     for name in names:
