@@ -26,8 +26,9 @@ final class Transfer: Sendable {
         var notBefore = ContinuousClock.now
         /// Where the hub leads, as long as that works.
         var location: String?
-        /// What the place that gives the bytes says of their version, to notice another.
-        var version: String?
+        /// What the places that give the bytes say of their version, as far as the hub has agreed, to notice another.
+        var versions: Set<String> = []
+        /// Whether parts are asked for under the condition that the version is the same.
         var conditions = true
         /// Whether parts have come, now or before: who gives them once can give them again.
         var givesParts: Bool
@@ -191,6 +192,8 @@ final class Transfer: Sendable {
         /// The file may have changed: the hub is to be asked.
         var isDoubtful = false
         var isPermanent = false
+        /// One that is not known.
+        var version: String?
         /// The answer was the whole file, though a part was asked for.
         var isWhole = false
     }
@@ -257,7 +260,8 @@ final class Transfer: Sendable {
         request.headers.append("Range: bytes=\(piece.lowerBound)-\(piece.upperBound - 1)")
         let version = state.withLock { state -> String? in
             guard state.conditions else { return nil }
-            return hub.isOwn(address) && identity.sha256 == nil ? identity.etag : state.version
+            if hub.isOwn(address), identity.sha256 == nil { return identity.etag }
+            return state.versions.count == 1 ? state.versions.first : nil
         }
         // Weak ones do not promise equal bytes.
         guard let version, version.hasPrefix("\""),
@@ -336,12 +340,13 @@ final class Transfer: Sendable {
         }
         state.withLock { $0.givesParts = true }
         guard let etag = head["etag"] else { return nil }
-        let other = state.withLock { state -> Bool in
-            guard state.conditions else { return false }
-            if state.version == nil { state.version = etag }
-            return state.version != etag
+        let isKnown = state.withLock { state in
+            if state.versions.isEmpty { state.versions = [etag] }
+            return state.versions.contains(etag)
         }
-        return other ? Problem(reason: "the file has another version", isDoubtful: true) : nil
+        return isKnown
+            ? nil
+            : Problem(reason: "the file has another version", isDoubtful: true, version: etag)
     }
 
     /// Notes what has come.
@@ -425,9 +430,12 @@ final class Transfer: Sendable {
             let other = try client.identify(file)
             if other != identity { return end(.changed(other)) }
             let givesNone = state.withLock { state in
-                // Another version at one of several servers may be the reason. A hash tells in the end, and only
-                // where there is one may the conditions go.
-                if identity.sha256 != nil { (state.version, state.conditions) = (nil, false) }
+                // One of several servers may tell it otherwise, or heed no conditions. A hash tells in the end, and only
+                // where there is one is that let pass.
+                if identity.sha256 != nil {
+                    if let version = problem.version { state.versions.insert(version) }
+                    if problem.isWhole { state.conditions = false }
+                }
                 if problem.isWhole { state.wholeAnswers += 1 }
                 return !state.givesParts && state.wholeAnswers >= 3
             }
