@@ -504,13 +504,11 @@ def transfers(program, count, seed):
             changes = chance.randrange(1, 6) if chance.random() < 0.1 else None
             file = case.hub.add("test/models", f"{name}.pth", size, is_large, own, head, changes)
             case.model(name)
-            kinds = []
             if chance.random() < 0.2:
                 process = case.start("get", name, "--stall-seconds", "1", "--quiet")
                 time.sleep(chance.uniform(0.02, 0.4))
                 process.send_signal(chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
                 process.communicate()
-                kinds.append(process.returncode)
                 kills += 1
             if chance.random() < 0.1:
                 both = [case.start("get", name, "--stall-seconds", "1", "--quiet") for _ in range(2)]
@@ -524,8 +522,6 @@ def transfers(program, count, seed):
             requests = file.requests
             expect(case.get(name)[0] == 0 and file.requests == requests, f"{name} was fetched twice")
             one = file.total()
-            if os.environ.get("WHY") and one[1] > 100_000:
-                print(one, name, size, is_large, own, head, changes, kinds)
             wanted, sent, again = wanted + one[0] - one[1], sent + one[0], again + one[1]
             faults += len(own) - len(file.faults) + len(head) - len(file.head_faults)
             del case.hub.files[f"test/models/{name}.pth"]
