@@ -2,31 +2,35 @@
 
 import asyncio
 import base64
-import os
+import json
 from io import BytesIO
 
 import comfy.model_management
 import folder_paths
 import numpy as np
 from comfy_api.latest import ComfyAPI, ComfyExtension, InputImpl, io
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from .service import Service, ServiceError
+from .library import Library
+from .replacements import replacements
+from .service import Job, Service, ServiceError
 
 CATEGORY = "TurboDiffusion"
 PAUSE = 0.2
 
 ModelType = io.Custom("TURBODIFFUSION_MODEL")
-service = Service(
-    os.path.join(folder_paths.models_dir, "turbodiffusion"), next(iter(folder_paths.get_folder_paths("loras")), None)
-)
+service = Service(Library(folder_paths))
 api = ComfyAPI()
+# The last request and its MP4: linking another output of the same node makes nothing anew.
+last = (None, None)
 
 
 class Model(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        names = list(dict.fromkeys(["default", *service.known_models(), *service.models()]))
+        names = list(dict.fromkeys(["default", *service.models()]))
         return io.Schema(
             node_id="TurboDiffusionModel",
             display_name="TurboDiffusion Model",
@@ -59,7 +63,7 @@ class LoRA(io.ComfyNode):
             description="Adds a LoRA of models/loras. Several may follow each other.",
             inputs=[
                 ModelType.Input("model"),
-                io.Combo.Input("lora_name", options=service.known_loras() or ["none"]),
+                io.Combo.Input("lora_name", options=["none", *service.loras()]),
                 io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05),
                 io.Combo.Input("expert", options=["both", "high_noise", "low_noise"],
                                tooltip="Of a model with two experts, which one is changed."),
@@ -71,7 +75,7 @@ class LoRA(io.ComfyNode):
     def execute(cls, model, lora_name, strength, expert) -> io.NodeOutput:
         if lora_name == "none":
             return io.NodeOutput(model)
-        lora = {"name": lora_name, "scale": strength}
+        lora = {"name": service.lora(lora_name), "scale": strength}
         if expert != "both":
             lora["expert"] = expert
         return io.NodeOutput({**model, "lora": [*model.get("lora", []), lora]})
@@ -99,10 +103,18 @@ def _sampling_inputs(boundary):
     ]
 
 
-OUTPUTS = [io.Video.Output(display_name="video"), io.Image.Output(display_name="frames")]
+class Maker(io.ComfyNode):
+    """What both makers of videos share."""
+
+    OUTPUTS = (io.Video.Output(display_name="video"), io.Image.Output(display_name="frames"))
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        """Frames that nobody takes are not decoded; who takes them later must not be given nothing from the cache."""
+        return _are_frames_wanted()
 
 
-class TextToVideo(io.ComfyNode):
+class TextToVideo(Maker):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -112,7 +124,7 @@ class TextToVideo(io.ComfyNode):
             description="Makes a video of a sentence in four steps or fewer.",
             search_aliases=["TurboWanSampler", "text to video", "t2v"],
             inputs=[ModelType.Input("model"), *_request_inputs(), *_sampling_inputs(0.875)],
-            outputs=list(OUTPUTS),
+            outputs=list(cls.OUTPUTS),
         )
 
     @classmethod
@@ -120,7 +132,7 @@ class TextToVideo(io.ComfyNode):
         return await _make(_request(model, fields))
 
 
-class ImageToVideo(io.ComfyNode):
+class ImageToVideo(Maker):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -130,7 +142,7 @@ class ImageToVideo(io.ComfyNode):
             description="Makes a video that begins with a picture, the first one of a batch.",
             search_aliases=["TurboDiffusionI2VSampler", "image to video", "i2v"],
             inputs=[ModelType.Input("model"), io.Image.Input("image"), *_request_inputs(), *_sampling_inputs(0.9)],
-            outputs=list(OUTPUTS),
+            outputs=list(cls.OUTPUTS),
         )
 
     @classmethod
@@ -147,7 +159,20 @@ def _request(model, fields):
     request = {names.get(name, name): value for name, value in fields.items() if value or name in kept}
     if ("width" in request) != ("height" in request):
         raise ValueError("width and height: give both, or 0 for both")
+    if not request["prompt"].strip():
+        raise ValueError("prompt: expected a text that says what the video shows")
     return {**model, **request}
+
+
+def _are_frames_wanted():
+    """Whether something takes the second output of the node that is being asked."""
+    context = get_executing_context()
+    if context is None:
+        return True
+    graph = get_progress_state().dynprompt
+    return any(
+        value == [context.node_id, 1] for node in graph.all_node_ids() for value in graph.get_node(node)["inputs"].values()
+    )
 
 
 def _data_url(image):
@@ -160,35 +185,50 @@ def _data_url(image):
 
 async def _make(request):
     """Waits for the video. Interrupting the graph ends the run."""
-    video = await asyncio.to_thread(service.create, request)
-    identity, stage, is_over = video["id"], None, False
+    global last
+    key = json.dumps(request, sort_keys=True)
+    made, data = last
+    if made != key:
+        data = await _made(request)
+        last = (key, data)
+    await api.execution.set_progress(100, 100)
+    video = InputImpl.VideoFromFile(BytesIO(data))
+    return io.NodeOutput(video, video.get_components().images if _are_frames_wanted() else None)
+
+
+async def _made(request):
+    """The bytes of the MP4."""
+    job, stage = Job(service, request), None
     try:
+        video = await _attentively(job.start)
         while video["status"] in ("queued", "in_progress"):
-            comfy.model_management.throw_exception_if_processing_interrupted()
             preview = None
             if video.get("stage") != stage:
                 stage = video.get("stage")
-                preview = await asyncio.to_thread(_preview, identity)
+                preview = _picture(await _attentively(job.preview))
             await api.execution.set_progress(video.get("progress") or 0, 100, preview_image=preview)
             await asyncio.sleep(PAUSE)
-            video = await asyncio.to_thread(service.video, identity)
-        is_over = True
+            video = await _attentively(job.video)
         if video["status"] != "completed":
             error = video.get("error") or {}
             raise ServiceError(error.get("message") or f"the video was {video['status']}")
-        await api.execution.set_progress(100, 100)
-        data = await asyncio.to_thread(service.content, identity)
+        return await _attentively(job.content)
     finally:
-        # Also where the task itself was cancelled.
-        if not is_over:
-            await asyncio.shield(asyncio.to_thread(service.cancel, identity))
-        await asyncio.shield(asyncio.to_thread(service.delete, identity))
-    result = InputImpl.VideoFromFile(BytesIO(data))
-    return io.NodeOutput(result, result.get_components().images)
+        # Also where ComfyUI ends the task itself.
+        await asyncio.get_running_loop().run_in_executor(None, job.close)
 
 
-def _preview(identity):
-    data = service.preview(identity)
+async def _attentively(call):
+    """Waits for what the service answers, and looks meanwhile whether the graph was interrupted."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    answer = asyncio.get_running_loop().run_in_executor(None, call)
+    while not (await asyncio.wait([answer], timeout=PAUSE))[0]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    return answer.result()
+
+
+def _picture(data):
+    """A preview as ComfyUI takes it; None where there is none."""
     if not data:
         return None
     image = Image.open(BytesIO(data)).convert("RGB")
@@ -197,6 +237,10 @@ def _preview(identity):
 
 
 class Extension(ComfyExtension):
+    async def on_load(self):
+        for replacement in replacements(io):
+            await api.node_replacement.register(replacement)
+
     async def get_node_list(self):
         return [Model, LoRA, TextToVideo, ImageToVideo]
 

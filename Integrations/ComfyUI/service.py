@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import math
 import os
 import re
 import secrets
@@ -17,6 +18,12 @@ import urllib.request
 import uuid
 
 
+# The names of the catalogue, beside nano.
+PUBLISHED = ("Wan2.1-1.3B", "Wan2.1-14B", "Wan2.2-A14B", "Wan2.2-T2V-A14B")
+LIST_SECONDS = 10
+LIST_TIMEOUT = 2
+
+
 class ServiceError(RuntimeError):
     """What the service says, in one line."""
 
@@ -24,15 +31,15 @@ class ServiceError(RuntimeError):
 class Service:
     """`turbodiffusion serve` over HTTP. Its methods block: call them on a thread."""
 
-    def __init__(self, models_folder, lora_folder=None):
-        self.models_folder = models_folder
-        self.lora_folder = lora_folder
+    def __init__(self, library):
+        self.library = library
         self._url = os.environ.get("TURBODIFFUSION_URL", "").rstrip("/")
         self._key = os.environ.get("TURBODIFFUSION_API_KEY", "")
         self._is_own = not self._url
         self._process = None
         self._folder = None
         self._lock = threading.Lock()
+        self._names = {}
 
     # Requests
 
@@ -71,19 +78,43 @@ class Service:
             return None
 
     def models(self):
-        """Names of what is served; empty where no service runs yet."""
-        if self._is_own and self._process is None:
-            return []
-        try:
-            return [model["id"] for model in self._json("GET", "/v1/models")["data"]]
-        except ServiceError:
-            return []
+        """Names of the models that a graph may choose from: what is served, or before our own service runs what it may find."""
+        if self._is_own and not self._is_running():
+            return ["nano", *PUBLISHED, *self.library.own_models()]
+        return self._listed("models") or ["nano", *PUBLISHED]
 
-    def _json(self, method, path, fields=None, headers=None, tries=1):
+    def loras(self):
+        """Names of the LoRAs that a graph may choose from."""
+        return list(self.library.loras()) if self._is_own else self._listed("loras")
+
+    def lora(self, name):
+        """What the service calls the LoRA of a graph."""
+        if not self._is_own:
+            return name
+        loras = self.library.loras()
+        if name not in loras:
+            raise ServiceError(f"there is no LoRA {name!r} in ComfyUI's folders of LoRAs")
+        if self._folder is not None:
+            self.library.link_loras(self._folder.name)
+        return loras[name][0]
+
+    def _listed(self, kind):
+        """The ids of a list of the service. ComfyUI asks often and on its only thread: an answer holds for a while, and where
+        none comes in time the last one does."""
+        at, names = self._names.get(kind, (-math.inf, []))
+        if time.monotonic() - at > LIST_SECONDS:
+            try:
+                names = [entry["id"] for entry in self._json("GET", f"/v1/{kind}", timeout=LIST_TIMEOUT)["data"]]
+            except ServiceError:
+                pass
+            self._names[kind] = (time.monotonic(), names)
+        return names
+
+    def _json(self, method, path, fields=None, headers=None, tries=1, timeout=60):
         body = json.dumps(fields).encode() if fields is not None else None
-        return json.loads(self._ask(method, path, body, headers, tries))
+        return json.loads(self._ask(method, path, body, headers, tries, timeout))
 
-    def _ask(self, method, path, body=None, headers=None, tries=1):
+    def _ask(self, method, path, body=None, headers=None, tries=1, timeout=60):
         url = self._address() + path
         headers = dict(headers or {})
         if body is not None:
@@ -94,7 +125,7 @@ class Service:
             tries -= 1
             try:
                 request = urllib.request.Request(url, body, headers, method=method)
-                with urllib.request.urlopen(request, timeout=60) as answer:
+                with urllib.request.urlopen(request, timeout=timeout) as answer:
                     return answer.read()
             except urllib.error.HTTPError as error:
                 if error.code >= 500 and tries > 0:
@@ -113,65 +144,61 @@ class Service:
         if not self._is_own:
             return self._url
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if not self._is_running():
+                self._process = None
                 self._start()
             return self._url
 
+    def _is_running(self):
+        return self._process is not None and self._process.poll() is None
+
     def _start(self):
         program = _program()
-        os.makedirs(self.models_folder, exist_ok=True)
         if self._folder is None:
             # Only this user may read it.
             self._folder = tempfile.TemporaryDirectory(prefix="turbodiffusion-")
             atexit.register(self.stop)
+        folder = self._folder.name
         self._key = secrets.token_urlsafe(32)
-        keys = os.path.join(self._folder.name, "keys")
+        keys = os.path.join(folder, "keys")
         with open(os.open(keys, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(self._key + "\n")
-        words = [program, "serve", "--port", "0", "--api-key-file", keys,
-                 "--output", os.path.join(self._folder.name, "videos"), "--expire-hours", "1"]
-        own = self._own_models()
-        for name in own:
-            words += ["--model", os.path.join(self.models_folder, name)]
+        self.library.link_models(folder)
+        words = [program, "serve", "--port", "0", "--api-key-file", keys, "--output", os.path.join(folder, "videos"),
+                 "--expire-hours", "1", "--drain", "requeue", "--loras", self.library.link_loras(folder)]
+        own = self.library.own_models()
         if own:
-            words += ["--model", "nano"]
-        if self.lora_folder and os.path.isdir(self.lora_folder):
-            words += ["--loras", self.lora_folder]
+            # Who names models gets no others.
+            found = [name for name in PUBLISHED if _is_complete(program, name, folder)]
+            words += [f"--model={name}" for name in ["nano", *found, *own.values()]]
         words += shlex.split(os.environ.get("TURBODIFFUSION_OPTIONS", ""))
-        process = subprocess.Popen(
-            words, cwd=self.models_folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True,
-        )
-        told = []
-        for line in process.stderr:
-            found = re.search(r"listening on (http://\S+)", line)
-            if found:
-                self._url = found[1]
-                break
-            told.append(line.strip())
-        else:
-            raise ServiceError(f"the service did not start: {told[-1] if told else process.wait()}")
-        self._process = process
-        # What it says from here on must not fill the pipe.
-        threading.Thread(target=_drain, args=(process.stderr,), daemon=True).start()
+        told, listens = [], threading.Event()
+        # The service ends with the thread that has started it: one that lasts as long as ComfyUI does.
+        threading.Thread(target=self._attend, args=(_with_parent(words), folder, told, listens), daemon=True).start()
+        listens.wait()
+        if self._process is None:
+            raise ServiceError(f"the service did not start: {told[-1] if told else 'it said nothing'}")
 
-    def _own_models(self):
-        """Folders of models beside the published ones."""
+    def _attend(self, words, folder, told, listens):
+        """Starts the process, tells where it listens, and reads what it says, which must not fill the pipe."""
         try:
-            names = sorted(os.listdir(self.models_folder))
-        except OSError:
-            return []
-        return [name for name in names if os.path.isfile(os.path.join(self.models_folder, name, "config.json"))]
-
-    def known_models(self):
-        return ["nano", "Wan2.1-1.3B", "Wan2.1-14B", "Wan2.2-A14B", "Wan2.2-T2V-A14B", *self._own_models()]
-
-    def known_loras(self):
-        try:
-            names = sorted(os.listdir(self.lora_folder or ""))
-        except OSError:
-            return []
-        return [name[: -len(".safetensors")] for name in names if name.endswith(".safetensors")]
+            process = subprocess.Popen(
+                words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                errors="replace",
+            )
+            with process.stderr:
+                for line in process.stderr:
+                    found = None if listens.is_set() else re.search(r"listening on (http://\S+)", line)
+                    if found:
+                        self._url, self._process = found[1], process
+                        listens.set()
+                    elif not listens.is_set():
+                        told.append(line.strip())
+            process.wait()
+        except OSError as error:
+            told.append(str(error))
+        finally:
+            listens.set()
 
     def stop(self):
         """Ends our own service, if there is one."""
@@ -186,6 +213,72 @@ class Service:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+class Job:
+    """A video that is being made for somebody who may leave at any time."""
+
+    def __init__(self, service, request):
+        self._service = service
+        self._request = request
+        self._identity = None
+        self._is_over = False
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def start(self):
+        """Puts it into the queue. Returns the video."""
+        video = self._service.create(self._request)
+        with self._lock:
+            self._identity = video["id"]
+            is_closed = self._is_closed
+        if is_closed:
+            self._remove()
+        return video
+
+    def video(self):
+        return self._service.video(self._identity)
+
+    def preview(self):
+        return self._service.preview(self._identity)
+
+    def content(self):
+        data = self._service.content(self._identity)
+        self._is_over = True
+        return data
+
+    def close(self):
+        """Ends it where it still waits or runs, also where the service has not answered yet. Nothing of it stays there."""
+        with self._lock:
+            self._is_closed = True
+            is_there = self._identity is not None
+        if is_there:
+            self._remove()
+
+    def _remove(self):
+        if not self._is_over:
+            self._service.cancel(self._identity)
+        self._service.delete(self._identity)
+
+
+def _with_parent(words):
+    """The service must not outlive a ComfyUI that was killed."""
+    tool = shutil.which("setpriv")
+    return [tool, "--pdeathsig", "TERM", "--", *words] if tool else words
+
+
+def _is_complete(program, name, folder):
+    """Whether all files of a published model are here."""
+    for command in ("t2v", "i2v"):
+        plan = subprocess.run(
+            [program, command, f"--model={name}", "--dry_run", "--json"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
+            check=False,
+        )
+        for line in plan.stdout.splitlines():
+            event = json.loads(line)
+            if event.get("event") == "plan":
+                return not event["missing"]
+    return False
 
 
 def _program():
@@ -213,8 +306,3 @@ def _told(error):
     except (ValueError, KeyError, TypeError, OSError):
         return f"the service answered {error.code} {error.reason}"
 
-
-def _drain(stream):
-    with stream:
-        for _ in stream:
-            pass
