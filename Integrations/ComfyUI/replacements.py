@@ -17,7 +17,8 @@ def replacements(io):
             ],
             output_mapping=[{"old_idx": 0, "new_idx": 0}],
         ),
-        # A prompt that was encoded elsewhere cannot be read back: it is typed again.
+        # What takes the frames keeps the names of its inputs, which ComfyUI 0.33 needs: so the other pack's TurboDiffusionSaveVideo is
+        # not replaced. A prompt that was encoded elsewhere cannot be read back: it is typed again.
         io.NodeReplace(
             old_node_id="TurboDiffusionI2VSampler",
             new_node_id="TurboDiffusionImageToVideo",
@@ -40,18 +41,5 @@ def replacements(io):
                 {"new_id": "crf", "set_value": 12},
             ],
             output_mapping=[{"old_idx": 0, "new_idx": 1}],
-        ),
-        # ComfyUI's own node that writes frames to a file.
-        io.NodeReplace(
-            old_node_id="TurboDiffusionSaveVideo",
-            new_node_id="SaveWEBM",
-            old_widget_ids=["filename_prefix", "fps", "format", "quality", "optimize_gif"],
-            input_mapping=[
-                {"new_id": "images", "old_id": "frames"},
-                {"new_id": "filename_prefix", "old_id": "filename_prefix"},
-                {"new_id": "codec", "set_value": "vp9"},
-                {"new_id": "fps", "old_id": "fps"},
-                {"new_id": "crf", "set_value": 24.0},
-            ],
         ),
     ]
