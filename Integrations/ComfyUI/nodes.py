@@ -153,10 +153,11 @@ class ImageToVideo(Maker):
 
 
 def _request(model, fields):
-    """Fields of the service's request; those that are 0 or False are the model's own."""
-    names = {"num_steps": "num_inference_steps", "boundary": "boundary_ratio"}
+    """Fields of the service's request; those that are 0 or False are the model's own. Graphs may have inputs that no node declares."""
+    names = {part.id for part in (*_request_inputs(), *_sampling_inputs(0))}
+    other = {"num_steps": "num_inference_steps", "boundary": "boundary_ratio"}
     kept = ("prompt", "seed", "crf")
-    request = {names.get(name, name): value for name, value in fields.items() if value or name in kept}
+    request = {other.get(name, name): value for name, value in fields.items() if name in names and (value or name in kept)}
     if ("width" in request) != ("height" in request):
         raise ValueError("width and height: give both, or 0 for both")
     if not request["prompt"].strip():

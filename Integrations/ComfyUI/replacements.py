@@ -17,8 +17,7 @@ def replacements(io):
             ],
             output_mapping=[{"old_idx": 0, "new_idx": 0}],
         ),
-        # What takes the frames keeps the names of its inputs, which ComfyUI 0.33 needs: so the other pack's TurboDiffusionSaveVideo is
-        # not replaced. A prompt that was encoded elsewhere cannot be read back: it is typed again.
+        # A prompt that was encoded elsewhere cannot be read back: it is typed again.
         io.NodeReplace(
             old_node_id="TurboDiffusionI2VSampler",
             new_node_id="TurboDiffusionImageToVideo",
@@ -39,6 +38,10 @@ def replacements(io):
                 {"new_id": "ode", "old_id": "use_ode"},
                 {"new_id": "boundary", "old_id": "boundary"},
                 {"new_id": "crf", "set_value": 12},
+                # Nobody reads these two. ComfyUI 0.33 wants to find them when it renumbers the outputs of the loaders, and fails where
+                # it does not; for that reason the other pack's TurboDiffusionSaveVideo, which has them too, is not replaced.
+                {"new_id": "high_noise_model", "old_id": "high_noise_model"},
+                {"new_id": "low_noise_model", "old_id": "low_noise_model"},
             ],
             output_mapping=[{"old_idx": 0, "new_idx": 1}],
         ),

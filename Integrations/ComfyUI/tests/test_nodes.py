@@ -353,7 +353,8 @@ class NodeTests(unittest.TestCase):
             self.assertIn(name, failed["message"])
 
     def test_requests(self):
-        request = nodes._request({"model": "a"}, {**SMALL, "boundary": 0.9, "num_frames": 0})
+        request = nodes._request({"model": "a"}, {**SMALL, "boundary": 0.9, "num_frames": 0, "high_noise_model": {}})
+        self.assertNotIn("high_noise_model", request)
         self.assertEqual(request["boundary_ratio"], 0.9)
         self.assertEqual(request["num_inference_steps"], 1)
         self.assertEqual(request["seed"], 3)
@@ -374,7 +375,7 @@ class NodeTests(unittest.TestCase):
         known = nodes.api.node_replacement.known
         self.assertEqual(sorted(known), ["TurboDiffusionI2VSampler", "TurboWanModelLoader"])
         for replacement in known.values():
-            given = {entry["new_id"] for entry in replacement.input_mapping}
+            given = {entry["new_id"] for entry in replacement.input_mapping} - {"high_noise_model", "low_noise_model"}
             self.assertEqual(given, {part.id for part in schemas[replacement.new_node_id].inputs})
         for name in schemas:
             self.assertTrue((PACK / "web/docs" / f"{name}.md").is_file(), name)
