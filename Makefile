@@ -4,6 +4,7 @@
 # make dist    a stripped binary that runs on other machines: dist/turbodiffusion
 # make wheel   a package for pip: program, nano, Python package (docs/python.md)
 # make python  the wheel in a fresh environment, in .venv-wheel, and the tests of the Python package there
+# make bare-debian  installs the wheel on a bare Debian 12 in a folder of its own, and makes a video there; needs root and debootstrap
 # make release what a release consists of, into dist/release: archive with the kernels of all cards, checksums, SBOM,
 #              install script, Dockerfile; some minutes
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
@@ -68,6 +69,11 @@ python: wheel packages
 	.venv-wheel/bin/pip install --quiet pillow
 	.venv-wheel/bin/python -m unittest discover --start-directory Python/tests --verbose
 	.venv-wheel/bin/python -m unittest discover --start-directory Integrations/ComfyUI/tests --verbose
+
+.PHONY: bare-debian
+bare-debian: wheel
+	@Scripts/install-packages debootstrap
+	Scripts/try-bare-debian dist/turbodiffusion_swift-*.whl
 
 .PHONY: release
 release: dist

@@ -15,8 +15,10 @@ uninstall() {
     [ -f "$list" ] || return 0
     while IFS= read -r file; do rm -f -- "$prefix/$file"; done < "$list"
     rm -f "$list"
-    rmdir -p "$prefix/share/turbodiffusion/Models/nano" "$prefix/share/turbodiffusion" "$prefix/share/doc/turbodiffusion/docs" \
-        "$prefix/share/doc/turbodiffusion/licenses" 2>/dev/null || true
+    for folder in turbodiffusion/Models/nano turbodiffusion/Models turbodiffusion doc/turbodiffusion/docs doc/turbodiffusion/licenses \
+        doc/turbodiffusion; do
+        rmdir "$prefix/share/$folder" 2>/dev/null || true
+    done
 }
 
 if [ -n "$remove" ]; then
@@ -26,6 +28,7 @@ if [ -n "$remove" ]; then
     exit 0
 fi
 
+case $prefix in /*) ;; *) prefix=$PWD/$prefix; list=$prefix/share/turbodiffusion/installed.txt ;; esac
 cd "$(dirname "$0")"
 archive=turbodiffusion-@VERSION@-linux-x86_64.tar.xz
 [ -f "$archive" ] || fail "$archive is not beside this script"
@@ -37,13 +40,26 @@ glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d ' ' -f 2) || true
 command -v sha256sum >/dev/null && command -v xz >/dev/null || fail "sha256sum and xz are needed: apt-get install coreutils xz-utils"
 grep " $archive\$" SHA256SUMS | sha256sum -c - >/dev/null 2>&1 || fail "$archive is not what SHA256SUMS says: get it again"
 
-mkdir -p "$prefix" || fail "$prefix cannot be written"
+mkdir -p "$prefix/share" || fail "$prefix cannot be written"
+# Everything is unpacked and has been started before anything that is there is touched.
+new=$(mktemp -d "$prefix/share/turbodiffusion.XXXXXX") || fail "$prefix/share cannot be written"
+trap 'rm -rf "$new"' EXIT
+tar -xJf "$archive" --no-same-owner -C "$new" --strip-components 1 || fail "$archive cannot be unpacked into $prefix"
+"$new/bin/turbodiffusion" --version >/dev/null || fail "the program does not start here"
+(cd "$new" && find . -type f | sed 's,^\./,,' | LC_ALL=C sort) > "$new.txt"
+trap 'rm -rf "$new" "$new.txt"' EXIT
+while IFS= read -r file; do
+    [ ! -e "$prefix/$file" ] || { [ -f "$list" ] && grep -qxF -- "$file" "$list"; } ||
+        fail "$prefix/$file is there and not of this script: remove it, or name another folder than $prefix"
+done < "$new.txt"
+
 uninstall
-tar -xJf "$archive" -C "$prefix" --strip-components 1
-mkdir -p "${list%/*}"
-tar -tJf "$archive" | sed 's,^[^/]*/,,' > "$list"
+while IFS= read -r file; do
+    mkdir -p "$prefix/$(dirname "$file")"
+    mv "$new/$file" "$prefix/$file"
+done < "$new.txt"
+mv "$new.txt" "$list"
 
 echo "installed in $prefix"
 case :$PATH: in *:"$prefix/bin":*) ;; *) echo "add $prefix/bin to PATH" ;; esac
 command -v ffmpeg >/dev/null || echo "videos need FFmpeg: apt-get install ffmpeg"
-"$prefix/bin/turbodiffusion" --version >/dev/null || fail "the program does not start here"
