@@ -119,7 +119,7 @@ class ComfyUI:
     def queue(self, graph):
         return ask("POST", "/prompt", {"prompt": graph, "client_id": "real"})["prompt_id"]
 
-    def ended(self, identity, seconds=120):
+    def ended(self, identity, seconds=600):
         """How a graph ended: its status, its messages, its outputs."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -130,7 +130,7 @@ class ComfyUI:
             time.sleep(0.1)
         raise AssertionError(f"a graph did not end: {self.said()[-2000:]}")
 
-    def run(self, graph, seconds=120):
+    def run(self, graph, seconds=600):
         status, messages, outputs = self.ended(self.queue(graph), seconds)
         assert status == "success", messages
         return outputs
@@ -215,7 +215,7 @@ asyncio.run(main())
     def count(self, kind):
         return sum(message["type"] == kind for message in self.messages)
 
-    def wait(self, test, seconds=60):
+    def wait(self, test, seconds=300):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if any(test(message) for message in list(self.messages)):
@@ -304,7 +304,7 @@ def check_interruption(comfyui, service):
         graph = text_graph("video/x", num_frames=33, num_steps=4, seed=20 + number, prompt=f"{PROMPT} {number}")
         graph["1"] = model("slow-text")
         identity = comfyui.queue(graph)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while True:
             running = [video["stage"] or "" for video in service.videos() if video["status"] == "in_progress"]
             if any(stage in title for title in running):
@@ -404,10 +404,10 @@ def main():
         assert file_of(comfyui, plain, "5").read_bytes() != file_of(comfyui, changed, "5").read_bytes()
         print("LoRA in a subfolder: other frames")
 
-        refused = ask_refused(other_pack_graph(), expect=False)
-        status, messages, _ = comfyui.ended(refused)
-        assert "prompt: expected a text" in messages["execution_error"]["exception_message"], messages
-        print("a graph of the other pack is taken; it is told that its prompt is to be typed")
+        # Its nodes became ours; the model that they mean is not here.
+        refused = ask_refused(other_pack_graph())
+        assert "model_name: 'Wan2.2-A14B' not in" in refused and "TurboWan" not in refused, refused
+        print("a graph of the other pack is understood")
 
         service = comfyui.service()
         comfyui.stop(signal.SIGKILL)
@@ -434,16 +434,13 @@ def main():
     print("everything holds")
 
 
-def ask_refused(graph, expect=True):
-    """What ComfyUI says of a graph that it does not take; the name of one that it does."""
+def ask_refused(graph):
+    """What ComfyUI says of a graph that it does not take."""
     try:
-        identity = ask("POST", "/prompt", {"prompt": graph, "client_id": "real"})["prompt_id"]
+        ask("POST", "/prompt", {"prompt": graph, "client_id": "real"})
     except AssertionError as error:
-        if expect:
-            return str(error)
-        raise
-    assert not expect, "the graph was taken"
-    return identity
+        return str(error)
+    raise AssertionError("the graph was taken")
 
 
 if __name__ == "__main__":
