@@ -300,14 +300,14 @@ def slow_model(folder):
 
 def check_interruption(comfyui, service):
     """In each stage: ComfyUI says so, and the service computes nothing any more."""
-    for number, stage in enumerate(("text", "step 2", "decod")):
+    for number, stage in enumerate(("text encoder", "step 2/4", "VAE decode")):
         graph = text_graph("video/x", num_frames=33, num_steps=4, seed=20 + number, prompt=f"{PROMPT} {number}")
         graph["1"] = model("slow-text")
         identity = comfyui.queue(graph)
         end = time.monotonic() + 300
         while True:
             running = [video["stage"] or "" for video in service.videos() if video["status"] == "in_progress"]
-            if any(stage in title for title in running):
+            if stage in running:
                 break
             assert time.monotonic() < end, f"the stage {stage} did not come: {running}"
             time.sleep(0.02)
@@ -341,11 +341,7 @@ def check_memory(comfyui):
     print(f"with frames for other nodes: by {(comfyui.memory('VmHWM') - before) / 1e6:.2f} MB, {4 * frames / 1e6:.2f} MB of which are the frames")
 
 
-def main():
-    if len(sys.argv) not in (3, 4):
-        sys.exit(__doc__)
-    python, start = sys.argv[1:3]
-    folder = Path(sys.argv[3] if len(sys.argv) == 4 else tempfile.mkdtemp(prefix="comfyui-")).resolve()
+def check_own_service(python, start, folder):
     comfyui = ComfyUI(python, start, folder)
     try:
         listener = Listener(python)
@@ -419,6 +415,8 @@ def main():
         if comfyui.process.poll() is None:
             comfyui.stop()
 
+
+def check_running_service(python, start, folder):
     service = OwnService(folder / "service")
     comfyui = ComfyUI(python, start, folder, TURBODIFFUSION_URL=service.address, TURBODIFFUSION_API_KEY=service.key)
     try:
@@ -431,7 +429,6 @@ def main():
     finally:
         comfyui.stop()
         service.stop()
-    print("everything holds")
 
 
 def ask_refused(graph):
@@ -441,6 +438,15 @@ def ask_refused(graph):
     except AssertionError as error:
         return str(error)
     raise AssertionError("the graph was taken")
+
+
+def main():
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    folder = Path(sys.argv[3] if len(sys.argv) == 4 else tempfile.mkdtemp(prefix="comfyui-")).resolve()
+    check_own_service(*sys.argv[1:3], folder)
+    check_running_service(*sys.argv[1:3], folder)
+    print("everything holds")
 
 
 if __name__ == "__main__":
