@@ -60,6 +60,7 @@ class Service:
         self._port = 0
         self._key = ""
         self.starts = 0
+        self._is_closed = False
 
     # The process
 
@@ -72,14 +73,18 @@ class Service:
         return None if self._process is None else self._process.pid
 
     def ensure(self, wait: float = 300) -> None:
-        """Raises ServiceGone, with the last line of what it said."""
+        """Starts it where it does not answer. Raises ServiceGone, with the last line of what it said."""
         with self._lock:
-            if not self.is_running:
+            try:
+                self.ask("GET", "/ready")
+            except ServiceGone:
                 self.start(wait)
 
     def start(self, wait: float = 300) -> None:
         with self._lock:
             self.stop(0)
+            if self._is_closed:
+                raise ServiceGone("the service is closed")
             folder = self._make_folder()
             self._key = secrets.token_urlsafe(32)
             keys = os.path.join(folder, "keys")
@@ -139,6 +144,11 @@ class Service:
         process.wait()
         told.put(None)
 
+    def close(self, wait: float = 10) -> None:
+        """Stops it, and it is not started again."""
+        self._is_closed = True
+        self.stop(wait)
+
     def stop(self, wait: float = 10) -> None:
         with self._lock:
             process, self._process = self._process, None
@@ -158,6 +168,12 @@ class Service:
             if self._held is not None:
                 self._held.close()
                 self._held = None
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(0)
 
     def _make_folder(self) -> str:
         """One of its own. Those of processes that were killed go: nobody holds their lock any more."""

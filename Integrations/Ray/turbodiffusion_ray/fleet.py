@@ -152,7 +152,7 @@ class Worker:
     def __del__(self) -> None:
         self._has_left = True
         if hasattr(self, "_service"):
-            self._service.stop()
+            self._service.close()
 
 
 # The steward

@@ -134,11 +134,15 @@ class JobStore:
             self._lock.close()
             raise StoreInUse(f"{path} is in use by another process: one store at a time has it") from None
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.row_factory = sqlite3.Row
-        self._database.execute("PRAGMA journal_mode=WAL")
-        # Each commit is on the disk before it is told to anybody.
-        self._database.execute("PRAGMA synchronous=FULL")
-        self._database.executescript(_SCHEMA)
+        try:
+            self._database.row_factory = sqlite3.Row
+            self._database.execute("PRAGMA journal_mode=WAL")
+            # Each commit is on the disk before it is told to anybody.
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self.close()
+            raise
         now = self._ticks()
         self._ends = {row["id"]: now + lease_seconds for row in self._rows("SELECT id FROM jobs WHERE status = 'in_progress'")}
         self.lapsed = 0

@@ -1,0 +1,331 @@
+"""The fleet on a cluster of Ray on this machine, whose nodes are killed under load: no job lost, none with two results.
+
+python cluster.py [--jobs 500] [--kills 20] [--program PATH] [--seconds 0.3]      PATH: of `turbodiffusion`; default: the stand-in
+"""
+import argparse
+import collections
+import hashlib
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+
+from support import HERE, STANDIN
+
+# Nodes, workers and the controller find the package where the tests find it.
+os.environ["PYTHONPATH"] = os.path.dirname(HERE) + os.pathsep + os.environ.get("PYTHONPATH", "")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray  # noqa: E402
+from ray import serve  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from turbodiffusion_ray.config import Fleet  # noqa: E402
+from turbodiffusion_ray.fleet import DeskCaller, build, remove_orphans  # noqa: E402
+from turbodiffusion_ray.results import FolderResults  # noqa: E402
+
+PORT = 18123
+
+
+def say(text):
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def ask(method, path, body=None, headers=(), timeout=30):
+    """→ status, bytes"""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"Content-Type": "application/json", **dict(headers)})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+class Client(threading.Thread):
+    """Sends its requests one after the other, each until it is answered, under a key of its own."""
+
+    def __init__(self, numbers, fields, pause):
+        super().__init__(daemon=True)
+        self.numbers, self.fields, self.pause, self.answers, self.again = numbers, fields, pause, {}, 0
+
+    def run(self):
+        for number in self.numbers:
+            body = {"prompt": f"A red sphere, number {number}.", "seed": number, **self.fields}
+            while number not in self.answers:
+                try:
+                    status, data = ask("POST", "/v1/videos", body, {"Idempotency-Key": f"key-{number}"})
+                    if status == 200:
+                        self.answers[number] = json.loads(data)["id"]
+                        break
+                    if 400 <= status < 500 and status != 429:
+                        raise SystemExit(f"{status}: {data!r}")
+                except (OSError, http.client.HTTPException):
+                    pass
+                self.again += 1
+                time.sleep(0.3)
+            time.sleep(self.pause)
+
+
+class Nodes:
+    """A head that computes nothing, and nodes with one worker each."""
+
+    def __init__(self, count):
+        # A node that is gone refuses connections at once; one that is only slow gets its time.
+        quick = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1500, "health_check_timeout_ms": 20000,
+                 "health_check_failure_threshold": 3, "metrics_report_interval_ms": 60000,
+                 "prestart_worker_first_driver": False}  # fmt: skip
+        self.cluster = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "_system_config": quick})  # fmt: skip
+        ray.init(address=self.cluster.address, log_to_driver=False, namespace="test")
+        self.nodes = [self.add() for _ in range(count)]
+
+    def add(self):
+        while True:
+            try:
+                return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False)
+            except Exception as error:
+                # Ray gives a node half a minute to come up, which is little where others use the processors too.
+                say(f"a node did not start: {str(error)[:80]}")
+
+    def kill(self):
+        """One at random, as if its power went; another one comes in its place."""
+        index = random.randrange(len(self.nodes))
+        self.cluster.remove_node(self.nodes[index], allow_graceful=False)
+        self.nodes[index] = self.add()
+        return index
+
+    def close(self):
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+def values_of(folder, options, **pool):
+    program = options.program or STANDIN
+    return {
+        "name": "fleet", "program": program, "results": os.path.join(folder, "results"), "database": os.path.join(folder, "jobs.sqlite"),
+        "lease_seconds": 6, "beat_seconds": 1, "check_seconds": 5, "max_attempts": 20, "queue_limit": options.jobs, "front_cpus": 0,
+        "front_resources": {"node:__internal_head__": 0.001}, "drain_seconds": 5,
+        "variants": ["thumbnail", "spritesheet", "preview"] if options.variants else [],
+        "pools": [{
+            "name": "nano", "models": ["nano"], "cpus": 0.5, "resources": {"maker": 1}, "min_replicas": 4, "max_replicas": 4,
+            "environment": {"STANDIN_SECONDS": str(options.seconds)},
+            "options": ["--threads", "1"] if options.program else [], **pool,
+        }],
+    }  # fmt: skip
+
+
+def services(program):
+    """Processes of the workers' services on this machine."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+                if program.encode() in words[:3] and b"serve" in words[:4] and b"-c" not in words:
+                    found.append(int(name))
+            except OSError:
+                pass
+    return found
+
+
+def kill_desk():
+    """Its process; the actor starts again elsewhere in time."""
+    from ray.util.state import list_actors
+
+    for actor in list_actors(filters=[("class_name", "=", "DeskActor"), ("state", "=", "ALIVE")]):
+        os.kill(actor.pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def check(folder, answers, options):
+    """Of jobs, results and transitions. → what is to be told"""
+    database = sqlite3.connect(f"file:{folder}/jobs.sqlite?mode=ro", uri=True)
+    jobs = {row[0]: row[1:] for row in database.execute("SELECT id, status, attempts, result, fields, key FROM jobs")}
+    assert len(answers) == options.jobs and len(set(answers.values())) == options.jobs, "an id was given twice"
+    assert set(jobs) == set(answers.values()), f"{len(jobs)} jobs of {len(answers)} answers"
+    statuses = collections.Counter(job[0] for job in jobs.values())
+    assert statuses == {"completed": options.jobs}, statuses
+    names = os.listdir(os.path.join(folder, "results/videos"))
+    assert sorted(name.split(".")[0] for name in names) == sorted(jobs), "other results than jobs, or two of one"
+    hashes = collections.Counter()
+    for number, id in answers.items():
+        _, _, result, fields, key = jobs[id]
+        result = json.loads(result)
+        assert key == f"key-{number}" and json.loads(fields)["seed"] == number
+        with open(os.path.join(folder, "results/videos", result["name"], "video.mp4"), "rb") as file:
+            data = file.read()
+        assert hashlib.sha256(data).hexdigest() == result["sha256"], f"{id} holds other bytes than were made"
+        if not options.program:
+            assert f"number {number}.".encode() in data, f"{id} holds another job's video"
+        hashes[result["sha256"]] += 1
+        steps = database.execute("SELECT before, after, token FROM transitions WHERE job = ? ORDER BY number", (id,)).fetchall()
+        assert steps[0] == (None, "queued", None) and steps[-1][1] == "completed", steps
+        assert all(step[1] == then[0] for step, then in zip(steps, steps[1:])), steps
+        assert sum(step[1] == "completed" for step in steps) == 1, steps
+        assert result["name"] == f"{id}.{steps[-1][2]}", "the result is not that of the lease which finished"
+    # Seeds differ, so videos do.
+    assert len(hashes) == options.jobs and set(hashes.values()) == {1}, "two jobs have one video"
+    attempts = sum(job[1] for job in jobs.values())
+    return f"{len(jobs)} jobs, {len(hashes)} different videos, {attempts - len(jobs)} runs begun again"
+
+
+def load(options, folder, nodes):
+    fields = {"num_frames": options.frames, "num_inference_steps": 1, "size": options.size}
+    started = time.monotonic()
+    clients = [Client(range(index, options.jobs, 8), fields, options.pause) for index in range(8)]
+    for client in clients:
+        client.start()
+    kills, desks, last, shown, log = 0, 0, time.monotonic(), 0.0, []
+    while True:
+        time.sleep(0.5)
+        try:
+            text = ask("GET", "/metrics", timeout=60)[1].decode()
+            gauges = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
+            waiting = int(gauges["turbodiffusion_queue_length"]) + int(gauges["turbodiffusion_running"])
+        except (OSError, http.client.HTTPException, KeyError, ValueError):
+            waiting, gauges = None, {}
+        sent = sum(len(client.answers) for client in clients)
+        if time.monotonic() - shown > 15:
+            shown = time.monotonic()
+            replicas = gauges.get('turbodiffusion_replicas{pool="nano"}')
+            say(f"{sent} sent, {waiting} open, {replicas} replicas, {kills} nodes and {desks} desks killed")
+        if sent == options.jobs and waiting == 0:
+            break
+        if waiting and kills < options.kills and time.monotonic() - last > random.uniform(options.every / 2, options.every * 1.5):
+            index = nodes.kill()
+            kills, last = kills + 1, time.monotonic()
+            log.append(index)
+            if desks < options.desks and kills % 5 == 2:
+                desks += kill_desk()
+        if time.monotonic() - started > options.limit:
+            raise SystemExit(f"not done within {options.limit} s: {sent} sent, {waiting} open")
+    for client in clients:
+        client.join()
+    seconds = time.monotonic() - started
+    answers = {number: id for client in clients for number, id in client.answers.items()}
+    again = sum(client.again for client in clients)
+    results = FolderResults(os.path.join(folder, "results"))
+    caller = DeskCaller(Fleet.parse(values_of(folder, options)))
+
+    async def desk(method, *values):
+        return caller(method, *values)
+
+    # Workers that were cut off may still be about to tidy up.
+    time.sleep(2)
+    import asyncio
+
+    orphans = asyncio.run(remove_orphans(desk, results, 0))
+    told = check(folder, answers, options)
+    text = ask("GET", "/metrics")[1].decode()
+    lapsed = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith("turbodiffusion_leases_lapsed_total")]
+    say(f"{told}; {kills} nodes killed {dict(collections.Counter(log))}, {desks} times the desk; {orphans} results of nobody removed; "
+        f"{again} requests sent again; {seconds:.0f} s; leases lapsed since the desk's last start: {lapsed[0]}")  # fmt: skip
+    assert kills == options.kills, f"only {kills} nodes were killed before all was done: --jobs must be more"
+
+
+def grow(options, folder):
+    """From none to several replicas and back to none, as the queue goes."""
+    values = values_of(folder, options, min_replicas=0, max_replicas=3, upscale_delay_s=1, downscale_delay_s=5)
+    values.update(database=os.path.join(folder, "growing.sqlite"), name="growing", results=os.path.join(folder, "growing"))
+    serve.run(build(values), name="fleet", route_prefix="/")
+    time.sleep(3)
+
+    def replicas():
+        found = serve.status().applications["fleet"].deployments["Worker-nano"].replica_states
+        return found.get("RUNNING", 0)
+
+    assert replicas() == 0, replicas()
+    start, most = time.monotonic(), 0
+    ids = []
+    for number in range(30):
+        status, data = ask("POST", "/v1/videos", {"prompt": "slow", "seed": number, "num_frames": options.frames, "size": options.size})
+        assert status == 200, data
+        ids.append(json.loads(data)["id"])
+    done = 0
+    while done < len(ids) or replicas():
+        time.sleep(0.5)
+        most = max(most, replicas())
+        open_ids = {video["id"] for video in json.loads(ask("GET", "/v1/videos?limit=100&status=queued,in_progress")[1])["data"]}
+        done = sum(id not in open_ids for id in ids)
+        assert time.monotonic() - start < 240, (done, most, replicas())
+    say(f"from no replica to {most} and back to none with {len(ids)} jobs: {time.monotonic() - start:.0f} s")
+    assert most > 1, most
+
+
+def streams(options):
+    """Events of a video come through while it is made."""
+    status, data = ask("POST", "/v1/videos", {"prompt": "slow", "seed": 1, "num_frames": options.frames, "size": options.size})
+    assert status == 200, data
+    id = json.loads(data)["id"]
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    connection.request("GET", f"/v1/videos/{id}/events")
+    answer = connection.getresponse()
+    assert answer.headers["content-type"] == "text/event-stream"
+    names, times = [], []
+    for line in answer:
+        if line.startswith(b"event: "):
+            names.append(line[7:].strip().decode())
+            times.append(time.monotonic())
+    connection.close()
+    assert names[0] == "video" and names[-1] == "completed" and "progress" in names, names
+    status, data = ask("GET", f"/v1/videos/{id}/content")
+    assert status == 200 and data
+    ask("DELETE", f"/v1/videos/{id}")
+    say(f"{len(names)} events of one video over {times[-1] - times[0]:.1f} s: {dict(collections.Counter(names))}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=500)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--desks", type=int, default=3, help="how often the desk is killed too")
+    parser.add_argument("--every", type=float, default=12, help="seconds between two kills, about")
+    parser.add_argument("--pause", type=float, default=0.5, help="of each of 8 clients between two requests")
+    parser.add_argument("--program", default="")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of a video of the stand-in")
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--size", default="64x64")
+    parser.add_argument("--variants", action="store_true", help="pictures beside each video")
+    parser.add_argument("--limit", type=float, default=1800)
+    parser.add_argument("--no-growth", action="store_true")
+    options = parser.parse_args()
+    if options.program:
+        options.program = os.path.abspath(options.program)
+    folder = tempfile.mkdtemp(prefix="ray-fleet-")
+    nodes = Nodes(4)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": PORT, "location": "HeadOnly"})
+        start = time.monotonic()
+        serve.run(build(values_of(folder, options)), name="fleet", route_prefix="/")
+        say(f"five nodes, four workers: ready after {time.monotonic() - start:.0f} s")
+        streams(options)
+        load(options, folder, nodes)
+        left = services(options.program or STANDIN)
+        assert len(left) <= 4, f"{len(left)} services run beside four workers: some outlived theirs"
+        if not options.no_growth:
+            grow(options, folder)
+        serve.shutdown()
+        deadline = time.monotonic() + 20
+        while services(options.program or STANDIN) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not services(options.program or STANDIN), "services outlived their workers"
+    finally:
+        nodes.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    say("done")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
