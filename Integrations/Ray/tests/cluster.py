@@ -76,6 +76,25 @@ class Client(threading.Thread):
             time.sleep(self.pause)
 
 
+def be_patient():
+    """Ray gives a node's processes half a minute to come up, which is little where others use the processors too."""
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def patient(*values):
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                return get_node(*values)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = patient
+
+
 class Nodes:
     """A head that computes nothing, and nodes with one worker each."""
 
@@ -83,19 +102,15 @@ class Nodes:
         # A node that is gone refuses connections at once; one that is only slow gets its time.
         quick = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1500, "health_check_timeout_ms": 20000,
                  "health_check_failure_threshold": 3, "metrics_report_interval_ms": 60000,
-                 "prestart_worker_first_driver": False}  # fmt: skip
+                 "prestart_worker_first_driver": False, "worker_register_timeout_seconds": 240,
+                 "gcs_server_request_timeout_seconds": 240}  # fmt: skip
         self.cluster = Cluster(initialize_head=True, head_node_args={
             "num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "_system_config": quick})  # fmt: skip
         ray.init(address=self.cluster.address, log_to_driver=False, namespace="test")
         self.nodes = [self.add() for _ in range(count)]
 
     def add(self):
-        while True:
-            try:
-                return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False)
-            except Exception as error:
-                # Ray gives a node half a minute to come up, which is little where others use the processors too.
-                say(f"a node did not start: {str(error)[:80]}")
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False)
 
     def kill(self):
         """One at random, as if its power went; another one comes in its place."""
@@ -304,6 +319,7 @@ def main():
     if options.program:
         options.program = os.path.abspath(options.program)
     folder = tempfile.mkdtemp(prefix="ray-fleet-")
+    be_patient()
     nodes = Nodes(4)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT, "location": "HeadOnly"})

@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError
 from .child import Service, ServiceGone, find_program
 from .config import Fleet, Pool
 from .desk import Desk
-from .front import Front, Receive, Scope, Send, read_keys, remove_files
+from .front import Front, read_keys, remove_files
 from .results import Results, open_results
 from .runner import Runner, answer_questions
 from .store import JobStore, StoreInUse
@@ -232,25 +232,16 @@ async def remove_orphans(desk: Any, results: Results, older_than: float) -> int:
 # The front
 
 
-class _App:
-    """The ASGI application of this process: that of the deployment which was made in it."""
+class _Made:
+    """The front of this process: that of the deployment which was made in it."""
 
     front: Front | None = None
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "lifespan":
-        # Before the deployment's own constructor there is nobody to ask.
-        return await Front(_nobody, _NO_RESULTS)(scope, receive, send)
-    assert _App.front is not None
-    await _App.front(scope, receive, send)
-
-
-async def _nobody(method: str, *values: Any, **named: Any) -> Any:
-    raise RuntimeError(f"nobody answers {method}")
-
-
-_NO_RESULTS: Any = None
+def app() -> Front:
+    """Ray Serve asks for the application once the deployment has been made."""
+    assert _Made.front is not None
+    return _Made.front
 
 
 @serve.deployment
@@ -259,7 +250,7 @@ class Entry:
     def __init__(self, values: dict[str, Any], steward: Any) -> None:
         fleet = Fleet.parse(values)
         keys = read_keys(fleet.api_key_file) if fleet.api_key_file else None
-        _App.front = Front(AsyncDeskCaller(fleet), open_results(fleet.results), keys, fleet.body_limit, fleet.check_seconds)
+        _Made.front = Front(AsyncDeskCaller(fleet), open_results(fleet.results), keys, fleet.body_limit, fleet.check_seconds)
 
 
 # All of it
