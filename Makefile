@@ -13,6 +13,8 @@
 # make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make soak    an hour (SECONDS) of mixed and bad requests to the service: nothing of its own making fails, nothing grows
+
+# make ray     tests the fleet on Ray Serve: nodes of a cluster are killed under load; half an hour (docs/ray.md)
 # make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
 # make downloads  models by name from a hub on this machine that fails in every way; TRANSFERS by chance (20)
 # make terminal  tests the interactive terminal in tmux
@@ -124,6 +126,18 @@ $(BROWSER):
 page: $(BINARY) packages $(BROWSER)
 	@Scripts/install-packages chromium
 	$(BROWSER) Tests/Service/page.py output/page
+
+# The fleet: 500 jobs of services that stand in, then 50 of the program itself.
+RAY := .venv-ray/bin/python
+$(RAY):
+	python3 -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet 'ray[data,serve]==2.60.0'
+
+.PHONY: ray
+ray: $(BINARY) packages $(RAY)
+	TURBODIFFUSION_PROGRAM=$(BINARY) $(RAY) -m unittest discover --start-directory Integrations/Ray/tests
+	$(RAY) Integrations/Ray/tests/cluster.py --jobs 500 --kills 20
+	$(RAY) Integrations/Ray/tests/cluster.py --jobs 50 --kills 3 --program $(BINARY) --no-growth
 
 # The terminal in tmux.
 terminal: $(BINARY) packages

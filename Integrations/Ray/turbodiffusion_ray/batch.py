@@ -15,7 +15,7 @@ import uuid
 from typing import Any
 
 from .child import Service, ServiceGone, find_program
-from .requests import Request, RequestsError, parse_requests
+from .prompts import Request, RequestsError, parse_requests
 
 
 class Output:
