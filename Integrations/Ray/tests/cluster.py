@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -95,6 +96,16 @@ def be_patient():
     services.get_node = patient
 
 
+def ports():
+    """Of a node's agents. Told beforehand: else the node ends where they have not said theirs within a quarter of a minute."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    sockets = [socket.create_server(("", 0)) for _ in names]
+    found = {name: server.getsockname()[1] for name, server in zip(names, sockets)}
+    for server in sockets:
+        server.close()
+    return found
+
+
 class Nodes:
     """A head that computes nothing, and nodes with one worker each."""
 
@@ -103,14 +114,14 @@ class Nodes:
         quick = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1500, "health_check_timeout_ms": 20000,
                  "health_check_failure_threshold": 3, "metrics_report_interval_ms": 60000,
                  "prestart_worker_first_driver": False, "worker_register_timeout_seconds": 240,
-                 "gcs_server_request_timeout_seconds": 240}  # fmt: skip
+                 "gcs_server_request_timeout_seconds": 240, "agent_register_timeout_ms": 240_000}  # fmt: skip
         self.cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "_system_config": quick})  # fmt: skip
+            "num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "_system_config": quick, **ports()})  # fmt: skip
         ray.init(address=self.cluster.address, log_to_driver=False, namespace="test")
         self.nodes = [self.add() for _ in range(count)]
 
     def add(self):
-        return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False)
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False, **ports())
 
     def kill(self):
         """One at random, as if its power went; another one comes in its place."""

@@ -10,13 +10,16 @@ from support import STANDIN, Fleet
 from turbodiffusion_ray.child import Service, ServiceGone
 from turbodiffusion_ray.runner import Runner, answer_questions
 
+PROGRAM = os.environ.get("TURBODIFFUSION_PROGRAM")
+
 
 class Worker:
     """As a replica does it: a service, a runner, a thread that answers questions."""
 
-    def __init__(self, fleet, models=("nano",), devices=1, seconds=0.1, beat_seconds=0.2):
+    def __init__(self, fleet, models=("nano",), devices=1, seconds=0.1, beat_seconds=0.2, program=None):
         self.fleet = fleet
-        self.service = Service(STANDIN, list(models), ["cpu"] * devices, ["--seconds", str(seconds)])
+        options = ["--threads", "1"] if program else ["--seconds", str(seconds)]
+        self.service = Service(program or STANDIN, list(models), ["cpu"] * devices, options)
         self.service.start()
         self.name = uuid.uuid4().hex
         self.runner = Runner(self.service, fleet.call, fleet.results, list(models), beat_seconds, name=self.name)
@@ -49,9 +52,11 @@ class Worker:
             thread.join(10)
 
 
-class FrontTests(unittest.TestCase):
+class FleetTestCase(unittest.TestCase):
+    lease_seconds = 1
+
     def setUp(self):
-        self.fleet = Fleet(lease_seconds=1)
+        self.fleet = Fleet(lease_seconds=self.lease_seconds)
         self.addCleanup(self.fleet.__exit__)
 
     def worker(self, **values):
@@ -68,6 +73,8 @@ class FrontTests(unittest.TestCase):
             time.sleep(0.02)
         self.fail(f"{id} is {video['status']}, expected {statuses}")
 
+
+class FrontTests(FleetTestCase):
     def test_from_request_to_file(self):
         self.worker()
         answer = self.fleet.ask("POST", "/v1/videos", {"prompt": "A red sphere.", "frames": 5, "size": "64x64"})
@@ -314,6 +321,35 @@ class FrontTests(unittest.TestCase):
             id = self.fleet.create(input_reference=value)
             self.assertEqual(self.fleet.results.read_input(id), b"\x89PNG....")
             self.assertNotIn("input_reference", self.fleet.store.job(id).fields)
+
+
+@unittest.skipUnless(PROGRAM, "TURBODIFFUSION_PROGRAM does not name the program: a stand-in took its place in the other tests")
+class ProgramTests(FleetTestCase):
+    """The program itself with nano on the CPU."""
+
+    lease_seconds = 30
+
+    def test_from_request_to_file(self):
+        self.worker(program=os.path.abspath(PROGRAM))
+        error = self.fleet.ask("POST", "/v1/videos", {"prompt": "A ball", "width": 100})
+        self.assertEqual((error.status, error.json["error"]["param"]), (400, "width"))
+        self.assertEqual(self.fleet.ask("POST", "/v1/videos", {"prompt": "A ball", "widht": 64}).code, "unknown_field")
+        fields = {"num_frames": 5, "size": "64x64", "num_inference_steps": 1, "seed": 7}
+        videos = [self.wait(self.fleet.create("A red ball.", **fields), seconds=120) for _ in range(2)]
+        for video in videos:
+            self.assertEqual((video["status"], video["size"], video["num_frames"], video["seed"]), ("completed", "64x64", 5, 7), video)
+            self.assertIn("prompt", video["request"])
+        paths = [f"/v1/videos/{video['id']}/content" for video in videos]
+        first, second = [self.fleet.ask("GET", path).data for path in paths]
+        self.assertEqual((first[4:8], first), (b"ftyp", second))
+        for variant, begin in (("thumbnail", b"RIFF"), ("spritesheet", b"RIFF"), ("preview", b"\x89PNG")):
+            self.assertEqual(self.fleet.ask("GET", f"{paths[0]}?variant={variant}").data[:4], begin)
+        remix = self.wait(self.fleet.ask("POST", f"/v1/videos/{videos[0]['id']}/remix", {"prompt": "A cube."}).json["id"], seconds=120)
+        self.assertEqual((remix["status"], remix["num_frames"], remix["seed"]), ("completed", 5, 7), remix)
+        # Of a form, whose numbers are texts.
+        form = b"prompt=A+ball&num_frames=5&size=64x64&steps=1&seed=8"
+        answer = self.fleet.ask("POST", "/v1/videos", data=form, headers={"Content-Type": "application/x-www-form-urlencoded"})
+        self.assertEqual(self.wait(answer.json["id"], seconds=120)["seed"], 8)
 
 
 if __name__ == "__main__":

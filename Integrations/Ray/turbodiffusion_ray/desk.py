@@ -103,8 +103,8 @@ class Desk:
     async def queue_seconds(self, model: str) -> float:
         """Until a new request for the model would begin."""
         seconds = sum(job.estimate or 0 for job in self.store.open_jobs() if job.model == model)
-        runs = sum(replica["runs"] for replica in self._present() if model in replica["models"])
-        return seconds / max(runs, 1)
+        runs: int = sum(replica["runs"] for replica in self._present() if model in replica["models"])
+        return float(seconds / max(runs, 1))
 
     async def listen(self, id: str | None, cursor: int | None, wait: float) -> dict[str, Any]:
         """What happened after `cursor`, to one video or to all; None: how things stand. Waits until there is something.

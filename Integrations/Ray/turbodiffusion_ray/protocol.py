@@ -273,7 +273,8 @@ def poll_pause(video: dict[str, Any]) -> int:
 
 def parse_query(text: str) -> tuple[str | None, int, bool, tuple[str, ...]]:
     """Of a list: after, limit, newest first, statuses. Raises APIError."""
-    after, limit, newest_first, statuses = None, 20, True, STATUSES
+    after, limit, newest_first = None, 20, True
+    statuses: tuple[str, ...] = STATUSES
     for name, value in urllib.parse.parse_qsl(text, keep_blank_values=True):
         if name == "limit":
             if not re.fullmatch(r"[0-9]{1,3}", value) or int(value) > 100:
