@@ -3,6 +3,7 @@
 python cluster.py [--jobs 500] [--kills 20] [--program PATH] [--seconds 0.3]      PATH: of `turbodiffusion`; default: the stand-in
 """
 import argparse
+import asyncio
 import collections
 import hashlib
 import http.client
@@ -13,6 +14,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -165,14 +167,9 @@ def services(program):
     return found
 
 
-def kill_desk():
-    """Its process; the actor starts again elsewhere in time."""
-    from ray.util.state import list_actors
-
-    for actor in list_actors(filters=[("class_name", "=", "DeskActor"), ("state", "=", "ALIVE")]):
-        os.kill(actor.pid, signal.SIGKILL)
-        return True
-    return False
+def kill_desk(caller):
+    """Its process; the actor starts again."""
+    os.kill(caller("process"), signal.SIGKILL)
 
 
 def check(folder, answers, options):
@@ -209,6 +206,7 @@ def check(folder, answers, options):
 
 def load(options, folder, nodes):
     fields = {"num_frames": options.frames, "num_inference_steps": 1, "size": options.size}
+    caller = DeskCaller(Fleet.parse(values_of(folder, options)))
     started = time.monotonic()
     clients = [Client(range(index, options.jobs, 8), fields, options.pause) for index in range(8)]
     for client in clients:
@@ -234,7 +232,8 @@ def load(options, folder, nodes):
             kills, last = kills + 1, time.monotonic()
             log.append(index)
             if desks < options.desks and kills % 5 == 2:
-                desks += kill_desk()
+                kill_desk(caller)
+                desks += 1
         if time.monotonic() - started > options.limit:
             raise SystemExit(f"not done within {options.limit} s: {sent} sent, {waiting} open")
     for client in clients:
@@ -243,15 +242,12 @@ def load(options, folder, nodes):
     answers = {number: id for client in clients for number, id in client.answers.items()}
     again = sum(client.again for client in clients)
     results = FolderResults(os.path.join(folder, "results"))
-    caller = DeskCaller(Fleet.parse(values_of(folder, options)))
 
     async def desk(method, *values):
         return caller(method, *values)
 
     # Workers that were cut off may still be about to tidy up.
     time.sleep(2)
-    import asyncio
-
     orphans = asyncio.run(remove_orphans(desk, results, 0))
     told = check(folder, answers, options)
     text = ask("GET", "/metrics")[1].decode()
@@ -276,7 +272,7 @@ def grow(options, folder):
     start, most = time.monotonic(), 0
     ids = []
     for number in range(30):
-        status, data = ask("POST", "/v1/videos", {"prompt": "slow", "seed": number, "num_frames": options.frames, "size": options.size})
+        status, data = ask("POST", "/v1/videos", {"prompt": "A ball.", "seed": number, "num_frames": options.frames, "size": options.size})
         assert status == 200, data
         ids.append(json.loads(data)["id"])
     done = 0
@@ -288,6 +284,34 @@ def grow(options, folder):
         assert time.monotonic() - start < 240, (done, most, replicas())
     say(f"from no replica to {most} and back to none with {len(ids)} jobs: {time.monotonic() - start:.0f} s")
     assert most > 1, most
+
+
+def batch(options, folder, nodes):
+    """As a job of Ray Data, twice: what is there is not made again."""
+    prompts, output = os.path.join(folder, "prompts.jsonl"), os.path.join(folder, "batch")
+    lines = [{"prompt": f"A blue cube {number}.", "num_frames": options.frames, "size": options.size, "num_inference_steps": 1}
+             for number in range(8)]  # fmt: skip
+    with open(prompts, "w") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    words = [sys.executable, "-m", "turbodiffusion_ray.batch", prompts, "--output", output, "--model", "nano", "--cpus", "0.25",
+             "--replicas", "2", "--program", options.program or STANDIN, "--address", nodes.cluster.address]  # fmt: skip
+
+    def run():
+        found = subprocess.run(words, capture_output=True, text=True, timeout=400)
+        assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-3000:]
+        return found.stdout.strip().splitlines()[-1]
+
+    start = time.monotonic()
+    assert (told := run()) == "8 made, 0 were there, 0 failed", told
+    names = sorted(os.listdir(output))
+    assert len(names) == 16 and not any(name.startswith(".") for name in names), names
+    videos = [name for name in names if name.endswith(".mp4")]
+    before = {name: os.stat(os.path.join(output, name)).st_mtime_ns for name in videos}
+    os.unlink(os.path.join(output, videos[3]))
+    assert (told := run()) == "1 made, 7 were there, 0 failed", told
+    after = {name: os.stat(os.path.join(output, name)).st_mtime_ns for name in videos}
+    assert [name for name in videos if before[name] != after[name]] == [videos[3]]
+    say(f"a batch of 8, then again without one of them: {time.monotonic() - start:.0f} s")
 
 
 def streams(options):
@@ -318,14 +342,15 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--desks", type=int, default=3, help="how often the desk is killed too")
     parser.add_argument("--every", type=float, default=12, help="seconds between two kills, about")
-    parser.add_argument("--pause", type=float, default=0.5, help="of each of 8 clients between two requests")
+    parser.add_argument("--pause", type=float, default=0.2, help="of each of 8 clients between two requests")
     parser.add_argument("--program", default="")
-    parser.add_argument("--seconds", type=float, default=0.8, help="of a video of the stand-in")
+    parser.add_argument("--seconds", type=float, default=2, help="of a video of the stand-in")
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--size", default="64x64")
     parser.add_argument("--variants", action="store_true", help="pictures beside each video")
     parser.add_argument("--limit", type=float, default=1800)
     parser.add_argument("--no-growth", action="store_true")
+    parser.add_argument("--no-batch", action="store_true")
     options = parser.parse_args()
     if options.program:
         options.program = os.path.abspath(options.program)
@@ -341,6 +366,8 @@ def main():
         load(options, folder, nodes)
         left = services(options.program or STANDIN)
         assert len(left) <= 4, f"{len(left)} services run beside four workers: some outlived theirs"
+        if not options.no_batch:
+            batch(options, folder, nodes)
         if not options.no_growth:
             grow(options, folder)
         serve.shutdown()

@@ -1,5 +1,7 @@
 """The protocol in front, against services that stand in: what clients see, and what they see when workers go away."""
 import base64
+import contextlib
+import io
 import os
 import threading
 import time
@@ -313,6 +315,21 @@ class FrontTests(FleetTestCase):
             self.assertEqual(fleet.ask("GET", "/v1/models", headers=right).status, 200)
             self.assertEqual(fleet.ask("GET", "/health").status, 200)
             self.assertEqual(fleet.ask("GET", "/metrics").status, 401)
+
+    def test_a_fault_of_our_own(self):
+        self.fleet.desk.page = None
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            answer = self.fleet.ask("GET", "/v1/videos")
+        self.assertEqual((answer.status, answer.code), (500, "internal"))
+        self.assertIn("TypeError", said.getvalue())
+        self.assertNotIn("NoneType", answer.data.decode())
+
+    def test_a_changed_description(self):
+        self.fleet.desk.change(["nano", "big"], 1, 1, 7, 2)
+        self.assertEqual([model["id"] for model in self.fleet.ask("GET", "/v1/models").json["data"]], ["nano", "big"])
+        self.fleet.create(model="big")
+        self.assertEqual(self.fleet.ask("POST", "/v1/videos", {"prompt": "x"}).code, "queue_full")
+        self.assertEqual(self.fleet.call("claim", ["big"], "a")["seconds"], 7)
 
     def test_pictures_as_urls(self):
         data = base64.b64encode(b"\x89PNG....").decode()

@@ -25,7 +25,7 @@ class Output:
         self._files: Any = None
         self._root = place[len("file://") :] if place.startswith("file://") else place
         if "://" in self._root:
-            import fsspec
+            import fsspec  # type: ignore[import-untyped]
 
             self._files, self._root = fsspec.core.url_to_fs(self._root)
         else:
@@ -92,8 +92,8 @@ class Maker:
         id = video["id"]
         while video["status"] in ("queued", "in_progress"):
             # It ends with the video.
-            for _, data in self._service.events(f"/v1/videos/{id}/events"):
-                if data.get("status") in ("completed", "failed", "cancelled"):
+            for _, told in self._service.events(f"/v1/videos/{id}/events"):
+                if told.get("status") in ("completed", "failed", "cancelled"):
                     break
             status, video = self._service.ask_json("GET", f"/v1/videos/{id}")
             if status != 200:
@@ -129,8 +129,9 @@ def run(requests: list[Request], options: argparse.Namespace) -> list[dict[str, 
         return outcomes
     ray.init(address=options.address, ignore_reinit_error=True, log_to_driver=False)
     # A block for each: what a node had when it went is one video.
+    maker: Any = Maker
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Maker,
+        maker,
         fn_constructor_args=(options.program, options.model, options.output, options.gpus, options.option),
         concurrency=(1, max(1, min(options.replicas, len(rows)))),
         num_gpus=options.gpus or None,

@@ -251,7 +251,7 @@ def find_program(named: str = "") -> str:
     found = named or os.environ.get("TURBODIFFUSION_PROGRAM") or ""
     if not found:
         try:
-            from turbodiffusion_swift import find_program as installed
+            from turbodiffusion_swift import find_program as installed  # type: ignore[import-not-found,unused-ignore]
 
             return str(installed())
         except ImportError:

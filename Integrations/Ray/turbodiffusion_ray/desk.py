@@ -43,6 +43,10 @@ class Desk:
         self._ended = {status: 0 for status in OVER}
         self._waited = [0.0, 0]
 
+    def change(self, ids: Sequence[str], expire_hours: float, queue_limit: int, lease_seconds: float, max_attempts: int) -> None:
+        self._ids, self._expire_seconds, self._queue_limit = list(ids), expire_hours * 3600, queue_limit
+        self.store.lease_seconds, self.store.max_attempts = lease_seconds, max_attempts
+
     # Of clients
 
     async def create(self, model: str, fields: dict[str, Any], **values: Any) -> dict[str, Any]:
@@ -222,9 +226,6 @@ class Desk:
             for question in found:
                 question["taken"] = True
         return [{"number": question["number"], "fields": question["fields"]} for question in found]
-
-    async def leave(self, replica: str) -> None:
-        self._replicas.pop(replica, None)
 
     async def ask(self, model: str, fields: dict[str, Any], wait: float) -> tuple[int, dict[str, Any]] | None:
         """How a service that has the model plans a request. → status and body; None where no replica answers in time"""

@@ -12,6 +12,7 @@ Ray Serve's own count of waiting requests is the length of the queue, and its au
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from .child import Service, ServiceGone, find_program
 from .config import Fleet, Pool
@@ -44,6 +45,13 @@ class DeskActor(Desk):
     def __init__(self, values: dict[str, Any]) -> None:
         fleet = Fleet.parse(values)
         super().__init__(_open_store(fleet), fleet.ids, fleet.expire_hours, fleet.queue_limit)
+
+    async def describe(self, values: dict[str, Any]) -> None:
+        fleet = Fleet.parse(values)
+        self.change(fleet.ids, fleet.expire_hours, fleet.queue_limit, fleet.lease_seconds, fleet.max_attempts)
+
+    async def process(self) -> int:
+        return os.getpid()
 
 
 def _open_store(fleet: Fleet) -> JobStore:
@@ -80,7 +88,10 @@ class DeskCaller:
     def __call__(self, method: str, *values: Any) -> Any:
         while True:
             try:
+                # Everything of the desk may be said twice.
                 return ray.get(getattr(self._actor, method).remote(*values), timeout=120)
+            except GetTimeoutError:
+                print(f"turbodiffusion: the desk has not answered {method} for two minutes", flush=True)
             except RayActorError:
                 # Ended for good, as by a new head: there is another one, or will be.
                 time.sleep(1)
@@ -162,10 +173,13 @@ class Worker:
 class Steward:
     """There is one. Nothing is lost where it is away: jobs wait until it is there again."""
 
-    async def __init__(self, values: dict[str, Any], *workers: Any) -> None:
+    # Ray Serve waits for it.
+    async def __init__(self, values: dict[str, Any], *workers: Any) -> None:  # type: ignore[misc]
         self._fleet = Fleet.parse(values)
         self._workers = dict(zip([pool.name for pool in self._fleet.pools], workers))
         self._desk = AsyncDeskCaller(self._fleet)
+        # It outlives a change of the fleet's description.
+        await self._desk("describe", values)
         self._results = open_results(self._fleet.results)
         self._waiting = {pool.name: 0 for pool in self._fleet.pools}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,7 +204,6 @@ class Steward:
 
     async def _call(self, pool: str) -> None:
         try:
-            # A replica that is free goes on as long as there is something to do; but not for ever: another one may wait longer.
             await self._workers[pool].run.remote()
         except Exception as error:
             # Its node, its process or its service is gone. The lease lapses, the job is still open, and is called for again.
@@ -262,12 +275,15 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     values = fleet.plain()
     workers = [_worker(fleet, pool).bind(values, pool.name) for pool in fleet.pools]
     place: dict[str, Any] = {"num_cpus": fleet.front_cpus, "resources": fleet.front_resources}
-    steward = Steward.options(
+    # What the decorator makes of a class has methods of its own.
+    kinds: tuple[Any, Any] = (Steward, Entry)
+    steward = kinds[0].options(
         num_replicas=1, ray_actor_options={**place, "num_cpus": 0}, max_ongoing_requests=1000
     ).bind(values, *workers)  # fmt: skip
-    return Entry.options(
+    front: serve.Application = kinds[1].options(
         num_replicas=fleet.front_replicas, ray_actor_options=place, max_ongoing_requests=5000, graceful_shutdown_timeout_s=10
     ).bind(values, steward)
+    return front
 
 
 def _worker(fleet: Fleet, pool: Pool) -> Any:
@@ -297,7 +313,8 @@ def _worker(fleet: Fleet, pool: Pool) -> Any:
             "metrics_interval_s": 1,
             "look_back_period_s": 5,
         }
-    return Worker.options(**options)
+    worker: Any = Worker
+    return worker.options(**options)
 
 
 __all__ = ["Desk", "Entry", "ServiceGone", "Steward", "Worker", "app", "build", "desk_actor", "remove_orphans"]

@@ -7,6 +7,7 @@ import base64
 import hmac
 import json
 import os
+import traceback
 import urllib.parse
 from typing import Any, Awaitable, Callable, Protocol
 
@@ -72,9 +73,12 @@ class Front:
             self._check_key(path, headers)
             parts = [urllib.parse.unquote(part) for part in path.split("/")[1:]]
             await self._route(_Request(scope, headers, path, parts, body, receive), answer)
-        except APIError as error:
+        except Exception as caught:
             if answer.has_begun:
                 raise
+            error = caught if isinstance(caught, APIError) else APIError(500, "server_error", "internal", "something went wrong here")
+            if error is not caught:
+                traceback.print_exception(caught)
             more = {}
             if error.retry_after is not None:
                 more["retry-after"] = str(error.retry_after)

@@ -121,7 +121,7 @@ class ObjectResults:
     """The same in an object store. There is no rename of a folder; an object appears whole, and what no job names is not read."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url)

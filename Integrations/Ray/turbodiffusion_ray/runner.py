@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 import uuid
@@ -265,11 +264,3 @@ def answer_questions(runner: Runner, desk: Caller, questions: Sequence[dict[str,
         except ServiceGone as error:
             status, body = 503, {"error": {"message": str(error), "type": "server_error", "param": None, "code": "starting"}}
         desk("answer", question["number"], status, body)
-
-
-def told(body: bytes) -> str:
-    """The message of an error, or what there is instead."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")
