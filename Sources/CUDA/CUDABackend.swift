@@ -9,6 +9,7 @@
 //     Attention          dense, relative, SLA, SageSLA  Operations/*Attention.swift, BlockMap.swift
 //     Autoencoder        convolution, channelNorm, …    Operations/Convolution*, Frames.swift
 //     Between GPUs       exchange, gather, halo         Operations/Collectives.swift
+//     Training           gradients, tangents, adamW     Operations/Gradients/
 
 import Ground
 public import Tensors
@@ -62,8 +63,6 @@ public final class CUDABackend: Backend {
     public func supports(_ format: LinearFormat) -> Bool {
         format != .fp8Rows || KernelFamily.fp8.includes(context.kernelArchitecture)
     }
-
-    public var supportsTraining: Bool { false }
 
     /// Opens GPU `ordinal` and compiles the kernels that are neither in the pack nor in the cache.
     /// - Parameters:
@@ -147,7 +146,7 @@ public final class CUDABackend: Backend {
         case .gather(let o): [collective(o)]
         case .halo(let o): [collective(o)]
         case .joinRows(let o): [joinRows(o)]
-        case .training: programmingError("\(operation.name): no kernel; see supportsTraining")
+        case .training(let o): training(o)
         }
     }
 

@@ -131,6 +131,18 @@ static const char sage_mma_cu[] = {
 static const char attention_wide_cu[] = {
 #embed "Kernels/attention_wide.cu"
     , 0};
+static const char training_cu[] = {
+#embed "Kernels/training.cu"
+    , 0};
+static const char norm_gradient_cu[] = {
+#embed "Kernels/norm_gradient.cu"
+    , 0};
+static const char attention_gradient_cu[] = {
+#embed "Kernels/attention_gradient.cu"
+    , 0};
+static const char branch_gradient_cu[] = {
+#embed "Kernels/branch_gradient.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -178,6 +190,10 @@ static const struct cuda_source sources[] = {
     SOURCE("sage_mma.cu", sage_mma_cu),
     SOURCE("attention_wide.cu", attention_wide_cu),
     SOURCE("attention_wide_sm90.cu", attention_wide_sm90_cu),
+    SOURCE("training.cu", training_cu),
+    SOURCE("norm_gradient.cu", norm_gradient_cu),
+    SOURCE("attention_gradient.cu", attention_gradient_cu),
+    SOURCE("branch_gradient.cu", branch_gradient_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

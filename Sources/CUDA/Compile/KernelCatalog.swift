@@ -6,5 +6,6 @@ public enum KernelCatalog {
         Normalization.units + Elementwise.units + Frames.units + Layout.units + ChannelNorm.units
         + FullPrecisionLinear.units + Linear.units + Quantize.units + Attention.units
         + BlockMaps.units
-        + SparseLinearAttention.units + Sage.units + Convolution.units
+        + SparseLinearAttention.units + Sage.units + Convolution.units + TrainingKernels.units
+        + NormGradients.units + AttentionGradients.units + BranchGradients.units
 }

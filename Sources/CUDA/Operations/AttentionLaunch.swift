@@ -69,6 +69,8 @@ enum Attention {
     static let mmaTiles = [
         MmaTile(dim: 64, rowTiles: 1, keys: 64), MmaTile(dim: 128, rowTiles: 2, keys: 32),
     ]
+    /// For lists whose blocks have 64 queries, as in training.
+    static let narrowTiles = [mmaTiles[0], MmaTile(dim: 128, rowTiles: 1, keys: 32)]
 
     static let simt = KernelUnit(
         "attention_simt.cu",
@@ -83,7 +85,7 @@ enum Attention {
         "attention_mma.cu",
         kernels: mmaTiles.flatMap { tile in
             ["all", "relative", "listed"].map { tile.kernel($0) }
-        })
+        } + [narrowTiles[1].kernel("listed")])
 
     /// A tile of attention_sm90.cu: `keys` keys, in rings of `stages` stages.
     struct HopperTile {
@@ -187,8 +189,12 @@ extension Context {
     }
 
     /// Attention of bf16 tensors on mma.sync; dim: a multiple of 8 up to 128.
-    func mmaAttention(_ arguments: AttentionArguments, _ keys: AttentionKeys) {
-        guard let tile = Attention.mmaTiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
+    /// - Parameter tiles: of which the first that is wide enough is used.
+    func mmaAttention(
+        _ arguments: AttentionArguments, _ keys: AttentionKeys,
+        tiles: [Attention.MmaTile] = Attention.mmaTiles
+    ) {
+        guard let tile = tiles.first(where: { $0.dim >= Int(arguments.dim) }) else {
             programmingError("attention: headDim \(arguments.dim) is above 128")
         }
         let kernel: Kernel<AttentionArguments> = kernel(

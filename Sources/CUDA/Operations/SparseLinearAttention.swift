@@ -65,8 +65,10 @@ extension CUDABackend {
         ensure(
             bias?.dtype ?? .f32 == .f32,
             "sparseLinearAttention: an f32 bias expected, \(bias!.dtype)")
-        // Hopper's 8-bit kernel has blocks of 64 queries, but int8 scales belong to 128.
-        let quantizes = spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
+        // Hopper's 8-bit kernel and training have blocks of 64 queries, but int8 scales belong to 128.
+        let quantizes =
+            spec.arithmetic != .exact && spec.arithmetic != .sage(.sm90)
+            && spec.queryBlock % 128 == 0
         guard let out = attended(q, o.format), o.format == .plain || quantizes else {
             return o.composed(on: self)
         }
@@ -103,9 +105,9 @@ extension CUDABackend {
     ) {
         let dim = q.shape[2]
         ensure(
-            spec.queryBlock % 128 == 0 && spec.keyBlock % 64 == 0,
+            spec.queryBlock % 64 == 0 && spec.keyBlock % 64 == 0,
             "sparseLinearAttention: blocks of \(spec.queryBlock) x \(spec.keyBlock), "
-                + "multiples of 128 x 64 wanted")
+                + "multiples of 64 wanted")
         let indices =
             indices
             ?? {
@@ -116,7 +118,11 @@ extension CUDABackend {
             q, k, v, out: out, scale: 1 / Float(dim).squareRoot())
         arguments.list(indices, spec)
         arguments.addend = linear.pointer
-        context.attention(arguments, .bf16, .listed)
+        if spec.queryBlock % 128 == 0 {
+            context.attention(arguments, .bf16, .listed)
+        } else {
+            context.mmaAttention(arguments, .listed, tiles: Attention.narrowTiles)
+        }
     }
 
     /// Computes the sums over the keys. k, v: bf16 [L, heads, dim]

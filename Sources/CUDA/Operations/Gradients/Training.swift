@@ -1,0 +1,251 @@
+// The operations that only training asks for, and those of them that go element by element or only sum.
+
+internal import Glibc
+internal import Ground
+internal import Tensors
+
+enum TrainingKernels {
+    private static let types = ["float", "bf16"]
+    private static let pairs = types.flatMap { a in types.map { "\(a), \($0)" } }
+
+    static let unit = KernelUnit(
+        "training.cu",
+        kernels: types.flatMap { type in
+            [8, 1].flatMap { ["activate<\(type), \($0)>", "scale_columns<\(type), \($0)>"] }
+                + ["rotate", "patchify_gradient", "unpatchify_gradient", "adam_w"].map {
+                    "\($0)<\(type)>"
+                }
+        }
+            + ["float, float", "bf16, bf16", "bf16, float"].map { "transpose<\($0)>" }
+            + ["i8", "e4m3"].flatMap { code in types.map { "dequantize<\(code), \($0)>" } }
+            + pairs.flatMap { ["column_parts<\($0)>", "norm_parts<\($0)>"] } + ["join_parts"]
+            + (types + ["double"]).map { "dot_parts<\($0)>" } + ["dot_join"])
+
+    static let units = [unit]
+}
+
+/// Sums over rows: first over chunks of rows, then over the chunks.
+struct RowSumPlan: Hashable {
+    /// Rows of a chunk.
+    let chunk: Int
+    let chunks: Int
+    let columns: Int
+
+    /// The chunks depend on the number of rows alone; a grid has at most 65,535 of them.
+    init(rows: Int, columns: Int) {
+        var chunk = 256
+        while ceilDivide(rows, chunk) > 32_768 { chunk *= 2 }
+        self.chunk = chunk
+        chunks = max(1, ceilDivide(rows, chunk))
+        self.columns = columns
+    }
+
+    var shape: LaunchShape {
+        LaunchShape(grid: Extents(ceilDivide(columns, 32), chunks), block: 256)
+    }
+    /// Bytes of the partial sums.
+    var byteCount: Int { chunks * columns * 4 }
+}
+
+/// Blocks of threads that take parts of a dot product; their number depends on the count alone.
+func dotParts(_ count: Int) -> Int { max(1, min(1024, ceilDivide(count, 2048))) }
+
+/// `AdamSettings` of training.cu.
+private struct AdamSettings: BitwiseCopyable {
+    var rate, beta1, beta2, epsilon, decay, gradientScale: Float
+    var correction1, correction2: Float
+
+    init(_ s: Operation.AdamW.Settings) {
+        rate = s.learningRate
+        beta1 = s.beta1
+        beta2 = s.beta2
+        epsilon = s.epsilon
+        decay = s.decay
+        gradientScale = s.gradientScale
+        // The powers in f64 of the betas in f32.
+        correction1 = Float(1 - pow(Double(s.beta1), Double(s.step)))
+        correction2 = Float(1 - pow(Double(s.beta2), Double(s.step)))
+    }
+}
+
+extension CUDABackend {
+    func training(_ operation: Operation.Training) -> [Tensor] {
+        switch operation {
+        case .inputGradient(let o): [inputGradient(o)]
+        case .weightGradient(let o): [weightGradient(o)]
+        case .normGradient(let o): normGradient(o)
+        case .normTangent(let o): [normTangent(o)]
+        case .rotate(let o): [rotate(o)]
+        case .activate(let o): [activate(o)]
+        case .scaleColumns(let o): [scaleColumns(o)]
+        case .columnSum(let o): [columnSums(o.x, times: o.other)]
+        case .attentionGradient(let o): attentionGradient(o)
+        case .attentionTangent(let o): [attentionTangent(o)]
+        case .sparseAttentionGradient(let o): sparseAttentionGradient(o)
+        case .sparseAttentionTangent(let o): [sparseAttentionTangent(o)]
+        case .patchifyGradient(let o): [patchifyGradient(o)]
+        case .unpatchifyGradient(let o): [unpatchifyGradient(o)]
+        case .cast(let o): [converted(o.x, to: o.dtype)]
+        case .dot(let o): [dot(o)]
+        case .adamW(let o): adamW(o)
+        }
+    }
+
+    /// x where its elements are f32 or bf16, else x as f32.
+    func activations(_ x: Tensor) -> Tensor {
+        x.dtype == .bf16 || x.dtype == .f32 ? x : converted(x, to: .f32)
+    }
+
+    // MARK: Element by element
+
+    private func activate(_ o: Operation.Activate) -> Tensor {
+        requireActivations(o.x, "activate")
+        let out = tensor(o.x.shape, o.x.dtype)
+        let count = out.shape.count
+        let vector = Elementwise.vector(o.x.pointer, o.factor?.pointer ?? .null)
+        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int32, Int64> =
+            context.kernel(
+                "activate<\(Self.typeName(o.x.dtype)), \(vector)>", of: TrainingKernels.unit)
+        let activation: Int32 =
+            switch o.activation {
+            case .none: 0
+            case .geluTanh: 1
+            case .silu: 2
+            }
+        kernel(
+            .elements(count, perThread: vector), out.pointer, o.x.pointer,
+            o.factor?.pointer ?? .null, activation, Int64(count))
+        return out
+    }
+
+    private func scaleColumns(_ o: Operation.ScaleColumns) -> Tensor {
+        requireActivations(o.x, "scaleColumns")
+        let out = tensor(o.x.shape, o.x.dtype)
+        let (count, columns) = (out.shape.count, out.shape.columns)
+        let vector = columns % 8 == 0 ? Elementwise.vector(o.x.pointer, o.factor.pointer) : 1
+        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32> =
+            context.kernel(
+                "scale_columns<\(Self.typeName(o.x.dtype)), \(vector)>",
+                of: TrainingKernels.unit)
+        kernel(
+            .elements(count, perThread: vector), out.pointer, o.x.pointer, o.factor.pointer,
+            Int64(count), Int32(columns))
+        return out
+    }
+
+    private func rotate(_ o: Operation.Rotate) -> Tensor {
+        requireActivations(o.x, "rotate")
+        let (cosine, sine) = (converted(o.rope.cosine, to: .f32), converted(o.rope.sine, to: .f32))
+        let out = tensor(o.x.shape, o.x.dtype)
+        let pairs = out.shape.count / 2
+        let kernel:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, Float, Int64, Int32,
+                Int32
+            > = context.kernel("rotate<\(Self.typeName(o.x.dtype))>", of: TrainingKernels.unit)
+        kernel(
+            .elements(pairs), out.pointer, o.x.pointer, cosine.pointer, sine.pointer,
+            o.isBackwards ? -1 : 1, Int64(pairs), Int32(o.x.shape[1]), Int32(o.x.shape[2] / 2))
+        return out
+    }
+
+    // MARK: Latents
+
+    private func patchifyGradient(_ o: Operation.PatchifyGradient) -> Tensor {
+        let tokens = activations(o.cotangent)
+        let (size, p) = (o.size, o.patch)
+        let channels = tokens.shape[1] / (p * p)
+        let out = tensor([channels, size.t, size.h, size.w], .f32)
+        let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32, Int32, Int32> =
+            context.kernel(
+                "patchify_gradient<\(Self.typeName(tokens.dtype))>", of: TrainingKernels.unit)
+        kernel(
+            .elements(out.shape.count), out.pointer, tokens.pointer, Int32(channels),
+            Int32(size.t), Int32(size.h), Int32(size.w), Int32(p))
+        return out
+    }
+
+    private func unpatchifyGradient(_ o: Operation.UnpatchifyGradient) -> Tensor {
+        let latents = converted(o.cotangent, to: .f32)
+        let (shape, p) = (latents.shape, o.patch)
+        let tokens = shape[1] * (shape[2] / p) * (shape[3] / p)
+        ensure(
+            o.dtype == .bf16 || o.dtype == .f32, "unpatchifyGradient: no kernel for \(o.dtype)")
+        let out = tensor([tokens, p * p * shape[0]], o.dtype)
+        let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32, Int32, Int32> =
+            context.kernel(
+                "unpatchify_gradient<\(Self.typeName(o.dtype))>", of: TrainingKernels.unit)
+        kernel(
+            .elements(out.shape.count), out.pointer, latents.pointer, Int32(shape[0]),
+            Int32(shape[1]), Int32(shape[2]), Int32(shape[3]), Int32(p))
+        return out
+    }
+
+    // MARK: Sums
+
+    /// The sum over the rows of x, or of x * other. x, other: [..., n] → f32 [n]
+    func columnSums(_ x: Tensor, times other: Tensor? = nil) -> Tensor {
+        let x = activations(x)
+        let other = other.map(activations)
+        let plan = RowSumPlan(rows: x.shape.rows, columns: x.shape.columns)
+        let parts = storage(byteCount: plan.byteCount)
+        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32> =
+            context.kernel(
+                "column_parts<\(Self.typeName(x.dtype)), "
+                    + "\(Self.typeName(other?.dtype ?? .f32))>", of: TrainingKernels.unit)
+        kernel(
+            plan.shape, parts.location, x.pointer, other?.pointer ?? .null, Int32(x.shape.rows),
+            Int32(plan.columns), Int32(plan.chunk))
+        return joined(parts, plan)
+    }
+
+    /// Adds up the parts of a sum over rows. → f32 [columns]
+    func joined(_ parts: DeviceStorage, _ plan: RowSumPlan) -> Tensor {
+        let out = tensor([plan.columns], .f32)
+        let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int64> = context.kernel(
+            "join_parts", of: TrainingKernels.unit)
+        kernel(
+            .elements(plan.columns), out.pointer, parts.location, Int32(plan.chunks),
+            Int64(plan.columns))
+        return out
+    }
+
+    private func dot(_ o: Operation.Dot) -> Tensor {
+        // One kernel for each type; of two types both become f32, which holds bf16 exactly.
+        let isOne = o.a.dtype == o.b.dtype && [.f32, .bf16, .f64].contains(o.a.dtype)
+        let (a, b) = isOne ? (o.a, o.b) : (converted(o.a, to: .f32), converted(o.b, to: .f32))
+        let count = a.shape.count
+        let blocks = dotParts(count)
+        let parts = storage(byteCount: blocks * 8)
+        let out = tensor([1], .f64)
+        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int64> = context.kernel(
+            "dot_parts<\(Self.typeName(a.dtype))>", of: TrainingKernels.unit)
+        kernel(
+            LaunchShape(grid: Extents(blocks), block: 256), parts.location, a.pointer, b.pointer,
+            Int64(count))
+        let join: Kernel<DevicePointer, DevicePointer, Int32> = context.kernel(
+            "dot_join", of: TrainingKernels.unit)
+        join(
+            LaunchShape(grid: 1, block: 256), out.pointer, parts.location, Int32(blocks))
+        return out
+    }
+
+    // MARK: Parameters
+
+    private func adamW(_ o: Operation.AdamW) -> [Tensor] {
+        let gradient = activations(o.gradient)
+        let new = [o.master, o.mean, o.square].map { tensor($0.shape, .f32) }
+        let count = o.master.shape.count
+        let kernel:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, DevicePointer,
+                DevicePointer, DevicePointer, AdamSettings, Int64
+            > = context.kernel(
+                "adam_w<\(Self.typeName(gradient.dtype))>", of: TrainingKernels.unit)
+        kernel(
+            .elements(count), new[0].pointer, new[1].pointer, new[2].pointer, o.master.pointer,
+            o.mean.pointer, o.square.pointer, gradient.pointer, AdamSettings(o.settings),
+            Int64(count))
+        return new
+    }
+}

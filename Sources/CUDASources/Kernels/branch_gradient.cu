@@ -1,0 +1,253 @@
+// Derivatives of the linear branch of sparse-linear attention, in f32: cq, ck = softmax over a head's width, M = ck^T v,
+// s = sum ck, den = 1e-5 + cq s, y = cq M / den. All tensors f32 [tokens, heads, dim] unless told otherwise; rows are
+// (token, head), and a warp has one.
+#include "ptx.cuh"
+
+constexpr int kThreads = 256;
+
+/// One row of kDim numbers: lane l has l, l + 32, …
+template <int kDim>
+struct LaneRow {
+    float values[kDim / 32];
+
+    DEVICE void load(const float* row) {
+#pragma unroll
+        for (int j = 0; j < kDim / 32; ++j) values[j] = row[32 * j + lane_id()];
+    }
+    DEVICE void store(float* row) const {
+#pragma unroll
+        for (int j = 0; j < kDim / 32; ++j) row[32 * j + lane_id()] = values[j];
+    }
+    DEVICE float dot(const LaneRow& other) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < kDim / 32; ++j) sum += values[j] * other.values[j];
+        return warp_sum(sum);
+    }
+};
+
+/// The row of this warp; grid: ceil(rows / 8)
+DEVICE i64 own_row() { return i64(blockIdx.x) * (kThreads / 32) + warp_id(); }
+
+/// Softmax of each row of x → out
+template <int kDim>
+__global__ void __launch_bounds__(kThreads) branch_features(float* out, const float* x, i64 rows) {
+    const i64 row = own_row();
+    if (row >= rows) return;
+    LaneRow<kDim> y;
+    y.load(x + row * kDim);
+    float most = y.values[0];
+#pragma unroll
+    for (int j = 1; j < kDim / 32; ++j) most = fmaxf(most, y.values[j]);
+    most = warp_max(most);
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) {
+        y.values[j] = expf(y.values[j] - most);
+        sum += y.values[j];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) y.values[j] /= sum;
+    y.store(out + row * kDim);
+}
+
+/// out (+)= c * (u - <c, u>), the Jacobian of a softmax times u + factor * vector. vector: [heads, dim] or null;
+/// factor: [rows], null for 1
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+branch_jacobian(float* out, const float* c, const float* u, const float* vector, const float* factor, i64 rows,
+                int heads, int adds) {
+    const i64 row = own_row();
+    if (row >= rows) return;
+    LaneRow<kDim> x, y;
+    x.load(c + row * kDim);
+    y.load(u + row * kDim);
+    if (vector) {
+        LaneRow<kDim> z;
+        z.load(vector + row % heads * kDim);
+        const float f = factor ? factor[row] : 1.0f;
+#pragma unroll
+        for (int j = 0; j < kDim / 32; ++j) y.values[j] += f * z.values[j];
+    }
+    const float along = x.dot(y);
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) y.values[j] = x.values[j] * (y.values[j] - along);
+    if (adds) {
+        x.load(out + row * kDim);
+#pragma unroll
+        for (int j = 0; j < kDim / 32; ++j) y.values[j] += x.values[j];
+    }
+    y.store(out + row * kDim);
+}
+
+/// From cq, cq M and dy: y in place of cq M, d (cq M) = dy / den in place of dy, d den = -<dy, y> / den in `slopes`
+/// [rows], cq * d den in `weighted`. sums: [heads, dim]
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+branch_quotient(const float* cq, float* y, float* dy, float* slopes, float* weighted, const float* sums, i64 rows,
+                int heads) {
+    const i64 row = own_row();
+    if (row >= rows) return;
+    LaneRow<kDim> c, s, x, g;
+    c.load(cq + row * kDim);
+    s.load(sums + row % heads * kDim);
+    x.load(y + row * kDim);
+    g.load(dy + row * kDim);
+    const float total = 1e-5f + c.dot(s);
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) x.values[j] /= total;
+    const float slope = -g.dot(x) / total;
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) {
+        g.values[j] /= total;
+        c.values[j] *= slope;
+    }
+    x.store(y + row * kDim);
+    g.store(dy + row * kDim);
+    c.store(weighted + row * kDim);
+    if (lane_id() == 0) slopes[row] = slope;
+}
+
+/// The tangent of y: (moved - y * t den) / den in place of `moved`, which is tcq M + cq tM. product: cq M;
+/// sums, moving_sums: s and its tangent, [heads, dim]
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+branch_moved(float* moved, const float* cq, const float* tcq, const float* product, const float* sums,
+             const float* moving_sums, i64 rows, int heads) {
+    const i64 row = own_row();
+    if (row >= rows) return;
+    LaneRow<kDim> c, t, s, ts, x, m;
+    c.load(cq + row * kDim);
+    t.load(tcq + row * kDim);
+    s.load(sums + row % heads * kDim);
+    ts.load(moving_sums + row % heads * kDim);
+    x.load(product + row * kDim);
+    m.load(moved + row * kDim);
+    const float total = 1e-5f + c.dot(s);
+    const float moving = t.dot(s) + c.dot(ts);
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) {
+        m.values[j] = (m.values[j] - x.values[j] / total * moving) / total;
+    }
+    m.store(moved + row * kDim);
+}
+
+/// out (+)= a B of each head. b: [heads, kDim, kDim], or one matrix for all heads if `shared_matrix`; B is its transpose
+/// if `turned`. grid (chunks, heads): a block keeps B and takes every gridDim.x-th tile of 64 tokens.
+/// Shared memory: B, and 64 rows of kDim + 4 floats
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+head_product(float* out, const float* a, const float* b, int tokens, int heads, int shared_matrix, int turned,
+             int adds) {
+    constexpr int kRows = 64;
+    constexpr int kStride = kDim + 4;
+    constexpr int kAcross = kDim / 4;               // threads side by side, four columns each
+    constexpr int kHigh = kRows / (kThreads / kAcross);  // rows of a thread, one below the other
+    extern __shared__ __align__(16) u8 shared[];
+    float* matrix = reinterpret_cast<float*>(shared);
+    float* tile = matrix + kDim * kDim;
+    const int head = blockIdx.y;
+    const float* from = b + (shared_matrix ? 0 : i64(head) * kDim * kDim);
+    for (int i = threadIdx.x; i < kDim * kDim; i += kThreads) {
+        const int r = i / kDim, c = i % kDim;
+        matrix[turned ? c * kDim + r : i] = from[i];
+    }
+    const int row = int(threadIdx.x) / kAcross * kHigh, column = int(threadIdx.x) % kAcross * 4;
+    for (int first = blockIdx.x * kRows; first < tokens; first += gridDim.x * kRows) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < kRows * (kDim / 4); i += kThreads) {
+            const int r = i / (kDim / 4), c = i % (kDim / 4) * 4;
+            float4 x = make_float4(0, 0, 0, 0);
+            if (first + r < tokens) {
+                x = *reinterpret_cast<const float4*>(a + (i64(first + r) * heads + head) * kDim + c);
+            }
+            *reinterpret_cast<float4*>(tile + r * kStride + c) = x;
+        }
+        __syncthreads();
+        float4 sums[kHigh] = {};
+        for (int d = 0; d < kDim; d += 4) {
+            float4 y[4];
+#pragma unroll
+            for (int e = 0; e < 4; ++e) y[e] = *reinterpret_cast<const float4*>(matrix + (d + e) * kDim + column);
+#pragma unroll
+            for (int i = 0; i < kHigh; ++i) {
+                const float4 x = *reinterpret_cast<const float4*>(tile + (row + i) * kStride + d);
+                const float parts[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    sums[i].x += parts[e] * y[e].x, sums[i].y += parts[e] * y[e].y;
+                    sums[i].z += parts[e] * y[e].z, sums[i].w += parts[e] * y[e].w;
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kHigh; ++i) {
+            if (first + row + i >= tokens) continue;
+            float4* to = reinterpret_cast<float4*>(out + (i64(first + row + i) * heads + head) * kDim + column);
+            if (adds) {
+                const float4 x = *to;
+                sums[i].x += x.x, sums[i].y += x.y, sums[i].z += x.z, sums[i].w += x.w;
+            }
+            *to = sums[i];
+        }
+    }
+}
+
+/// a^T b over a chunk of tokens of each head → parts: [heads, chunks, kDim, kDim]; grid (chunks, heads); `chunk` is a
+/// multiple of 32. Shared memory: 64 rows of kDim floats
+template <int kDim>
+__global__ void __launch_bounds__(kThreads)
+outer_parts(float* parts, const float* a, const float* b, int tokens, int heads, int chunk) {
+    constexpr int kRows = 32;
+    constexpr int kPart = kDim / 16;  // rows and columns of the sum that one thread keeps
+    extern __shared__ __align__(16) u8 shared[];
+    float* left = reinterpret_cast<float*>(shared);
+    float* right = left + kRows * kDim;
+    const int head = blockIdx.y;
+    const int end = min(tokens, int(blockIdx.x + 1) * chunk);
+    const int row = int(threadIdx.x) / 16, column = int(threadIdx.x) % 16;
+    float sums[kPart][kPart] = {};
+    for (int first = blockIdx.x * chunk; first < end; first += kRows) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
+            const int r = i / kDim, c = i % kDim;
+            const i64 place = (i64(first + r) * heads + head) * kDim + c;
+            const bool inside = first + r < end;
+            left[i] = inside ? a[place] : 0.0f;
+            right[i] = inside ? b[place] : 0.0f;
+        }
+        __syncthreads();
+        for (int r = 0; r < kRows; ++r) {
+            float x[kPart], y[kPart];
+#pragma unroll
+            for (int i = 0; i < kPart; ++i) {
+                x[i] = left[r * kDim + row + 16 * i];
+                y[i] = right[r * kDim + column + 16 * i];
+            }
+#pragma unroll
+            for (int i = 0; i < kPart; ++i) {
+#pragma unroll
+                for (int j = 0; j < kPart; ++j) sums[i][j] += x[i] * y[j];
+            }
+        }
+    }
+    float* to = parts + (i64(head) * gridDim.x + blockIdx.x) * kDim * kDim;
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) {
+#pragma unroll
+        for (int j = 0; j < kPart; ++j) to[(row + 16 * i) * kDim + column + 16 * j] = sums[i][j];
+    }
+}
+
+/// Adds up the parts of each group. parts: [groups, count, size] → whole (+)= [groups, size];
+/// grid (ceil(size / 256), groups)
+__global__ void __launch_bounds__(kThreads)
+branch_join(float* whole, const float* parts, int count, int size, int adds) {
+    const int i = blockIdx.x * kThreads + threadIdx.x;
+    if (i >= size) return;
+    double sum = 0.0;
+    for (int k = 0; k < count; ++k) sum += double(parts[(i64(blockIdx.y) * count + k) * size + i]);
+    float& to = whole[i64(blockIdx.y) * size + i];
+    to = adds ? to + float(sum) : float(sum);
+}
