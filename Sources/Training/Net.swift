@@ -27,6 +27,22 @@ public struct Text {
         let dim = rows.shape[1]
         self.init(rows: rows, count: values.lastIndex { $0 != 0 }.map { $0 / dim + 1 } ?? 0)
     }
+
+    /// The same with rows of zeros up to `length`: cross attention counts them all, and files may hold the prompt's
+    /// rows alone.
+    /// - Throws: `DataError` where there are more rows.
+    public func padded(to length: Int) throws(DataError) -> Text {
+        let (found, dim) = (rows.shape[0], rows.shape[1])
+        guard found <= length else {
+            throw DataError(
+                "a text embedding has \(found) rows, expected at most \(length), the model's length "
+                    + "of a text")
+        }
+        if found == length { return self }
+        let zeros = [Float](repeating: 0, count: (length - found) * dim)
+        let whole = Tensor(rows.floats() + zeros, [length, dim])
+        return Text(rows: whole.converted(to: rows.dtype), count: count)
+    }
 }
 
 /// A net with constant or with trained parameters on one device.

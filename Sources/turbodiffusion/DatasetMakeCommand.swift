@@ -120,8 +120,11 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         }
         handle.cancel()
         let stored = try openCheckpoint(text.path.string)
+        // The file holds the prompt's rows alone; a sample's text is whole, as the original's.
         func embedding(_ name: String) throws -> Tensor? {
-            try stored.tensor(name).map { Tensor($0.floats(), $0.shape) }
+            try stored.tensor(name).map {
+                try Text(Tensor($0.floats(), $0.shape)).padded(to: models.family.textLength).rows
+            }
         }
         guard let rows = try embedding("text_embedding") else {
             throw UserError("dataset.text", "the text encoder's embedding was not kept")

@@ -31,8 +31,8 @@ struct TrainingRun {
     /// - Parameter change: puts the recipe's own options into the settings.
     func run(_ change: (inout TrainingSettings) -> Void) async throws {
         let settings = try settings(change)
-        let (models, sizes) = try models()
-        let samples = try samples(settings, sizes)
+        let (models, sizes, textLength) = try models()
+        let samples = try samples(settings, sizes, textLength)
         try tellPlan(settings, models, samples)
         if options.dryRun { return }
 
@@ -44,6 +44,15 @@ struct TrainingRun {
             throw UserError(
                 "device.training",
                 "\(device.name) has no kernels for gradients yet; train with --device cpu")
+        }
+        // The kernels' tiles have 64 queries and 64 keys.
+        if options.device.isGPU, settings.topK != nil,
+            settings.queryBlock % 64 != 0 || settings.keyBlock % 64 != 0
+        {
+            throw UserError(
+                "train.blocks",
+                "blocks of \(settings.queryBlock) x \(settings.keyBlock): a GPU takes multiples of "
+                    + "64 (queryBlock, keyBlock); smaller ones run with --device cpu")
         }
         let trainer = try Trainer(settings, models, samples, on: device)
         if let last = folder.states().last {
@@ -84,7 +93,8 @@ struct TrainingRun {
         return settings
     }
 
-    private func models() throws -> (TrainingModels, WanTransformerArchitecture) {
+    /// - Returns: the models, the transformer's sizes, and the rows of a text.
+    private func models() throws -> (TrainingModels, WanTransformerArchitecture, Int) {
         var choice = ModelChoice(options.model)
         if let teacher = options.teacher { choice.files[.transformer] = teacher }
         let set = try Catalog.published.open(choice)
@@ -107,13 +117,13 @@ struct TrainingRun {
                 options: WanTransformerOptions(
                     heads: sizes.heads, patch: family.geometry.patch),
                 roundsTimesteps: family.roundsTimesteps,
-                linearFormat: isInt8 ? .int8Blocks : .plain), sizes
+                linearFormat: isInt8 ? .int8Blocks : .plain), sizes, family.textLength
         )
     }
 
-    private func samples(_ settings: TrainingSettings, _ sizes: WanTransformerArchitecture) throws
-        -> ShardSamples
-    {
+    private func samples(
+        _ settings: TrainingSettings, _ sizes: WanTransformerArchitecture, _ textLength: Int
+    ) throws -> ShardSamples {
         guard !options.dataset.isEmpty else {
             throw UserError("train.data", "--dataset SHARD… is needed: 'dataset make' makes one")
         }
@@ -126,7 +136,7 @@ struct TrainingRun {
                     "train.negative",
                     "\(path) holds \(rows), expected an embedding of [rows, \(sizes.textDim)]")
             }
-            negative = Text(rows)
+            negative = try Text(rows).padded(to: textLength)
         }
         if recipe == .rcm, settings.rcm.guidance > 1, negative == nil {
             throw UserError(
@@ -134,7 +144,8 @@ struct TrainingRun {
                 "the teacher's guidance needs --negative-embedding FILE (or --guidance 1)")
         }
         let samples = ShardSamples(
-            try TarShards(options.dataset), frames: settings.frames, negative: negative)
+            try TarShards(options.dataset), frames: settings.frames, textLength: textLength,
+            negative: negative)
         // The first sample stands for all: what does not fit is told before work begins.
         let first = try samples.sample(0)
         let shape = first.latents.shape

@@ -14,14 +14,19 @@ public protocol SampleSource: AnyObject {
 public final class ShardSamples: SampleSource {
     private let shards: TarShards
     private let frames: Int?
+    private let textLength: Int?
     private let negative: Text?
 
     /// - Parameters:
     ///   - frames: latent frames that are kept of each sample; nil: all.
+    ///   - textLength: rows of a text as the model reads it, to which texts are padded; nil: as stored.
     ///   - negative: the negative prompt of all samples.
-    public init(_ shards: TarShards, frames: Int? = nil, negative: Text? = nil) {
+    public init(
+        _ shards: TarShards, frames: Int? = nil, textLength: Int? = nil, negative: Text? = nil
+    ) {
         self.shards = shards
         self.frames = frames
+        self.textLength = textLength
         self.negative = negative
     }
 
@@ -39,7 +44,13 @@ public final class ShardSamples: SampleSource {
             }
             latents = latents.prefix(frames: frames)
         }
-        return Sample(latents: latents, text: Text(found.text), negative: negative)
+        var text = Text(found.text)
+        if let textLength {
+            do { text = try text.padded(to: textLength) } catch {
+                throw DataError("the sample '\(shards.samples[index].key.printable)': \(error)")
+            }
+        }
+        return Sample(latents: latents, text: text, negative: negative)
     }
 }
 

@@ -65,6 +65,7 @@ public struct OperationTable {
         rows.addTokens()
         rows.addLatents()
         rows.addConvolutions()
+        rows.addGradients()
         self.rows = rows.all
     }
 

@@ -73,11 +73,10 @@ extension CUDABackend {
         let columns = x.shape.columns
         ensure(o.dtype == .bf16 || o.dtype == .f32, "normTangent: no kernel for \(o.dtype)")
         let out = tensor(x.shape, o.dtype)
-        let kernel:
-            Kernel<DevicePointer, DevicePointer, DevicePointer, Gain, Int32, Float, Int32> =
-                context.kernel(
-                    "norm_tangent<\(Self.typeName(x.dtype)), \(Self.typeName(o.dtype))>",
-                    of: NormGradients.unit)
+        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Gain, Int32, Float, Int32> =
+            context.kernel(
+                "norm_tangent<\(Self.typeName(x.dtype)), \(Self.typeName(o.dtype))>",
+                of: NormGradients.unit)
         kernel(
             NormGradients.shape(rows: x.shape.rows, columns: columns), out.pointer, x.pointer,
             t.pointer, Gain(gain, isOffset: o.isOffset), Int32(columns), o.epsilon,

@@ -1,0 +1,90 @@
+// The geometry of the gradients' launches: pure functions of shapes.
+
+import Ground
+import Tensors
+import Testing
+
+@testable import CUDA
+
+@Suite struct GradientPlanTests {
+    /// Shared memory that every card gives to a block of threads.
+    private let shared = 99 * 1024
+
+    @Test func sumsOverRowsDependOnShapesAlone() {
+        for rows in [1, 255, 256, 257, 32_760, 393_120, 40_000_000] {
+            let plan = RowSumPlan(rows: rows, columns: 77)
+            #expect(plan.chunk * plan.chunks >= rows)
+            #expect(plan.chunk * (plan.chunks - 1) < rows)
+            #expect(plan.shape.grid.y <= 65_535)
+            #expect(plan.shape.grid.x * 32 >= 77)
+            #expect(plan.byteCount == plan.chunks * 77 * 4)
+        }
+        #expect(dotParts(1) == 1)
+        #expect(dotParts(2049) == 2)
+        #expect(dotParts(1 << 30) == 1024)
+    }
+
+    @Test func transposedRowsSuitTheTensorCores() {
+        for rows in 1...40 {
+            let stride = transposedStride(rows: rows, .bf16)
+            #expect(stride >= rows && stride < rows + 8 && stride * 2 % 16 == 0)
+            #expect(transposedStride(rows: rows, .f32) == rows)
+        }
+    }
+
+    @Test func normsFitEveryCard() {
+        #expect(NormGradients.shape(rows: 7, columns: 5120).sharedBytes == 40_960)
+        #expect(
+            NormGradients.shape(rows: 7, columns: NormGradients.mostColumns).sharedBytes <= shared)
+    }
+
+    @Test(arguments: AttentionGradients.tiles)
+    func everyRowOfAttentionHasATile(tile: AttentionGradients.Tile) {
+        #expect(tile.sharedBytes <= shared)
+        for owned in [1, tile.rows, tile.rows + 1, 32_760] {
+            let shape = tile.shape(owned: owned, heads: 3)
+            #expect(shape.grid.x * tile.rows >= owned)
+            #expect((shape.grid.x - 1) * tile.rows < owned)
+            #expect(shape.grid.y == 3)
+            // Eight threads for a row.
+            #expect(shape.block.x == 8 * tile.rows && shape.block.x % 32 == 0)
+        }
+        for pass in AttentionGradients.Pass.allCases {
+            #expect(AttentionGradients.unit.kernels.contains(tile.kernel(pass)))
+        }
+        // Blocks of the published training are whole tiles.
+        #expect(64 % tile.rows == 0)
+    }
+
+    @Test func argumentsHaveTheLayoutOfTheKernel() {
+        typealias Arguments = AttentionGradientArguments
+        #expect(MemoryLayout<Arguments>.offset(of: \.queries) == 14 * 8)
+        #expect(MemoryLayout<Arguments>.offset(of: \.scale) == 14 * 8 + 4 * 4)
+        #expect(MemoryLayout<Arguments>.offset(of: \.keyBlock) == 14 * 8 + 9 * 4)
+        #expect(MemoryLayout<Arguments>.size == 14 * 8 + 10 * 4)
+    }
+
+    @Test func branchesCoverAllTokens() {
+        for tokens in [1, 31, 32, 70, 1296, 32_760, 75_600] {
+            let part = BranchGradients.parts(tokens: tokens)
+            #expect(part.tokens % 32 == 0)
+            #expect(part.tokens * part.count >= tokens)
+            #expect(part.tokens * (part.count - 1) < tokens)
+            #expect(part.count <= SparseLinearAttention.chunks)
+            for dim in [64, 128] {
+                let shape = BranchGradients.productShape(
+                    tokens: tokens, heads: 12, dim: dim, multiprocessors: 132)
+                #expect(shape.sharedBytes <= shared)
+                #expect((1...ceilDivide(tokens, 64)).contains(shape.grid.x))
+            }
+        }
+        #expect(BranchGradients.rowShape(9).grid.x == 2)
+    }
+
+    @Test func narrowTilesAreCompiled() {
+        for tile in Attention.narrowTiles {
+            #expect(tile.queries == 64)
+            #expect(Attention.mma.kernels.contains(tile.kernel("listed")))
+        }
+    }
+}
