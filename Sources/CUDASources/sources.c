@@ -143,6 +143,12 @@ static const char attention_gradient_cu[] = {
 static const char branch_gradient_cu[] = {
 #embed "Kernels/branch_gradient.cu"
     , 0};
+static const char attention_gradient_cuh[] = {
+#embed "Kernels/attention_gradient.cuh"
+    , 0};
+static const char attention_gradient_mma_cu[] = {
+#embed "Kernels/attention_gradient_mma.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -194,6 +200,8 @@ static const struct cuda_source sources[] = {
     SOURCE("norm_gradient.cu", norm_gradient_cu),
     SOURCE("attention_gradient.cu", attention_gradient_cu),
     SOURCE("branch_gradient.cu", branch_gradient_cu),
+    SOURCE("attention_gradient.cuh", attention_gradient_cuh),
+    SOURCE("attention_gradient_mma.cu", attention_gradient_mma_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }

@@ -38,22 +38,38 @@ import Testing
             NormGradients.shape(rows: 7, columns: NormGradients.mostColumns).sharedBytes <= shared)
     }
 
-    @Test(arguments: AttentionGradients.tiles)
+    @Test(arguments: AttentionGradients.tiles + AttentionGradients.halfTiles)
     func everyRowOfAttentionHasATile(tile: AttentionGradients.Tile) {
-        #expect(tile.sharedBytes <= shared)
-        for owned in [1, tile.rows, tile.rows + 1, 32_760] {
-            let shape = tile.shape(owned: owned, heads: 3)
-            #expect(shape.grid.x * tile.rows >= owned)
-            #expect((shape.grid.x - 1) * tile.rows < owned)
-            #expect(shape.grid.y == 3)
-            // Eight threads for a row.
-            #expect(shape.block.x == 8 * tile.rows && shape.block.x % 32 == 0)
-        }
+        let kernels = AttentionGradients.units.flatMap(\.kernels)
         for pass in AttentionGradients.Pass.allCases {
-            #expect(AttentionGradients.unit.kernels.contains(tile.kernel(pass)))
+            #expect(tile.sharedBytes(pass) <= shared)
+            #expect(kernels.contains(tile.kernel(pass)))
+            for rows in [1, tile.owned, tile.owned + 1, 32_760] {
+                let shape = tile.shape(pass, rows: rows, heads: 3)
+                #expect(shape.grid.x * tile.owned >= rows)
+                #expect((shape.grid.x - 1) * tile.owned < rows)
+                #expect(shape.grid.y == 3 && shape.block.x % 32 == 0)
+            }
         }
         // Blocks of the published training are whole tiles.
-        #expect(64 % tile.rows == 0)
+        #expect(64 % tile.owned == 0 && 64 % tile.visited == 0)
+    }
+
+    @Test func tilesSuitTheirOperands() {
+        func tile(_ dim: Int, _ isHalf: Bool, _ blocks: (Int, Int)? = nil)
+            -> AttentionGradients.Tile?
+        {
+            AttentionGradients.tile(dim: dim, isHalf: isHalf, blocks: blocks)
+        }
+        #expect(tile(64, true) == .bf16(dim: 64, visited: 64))
+        #expect(tile(96, true) == .bf16(dim: 128, visited: 32))
+        #expect(tile(60, true) == .f32(dim: 64, rows: 32))
+        #expect(tile(128, false) == .f32(dim: 128, rows: 32))
+        #expect(tile(200, true) == .f32(dim: 256, rows: 16))
+        #expect(tile(128, true, (64, 128)) == .bf16(dim: 128, visited: 32))
+        #expect(tile(128, true, (32, 64)) == .f32(dim: 128, rows: 32))
+        #expect(tile(128, true, (8, 4)) == nil)
+        #expect(tile(66, true) == nil && tile(512, true) == nil)
     }
 
     @Test func argumentsHaveTheLayoutOfTheKernel() {

@@ -6,75 +6,7 @@
 // A first pass over the keys finds the logarithm of each query's denominator and rowsum(P * E); the others compute P
 // again from it. A block of threads owns kTile queries (keys, for dk and dv) of one head and visits the others in tiles;
 // each thread has one row, and every eighth column of a tile. No sum depends on the order of blocks.
-#include "ptx.cuh"
-
-constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
-
-/// `GradientArguments` of AttentionGradient.swift. All tensors f32; queries [queries, heads, dim], keys likewise.
-struct GradientArguments {
-    const float* q;
-    const float* k;
-    const float* v;
-    /// The cotangent of the result; null in forward mode.
-    const float* g;
-    /// Tangents; null for constants and in reverse mode.
-    const float* tq;
-    const float* tk;
-    const float* tv;
-    /// Of each query: log of the denominator, rowsum(P * E). [heads, queries]
-    float2* statistics;
-    /// dq, or the tangent of the result.
-    float* out;
-    float* dk;
-    float* dv;
-    /// The key blocks of each query block, ascending. [heads, query blocks, selected]; null for all keys.
-    const int* indices;
-    /// The query blocks of each key block, ascending, and how many. [heads, key blocks, query blocks], [heads, key blocks]
-    const int* inverted;
-    const int* counts;
-    int queries, keys, heads, dim;
-    float scale;
-    /// log of how many times each of the last two keys counts.
-    float last_keys[2];
-    int selected, query_block, key_block;
-};
-
-enum class Pass { reverse_statistics, forward_statistics, query_gradient, key_gradient, tangent };
-
-/// The tiles that a block of threads visits: their first rows.
-template <int kTile, bool kByKeys>
-struct Walk {
-    const int* list = nullptr;
-    int count, steps = 1, block = kTile;
-
-    DEVICE Walk(const GradientArguments& a, int head, int first) {
-        if (a.indices == nullptr) {
-            count = ceil_div(kByKeys ? a.queries : a.keys, kTile);
-            return;
-        }
-        const int query_blocks = ceil_div(a.queries, a.query_block);
-        if (kByKeys) {
-            const i64 own = i64(head) * ceil_div(a.keys, a.key_block) + first / a.key_block;
-            list = a.inverted + own * query_blocks;
-            block = a.query_block;
-            steps = block / kTile;
-            count = a.counts[own] * steps;
-        } else {
-            list = a.indices + (i64(head) * query_blocks + first / a.query_block) * a.selected;
-            block = a.key_block;
-            steps = block / kTile;
-            count = a.selected * steps;
-        }
-    }
-
-    DEVICE int at(int i) const { return list ? list[i / steps] * block + i % steps * kTile : i * kTile; }
-};
-
-/// What is added to the logits of a key so that it counts as often as it should; keys past the end never count.
-DEVICE float multiplicity(const GradientArguments& a, int key) {
-    const int left = a.keys - key;
-    return left > 2 ? 0.0f : left == 2 ? a.last_keys[0] : left == 1 ? a.last_keys[1] : -kInfinity;
-}
+#include "attention_gradient.cuh"
 
 DEVICE void add_dot(float& sum, float4 a, float4 b) { sum += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
@@ -108,7 +40,8 @@ __global__ void __launch_bounds__(8 * kTile, 2) attention_gradient(const Gradien
     const int own_count = kByKeys ? a.keys : a.queries, other_count = kByKeys ? a.queries : a.keys;
 
     // Zeros past the end, past `dim`, and where there is no tensor.
-    auto load = [&](float* to, const float* from, int start, int rows) {
+    auto load = [&](float* to, const void* tensor, int start, int rows) {
+        const float* from = static_cast<const float*>(tensor);
         for (int i = threadIdx.x; i < kTile * (kDim / 4); i += 8 * kTile) {
             const int r = i / (kDim / 4), c = i % (kDim / 4) * 4;
             float4 x = make_float4(0, 0, 0, 0);

@@ -4,7 +4,7 @@ internal import Glibc
 internal import Ground
 internal import Tensors
 
-/// `GradientArguments` of attention_gradient.cu.
+/// `GradientArguments` of attention_gradient.cuh.
 struct AttentionGradientArguments: BitwiseCopyable {
     var q, k, v: DevicePointer
     var g = DevicePointer.null
@@ -41,7 +41,7 @@ struct AttentionGradientArguments: BitwiseCopyable {
 }
 
 enum AttentionGradients {
-    /// The steps of a derivative: `Pass` of attention_gradient.cu.
+    /// The steps of a derivative: `Pass` of attention_gradient.cuh.
     enum Pass: String, CaseIterable {
         case reverseStatistics = "reverse_statistics"
         case forwardStatistics = "forward_statistics"
@@ -50,33 +50,75 @@ enum AttentionGradients {
         case tangent
     }
 
-    /// A tile of attention_gradient.cu.
+    /// Rows that a block of threads owns, and of the other side's tiles.
     struct Tile: Hashable {
-        /// The widest head, and rows of both sides.
-        let dim, rows: Int
+        enum Arithmetic { case f32, bf16 }
+        let arithmetic: Arithmetic
+        /// The widest head.
+        let dim: Int
+        let owned, visited: Int
+
+        /// attention_gradient.cu: eight threads for each row.
+        static func f32(dim: Int, rows: Int) -> Tile {
+            Tile(arithmetic: .f32, dim: dim, owned: rows, visited: rows)
+        }
+        /// attention_gradient_mma.cu: 64 rows for four warps.
+        static func bf16(dim: Int, visited: Int) -> Tile {
+            Tile(arithmetic: .bf16, dim: dim, owned: 64, visited: visited)
+        }
 
         func kernel(_ pass: Pass) -> String {
-            "attention_gradient<\(dim), \(rows), Pass::\(pass.rawValue)>"
+            switch arithmetic {
+            case .f32: "attention_gradient<\(dim), \(owned), Pass::\(pass.rawValue)>"
+            case .bf16: "attention_gradient_mma<\(dim), \(visited), Pass::\(pass.rawValue)>"
+            }
         }
-        /// Two tiles of each side; P and D.
-        var sharedBytes: Int { 4 * (4 * rows * (dim + 4) + 2 * rows * (rows + 1)) }
 
-        func shape(owned: Int, heads: Int) -> LaunchShape {
+        func sharedBytes(_ pass: Pass) -> Int {
+            switch arithmetic {
+            // Two tiles of each side; P and D.
+            case .f32: 4 * (4 * owned * (dim + 4) + 2 * owned * (owned + 1))
+            // Two own tiles; two stages of the other side's.
+            case .bf16: 2 * dim * (2 * owned + 2 * (pass == .tangent ? 4 : 2) * visited)
+            }
+        }
+
+        func shape(_ pass: Pass, rows: Int, heads: Int) -> LaunchShape {
             LaunchShape(
-                grid: Extents(ceilDivide(owned, rows), heads), block: Extents(8 * rows),
-                sharedBytes: sharedBytes)
+                grid: Extents(ceilDivide(rows, owned), heads),
+                block: Extents(arithmetic == .f32 ? 8 * owned : 128),
+                sharedBytes: sharedBytes(pass))
         }
     }
-    static let tiles = [
-        Tile(dim: 64, rows: 32), Tile(dim: 128, rows: 32), Tile(dim: 256, rows: 16),
+    static let tiles: [Tile] = [
+        .f32(dim: 64, rows: 32), .f32(dim: 128, rows: 32), .f32(dim: 256, rows: 16),
     ]
+    static let halfTiles: [Tile] = [.bf16(dim: 64, visited: 64), .bf16(dim: 128, visited: 32)]
 
     static let unit = KernelUnit(
         "attention_gradient.cu",
         kernels: tiles.flatMap { tile in Pass.allCases.map { tile.kernel($0) } }
             + ["invert_lists"])
+    static let mma = KernelUnit(
+        "attention_gradient_mma.cu",
+        kernels: halfTiles.flatMap { tile in Pass.allCases.map { tile.kernel($0) } })
 
-    static let units = [unit]
+    static let units = [unit, mma]
+
+    /// The tile for heads of this width; nil if no kernel is for them.
+    /// - Parameters:
+    ///   - isHalf: whether all operands are bf16, with rows in multiples of 16 bytes.
+    ///   - blocks: queries and keys of the lists' blocks; nil for all keys.
+    static func tile(dim: Int, isHalf: Bool, blocks: (queries: Int, keys: Int)?) -> Tile? {
+        func suits(_ tile: Tile) -> Bool {
+            guard let (queries, keys) = blocks else { return true }
+            let side = max(tile.owned, tile.visited)
+            return queries % side == 0 && keys % side == 0
+        }
+        guard dim % 4 == 0 else { return nil }
+        let half = isHalf && dim % 8 == 0 ? halfTiles.first { $0.dim >= dim && suits($0) } : nil
+        return half ?? tiles.first { $0.dim >= dim && suits($0) }
+    }
 }
 
 /// Lists of blocks both ways: the key blocks of a query block, and the query blocks of a key block.
@@ -100,22 +142,19 @@ extension AttentionGradientArguments {
 
 extension CUDABackend {
     func attentionGradient(_ o: Operation.AttentionGradient) -> [Tensor] {
-        let (q, k, v) = (full(o.q), full(o.k), full(o.v))
         let found = blockGradients(
-            q, k, v, full(o.cotangent), scale: o.scale, lastKeyCounts: o.lastKeyCounts,
-            lists: nil)
+            o.q, o.k, o.v, o.cotangent, scale: o.scale, lastKeyCounts: o.lastKeyCounts, lists: nil)
         return zip(found, [o.q, o.k, o.v]).map { converted($0, to: $1.dtype) }
     }
 
     func attentionTangent(_ o: Operation.AttentionTangent) -> Tensor {
         let found = blockTangent(
-            full(o.q), full(o.k), full(o.v),
-            (o.queryTangent.map(full), o.keyTangent.map(full), o.valueTangent.map(full)),
-            scale: o.scale, lastKeyCounts: o.lastKeyCounts, lists: nil)
+            o.q, o.k, o.v, (o.queryTangent, o.keyTangent, o.valueTangent), scale: o.scale,
+            lastKeyCounts: o.lastKeyCounts, lists: nil)
         return converted(found, to: o.q.dtype)
     }
 
-    /// x in f32, in which derivatives of attention are computed.
+    /// x in f32.
     func full(_ x: Tensor) -> Tensor { converted(x, to: .f32) }
 
     /// The blocks that the map selects, both ways. q, k: in their own dtype, in which the map is made.
@@ -136,46 +175,51 @@ extension CUDABackend {
         return BlockLists(indices: indices, inverted: inverted, counts: counts, spec: spec)
     }
 
-    /// q, g: f32 [Lq, heads, dim]; k, v: f32 [Lk, heads, dim] → f32, of q, k, v
+    /// q, g: [Lq, heads, dim]; k, v: [Lk, heads, dim] → f32, of q, k, v
     func blockGradients(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ g: Tensor, scale: Float,
         lastKeyCounts: [Int] = [], lists: BlockLists?
     ) -> [Tensor] {
-        let tile = gradientTile(q, lists, "attentionGradient")
+        let (tile, x) = gradientTile([q, k, v, g], lists, "attentionGradient")
         let statistics = storage(byteCount: q.shape[1] * q.shape[0] * 8)
         let found = [q, k, v].map { tensor($0.shape, .f32) }
         var arguments = AttentionGradientArguments(
-            q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
-        arguments.g = g.pointer
+            x[0]!, x[1]!, x[2]!, scale: scale, lastKeyCounts: lastKeyCounts)
+        arguments.g = x[3]!.pointer
         arguments.statistics = statistics.location
         arguments.out = found[0].pointer
         arguments.dk = found[1].pointer
         arguments.dv = found[2].pointer
         if let lists { arguments.list(lists) }
-        launch(.reverseStatistics, tile, arguments)
-        launch(.queryGradient, tile, arguments)
-        launch(.keyGradient, tile, arguments)
+        withExtendedLifetime(x) {
+            launch(.reverseStatistics, tile, arguments)
+            launch(.queryGradient, tile, arguments)
+            launch(.keyGradient, tile, arguments)
+        }
         return found
     }
 
-    /// The tangent of attention along those of q, k, v; nil for constants. All f32 → f32, as q
+    /// The tangent of attention along those of q, k, v; nil for constants. → f32, as q
     func blockTangent(
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ tangents: (q: Tensor?, k: Tensor?, v: Tensor?),
         scale: Float, lastKeyCounts: [Int] = [], lists: BlockLists?
     ) -> Tensor {
-        let tile = gradientTile(q, lists, "attentionTangent")
+        let (tile, x) = gradientTile(
+            [q, k, v, tangents.q, tangents.k, tangents.v], lists, "attentionTangent")
         let statistics = storage(byteCount: q.shape[1] * q.shape[0] * 8)
         let out = tensor(q.shape, .f32)
         var arguments = AttentionGradientArguments(
-            q, k, v, scale: scale, lastKeyCounts: lastKeyCounts)
-        arguments.tq = tangents.q?.pointer ?? .null
-        arguments.tk = tangents.k?.pointer ?? .null
-        arguments.tv = tangents.v?.pointer ?? .null
+            x[0]!, x[1]!, x[2]!, scale: scale, lastKeyCounts: lastKeyCounts)
+        arguments.tq = x[3]?.pointer ?? .null
+        arguments.tk = x[4]?.pointer ?? .null
+        arguments.tv = x[5]?.pointer ?? .null
         arguments.statistics = statistics.location
         arguments.out = out.pointer
         if let lists { arguments.list(lists) }
-        launch(.forwardStatistics, tile, arguments)
-        launch(.tangent, tile, arguments)
+        withExtendedLifetime(x) {
+            launch(.forwardStatistics, tile, arguments)
+            launch(.tangent, tile, arguments)
+        }
         return out
     }
 
@@ -184,25 +228,26 @@ extension CUDABackend {
         _ arguments: AttentionGradientArguments
     ) {
         let kernel: Kernel<AttentionGradientArguments> = context.kernel(
-            tile.kernel(pass), of: AttentionGradients.unit)
-        let owned = pass == .keyGradient ? arguments.keys : arguments.queries
-        kernel(tile.shape(owned: Int(owned), heads: Int(arguments.heads)), arguments)
+            tile.kernel(pass),
+            of: tile.arithmetic == .f32 ? AttentionGradients.unit : AttentionGradients.mma)
+        let rows = pass == .keyGradient ? arguments.keys : arguments.queries
+        kernel(tile.shape(pass, rows: Int(rows), heads: Int(arguments.heads)), arguments)
     }
 
+    /// The tile for these operands, of which the first is q, and they as its kernels read them.
     private func gradientTile(
-        _ q: Tensor, _ lists: BlockLists?, _ operation: String
-    ) -> AttentionGradients.Tile {
-        let dim = q.shape[2]
-        guard dim % 4 == 0, let tile = AttentionGradients.tiles.first(where: { $0.dim >= dim })
-        else {
-            programmingError("\(operation): no kernel for headDim \(dim)")
+        _ operands: [Tensor?], _ lists: BlockLists?, _ operation: String
+    ) -> (AttentionGradients.Tile, [Tensor?]) {
+        let dim = operands[0]!.shape[2]
+        let isHalf = operands.allSatisfy {
+            $0.map { $0.dtype == .bf16 && $0.byteOffset % 16 == 0 } ?? true
         }
-        if let spec = lists?.spec {
-            ensure(
-                spec.queryBlock % tile.rows == 0 && spec.keyBlock % tile.rows == 0,
-                "\(operation): blocks of \(spec.queryBlock) x \(spec.keyBlock), multiples of "
-                    + "\(tile.rows) wanted")
+        let blocks = lists.map { ($0.spec.queryBlock, $0.spec.keyBlock) }
+        guard let tile = AttentionGradients.tile(dim: dim, isHalf: isHalf, blocks: blocks) else {
+            programmingError(
+                "\(operation): no kernel for headDim \(dim)"
+                    + (blocks.map { " and blocks of \($0.0) x \($0.1)" } ?? ""))
         }
-        return tile
+        return (tile, tile.arithmetic == .f32 ? operands.map { $0.map(full) } : operands)
     }
 }

@@ -40,11 +40,11 @@ enum BranchGradients {
 
 extension CUDABackend {
     func sparseAttentionGradient(_ o: Operation.SparseAttentionGradient) -> [Tensor] {
-        let (q, k, v, g) = (full(o.q), full(o.k), full(o.v), full(o.cotangent))
-        let dim = q.shape[2]
+        let dim = o.q.shape[2]
         let sums = blockGradients(
-            q, k, v, g, scale: 1 / Float(dim).squareRoot(),
+            o.q, o.k, o.v, o.cotangent, scale: 1 / Float(dim).squareRoot(),
             lists: blockLists(o.q, o.k, o.spec))
+        let (q, k, v, g) = (full(o.q), full(o.k), full(o.v), full(o.cotangent))
         let weight = full(o.projection.matrix)
         let branch = BranchWork(self, q, "sparseAttentionGradient")
         let (cq, ck) = (branch.features(q), branch.features(k))
@@ -69,14 +69,14 @@ extension CUDABackend {
     }
 
     func sparseAttentionTangent(_ o: Operation.SparseAttentionTangent) -> Tensor {
+        let dim = o.q.shape[2]
+        let out = blockTangent(
+            o.q, o.k, o.v, (o.queryTangent, o.keyTangent, o.valueTangent),
+            scale: 1 / Float(dim).squareRoot(), lists: blockLists(o.q, o.k, o.spec))
         let (q, k, v) = (full(o.q), full(o.k), full(o.v))
         let (tq, tk, tv) = (
             o.queryTangent.map(full), o.keyTangent.map(full), o.valueTangent.map(full)
         )
-        let dim = q.shape[2]
-        let out = blockTangent(
-            q, k, v, (tq, tk, tv), scale: 1 / Float(dim).squareRoot(),
-            lists: blockLists(o.q, o.k, o.spec))
         let branch = BranchWork(self, q, "sparseAttentionTangent")
         let (cq, ck) = (branch.features(q), branch.features(k))
         let tcq = branch.jacobian(cq, tq)

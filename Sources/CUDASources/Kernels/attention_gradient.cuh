@@ -1,0 +1,72 @@
+// What the kernels of attention's derivatives share: arguments, passes, and which tiles are visited.
+#pragma once
+#include "ptx.cuh"
+
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
+
+/// `AttentionGradientArguments` of AttentionGradients.swift. q and its like: [queries, heads, dim]; k, v: [keys, heads,
+/// dim]. Inputs are f32 or bf16, as the kernel says; results are f32.
+struct GradientArguments {
+    const void* q;
+    const void* k;
+    const void* v;
+    /// The cotangent of the result; null in forward mode.
+    const void* g;
+    /// Tangents; null for constants and in reverse mode.
+    const void* tq;
+    const void* tk;
+    const void* tv;
+    /// Of each query: log of the denominator, rowsum(P * E). [heads, queries]
+    float2* statistics;
+    /// dq, or the tangent of the result.
+    float* out;
+    float* dk;
+    float* dv;
+    /// The key blocks of each query block, ascending. [heads, query blocks, selected]; null for all keys.
+    const int* indices;
+    /// The query blocks of each key block, ascending, and how many. [heads, key blocks, query blocks], [heads, key blocks]
+    const int* inverted;
+    const int* counts;
+    int queries, keys, heads, dim;
+    float scale;
+    /// log of how many times each of the last two keys counts.
+    float last_keys[2];
+    int selected, query_block, key_block;
+};
+
+enum class Pass { reverse_statistics, forward_statistics, query_gradient, key_gradient, tangent };
+
+/// The tiles that a block of threads visits: their first rows.
+template <int kTile, bool kByKeys>
+struct Walk {
+    const int* list = nullptr;
+    int count, steps = 1, block = kTile;
+
+    DEVICE Walk(const GradientArguments& a, int head, int first) {
+        if (a.indices == nullptr) {
+            count = ceil_div(kByKeys ? a.queries : a.keys, kTile);
+            return;
+        }
+        const int query_blocks = ceil_div(a.queries, a.query_block);
+        if (kByKeys) {
+            const i64 own = i64(head) * ceil_div(a.keys, a.key_block) + first / a.key_block;
+            list = a.inverted + own * query_blocks;
+            block = a.query_block;
+            steps = block / kTile;
+            count = a.counts[own] * steps;
+        } else {
+            list = a.indices + (i64(head) * query_blocks + first / a.query_block) * a.selected;
+            block = a.key_block;
+            steps = block / kTile;
+            count = a.selected * steps;
+        }
+    }
+
+    DEVICE int at(int i) const { return list ? list[i / steps] * block + i % steps * kTile : i * kTile; }
+};
+
+/// What is added to the logits of a key so that it counts as often as it should; keys past the end never count.
+DEVICE float multiplicity(const GradientArguments& a, int key) {
+    const int left = a.keys - key;
+    return left > 2 ? 0.0f : left == 2 ? a.last_keys[0] : left == 1 ? a.last_keys[1] : -kInfinity;
+}
