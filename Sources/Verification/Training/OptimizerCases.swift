@@ -87,7 +87,7 @@ func checkAdamResume(_ fixture: Fixture, _ device: any Backend, _ checks: Checks
     for step in 1...before { adam.step(parameters, try gradients(step), factor: 1) }
     try compare("master_before", parameters)
     let resumed = Parameters(
-        fixture.name, parameters.names.map { ($0, parameters.tensor($0)!) }, as: .bf16)
+        fixture.name, parameters.names.map { ($0, device.read(parameters.tensor($0)!)) }, as: .bf16)
     let other = Adam(adam.settings, on: device)
     func rounded(_ moments: [String: Tensor]) -> [String: Tensor] {
         moments.mapValues { device.cast(device.cast($0, to: .bf16), to: .f32) }

@@ -191,7 +191,7 @@ extension CUDABackend {
         arguments.dk = found[1].pointer
         arguments.dv = found[2].pointer
         if let lists { arguments.list(lists) }
-        withExtendedLifetime(x) {
+        withExtendedLifetime((x, statistics)) {
             launch(.reverseStatistics, tile, arguments)
             launch(.queryGradient, tile, arguments)
             launch(.keyGradient, tile, arguments)
@@ -216,7 +216,7 @@ extension CUDABackend {
         arguments.statistics = statistics.location
         arguments.out = out.pointer
         if let lists { arguments.list(lists) }
-        withExtendedLifetime(x) {
+        withExtendedLifetime((x, statistics)) {
             launch(.forwardStatistics, tile, arguments)
             launch(.tangent, tile, arguments)
         }
