@@ -72,6 +72,19 @@ import Testing
         #expect(tile(66, true) == nil && tile(512, true) == nil)
     }
 
+    @Test func queriesAreTakenInPartsWhereKeysAreFew() {
+        func parts(_ queries: Int, _ keys: Int, _ heads: Int) -> Int {
+            AttentionGradients.queryParts(
+                .bf16(dim: 128, visited: 32), queries: queries, keys: keys, heads: heads)
+        }
+        #expect(parts(32_760, 61, 12) == 10)
+        #expect(parts(32_760, 32_760, 12) == 1)
+        #expect(parts(1296, 1296, 2) == 3)
+        #expect(parts(1, 1, 1) == 1)
+        // Each part has tiles enough to be worth its sums.
+        #expect(parts(600, 61, 1) == 2)
+    }
+
     @Test func argumentsHaveTheLayoutOfTheKernel() {
         typealias Arguments = AttentionGradientArguments
         #expect(MemoryLayout<Arguments>.offset(of: \.queries) == 14 * 8)

@@ -16,7 +16,7 @@ DEVICE void add_scaled(float4& sum, float factor, float4 a) {
 
 DEVICE float4 at4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-/// grid (ceil(owned rows / kTile), heads), 8 * kTile threads; `dim`: a multiple of 4 up to kDim.
+/// grid (ceil(owned rows / kTile), heads, parts of the other rows: 1 but for dk and dv), 8 * kTile threads; `dim`: a multiple of 4 up to kDim.
 /// Shared memory: four tiles of kTile rows of kDim + 4 floats, two of kTile rows of kTile + 1.
 template <int kDim, int kTile, Pass kPass>
 __global__ void __launch_bounds__(8 * kTile, 2) attention_gradient(const GradientArguments a) {
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(8 * kTile, 2) attention_gradient(const Gradien
     float4 sum1[kPart] = {}, sum2[kPart] = {};
 
     const Walk<kTile, kByKeys> walk(a, head, first);
-    for (int i = 0; i < walk.count; ++i) {
+    for (int i = walk.begin; i < walk.end; ++i) {
         const int start = walk.at(i);
         if (start >= other_count) continue;
         __syncthreads();
@@ -161,8 +161,9 @@ __global__ void __launch_bounds__(8 * kTile, 2) attention_gradient(const Gradien
             }
         };
         if (kByKeys) {
-            store(a.dk, sum1);
-            store(a.dv, sum2);
+            const i64 part = i64(blockIdx.z) * a.keys * a.heads * a.dim;
+            store(a.dk + part, sum1);
+            store(a.dv + part, sum2);
         } else {
             store(a.out, sum1);
         }

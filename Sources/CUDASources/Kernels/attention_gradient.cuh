@@ -20,6 +20,7 @@ struct GradientArguments {
     float2* statistics;
     /// dq, or the tangent of the result.
     float* out;
+    /// [gridDim.z, keys, heads, dim]: each part of the queries adds its own sums.
     float* dk;
     float* dv;
     /// The key blocks of each query block, ascending. [heads, query blocks, selected]; null for all keys.
@@ -41,8 +42,17 @@ template <int kTile, bool kByKeys>
 struct Walk {
     const int* list = nullptr;
     int count, steps = 1, block = kTile;
+    /// The part of the tiles that this block of threads takes, of gridDim.z parts.
+    int begin, end;
 
     DEVICE Walk(const GradientArguments& a, int head, int first) {
+        find(a, head, first);
+        const int part = ceil_div(count, int(gridDim.z));
+        begin = int(blockIdx.z) * part;
+        end = min(count, begin + part);
+    }
+
+    DEVICE void find(const GradientArguments& a, int head, int first) {
         if (a.indices == nullptr) {
             count = ceil_div(kByKeys ? a.queries : a.keys, kTile);
             return;

@@ -32,7 +32,7 @@ DEVICE void pack_fragments(u32 (&a)[kBlock / 16][4], const float (&x)[kBlock / 8
     for (int i = 0; i < kBlock / 4; i++) a[i / 4][i % 4] = pack_bf16(x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]);
 }
 
-/// grid (ceil(owned rows / 64), heads); `dim`: a multiple of 8 up to kDim; blocks of lists: multiples of 64.
+/// grid (ceil(owned rows / 64), heads, parts of the other rows: 1 but for dk and dv); `dim`: a multiple of 8 up to kDim; blocks of lists: multiples of 64.
 /// Shared memory: two tiles of 64 rows, and two stages of two tiles (in the last pass of forward mode four) of kBlock.
 template <int kDim, int kBlock, Pass kPass>
 __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const GradientArguments a) {
@@ -79,13 +79,13 @@ __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const Grad
     const Walk<kBlock, kByKeys> walk(a, head, first);
     // Of a list's last block whole tiles may lie past the end.
     auto existing = [&](int i) {
-        while (i < walk.count && walk.at(i) >= other_count) i++;
+        while (i < walk.end && walk.at(i) >= other_count) i++;
         return i;
     };
     load_own(own1, kByKeys ? a.k : a.q);
     load_own(own2, kForward ? a.tq : kByKeys ? a.v : a.g);
-    int tile = existing(0);
-    if (tile < walk.count) load_stage(others, walk.at(tile));
+    int tile = existing(walk.begin);
+    if (tile < walk.end) load_stage(others, walk.at(tile));
     cp_async_commit();
 
     // What this thread knows of its two rows: of queries their statistics, of keys how often they count.
@@ -105,12 +105,12 @@ __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const Grad
 
     u32 stage = 0;
 #pragma unroll 1
-    while (tile < walk.count) {
+    while (tile < walk.end) {
         const int start = walk.at(tile);
         const int next = existing(tile + 1);
         cp_async_wait<0>();
         __syncthreads();  // this tile has arrived, and all warps are done with the one before
-        if (next < walk.count) load_stage(others + (stage ^ kStage), walk.at(next));
+        if (next < walk.end) load_stage(others + (stage ^ kStage), walk.at(next));
         cp_async_commit();
 
         float s[1][kTiles][4] = {}, e[1][kTiles][4] = {};
@@ -202,7 +202,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const Grad
                 a.statistics[i64(head) * a.queries + own] = make_float2(largest[r] + log2f(sum), part / sum);
             }
         } else if (own < own_count) {
-            const i64 line = own * stride + head * a.dim;
+            const i64 part = kByKeys ? i64(blockIdx.z) * a.keys * stride : 0;
+            const i64 line = part + own * stride + head * a.dim;
 #pragma unroll
             for (int j = 0; j < kDim / 8; j++) {
                 const int column = 8 * j + 2 * (lane_id() % 4);

@@ -83,9 +83,10 @@ enum AttentionGradients {
             }
         }
 
-        func shape(_ pass: Pass, rows: Int, heads: Int) -> LaunchShape {
+        /// - Parameter parts: of the other side's rows.
+        func shape(_ pass: Pass, rows: Int, heads: Int, parts: Int = 1) -> LaunchShape {
             LaunchShape(
-                grid: Extents(ceilDivide(rows, owned), heads),
+                grid: Extents(ceilDivide(rows, owned), heads, parts),
                 block: Extents(arithmetic == .f32 ? 8 * owned : 128),
                 sharedBytes: sharedBytes(pass))
         }
@@ -104,6 +105,14 @@ enum AttentionGradients {
         kernels: halfTiles.flatMap { tile in Pass.allCases.map { tile.kernel($0) } })
 
     static let units = [unit, mma]
+
+    /// In how many parts the queries are taken for the gradients of few keys, so that there are blocks of threads
+    /// enough; by the shapes alone, so that sums are the same on every card.
+    static func queryParts(_ tile: Tile, queries: Int, keys: Int, heads: Int) -> Int {
+        let blocks = ceilDivide(keys, tile.owned) * heads
+        let wanted = min(128 / max(1, blocks), ceilDivide(queries, tile.visited) / 8)
+        return max(1, wanted)
+    }
 
     /// The tile for heads of this width; nil if no kernel is for them.
     /// - Parameters:
@@ -188,13 +197,23 @@ extension CUDABackend {
         arguments.g = x[3]!.pointer
         arguments.statistics = statistics.location
         arguments.out = found[0].pointer
-        arguments.dk = found[1].pointer
-        arguments.dv = found[2].pointer
+        let (keys, heads) = (k.shape[0], k.shape[1])
+        let parts =
+            lists == nil
+            ? AttentionGradients.queryParts(tile, queries: q.shape[0], keys: keys, heads: heads) : 1
+        let sums =
+            parts == 1
+            ? Array(found[1...]) : [k, v].map { tensor([parts, $0.shape.count], .f32) }
+        arguments.dk = sums[0].pointer
+        arguments.dv = sums[1].pointer
         if let lists { arguments.list(lists) }
         withExtendedLifetime((x, statistics)) {
             launch(.reverseStatistics, tile, arguments)
             launch(.queryGradient, tile, arguments)
-            launch(.keyGradient, tile, arguments)
+            launch(.keyGradient, tile, arguments, parts: parts)
+        }
+        if parts > 1 {
+            for (sum, whole) in zip(sums, found[1...]) { join(sum, into: whole) }
         }
         return found
     }
@@ -225,13 +244,14 @@ extension CUDABackend {
 
     private func launch(
         _ pass: AttentionGradients.Pass, _ tile: AttentionGradients.Tile,
-        _ arguments: AttentionGradientArguments
+        _ arguments: AttentionGradientArguments, parts: Int = 1
     ) {
         let kernel: Kernel<AttentionGradientArguments> = context.kernel(
             tile.kernel(pass),
             of: tile.arithmetic == .f32 ? AttentionGradients.unit : AttentionGradients.mma)
         let rows = pass == .keyGradient ? arguments.keys : arguments.queries
-        kernel(tile.shape(pass, rows: Int(rows), heads: Int(arguments.heads)), arguments)
+        kernel(
+            tile.shape(pass, rows: Int(rows), heads: Int(arguments.heads), parts: parts), arguments)
     }
 
     /// The tile for these operands, of which the first is q, and they as its kernels read them.

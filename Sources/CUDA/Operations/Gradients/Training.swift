@@ -202,12 +202,16 @@ extension CUDABackend {
     /// Adds up the parts of a sum over rows. → f32 [columns]
     func joined(_ parts: DeviceStorage, _ plan: RowSumPlan) -> Tensor {
         let out = tensor([plan.columns], .f32)
+        join(Tensor([plan.chunks, plan.columns], .f32, storage: parts), into: out)
+        return out
+    }
+
+    /// Adds up the rows. parts: f32 [count, size], whole: f32, `size` elements
+    func join(_ parts: Tensor, into whole: Tensor) {
+        let (count, size) = (parts.shape[0], parts.shape[1])
         let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int64> = context.kernel(
             "join_parts", of: TrainingKernels.unit)
-        kernel(
-            .elements(plan.columns), out.pointer, parts.location, Int32(plan.chunks),
-            Int64(plan.columns))
-        return out
+        kernel(.elements(size), whole.pointer, parts.pointer, Int32(count), Int64(size))
     }
 
     private func dot(_ o: Operation.Dot) -> Tensor {
