@@ -175,7 +175,8 @@ struct TrainingRun {
     private func tellPlan(
         _ settings: TrainingSettings, _ models: TrainingModels, _ samples: ShardSamples
     ) throws {
-        let plan = try TrainingPlan(settings, models, try samples.sample(0))
+        let plan = try TrainingPlan(
+            settings, models, try samples.sample(0), isGPU: options.device.isGPU)
         let words =
             "\(fixed(Double(plan.parameters) / 1e6, 2)) M numbers are trained, at most "
             + "\(describe(bytes: plan.memory)) of memory, "

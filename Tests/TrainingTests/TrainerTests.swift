@@ -176,6 +176,9 @@ private final class MadeSamples: SampleSource {
                 options: WanTransformerOptions(heads: 2), roundsTimesteps: true)
             let plan = try TrainingPlan(settings(recipe), models, MadeSamples(1).sample(0))
             #expect(plan.memory > 0 && plan.flops > 0 && plan.parameters > 0)
+            let onGPU = try TrainingPlan(
+                settings(recipe), models, MadeSamples(1).sample(0), isGPU: true)
+            #expect(onGPU.memory >= plan.memory && onGPU.flops == plan.flops)
         }
     }
 

@@ -13,8 +13,13 @@ public struct TrainingPlan: Sendable, Hashable {
     /// FLOPs of the heaviest iteration.
     public var flops: Int
 
-    /// - Parameter sample: a sample of the data set; only its sizes matter.
-    public init(_ settings: TrainingSettings, _ models: TrainingModels, _ sample: Sample) throws {
+    /// - Parameters:
+    ///   - sample: a sample of the data set; only its sizes matter.
+    ///   - isGPU: whether the scratch memory of a GPU's gradients counts too.
+    public init(
+        _ settings: TrainingSettings, _ models: TrainingModels, _ sample: Sample,
+        isGPU: Bool = false
+    ) throws {
         var settings = settings
         // The student's whole iteration and the critic's are among the first four then.
         settings.rcm.tangentWarmup = 0
@@ -24,7 +29,7 @@ public struct TrainingPlan: Sendable, Hashable {
         var outlines = models
         outlines.teacher = Outline(of: models.teacher)
         outlines.student = models.student.map { Outline(of: $0) }
-        let device = NullBackend()
+        let device = NullBackend(workspace: isGPU ? Self.workspace : nil)
         let trainer = try Trainer(
             settings, outlines, Repeated(sample, count: settings.batch), on: device)
         parameters =
@@ -37,6 +42,24 @@ public struct TrainingPlan: Sendable, Hashable {
             flops = max(flops, device.total.flops)
         }
         memory = device.memory.peak
+    }
+
+    /// Bytes that a GPU needs beside operands and results: transposed matrices of products, and the f32 tensors of
+    /// attention's derivatives, which are as large as its operands.
+    static func workspace(of operation: Operation) -> Int {
+        switch operation {
+        case .training(.inputGradient(let o)): return 4 * o.weight.inputs * o.weight.outputs
+        case .training(.weightGradient(let o)):
+            return 4 * (o.cotangent.shape.count + o.x.shape.count)
+        case .training(.attentionGradient(let o)):
+            return 4 * 2 * (o.q.shape.count + o.k.shape.count + o.v.shape.count)
+        case .training(.attentionTangent(let o)):
+            return 4 * (3 * o.q.shape.count + 2 * (o.k.shape.count + o.v.shape.count))
+        // q, k, v, g; dq, dk, dv; both features, y and the shares of its sums, and one more product.
+        case .training(.sparseAttentionGradient(let o)): return 4 * 13 * o.q.shape.count
+        case .training(.sparseAttentionTangent(let o)): return 4 * 13 * o.q.shape.count
+        default: return 0
+        }
     }
 
     /// One sample over and over.

@@ -18,8 +18,8 @@ enum NormGradients {
     static func shape(rows: Int, columns: Int) -> LaunchShape {
         LaunchShape(grid: Extents(rows), block: 256, sharedBytes: 8 * columns)
     }
-    /// What every card can hold: 99 KiB of shared memory for a block of threads.
-    static let mostColumns = 99 * 1024 / 8
+    /// What every card can hold: 99 KiB of shared memory for a block of threads, less what the sums need.
+    static let mostColumns = (99 * 1024 - 256) / 8
 }
 
 /// `Gain` of norm_gradient.cu.
