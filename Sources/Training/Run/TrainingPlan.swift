@@ -29,7 +29,7 @@ public struct TrainingPlan: Sendable, Hashable {
         var outlines = models
         outlines.teacher = Outline(of: models.teacher)
         outlines.student = models.student.map { Outline(of: $0) }
-        let device = NullBackend(workspace: isGPU ? Self.workspace : nil)
+        let device = NullBackend(workspace: { isGPU ? Self.workspace(of: $0) : 0 })
         let trainer = try Trainer(
             settings, outlines, Repeated(sample, count: settings.batch), on: device)
         parameters =
