@@ -31,7 +31,7 @@ export PROMPT
 BINARY := .build/release/turbodiffusion
 SOURCES := Package.swift $(shell find Sources -type f)
 # Without the local rpath: libraries are never looked for beside the program.
-BUILD := swift build -c release -Xswiftc -static-stdlib --disable-local-rpath -Xlinker --version-script=Scripts/exports.map --product turbodiffusion
+BUILD := swift build -c release -Xswiftc -static-stdlib --disable-local-rpath -Xlinker --version-script=Scripts/exports.map -Xlinker --icf=safe --product turbodiffusion
 
 .PHONY: help video build test dist kernels sanitize fuzz torture study format lint clean
 help:
