@@ -137,7 +137,7 @@ private func line(_ words: String...) async -> String {
         #expect(
             lines.map { $0.split(separator: " ").sorted() } == [
                 ["--num_samples", "--num_steps"], ["sagesla", "sla"],
-                ["Wan2.1-1.3B", "Wan2.1-14B"],
+                ["Wan2.1-1.3B", "Wan2.1-14B", "Wan2.1-14B-720P"],
             ])
     }
 
