@@ -82,6 +82,12 @@ extension ModelFolder {
                     continue
                 }
                 if hash == expected { break }
+                let now = try client.identify(file)
+                if now.size == identity.size, now.sha256 == hash {
+                    // It had changed before the first byte came: this is the new one.
+                    identity = now
+                    break
+                }
                 guard !isDamaged else {
                     part.discard()
                     throw DownloadError(
@@ -91,7 +97,7 @@ extension ModelFolder {
                 }
                 isDamaged = true
                 note("\(file) came damaged: fetching it again")
-                identity = try client.identify(file)
+                identity = now
                 continue
             }
             break

@@ -160,6 +160,15 @@ def small_changed_after_a_whole_answer(case):
     expect(status == 0 and file.version == 1 and case.is_whole(file), errors)
 
 
+def changed_before_the_first_byte(case):
+    """Between the question and the bytes: what came is the new file, and is not fetched again."""
+    file = case.hub.add("test/models", "a.pth", 8 * MIB, changes_after=0)
+    case.model("a")
+    status, _, errors = case.get("a")
+    expect(status == 0 and file.version == 1 and case.is_whole(file), errors)
+    expect(file.total()[1] == 0, f"bytes came twice: {file.total()}")
+
+
 def changed_between(case):
     """What an interrupted transfer has left of another version is not used."""
     file = case.hub.add("test/models", "a.pth", 4 * MIB, faults=[("drop", 0.5)] * 40)
@@ -454,6 +463,7 @@ CASES = {
     "changed meanwhile": changed_meanwhile,
     "a small file changed meanwhile": small_changed_meanwhile,
     "changed after a whole answer": small_changed_after_a_whole_answer,
+    "changed before the first byte": changed_before_the_first_byte,
     "changed between two calls": changed_between,
     "the token stays with the hub (401)": token_stays,
     "terms not accepted (403)": terms,
