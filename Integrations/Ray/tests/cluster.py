@@ -86,7 +86,7 @@ def be_patient():
     get_node = services.get_node
 
     def patient(*values):
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 120
         while True:
             try:
                 return get_node(*values)
@@ -123,7 +123,13 @@ class Nodes:
         self.nodes = [self.add() for _ in range(count)]
 
     def add(self):
-        return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False, **ports())
+        for tries in range(5):
+            try:
+                return self.cluster.add_node(
+                    num_cpus=1, object_store_memory=100 << 20, resources={"maker": 1}, wait=False, **ports())  # fmt: skip
+            except Exception as error:
+                say(f"a node did not start: {str(error)[:80]}")
+        raise SystemExit("no node starts any more")
 
     def kill(self):
         """One at random, as if its power went; another one comes in its place."""
@@ -172,6 +178,21 @@ def kill_desk(caller):
     os.kill(caller("process"), signal.SIGKILL)
 
 
+def kill_replicas(*deployments):
+    """The processes of front and steward. → how many"""
+    count = 0
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                title = file.read().decode(errors="replace")
+        except (OSError, ValueError):
+            continue
+        if name.isdigit() and any(title.startswith(f"ray::ServeReplica:fleet:{deployment}") for deployment in deployments):
+            os.kill(int(name), signal.SIGKILL)
+            count += 1
+    return count
+
+
 def check(folder, answers, options):
     """Of jobs, results and transitions. → what is to be told"""
     database = sqlite3.connect(f"file:{folder}/jobs.sqlite?mode=ro", uri=True)
@@ -211,7 +232,7 @@ def load(options, folder, nodes):
     clients = [Client(range(index, options.jobs, 8), fields, options.pause) for index in range(8)]
     for client in clients:
         client.start()
-    kills, desks, last, shown, log = 0, 0, time.monotonic(), 0.0, []
+    kills, desks, fronts, last, shown, log = 0, 0, 0, time.monotonic(), 0.0, []
     while True:
         time.sleep(0.5)
         try:
@@ -234,6 +255,8 @@ def load(options, folder, nodes):
             if desks < options.desks and kills % 5 == 2:
                 kill_desk(caller)
                 desks += 1
+            if fronts < options.fronts and kills % 5 == 4:
+                fronts += kill_replicas("Entry", "Steward") > 0
         if time.monotonic() - started > options.limit:
             raise SystemExit(f"not done within {options.limit} s: {sent} sent, {waiting} open")
     for client in clients:
@@ -252,7 +275,7 @@ def load(options, folder, nodes):
     told = check(folder, answers, options)
     text = ask("GET", "/metrics")[1].decode()
     lapsed = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith("turbodiffusion_leases_lapsed_total")]
-    say(f"{told}; {kills} nodes killed {dict(collections.Counter(log))}, {desks} times the desk; {orphans} results of nobody removed; "
+    say(f"{told}; {kills} nodes killed {dict(collections.Counter(log))}, {desks} times the desk, {fronts} times front and steward; {orphans} results of nobody removed; "
         f"{again} requests sent again; {seconds:.0f} s; leases lapsed since the desk's last start: {lapsed[0]}")  # fmt: skip
     assert kills == options.kills, f"only {kills} nodes were killed before all was done: --jobs must be more"
 
@@ -314,6 +337,35 @@ def batch(options, folder, nodes):
     say(f"a batch of 8, then again without one of them: {time.monotonic() - start:.0f} s")
 
 
+def cards(options, folder, nodes):
+    """Replicas have the cards that Ray gave them, and make as many videos beside each other. The cards are Ray's word for it only:
+    services that stand in tell what they were started with."""
+    nodes.cluster.add_node(num_cpus=2, num_gpus=3, object_store_memory=100 << 20, resources={"cards": 2}, wait=False, **ports())
+    pools = [{"name": name, "models": [name], "gpus": gpus, "cpus": 0.5, "resources": {"cards": 1}, "min_replicas": 1,
+              "max_replicas": 1, "environment": {"STANDIN_SECONDS": "4"}} for name, gpus in (("one", 1), ("two", 2))]  # fmt: skip
+    values = values_of(folder, options)
+    values.update(name="cards", program=STANDIN, database=os.path.join(folder, "cards.sqlite"), pools=pools)
+    serve.run(build(values), name="fleet", route_prefix="/")
+    ids = []
+    for name in ("one", "two", "two"):
+        status, data = ask("POST", "/v1/videos", {"prompt": "A ball.", "model": name})
+        assert status == 200, data
+        ids.append(json.loads(data)["id"])
+    deadline, together = time.monotonic() + 120, 0
+    while True:
+        videos = [json.loads(ask("GET", f"/v1/videos/{id}")[1]) for id in ids]
+        together = max(together, sum(video["status"] == "in_progress" for video in videos[1:]))
+        if all(video["status"] == "completed" for video in videos):
+            break
+        assert time.monotonic() < deadline, [video["status"] for video in videos]
+        time.sleep(0.2)
+    told = [(video["request"]["devices"], video["request"]["visible"].split(",")) for video in videos]
+    assert [devices for devices, _ in told] == [["cuda:0"], ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1"]], told
+    assert told[1] == told[2] and sorted(told[0][1] + told[1][1]) == ["0", "1", "2"], told
+    assert together == 2, "two cards make two videos beside each other"
+    say(f"cards of two replicas: {told[0][1]} and {told[1][1]}")
+
+
 def streams(options):
     """Events of a video come through while it is made."""
     status, data = ask("POST", "/v1/videos", {"prompt": "slow", "seed": 1, "num_frames": options.frames, "size": options.size})
@@ -341,6 +393,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--desks", type=int, default=3, help="how often the desk is killed too")
+    parser.add_argument("--fronts", type=int, default=2, help="how often front and steward are")
     parser.add_argument("--every", type=float, default=12, help="seconds between two kills, about")
     parser.add_argument("--pause", type=float, default=0.2, help="of each of 8 clients between two requests")
     parser.add_argument("--program", default="")
@@ -351,6 +404,7 @@ def main():
     parser.add_argument("--limit", type=float, default=1800)
     parser.add_argument("--no-growth", action="store_true")
     parser.add_argument("--no-batch", action="store_true")
+    parser.add_argument("--no-cards", action="store_true")
     options = parser.parse_args()
     if options.program:
         options.program = os.path.abspath(options.program)
@@ -370,6 +424,8 @@ def main():
             batch(options, folder, nodes)
         if not options.no_growth:
             grow(options, folder)
+        if not options.no_cards:
+            cards(options, folder, nodes)
         serve.shutdown()
         deadline = time.monotonic() + 20
         while services(options.program or STANDIN) and time.monotonic() < deadline:

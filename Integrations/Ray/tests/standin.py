@@ -17,7 +17,7 @@ PREVIEW = "data:image/png;base64,iVBORw0KGgo="
 
 class Videos:
     def __init__(self, devices, seconds):
-        self.devices, self.seconds = threading.Semaphore(devices), seconds
+        self.names, self.devices, self.seconds = devices, threading.Semaphore(len(devices)), seconds
         self.condition = threading.Condition()
         self.videos, self.events, self.keys = {}, {}, {}
 
@@ -32,7 +32,8 @@ class Videos:
                 "id": id, "object": "video", "model": fields.get("model", "nano"), "status": "queued", "error": None,
                 "progress": 0, "prompt": fields["prompt"], "size": fields.get("size", "256x144"), "seconds": "0.31",
                 "num_frames": int(fields.get("num_frames", 33)), "seed": int(fields.get("seed", 0)), "fps": 16,
-                "inference_time_s": None, "request": {"prompt": fields["prompt"], "seed": fields.get("seed")},
+                "inference_time_s": None, "request": {"prompt": fields["prompt"], "seed": fields.get("seed"), "devices": self.names,
+                            "visible": os.environ.get("CUDA_VISIBLE_DEVICES")},
             }
             self.events[id] = []
         threading.Thread(target=self.make, args=(id, fields), daemon=True).start()
@@ -193,7 +194,7 @@ def main():
     os.makedirs(options.output)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
     server.daemon_threads = True
-    server.videos = Videos(len(options.device), options.seconds)
+    server.videos = Videos(options.device, options.seconds)
     server.models = [name.rstrip("/").rsplit("/", 1)[-1] for name in options.model]
     with open(options.api_key_file) as file:
         server.key = file.read().strip()
