@@ -135,9 +135,9 @@ $(RAY):
 
 .PHONY: ray
 ray: $(BINARY) packages $(RAY)
-	TURBODIFFUSION_PROGRAM=$(BINARY) $(RAY) -m unittest discover --start-directory Integrations/Ray/tests
+	TURBODIFFUSION_PROGRAM=$(BINARY) $(RAY) -W ignore -m unittest discover --start-directory Integrations/Ray/tests
 	$(RAY) Integrations/Ray/tests/cluster.py --jobs 500 --kills 20
-	$(RAY) Integrations/Ray/tests/cluster.py --jobs 50 --kills 3 --every 5 --pause 6 --program $(BINARY) --no-growth
+	$(RAY) Integrations/Ray/tests/cluster.py --jobs 50 --kills 3 --every 5 --pause 6 --program $(BINARY) --no-growth --no-cards
 
 # The terminal in tmux.
 terminal: $(BINARY) packages
