@@ -119,10 +119,14 @@ class Desk:
         deadline = time.monotonic() + wait
         async with self._told:
             while True:
-                found = [event for event in self._events if event[0] > cursor and id in (None, event[1])]
-                if id is not None:
-                    # `queue` and the like are of the stream of all.
-                    found = [event for event in found if event[1] == id]
+                found = []
+                # The last ones come last: few are looked at.
+                for event in reversed(self._events):
+                    if event[0] <= cursor:
+                        break
+                    if id is None or event[1] == id:
+                        found.append(event)
+                found.reverse()
                 left = deadline - time.monotonic()
                 if found or left <= 0:
                     break

@@ -22,7 +22,7 @@ import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from .child import Service, ServiceGone, find_program
+from .child import Service, find_program
 from .config import Fleet, Pool
 from .desk import Desk
 from .front import Front, read_keys, remove_files
@@ -151,10 +151,6 @@ class Worker:
     async def run(self) -> bool:
         """Makes the oldest job that waits; False where there is none."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._runner.run)
-
-    async def service(self) -> int | None:
-        """The child's process."""
-        return self._service.pid
 
     def check_health(self) -> None:
         if self._runner.trouble is not None:
@@ -315,6 +311,3 @@ def _worker(fleet: Fleet, pool: Pool) -> Any:
         }
     worker: Any = Worker
     return worker.options(**options)
-
-
-__all__ = ["Desk", "Entry", "ServiceGone", "Steward", "Worker", "app", "build", "desk_actor", "remove_orphans"]

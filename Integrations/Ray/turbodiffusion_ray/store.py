@@ -225,9 +225,9 @@ class JobStore:
         )
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Jobs by model and status."""
+        """Jobs that wait or run, by model and status."""
         found: dict[str, dict[str, int]] = {}
-        for row in self._rows("SELECT model, status, COUNT(*) AS count FROM jobs GROUP BY model, status"):
+        for row in self._rows("SELECT model, status, COUNT(*) AS count FROM jobs WHERE status IN ('queued', 'in_progress') GROUP BY model, status"):
             found.setdefault(row["model"], {})[row["status"]] = row["count"]
         return found
 
