@@ -127,7 +127,7 @@ page: $(BINARY) packages $(BROWSER)
 	@Scripts/install-packages chromium
 	$(BROWSER) Tests/Service/page.py output/page
 
-# The fleet: 500 jobs of services that stand in, then 50 of the program itself.
+# The fleet: 500 jobs of services that stand in, then 150 of the program itself.
 RAY := .venv-ray/bin/python
 $(RAY):
 	python3 -m venv .venv-ray
@@ -137,7 +137,7 @@ $(RAY):
 ray: $(BINARY) packages $(RAY)
 	TURBODIFFUSION_PROGRAM=$(BINARY) $(RAY) -W ignore -m unittest discover --start-directory Integrations/Ray/tests
 	$(RAY) Integrations/Ray/tests/cluster.py --jobs 500 --kills 20
-	$(RAY) Integrations/Ray/tests/cluster.py --jobs 50 --kills 3 --every 5 --pause 6 --program $(BINARY) --no-growth --no-cards
+	$(RAY) Integrations/Ray/tests/cluster.py --jobs 150 --kills 8 --every 6 --pause 4 --program $(BINARY) --no-growth --no-cards
 
 # The terminal in tmux.
 terminal: $(BINARY) packages
