@@ -380,6 +380,24 @@ class NodeTests(unittest.TestCase):
         for name in schemas:
             self.assertTrue((PACK / "web/docs" / f"{name}.md").is_file(), name)
 
+    def test_example_graphs(self):
+        """Their widgets are those of the nodes, by name over HTTP and by place in the interface."""
+        made = asyncio.run(asyncio.run(nodes.comfy_entrypoint()).get_node_list())
+        inputs = {node.define_schema().node_id: [part.id for part in node.define_schema().inputs] for node in made}
+        for name in ("text_to_video", "image_to_video"):
+            graph = json.loads((PACK / f"example_workflows/api/{name}.json").read_text())
+            ours = {node["class_type"]: set(node["inputs"]) for node in graph.values() if node["class_type"] in inputs}
+            self.assertEqual(len(ours), 2)
+            for kind, names in ours.items():
+                self.assertEqual(names, set(inputs[kind]))
+            shown = json.loads((PACK / f"example_workflows/{name}.json").read_text())
+            for node in shown["nodes"]:
+                if node["type"] in inputs:
+                    linked = {entry["name"] for entry in node["inputs"] if entry.get("link") is not None}
+                    # The interface adds what becomes of the seed.
+                    widgets = [part for part in inputs[node["type"]] if part not in linked]
+                    self.assertEqual(len(node["widgets_values"]), len(widgets) + ("seed" in widgets))
+
     def test_pictures_are_encoded(self):
         try:
             import PIL.Image  # noqa: F401
