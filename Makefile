@@ -13,7 +13,6 @@
 # make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make soak    an hour (SECONDS) of mixed and bad requests to the service: nothing of its own making fails, nothing grows
-
 # make ray     tests the fleet on Ray Serve: nodes of a cluster are killed under load; half an hour (docs/ray.md)
 # make page    tests the page of the service in Debian's chromium; pictures of it go to output/page
 # make downloads  models by name from a hub on this machine that fails in every way; TRANSFERS by chance (20)

@@ -22,8 +22,8 @@ public struct Simulation: Sendable, Hashable, Encodable {
         case record, stage, devices, seconds, speedup, sentBytes, waitingSeconds
     }
 
-    /// What devices reach of a card's rates, and what each collective costs beside its bytes: as two H100s were measured
-    /// (`Benchmarks/h100-groups.csv`).
+    /// What devices reach of a card's rates, and what each collective costs beside its bytes: as two H100s and four H200s
+    /// were measured (`Benchmarks/h100-groups.csv`, `Benchmarks/h200-groups.csv`).
     enum Reached {
         /// Of the rate of 8-bit products, with what is fused to them.
         static let int8 = 0.45
@@ -33,8 +33,9 @@ public struct Simulation: Sendable, Hashable, Encodable {
         static let bandwidth = 0.75
         /// Seconds of one launch.
         static let launch = 2e-6
-        /// Seconds from the end of what a device sends to the beginning of what reads it elsewhere, without the bytes.
-        static let collective = 30e-6
+        /// Seconds from the end of what a device sends to the beginning of what reads it elsewhere, without the bytes: each
+        /// other device costs a copy and two events.
+        static func collective(peers: Int) -> Double { 20e-6 + 10e-6 * Double(peers) }
     }
 
     /// - Parameters:
@@ -78,6 +79,7 @@ public struct Simulation: Sendable, Hashable, Encodable {
 private final class Timeline: ForwardingBackend {
     private let card: Card
     private let link: Double
+    private let peers: Int
     private var linkClock = 0.0
     /// When the results of collectives are there, by the memory that holds them.
     private var arrivals: [UInt64: Double] = [:]
@@ -86,7 +88,7 @@ private final class Timeline: ForwardingBackend {
     private(set) var sentBytes = 0
 
     init(devices: Int, _ card: Card, link: Double) {
-        (self.card, self.link) = (card, link)
+        (self.card, self.link, peers) = (card, link, devices - 1)
         super.init(NullBackend(membership: Membership(index: 0, of: devices)))
     }
 
@@ -120,7 +122,7 @@ private final class Timeline: ForwardingBackend {
         }
         linkClock =
             max(linkClock, seconds) + Double(cost.sentBytes) / link
-            + Simulation.Reached.collective
+            + Simulation.Reached.collective(peers: peers)
         sentBytes += cost.sentBytes
         for result in results { arrivals[result.storage.serial] = linkClock }
         return results

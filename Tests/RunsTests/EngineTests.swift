@@ -337,7 +337,8 @@ extension EngineTests {
         #expect(both.stages.filter(\.part.isTransformer).count == 2)
         // The decoder is loaded behind the last step, beside the experts.
         let decoder = try #require(both.stages.first { $0.part == .decoder })
-        let inTurns = try both.fitted(to: both.peakBytes - decoder.weightBytes - expert.groupedBytes / 2)
+        let inTurns = try both.fitted(
+            to: both.peakBytes - decoder.weightBytes - expert.groupedBytes / 2)
         #expect(inTurns.residentWeights == nil)
         #expect(!inTurns.keepsBothExperts)
         #expect(inTurns.peakBytes < both.peakBytes)
