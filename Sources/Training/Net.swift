@@ -188,7 +188,10 @@ public final class Net {
         ) {
             let sums = recorder.backward([(result, device.place(cotangent, as: .f32))])
             var found: [String: Tensor] = [:]
-            for (name, tensor) in recorder.placed { found[name] = sums.take(tensor) }
+            // In the order of names: the same memory each time.
+            for (name, tensor) in recorder.placed.sorted(by: { $0.key < $1.key }) {
+                found[name] = sums.take(tensor)
+            }
             return (found, sums.take(input))
         }
     }

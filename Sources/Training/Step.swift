@@ -31,7 +31,7 @@ public final class StepResult {
     public init(on device: any Backend) { self.device = device }
 
     func add(_ more: [String: Tensor]) {
-        for (name, gradient) in more {
+        for (name, gradient) in more.sorted(by: { $0.key < $1.key }) {
             gradients[name] = gradients[name].map { device.add($0, gradient) } ?? gradient
         }
     }
