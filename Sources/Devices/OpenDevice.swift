@@ -1,6 +1,6 @@
 /// Opening a device, and what the user should know about that.
 
-public import CPU
+import CPU
 public import CUDA
 import Ground
 public import Tensors

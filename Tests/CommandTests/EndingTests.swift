@@ -82,7 +82,9 @@ final class EndingTests {
             defer { fclose(file) }
             var line = [CChar](repeating: 0, count: 512)
             guard fgets(&line, 512, file) != nil else { return false }
-            let fields = String(cString: line).split(separator: ")").last?.split(separator: " ")
+            let text = String(
+                decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
+            let fields = text.split(separator: ")").last?.split(separator: " ")
             return fields?.dropFirst().first.flatMap { pid_t($0) } == process
                 && fields?.first != "Z"
         }

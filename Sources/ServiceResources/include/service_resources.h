@@ -3,10 +3,10 @@
 #include <stddef.h>
 
 struct service_resource {
-    const char *name;
+    const char *_Nonnull name;
     /// Its media type.
-    const char *type;
-    const unsigned char *bytes;
+    const char *_Nonnull type;
+    const unsigned char *_Nonnull bytes;
     size_t count;
 };
 

@@ -3,7 +3,7 @@
 import FoundationEssentials
 import Ground
 import SystemPackage
-public import Tensors
+import Tensors
 
 /// The time of one launch of an operation.
 public struct OperationTime: Sendable, Codable, Equatable {
