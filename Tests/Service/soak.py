@@ -112,7 +112,7 @@ def main():
     options = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="service-soak-")
     start, seconds = time.monotonic(), options.seconds
-    with Service(folder, "--queue-limit", "200") as service:
+    with Service(folder, "--queue-limit", "30") as service:
         guests = [Guest(service, seed, start + seconds) for seed in range(8)]
         for guest in guests:
             guest.start()
