@@ -27,9 +27,7 @@ public struct ServiceOptions: Sendable {
     /// Origins of other pages that may ask: `https://example.org`.
     public var allowedOrigins: Set<String> = []
     /// One session each.
-    public var devices: [DeviceChoice] = [.automatic]
-    /// Groups that make each video together, in place of ``devices``.
-    public var groups: [DeviceGroup] = []
+    public var machines = [Machines()]
     public var session = SessionOptions()
     public var drain = Drain.finish
 

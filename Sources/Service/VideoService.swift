@@ -63,18 +63,12 @@ final class VideoService: Sendable {
         _ = try folders.open()
         store = try JobStore(path: folders.database)
         served = Served(models: options.models, loraFolder: options.loras)
-        var session = options.session
-        session.hidesFolders = true
-        sessions =
-            options.groups.isEmpty
-            ? options.devices.map { device in
-                session.device = device
-                return Session(session)
-            }
-            : options.groups.map { group in
-                session.group = group
-                return Session(session)
-            }
+        sessions = options.machines.map { machines in
+            var session = options.session
+            session.machines = machines
+            session.hidesFolders = true
+            return Session(session)
+        }
         state = Mutex(State(order: FairOrder(secondsPerCost: 1 / 0.3)))
         try recover()
     }

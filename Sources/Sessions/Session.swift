@@ -59,8 +59,8 @@ public final class Session: Sendable {
         if let known { return known }
         let name = try await engine.openDevice()
         let memories = facts.memories.withLock { $0 }
-        guard let memory = memories.min(by: { $0.usable < $1.usable }) else {
-            preconditionFailure("Session: a device was opened without telling its memory")
+        guard let memory = memories.values.min(by: { $0.usable < $1.usable }) else {
+            programmingError("Session: a device was opened without telling its memory")
         }
         let device = SessionDevice(
             name: memories.count == 1 ? name : "\(memories.count) × \(name)", count: memories.count,
@@ -73,30 +73,22 @@ public final class Session: Sendable {
         var device = DeviceOptions()
         device.threads = options.threads
         device.memoryLimit = options.memoryLimit
-        facts.memories.withLock { $0 = [] }
+        facts.memories.withLock { $0 = [:] }
         do {
             return Engine(
-                group: try openers(options, device).map { open in
-                    {
-                        let backend = try open()
-                        let memory = backend.usableMemory
-                        facts.memories.withLock { $0.append(memory) }
-                        return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
-                    }
-                })
+                group: try options.machines.openers(device) { options.note("\($0)") }
+                    .enumerated().map { index, open in
+                        {
+                            let backend = try open()
+                            let memory = backend.usableMemory
+                            facts.memories.withLock { $0[index] = memory }
+                            return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
+                        }
+                    })
         } catch {
             // A group that cannot be is told of like a device that cannot be opened: by whoever asks for it.
             return Engine { throw error }
         }
-    }
-
-    /// What opens each device, on its own thread.
-    private static func openers(
-        _ options: SessionOptions, _ device: DeviceOptions
-    ) throws -> [@Sendable () throws -> any Backend] {
-        let note: @Sendable (DeviceNote) -> Void = { options.note("\($0)") }
-        if let group = options.group { return try group.openers(device, note: note) }
-        return [{ try options.device.open(device, note: note) }]
     }
 
     // MARK: What is loaded
@@ -308,8 +300,8 @@ private func isUnreadable(_ error: any Error) -> Bool {
 
 /// What the devices' openers find out, each on its device's own thread.
 private final class FactsBox: Sendable {
-    /// Of each device that is open.
-    let memories = Mutex<[DeviceMemoryFacts]>([])
+    /// By the place in the group; a device that is opened again tells it anew.
+    let memories = Mutex<[Int: DeviceMemoryFacts]>([:])
 }
 
 extension Run {

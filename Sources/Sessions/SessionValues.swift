@@ -9,9 +9,7 @@ public import Runs
 
 /// How a session is set up.
 public struct SessionOptions: Sendable {
-    public var device = DeviceChoice.automatic
-    /// Devices that make each video together; nil for ``device`` alone.
-    public var group: DeviceGroup?
+    public var machines = Machines()
     /// Of the CPU; nil for all.
     public var threads: Int?
     /// The most device memory to use, in bytes; nil: what is free when the device is opened.

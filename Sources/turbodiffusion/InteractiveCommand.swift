@@ -54,8 +54,7 @@ extension Generation {
             if let path = options.output.savePath { start.path = path }
 
             var session = SessionOptions()
-            session.device = execution.device
-            session.group = execution.devices
+            session.machines = execution.machines
             session.threads = execution.threads
             session.memoryLimit = execution.memoryLimit?.bytes
             session.keepLoaded = nil

@@ -97,8 +97,7 @@ struct ServeCommand: AsyncParsableCommand {
             throw ValidationError("\(name) must be 1 or more, not \(value)")
         }
         guard machine.device.isEmpty || machine.devices.isEmpty else {
-            throw ValidationError(
-                "--device and --devices exclude each other: both tell where to compute")
+            throw Machines.exclusion
         }
         guard machine.keepLoaded >= 0 else {
             throw ValidationError("--keep-loaded must be 0 or more, not \(machine.keepLoaded)")
@@ -146,8 +145,10 @@ struct ServeCommand: AsyncParsableCommand {
         options.runSeconds = Double(limits.maxRunSeconds)
         options.expireSeconds = limits.expireHours * 3600
         options.diskLimit = limits.diskLimit?.bytes ?? options.diskLimit
-        options.devices = machine.device.isEmpty ? [.automatic] : machine.device
-        options.groups = machine.devices
+        options.machines =
+            machine.device.map { Machines(device: $0) }
+            + machine.devices.map { Machines(group: $0) }
+        if options.machines.isEmpty { options.machines = [Machines()] }
         options.drain = machine.drain
         options.session.threads = machine.threads
         options.session.memoryLimit = try (machine.memoryLimit ?? Defaults.memoryLimit())?.bytes

@@ -61,7 +61,7 @@ private final class Told: Sendable {
 private func session(_ folder: Folder, change: (inout SessionOptions) -> Void = { _ in }) -> Session
 {
     var options = SessionOptions()
-    options.device = .cpu
+    options.machines = Machines(device: .cpu)
     options.embeddings = EmbeddingCache(folder: folder.path + "/embeddings")
     change(&options)
     return Session(options)
@@ -109,7 +109,9 @@ struct SessionTests {
         let folder = try Folder()
         defer { folder.remove() }
         for (name, group) in [("one", nil), ("two", DeviceGroup("cpu,cpu"))] {
-            let session = session(folder) { $0.group = group }
+            let session = session(folder) {
+                if let group { $0.machines = Machines(group: group) }
+            }
             #expect(try await session.open().count == (group == nil ? 1 : 2))
             let run = try await session.prepare(tinyRequest(), try nano())
             #expect(run.plan.devices == (group == nil ? 1 : 2))
@@ -119,7 +121,9 @@ struct SessionTests {
             try Data(contentsOf: URL(filePath: folder.path + "/\($0).mp4"))
         }
         #expect(videos[0] == videos[1])
-        let mixed = session(folder) { $0.group = DeviceGroup("cpu,cuda:0") }
+        let mixed = session(folder) {
+            $0.machines = Machines(group: DeviceGroup("cpu,cuda:0"))
+        }
         await #expect(throws: DeviceGroupError.mixed) { try await mixed.open() }
     }
 
