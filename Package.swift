@@ -205,7 +205,7 @@ let package = Package(
             name: "FuzzTests",
             dependencies: [
                 "Ground", "Media", "Tokenizers", "Models", "Families", "Runs", "Catalog",
-                "Delivery",
+                "Delivery", "Downloads", "Service", "Training",
             ], exclude: ["Corpus"], swiftSettings: tests),
         .testTarget(
             name: "RunsTests",

@@ -9,9 +9,6 @@ import Testing
 
 @testable import Delivery
 
-private let nano =
-    "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/") + "/Models/nano"
-
 @Suite("Fuzzing descriptions of models and videos")
 struct ModelFuzz {
     /// Plans what the model makes by itself.
@@ -38,7 +35,7 @@ struct ModelFuzz {
             try #require(FileManager.default.contents(atPath: nano + "/config.json")))
         var (number, planned) = (0, 0)
         fuzz([original]) { bytes in
-            FileManager.default.createFile(atPath: folder + "/config.json", contents: Data(bytes))
+            _ = FileManager.default.createFile(atPath: folder + "/config.json", contents: Data(bytes))
             number += 1
             guard let models = try? Catalog.published.open(ModelChoice(folder)) else { return }
             #expect(models.family.geometry.channels > 0 && models.family.textLength > 0)

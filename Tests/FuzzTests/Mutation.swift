@@ -77,7 +77,7 @@ func fuzz(_ corpus: [[UInt8]], seed: UInt64 = 1, runs: Int = 3000, _ body: ([UIn
     for _ in 0..<runs {
         let input = mutation.next()
         if let path = environment["TURBODIFFUSION_FUZZ_KEEP"] {
-            FileManager.default.createFile(atPath: path, contents: Data(input))
+            _ = FileManager.default.createFile(atPath: path, contents: Data(input))
         }
         slowest = max(slowest, ContinuousClock().measure { body(input) })
     }
@@ -92,6 +92,10 @@ private func mostMemory() -> Int {
     getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
     return usage.ru_maxrss * 1024
 }
+
+/// The folder of the included model.
+let nano =
+    "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/") + "/Models/nano"
 
 /// The files of the corpus.
 func corpus(_ isWanted: (String) -> Bool) -> [[UInt8]] {
