@@ -13,40 +13,26 @@ final class Threads: @unchecked Sendable {
     /// Number of threads, the caller's included.
     var count: Int { workers.count + 1 }
     private let shared: Shared
-    private var workers: [pthread_t] = []
+    private var workers: [HostThread] = []
 
     /// Number of processors that are online.
     static var available: Int { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))) }
 
     init(count: Int = Threads.available) {
         shared = Shared()
-        // Workers must not receive the signals that the program handles on its main thread.
-        var all = sigset_t()
-        var before = sigset_t()
-        sigfillset(&all)
-        pthread_sigmask(SIG_SETMASK, &all, &before)
         for _ in 0..<max(0, count - 1) {
-            var thread = pthread_t()
-            let argument = Unmanaged.passRetained(shared)
-            let code = pthread_create(
-                &thread, nil,
-                { argument in
-                    Unmanaged<Shared>.fromOpaque(argument!).takeRetainedValue().work()
-                    return nil
-                }, argument.toOpaque())
-            // Where the system gives no more threads, those that are there do the work.
-            guard code == 0 else {
-                argument.release()
+            // The program handles signals elsewhere.
+            guard let worker = HostThread(blocksSignals: true, { [shared] in shared.work() }) else {
+                // Where the system gives no more threads, those that are there do the work.
                 break
             }
-            workers.append(thread)
+            workers.append(worker)
         }
-        pthread_sigmask(SIG_SETMASK, &before, nil)
     }
 
     deinit {
         shared.stop()
-        for worker in workers { pthread_join(worker, nil) }
+        for worker in workers { worker.join() }
     }
 
     /// Calls `body` once for each chunk of `grain` indices of `0..<count`, and returns when all are done.

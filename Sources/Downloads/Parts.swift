@@ -74,9 +74,9 @@ final class Transfer: Sendable {
     func run(progress: (DownloadProgress) -> Void) -> (
         result: Result, received: Int, retries: Int
     ) {
-        var threads: [Thread] = []
+        var threads: [Worker] = []
         for index in 0..<(inParts ? max(1, options.connections) : 1) {
-            guard let thread = Thread({ self.work() }) else {
+            guard let thread = Worker({ self.work() }) else {
                 if index == 0 {
                     fail(DownloadError(.library, "the system starts no more threads"))
                 }
@@ -86,7 +86,7 @@ final class Transfer: Sendable {
         }
         let hash = Mutex<String?>(nil)
         let isHashed = identity.sha256 != nil
-        let hashing = isHashed ? Thread { hash.withLock { $0 = self.hash() } } : nil
+        let hashing = isHashed ? Worker { hash.withLock { $0 = self.hash() } } : nil
         if let hashing { threads.append(hashing) }
         while threads.contains(where: { !$0.isDone }) {
             if isStopped() { fail(HubClient.stopped) }
@@ -446,44 +446,27 @@ final class Transfer: Sendable {
     }
 }
 
-/// A thread of the system.
-private final class Thread {
-    private let thread: pthread_t
-    private let shared: Shared
+/// A thread that can be asked whether it is done.
+private struct Worker {
+    private let thread: HostThread
+    private let state: State
 
-    private final class Shared: Sendable {
+    private final class State: Sendable {
         let isDone = Mutex(false)
-        let body: @Sendable () -> Void
-        init(_ body: @escaping @Sendable () -> Void) { self.body = body }
     }
 
     /// nil where the system starts no more.
     init?(_ body: @escaping @Sendable () -> Void) {
-        let shared = Shared(body)
-        var thread = pthread_t()
-        let argument = Unmanaged.passRetained(shared)
-        // The program handles signals on a thread of its own.
-        var (all, before) = (sigset_t(), sigset_t())
-        sigfillset(&all)
-        pthread_sigmask(SIG_SETMASK, &all, &before)
-        defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
-        let code = pthread_create(
-            &thread, nil,
-            { argument in
-                let shared = Unmanaged<Shared>.fromOpaque(argument!).takeRetainedValue()
-                shared.body()
-                shared.isDone.withLock { $0 = true }
-                return nil
-            }, argument.toOpaque())
-        guard code == 0 else {
-            argument.release()
-            return nil
+        let state = State()
+        let thread = HostThread(blocksSignals: true) {
+            body()
+            state.isDone.withLock { $0 = true }
         }
-        self.thread = thread
-        self.shared = shared
+        guard let thread else { return nil }
+        (self.thread, self.state) = (thread, state)
     }
 
-    var isDone: Bool { shared.isDone.withLock { $0 } }
+    var isDone: Bool { state.isDone.withLock { $0 } }
 
-    func join() { pthread_join(thread, nil) }
+    func join() { thread.join() }
 }

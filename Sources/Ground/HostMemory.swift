@@ -1,6 +1,7 @@
 /// How much of the host's memory this process may have: by the machine, its control groups and its limits.
 
 import Glibc
+import Synchronization
 import SystemPackage
 
 public struct HostMemory: Sendable, Hashable {
@@ -136,29 +137,15 @@ public func hostBlock(byteCount: Int) -> UnsafeMutableRawPointer {
 
 /// Whether so many threads can be started beside those that run.
 public func canStartThreads(_ count: Int) -> Bool {
-    var gate = pthread_mutex_t()
-    pthread_mutex_init(&gate, nil)
-    pthread_mutex_lock(&gate)
-    var threads: [pthread_t] = []
-    let isPossible = withUnsafeMutablePointer(to: &gate) { gate in
-        // They wait for each other, so that all are there at once.
-        for _ in 0..<count {
-            var thread = pthread_t()
-            let code = pthread_create(
-                &thread, nil,
-                { gate in
-                    let gate = gate!.assumingMemoryBound(to: pthread_mutex_t.self)
-                    pthread_mutex_lock(gate)
-                    pthread_mutex_unlock(gate)
-                    return nil
-                }, gate)
-            if code != 0 { break }
+    // They wait for each other, so that all are there at once.
+    let gate = Mutex(())
+    let threads = gate.withLock { _ in
+        var threads: [HostThread] = []
+        while threads.count < count, let thread = HostThread({ gate.withLock { _ in } }) {
             threads.append(thread)
         }
-        pthread_mutex_unlock(gate)
-        for thread in threads { pthread_join(thread, nil) }
-        return threads.count == count
+        return threads
     }
-    pthread_mutex_destroy(&gate)
-    return isPossible
+    for thread in threads { thread.join() }
+    return threads.count == count
 }

@@ -327,24 +327,13 @@ private func files(beginning text: String) -> [String] {
     return found.sorted()
 }
 
-private final class ThreadWork: Sendable {
-    let body: @Sendable () -> Void
-    init(_ body: @escaping @Sendable () -> Void) { self.body = body }
-}
-
 /// What `body` returns, called on a thread of its own, which may wait for as long as it likes.
 func onThread<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {
-    return await withCheckedContinuation { continuation in
-        let work = ThreadWork { continuation.resume(returning: body()) }
-        var thread = pthread_t()
-        let failure = pthread_create(
-            &thread, nil,
-            { context in
-                Unmanaged<ThreadWork>.fromOpaque(context!).takeRetainedValue().body()
-                return nil
-            }, Unmanaged.passRetained(work).toOpaque())
-        ensure(failure == 0, "no thread for the terminal: error \(failure)")
-        pthread_detach(thread)
+    await withCheckedContinuation { continuation in
+        guard let thread = HostThread({ continuation.resume(returning: body()) }) else {
+            fatalError("the terminal: the system starts no further thread")
+        }
+        thread.detach()
     }
 }
 

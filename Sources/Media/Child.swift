@@ -354,18 +354,7 @@ struct Pipe {
 /// Runs `body` on a thread of its own.
 /// - Returns: whether a thread could be started; if not, `body` does not run.
 func onThread(_ body: @escaping @Sendable () -> Void) -> Bool {
-    final class Box {
-        let body: @Sendable () -> Void
-        init(_ body: @escaping @Sendable () -> Void) { self.body = body }
-    }
-    let box = Unmanaged.passRetained(Box(body))
-    var thread = pthread_t()
-    let code = pthread_create(
-        &thread, nil,
-        { box in
-            Unmanaged<Box>.fromOpaque(box!).takeRetainedValue().body()
-            return nil
-        }, box.toOpaque())
-    if code == 0 { pthread_detach(thread) } else { box.release() }
-    return code == 0
+    guard let thread = HostThread(body) else { return false }
+    thread.detach()
+    return true
 }

@@ -21,17 +21,11 @@ package final class DeviceThread: SerialExecutor, Sendable {
 
     init(_ resident: Resident) {
         held = .passRetained(resident)
-        var thread = pthread_t()
-        let status = pthread_create(
-            &thread, nil,
-            { context in
-                if let context {
-                    Unmanaged<DeviceThread>.fromOpaque(context).takeRetainedValue().run()
-                }
-                return nil
-            }, Unmanaged.passRetained(self).toOpaque())
-        ensure(status == 0, "DeviceThread: cannot start a thread (errno \(status))")
-        pthread_detach(thread)
+        // It keeps itself until it ends.
+        guard let thread = HostThread({ self.run() }) else {
+            fatalError("DeviceThread: the system starts no further thread")
+        }
+        thread.detach()
     }
 
     package func enqueue(_ job: consuming ExecutorJob) {

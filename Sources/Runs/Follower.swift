@@ -44,17 +44,11 @@ final class Follower: @unchecked Sendable {
         self.name = name
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(changed, nil)
-        var thread = pthread_t()
-        let status = pthread_create(
-            &thread, nil,
-            { context in
-                if let context {
-                    Unmanaged<Follower>.fromOpaque(context).takeRetainedValue().work()
-                }
-                return nil
-            }, Unmanaged.passRetained(self).toOpaque())
-        ensure(status == 0, "Follower: cannot start a thread (errno \(status))")
-        pthread_detach(thread)
+        // It keeps itself until it ends.
+        guard let thread = HostThread({ self.work() }) else {
+            fatalError("Follower: the system starts no further thread")
+        }
+        thread.detach()
     }
 
     deinit {

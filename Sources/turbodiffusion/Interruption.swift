@@ -39,18 +39,15 @@ enum Interruption {
                 _ = write(signalPipe, &byte, 1)
             }
         }
-        let reading = UnsafeMutableRawPointer(bitPattern: Int(ends[0]))
-        var thread = pthread_t()
-        pthread_create(
-            &thread, nil,
-            { reading in
-                var number: UInt8 = 0
-                repeat {
-                    while read(Int32(Int(bitPattern: reading)), &number, 1) != 1 {}
-                } while Interruption.takesPause() || Interruption.takesEnding()
-                    || Int32(number) == SIGINT && Interruption.isIntercepted
-                Interruption.end(by: Int32(number))
-            }, reading)
+        let reading = ends[0]
+        HostThread {
+            var number: UInt8 = 0
+            repeat {
+                while read(reading, &number, 1) != 1 {}
+            } while Interruption.takesPause() || Interruption.takesEnding()
+                || Int32(number) == SIGINT && Interruption.isIntercepted
+            Interruption.end(by: Int32(number))
+        }?.detach()
     }
 
     private enum Pause: Int, AtomicRepresentable { case never, possible, asked }

@@ -35,7 +35,8 @@ struct ModelFuzz {
             try #require(FileManager.default.contents(atPath: nano + "/config.json")))
         var (number, planned) = (0, 0)
         fuzz([original]) { bytes in
-            _ = FileManager.default.createFile(atPath: folder + "/config.json", contents: Data(bytes))
+            _ = FileManager.default.createFile(
+                atPath: folder + "/config.json", contents: Data(bytes))
             number += 1
             guard let models = try? Catalog.published.open(ModelChoice(folder)) else { return }
             #expect(models.family.geometry.channels > 0 && models.family.textLength > 0)

@@ -61,7 +61,9 @@ struct ServiceFuzz {
         var identified = 0
         fuzz([Array(answer.utf8)]) { bytes in
             var head = Head()
-            for line in bytes.split(separator: 0x0A) { head.take(String(decoding: line, as: UTF8.self)) }
+            for line in bytes.split(separator: 0x0A) {
+                head.take(String(decoding: line, as: UTF8.self))
+            }
             guard let identity = try? HubClient.identity(head, file) else { return }
             identified += 1
             #expect(identity.size >= 0)
