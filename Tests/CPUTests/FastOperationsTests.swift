@@ -83,6 +83,30 @@ import Testing
         }
     }
 
+    @Test(arguments: [(rows: 1, inputs: 128, outputs: 72), (97, 258, 100), (300, 34, 24)])
+    func `fp8 linear layers agree with their definition`(
+        _ size: (rows: Int, inputs: Int, outputs: Int)
+    ) {
+        var random = Uniform(seed: 11)
+        let weight = oracle.place(
+            random.tensor([size.outputs, size.inputs], .f32), quantizedTo: .fp8Rows, in: nil)
+        let bias = random.tensor([size.outputs], .f32)
+        for dtype in [DType.f32, .bf16] {
+            let x = random.tensor([size.rows, size.inputs], dtype)
+            let codes = oracle.quantize(x, to: .fp8Rows)
+            let residual = random.tensor([size.rows, size.outputs], dtype)
+            let gate = random.tensor([size.outputs], .f32)
+            for activation in [Activation.none, .geluTanh] {
+                expectClose(dtype) { $0.linear(x, weight, bias: bias, activation: activation) }
+            }
+            expectClose(dtype) {
+                $0.linear(
+                    codes, weight, bias: nil, activation: .none, format: .plain, dtype: dtype)
+            }
+            expectClose(dtype) { $0.linearAdd(x, weight, bias: bias, to: residual, gate: gate) }
+        }
+    }
+
     @Test func `a result can be quantised at once`() {
         var random = Uniform(seed: 4)
         let x = random.tensor([140, 128], .bf16)
@@ -169,7 +193,7 @@ import Testing
         )
         let projection = LinearWeight.dense(random.tensor([size.dim, size.dim], .f32))
         let bias = random.tensor([size.dim], .f32)
-        for arithmetic in [SparseAttention.Arithmetic.exact, .bf16] {
+        for arithmetic in [SparseAttention.Arithmetic.exact, .bf16, .sage(.sm90)] {
             for (queryBlock, keyBlock) in [(128, 64), (64, 128), (32, 16)] {
                 let spec = SparseAttention(
                     topK: size.topK, arithmetic: arithmetic, queryBlock: queryBlock,

@@ -7,7 +7,7 @@
 /// logits in a row of a group.
 enum { KEYS = 64, QUERIES = 6, GROUP = 8, ROW = GROUP * KEYS };
 
-size_t cpu_attention_scratch(size_t head_dim, size_t rows) {
+size_t VARIANT(cpu_attention_scratch)(size_t head_dim, size_t rows) {
     const size_t width = (head_dim + LANES - 1) / LANES * LANES;
     // The sums of the rows, their maxima and denominators, and the logits and weights of one tile.
     return rows * (width + 2) + 2 * QUERIES * ROW;
@@ -18,51 +18,49 @@ size_t cpu_attention_scratch(size_t head_dim, size_t rows) {
 INLINE void soften(const struct cpu_attention_job *job, float *logits, uint16_t *weights,
                    size_t rows, size_t first_query, const int32_t *blocks, size_t count, float *top,
                    float *total, float *factor) {
-    const __m512 scale = _mm512_set1_ps(job->scale);
+    const v16 scale = v_set(job->scale);
     for (size_t i = 0; i < rows; i++) {
         float *row = logits + i * ROW;
-        __m512 best = _mm512_set1_ps(-INFINITY);
+        v16 best = v_set(-INFINITY);
         for (size_t b = 0; b < count; b++)
             for (size_t j = 0; j < KEYS; j += LANES) {
                 const size_t key = (size_t)blocks[b] * KEYS + j;
-                const __mmask16 lanes = key < job->keys ? first_lanes(job->keys - key) : 0;
-                __m512 x = _mm512_mul_ps(_mm512_loadu_ps(row + b * KEYS + j), scale);
+                const lanes_t lanes = key < job->keys ? first_lanes(job->keys - key) : 0;
+                v16 x = v_mul(v_load(row + b * KEYS + j), scale);
                 if (job->bias)
-                    x = _mm512_add_ps(x,
-                                      _mm512_maskz_loadu_ps(lanes, job->bias + (long)key
+                    x = v_add(x,
+                                      v_load_first(lanes, job->bias + (long)key
                                                                        - (long)(first_query + i)));
-                x = _mm512_mask_blend_ps(lanes, _mm512_set1_ps(-INFINITY), x);
-                _mm512_storeu_ps(row + b * KEYS + j, x);
-                best = _mm512_max_ps(best, x);
+                x = v_keep(lanes, x, v_set(-INFINITY));
+                v_store(row + b * KEYS + j, x);
+                best = v_max(best, x);
             }
         const float before = top[i];
-        const float now = __builtin_fmaxf(before, _mm512_reduce_max_ps(best));
-        const __m512 highest = _mm512_set1_ps(now);
-        __m512 sum = _mm512_setzero_ps();
+        const float now = __builtin_fmaxf(before, v_largest(best));
+        const v16 highest = v_set(now);
+        v16 sum = v_zero();
         for (size_t b = 0; b < count; b++)
             for (size_t j = 0; j < KEYS; j += LANES) {
-                __m512 p = exp_f32(_mm512_sub_ps(_mm512_loadu_ps(row + b * KEYS + j), highest));
+                v16 p = exp_f32(v_sub(v_load(row + b * KEYS + j), highest));
                 const size_t key = (size_t)blocks[b] * KEYS + j;
                 for (size_t n = 0; n < 2; n++) {
                     const size_t last = job->keys - 2 + n;
                     if (key <= last && last < key + LANES)
-                        p = _mm512_mask_mul_ps(p, (__mmask16)(1u << (last - key)), p,
-                                               _mm512_set1_ps(job->last_key_counts[n]));
+                        p = v_scale_lane(p, last - key, job->last_key_counts[n]);
                 }
-                sum = _mm512_add_ps(sum, p);
+                sum = v_add(sum, p);
                 if (job->kind == CPU_BF16)
-                    _mm256_storeu_si256((__m256i *)(weights + i * ROW + b * KEYS + j),
-                                        f32_to_bf16(p));
+                    h_store_first(LANES, weights + i * ROW + b * KEYS + j, f32_to_bf16(p));
                 else
-                    _mm512_storeu_ps(row + b * KEYS + j, p);
+                    v_store(row + b * KEYS + j, p);
             }
-        factor[i] = _mm512_cvtss_f32(exp_f32(_mm512_set1_ps(before - now)));
-        total[i] = total[i] * factor[i] + _mm512_reduce_add_ps(sum);
+        factor[i] = v_first(exp_f32(v_set(before - now)));
+        total[i] = total[i] * factor[i] + v_sum(sum);
         top[i] = now;
     }
 }
 
-TARGET void cpu_attention(const struct cpu_attention_job *job, const void *q, void *out,
+TARGET void VARIANT(cpu_attention)(const struct cpu_attention_job *job, const void *q, void *out,
                           size_t out_stride, int f32_out, size_t first_row, size_t last_row,
                           const int32_t *blocks, size_t block_count, float *scratch) {
     const enum cpu_kind kind = job->kind;
@@ -98,8 +96,8 @@ TARGET void cpu_attention(const struct cpu_attention_job *job, const void *q, vo
                 cpu_tiles[kind][vectors - 1][rows - 1](runs, 1, words, job->stride, c);
                 for (size_t i = 0; i < rows; i++)
                     for (size_t j = 0; j < vectors; j++)
-                        _mm512_storeu_ps(logits + i * ROW + b * KEYS + j * LANES,
-                                         _mm512_loadu_ps(c + (i * vectors + j) * LANES));
+                        v_store(logits + i * ROW + b * KEYS + j * LANES,
+                                         v_load(c + (i * vectors + j) * LANES));
             }
             soften(job, logits, rounded, rows, first_row + begin, group, in_group, top + begin,
                    total + begin, factor);
@@ -114,12 +112,12 @@ TARGET void cpu_attention(const struct cpu_attention_job *job, const void *q, vo
                                                          weight_stride, c);
                 for (size_t i = 0; i < rows; i++) {
                     float *sum = sums + (begin + i) * width + p.first_column;
-                    const __m512 f = _mm512_set1_ps(factor[i]);
+                    const v16 f = v_set(factor[i]);
                     for (size_t j = 0; j < p.vectors; j++) {
-                        const __m512 x = _mm512_loadu_ps(c + (i * p.vectors + j) * LANES);
-                        const __m512 before =
-                            first == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(sum + j * LANES);
-                        _mm512_storeu_ps(sum + j * LANES, _mm512_fmadd_ps(before, f, x));
+                        const v16 x = v_load(c + (i * p.vectors + j) * LANES);
+                        const v16 before =
+                            first == 0 ? v_zero() : v_load(sum + j * LANES);
+                        v_store(sum + j * LANES, v_fma(before, f, x));
                     }
                 }
             }
@@ -127,19 +125,12 @@ TARGET void cpu_attention(const struct cpu_attention_job *job, const void *q, vo
     }
     const int bf16 = kind == CPU_BF16 && !f32_out;
     for (size_t i = 0; i < count; i++) {
-        const __m512 d = _mm512_set1_ps(total[i]);
+        const v16 d = v_set(total[i]);
         char *row = (char *)out + (first_row + i) * out_stride;
         for (size_t j = 0; j < dim; j += LANES)
             store_lanes(row, j, first_lanes(dim - j), bf16,
-                        _mm512_div_ps(_mm512_loadu_ps(sums + i * width + j), d));
+                        v_div(v_load(sums + i * width + j), d));
     }
 }
 
-#else
-size_t cpu_attention_scratch(size_t head_dim, size_t rows) { return 0; }
-void cpu_attention(const struct cpu_attention_job *job, const void *q, void *out, size_t out_stride,
-                   int f32_out, size_t first_row, size_t last_row, const int32_t *blocks,
-                   size_t block_count, float *scratch) {
-    __builtin_trap();
-}
 #endif

@@ -64,14 +64,14 @@ TARGET static void strip(const struct context *ctx, long y, long y_step, long x,
             const size_t moved = begin - (i - 1) * n / tiles;
             for (size_t r = 0; r < run_count; r++) runs[r].a += moved * stride;
         }
-        sum_tile(cpu_tiles[job->kind][ctx->panel.vectors - 1][rows - 1], runs, run_count,
-                 ctx->words * (size_t)taps, stride, rows * ctx->panel.vectors * LANES, c);
+        sum_tile(tile_for(job->kind, ctx->panel.vectors, out - ctx->panel.first_column, rows), runs,
+                 run_count, ctx->words * (size_t)taps, stride, rows * ctx->panel.vectors * LANES, c);
         finish_tile(&job->epilogue, c, rows, ctx->panel.vectors, ctx->panel.first_column, out,
                     ctx->residual, ctx->y, first + begin * out_step, out_step);
     }
 }
 
-TARGET void cpu_convolution(const struct cpu_convolution_job *job, const void *const *frames,
+TARGET void VARIANT(cpu_convolution)(const struct cpu_convolution_job *job, const void *const *frames,
                             const void *residual, void *y, size_t first_row, size_t last_row,
                             size_t first_panel, size_t last_panel) {
     const size_t inner = job->kernel_time * job->kernel_height * job->kernel_width * job->inputs;
@@ -118,10 +118,4 @@ TARGET void cpu_convolution(const struct cpu_convolution_job *job, const void *c
     }
 }
 
-#else
-void cpu_convolution(const struct cpu_convolution_job *job, const void *const *frames,
-                     const void *residual, void *y, size_t first_row, size_t last_row,
-                     size_t first_panel, size_t last_panel) {
-    __builtin_trap();
-}
 #endif

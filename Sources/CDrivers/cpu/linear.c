@@ -6,7 +6,7 @@
 /// The most blocks of 128 products, or segments, of a row: enough for rows of 65,536.
 enum { RUNS_AT_ONCE = 512 };
 
-TARGET void cpu_linear(const struct cpu_linear_job *job, size_t first_row, size_t last_row,
+TARGET void VARIANT(cpu_linear)(const struct cpu_linear_job *job, size_t first_row, size_t last_row,
                        size_t first_panel, size_t last_panel) {
     const enum cpu_kind kind = job->kind;
     const size_t words = word_count(kind, job->inner), stride = words * 4;
@@ -45,15 +45,20 @@ TARGET void cpu_linear(const struct cpu_linear_job *job, size_t first_row, size_
                     if (whole > 0) add_tile(c, more, results);
                 }
             }
+            if (kind == CPU_F32 && job->x_scales)
+                for (size_t j = 0; j < p.vectors; j++) {
+                    const size_t column = p.first_column + j * LANES;
+                    const v16 w = v_load_first(first_lanes(job->columns - column),
+                                               job->w_scales + column);
+                    for (size_t i = 0; i < rows; i++) {
+                        float *at = c + (i * p.vectors + j) * LANES;
+                        v_store(at, v_mul(v_load(at), v_mul(v_set(job->x_scales[row + i]), w)));
+                    }
+                }
             finish_tile(&job->epilogue, c, rows, p.vectors, p.first_column, job->columns,
                         job->epilogue.residual, job->y, row * job->columns, job->columns);
         }
     }
 }
 
-#else
-void cpu_linear(const struct cpu_linear_job *job, size_t first_row, size_t last_row,
-                size_t first_panel, size_t last_panel) {
-    __builtin_trap();
-}
 #endif

@@ -1,16 +1,9 @@
-// Packing and quantising matrices, and whether this processor can run the kernels.
+// Packing matrices.
 #include "tile.h"
 
 #include <string.h>
 
 #if defined(__x86_64__)
-
-int cpu_kernels_available(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-           && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-           && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")
-           && __builtin_cpu_supports("fma");
-}
 
 /// Vectors of columns that are divided into panels independently, because a panel of CPU_INT8 must not cross a scale
 /// block.
@@ -114,30 +107,8 @@ void cpu_pack_rows(enum cpu_kind kind, const void *matrix, size_t stride, size_t
     }
 }
 
-TARGET float cpu_quantize_block(const void *x, int bf16, size_t stride, size_t rows, size_t columns,
-                                int8_t *codes) {
-    __m512 largest = _mm512_set1_ps(1e-8f);
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j += LANES)
-            largest = _mm512_max_ps(
-                largest,
-                _mm512_abs_ps(load_lanes(x, i * stride + j, first_lanes(columns - j), bf16)));
-    const float amax = _mm512_reduce_max_ps(largest);
-    const __m512 factor = _mm512_set1_ps(128.0f / amax);
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j += LANES) {
-            const __mmask16 lanes = first_lanes(columns - j);
-            const __m512 value = _mm512_mul_ps(load_lanes(x, i * stride + j, lanes, bf16), factor);
-            // The conversions round to nearest, ties to even, and saturate.
-            _mm512_mask_cvtsepi32_storeu_epi8(codes + i * stride + j, lanes,
-                                              _mm512_cvtps_epi32(value));
-        }
-    return amax / 128.0f;
-}
-
 #else
 
-int cpu_kernels_available(void) { return 0; }
 size_t cpu_packed_bytes(enum cpu_kind kind, size_t columns, size_t inner) { return 0; }
 size_t cpu_panel_count(enum cpu_kind kind, size_t columns) { return 0; }
 void cpu_pack(enum cpu_kind kind, const void *matrix, size_t stride, size_t columns, size_t inner,
@@ -146,10 +117,6 @@ void cpu_pack(enum cpu_kind kind, const void *matrix, size_t stride, size_t colu
 }
 void cpu_pack_rows(enum cpu_kind kind, const void *matrix, size_t stride, size_t rows,
                    size_t columns, size_t inner, void *packed) {
-    __builtin_trap();
-}
-float cpu_quantize_block(const void *x, int bf16, size_t stride, size_t rows, size_t columns,
-                         int8_t *codes) {
     __builtin_trap();
 }
 

@@ -1,4 +1,4 @@
-// Matrix products, convolutions and attention for x86-64 processors with AVX-512 BF16 and VNNI.
+// Matrix products, convolutions and attention for x86-64 processors with AVX-512 BF16 and VNNI, or with AVX2.
 //
 // Each call uses one thread; the caller divides the work. The order in which an element of a result is summed depends
 // only on the shapes, so results do not depend on how the work is divided.
@@ -10,8 +10,9 @@
 
 #pragma clang assume_nonnull begin
 
-/// 1 if the processor and the system can run these kernels.
-int cpu_kernels_available(void);
+/// The kernels that processor and system can run.
+enum cpu_variant { CPU_NO_VECTORS = 0, CPU_AVX_2 = 1, CPU_AVX_512 = 2 };
+enum cpu_variant cpu_variant_found(void);
 
 /// The type of the operands. Sums are f32 (for CPU_INT8, int32 within a block of 128).
 enum cpu_kind { CPU_F32 = 0, CPU_BF16 = 1, CPU_INT8 = 2 };
@@ -61,7 +62,8 @@ struct cpu_linear_job {
     /// x: [rows, inner], f32, bf16 or int8
     const void *x;
     const void *packed;
-    /// CPU_INT8: f32 [ceil(rows/128), ceil(inner/128)] and [ceil(columns/128), ceil(inner/128)]
+    /// CPU_INT8: f32 [ceil(rows/128), ceil(inner/128)] and [ceil(columns/128), ceil(inner/128)]. CPU_F32: f32 [rows] and
+    /// [columns], by whose product a sum is multiplied; NULL for 1
     const float *_Nullable x_scales, *_Nullable w_scales;
     struct cpu_epilogue epilogue;
     /// y: [rows, columns]

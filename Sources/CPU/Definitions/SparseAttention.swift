@@ -132,7 +132,7 @@ extension Definitions {
 
     /// Attention of each query block to its selected key blocks. indices: i32 [heads, queryBlocks, selected]
     /// → [tokens, heads, dim] in `dtype`
-    private func sparseBranch(
+    func sparseBranch(
         _ operands: TileOperands, _ indices: Tensor, _ spec: SparseAttention, as dtype: DType
     ) -> Tensor {
         let (tokens, heads, dim) = (operands.tokens, operands.heads, operands.dim)

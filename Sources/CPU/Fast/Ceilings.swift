@@ -17,7 +17,7 @@ public struct CPUCeilings: Sendable, Hashable {
     /// on the machine disturbs it little.
     public static func measure(threads: Int? = nil) -> CPUCeilings {
         let threads = Threads(count: threads ?? Threads.available)
-        let inRegisters = cpu_kernels_available() != 0
+        let inRegisters = cpu_variant_found() != CPU_NO_VECTORS
         let arithmetic = [CPU_F32, CPU_BF16, CPU_INT8].map {
             inRegisters ? registerPeak($0, threads) : productPeak($0, threads)
         }

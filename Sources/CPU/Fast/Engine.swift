@@ -7,7 +7,7 @@ func fastOperations(_ definitions: Definitions, _ engine: CPUBackend.Engine)
     -> (any FastOperations)?
 {
     switch engine {
-    case .automatic where cpu_kernels_available() != 0: VectorOperations(definitions)
+    case .automatic where cpu_variant_found() != CPU_NO_VECTORS: VectorOperations(definitions)
     case .automatic, .oneDNN:
         (try? OneDNN.shared.get()).map { OneDNNOperations($0, definitions) }
     case .definition: nil
@@ -21,7 +21,7 @@ extension CPUBackend {
     /// What this machine lacks to compute at full speed and how to get it, in one line; nil if
     /// nothing. Without it operations run by their definitions: right, and several times slower.
     public static var advice: String? {
-        if cpu_kernels_available() != 0 { return nil }
+        if cpu_variant_found() != CPU_NO_VECTORS { return nil }
         if case .failure(let reason) = OneDNN.shared { return reason.description }
         return nil
     }

@@ -48,8 +48,6 @@ extension VectorOperations {
 
     func sparseLinearAttention(_ o: Operation.SparseLinearAttention) -> Tensor? {
         let (q, k, v, spec) = (o.q, o.k, o.v, o.spec)
-        // Only the definitions emulate the arithmetic of the 8-bit kernels.
-        if case .sage = spec.arithmetic { return nil }
         guard spec.keyBlock % Self.block == 0, q.shape[2] <= Int(CPU_LARGEST_LINEAR_HEAD) else {
             return nil
         }
@@ -60,7 +58,16 @@ extension VectorOperations {
                 definitions.converted(q, to: inner), definitions.converted(k, to: inner),
                 definitions.converted(v, to: inner), definitions)
         else { return nil }
-        let sparse = sparseBranch(operands, map.indices, spec)
+        let sparse: Tensor
+        if case .sage = spec.arithmetic {
+            // Only the definitions emulate the arithmetic of the 8-bit kernels.
+            let tiles = TileOperands(
+                definitions, definitions.converted(q, to: inner),
+                definitions.converted(k, to: inner), definitions.converted(v, to: inner), spec)
+            sparse = definitions.sparseBranch(tiles, map.indices, spec, as: inner)
+        } else {
+            sparse = sparseBranch(operands, map.indices, spec)
+        }
         return linearBranch(
             operands, k: definitions.converted(k, to: inner), projection: o.projection.matrix,
             bias: o.bias, added: sparse, as: q.dtype)

@@ -6,19 +6,27 @@ import Tensors
 
 extension VectorOperations {
     func convolution(_ o: Operation.Convolution) -> Tensor? {
-        convolution(o.x, history: o.history, o.weight, o.geometry, residual: o.residual)
+        convolution(
+            o.x, history: o.history, o.weight, o.geometry, residual: o.residual, as: o.x.dtype)
     }
 
+    /// - Parameter dtype: the type of the result and of the residual.
     private func convolution(
         _ x: Tensor, history: Tensor?, _ weight: ConvolutionWeight, _ geometry: ConvolutionGeometry,
-        residual: Tensor?
+        residual: Tensor?, as dtype: DType
     ) -> Tensor? {
         let kernel = geometry.kernel
         guard x.dtype == .f32 || (x.dtype == .bf16 && weight.tensor.dtype == .bf16),
-            history?.dtype ?? x.dtype == x.dtype, residual?.dtype ?? x.dtype == x.dtype,
+            history?.dtype ?? x.dtype == x.dtype, residual?.dtype ?? dtype == dtype,
             kernel.time * kernel.height * kernel.width <= 128, geometry.inputs > 0,
             !geometry.upsample || geometry.spatialStride == 1
         else { return nil }
+        if x.dtype == .bf16, !multipliesBF16 {
+            return convolution(
+                definitions.converted(x, to: .f32),
+                history: history.map { definitions.converted($0, to: .f32) }, weight, geometry,
+                residual: residual, as: .bf16)
+        }
         if x.dtype == .bf16 && geometry.inputs % 2 != 0 {
             // The bf16 kernels read channels in pairs.
             return evenConvolution(x, history: history, weight, geometry, residual: residual)
@@ -26,9 +34,9 @@ extension VectorOperations {
         let kind = x.dtype == .f32 ? CPU_F32 : CPU_BF16
         let packed = PackedMatrix.of(weight.tensor, kind, definitions)
         let shape = geometry.output
-        let result = definitions.memory.tensor(shape, x.dtype)
+        let result = definitions.memory.tensor(shape, dtype)
         let inputFrame = geometry.height * geometry.width * geometry.inputs * x.dtype.byteCount
-        let outputFrame = shape[1] * shape[2] * shape[3] * x.dtype.byteCount
+        let outputFrame = shape[1] * shape[2] * shape[3] * dtype.byteCount
         // The addresses of all input frames in order; nil for a frame of zeros.
         var frames = [UnsafeRawPointer?](repeating: nil, count: geometry.leadingZeros)
         for part in [history, x] {
@@ -48,7 +56,7 @@ extension VectorOperations {
                 packed: packed.bytes,
                 epilogue: cpu_epilogue(
                     bias: bias, round_first: 0, activation: CPU_NONE, gate: nil, residual: nil,
-                    bf16: x.dtype == .bf16 ? 1 : 0))
+                    bf16: dtype == .bf16 ? 1 : 0))
             let lines = linesInPiece(shape)
             let chunks = ceilDivide(shape[1], lines)
             frames.withUnsafeBufferPointer { frames in
@@ -89,7 +97,8 @@ extension VectorOperations {
         let weight = ConvolutionWeight(withZeroChannel(weight.tensor), bias: weight.bias)
         var geometry = geometry
         geometry.inputs += 1
-        return convolution(x, history: history, weight, geometry, residual: residual)
+        return convolution(
+            x, history: history, weight, geometry, residual: residual, as: x.dtype)
     }
 
     /// x: bf16 [..., C] → [..., C + 1]

@@ -1,4 +1,4 @@
-/// Operations for processors with AVX-512 BF16 and VNNI, with the kernels in `cpu_kernels.h`.
+/// Operations for processors with AVX-512 BF16 and VNNI, or with AVX2, with the kernels in `cpu_kernels.h`.
 
 internal import CDrivers
 internal import Ground
@@ -6,7 +6,10 @@ import Tensors
 
 /// The heavy operations in f32, bf16 and int8. Their results are the same bit for bit, however the work is divided.
 final class VectorOperations: FastOperations {
-    let name = "AVX-512"
+    let name = cpu_variant_found() == CPU_AVX_512 ? "AVX-512" : "AVX2"
+    /// Whether the processor multiplies bf16. Without that it costs as much as f32 and the conversion of each operand at
+    /// each use, so weights and activations become f32 first.
+    let multipliesBF16 = cpu_variant_found() == CPU_AVX_512
     let definitions: Definitions
 
     init(_ definitions: Definitions) { self.definitions = definitions }
@@ -80,7 +83,7 @@ extension VectorOperations {
         residual: Tensor?, gate: Tensor?, dtype: DType
     ) -> Tensor? {
         guard dtype == .f32 || dtype == .bf16,
-            let (input, kind, scale) = operands(x, weight)
+            let (input, kind, scales, scale) = operands(x, weight)
         else { return nil }
         let packed = PackedMatrix.of(weight.matrix, kind, definitions)
         let result = definitions.memory.tensor(input.shape.replacingLast(weight.outputs), dtype)
@@ -94,7 +97,7 @@ extension VectorOperations {
                 let job = cpu_linear_job(
                     kind: kind, columns: weight.outputs, inner: weight.inputs,
                     x: input.hostAddress, packed: packed.bytes,
-                    x_scales: input.scales.map { UnsafePointer($0.floats) },
+                    x_scales: scales.map { UnsafePointer($0.floats) },
                     w_scales: scale.map {
                         UnsafePointer($0.hostAddress.assumingMemoryBound(to: Float.self))
                     }, epilogue: epilogue, y: result.hostAddress)
@@ -110,25 +113,30 @@ extension VectorOperations {
                 }
             }
         }
-        return withExtendedLifetime((input, packed, scale, residual)) { result }
+        return withExtendedLifetime((input, packed, scales, scale, residual)) { result }
     }
 
-    /// x in the form that the kernels take, the type that they multiply, and the weight's scales; nil if they cannot
-    /// compute this product.
-    private func operands(_ x: Tensor, _ weight: LinearWeight) -> (Tensor, cpu_kind, Tensor?)? {
+    /// x in the form that the kernels take, the type that they multiply, and the scales of x and of the weight; nil if
+    /// they cannot compute this product.
+    private func operands(
+        _ x: Tensor, _ weight: LinearWeight
+    ) -> (Tensor, cpu_kind, Storage?, Tensor?)? {
         guard weight.inputs > 0 && weight.inputs <= 65_536 else { return nil }
         switch weight {
         case .dense(let matrix):
             guard x.dtype == .f32 || x.dtype == .bf16 else { return nil }
-            if x.dtype == .bf16 && matrix.dtype == .bf16 && weight.inputs % 2 == 0 {
-                return (x, CPU_BF16, nil)
+            if multipliesBF16, x.dtype == .bf16, matrix.dtype == .bf16, weight.inputs % 2 == 0 {
+                return (x, CPU_BF16, nil, nil)
             }
-            return (definitions.converted(x, to: .f32), CPU_F32, nil)
+            return (definitions.converted(x, to: .f32), CPU_F32, nil, nil)
         case .int8Blocks(_, let scale):
             guard weight.inputs % 128 == 0 else { return nil }
             let input = x.dtype == .i8 ? x : quantize(x, to: .int8Blocks)
-            return input.map { ($0, CPU_INT8, scale) }
-        case .fp8Rows: return nil
+            return input.map { ($0, CPU_INT8, $0.scales, scale) }
+        case .fp8Rows(_, let scale):
+            // f32 holds the codes exactly; the sums are scaled in the end.
+            let codes = x.dtype == .f8e4m3 ? x : definitions.quantize(x, to: .fp8Rows)
+            return (definitions.converted(codes, to: .f32), CPU_F32, codes.scales, scale)
         }
     }
 
