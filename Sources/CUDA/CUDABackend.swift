@@ -91,6 +91,7 @@ public final class CUDABackend: Backend {
         downloads = Downloads(context)
         weights = try WeightStreaming(context, uploads, residentBytes: options.residentWeights)
         try context.kernels.prepare(progress: progress)
+        context.tuning = context.kernels.storedTuning
     }
 
     public func synchronize() throws { try context.synchronize() }

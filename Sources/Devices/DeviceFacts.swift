@@ -1,6 +1,7 @@
 /// Free memory and arithmetic of an open device.
 
 import CUDA
+import Dispatch
 import Ground
 public import Tensors
 
@@ -33,7 +34,16 @@ extension DeviceChoice {
         guard let ordinal, let driver = try? Driver(),
             let device = try? Device(driver, ordinal: ordinal)
         else { return nil }
+        device.staysOpen()
         return body(device)
+    }
+
+    /// Begins to open the GPU on another thread, if there is one that can be used: driver and context take 0.3 s, in
+    /// which files can be looked at. Opening it after that waits for the rest. A device that cannot be opened is told of
+    /// when that is tried again.
+    public func openAhead() {
+        guard self != .cpu else { return }
+        DispatchQueue.global().async { _ = lookAtGPU { _ in } }
     }
 
     /// Bytes of device memory that other programs have left, before the device is opened.

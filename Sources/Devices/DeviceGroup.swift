@@ -2,6 +2,7 @@
 
 import CPU
 import CUDA
+import Dispatch
 import Ground
 public import Tensors
 
@@ -94,6 +95,12 @@ extension DeviceGroup {
 
     /// Bytes of device memory that other programs have left, on the GPU that has the least.
     public var freeMemory: Int? { choices.compactMap(\.freeMemory).min() }
+
+    /// Begins to open all GPUs, each on a thread of its own.
+    public func openAhead() {
+        guard isGPU else { return }
+        DispatchQueue.global().async { for choice in choices { choice.openAhead() } }
+    }
 
     /// As the driver calls the first card.
     public var cardName: String? { choices.first?.cardName }

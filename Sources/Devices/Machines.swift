@@ -17,6 +17,10 @@ public struct Machines: Sendable, Hashable {
     /// Bytes that other programs have left, on the device that has the least.
     public var freeMemory: Int? { group == nil ? device.freeMemory : group?.freeMemory }
     public var cardName: String? { group == nil ? device.cardName : group?.cardName }
+    /// Begins to open GPUs while the caller does something else.
+    public func openAhead() {
+        if let group { group.openAhead() } else { device.openAhead() }
+    }
     /// - Throws: where a GPU of the group is not there.
     public var count: Int { get throws { try group?.count ?? 1 } }
 

@@ -35,12 +35,16 @@ struct Generation {
             tellsResultsAsNotes: fillsStandardOutput)
         do {
             if execution.dryRun { return try await printPlan() }
+            let opening = try OpeningEngine.ahead(execution, tell: printer.showOpening)
             if options.content.prompts != nil || options.content.seeds != nil {
-                return try await makeAll(printer)
+                return try await makeAll(printer, on: opening)
             }
+            printer.mark("options")
             let prepared = try await prepare(tell: printer.note)
+            printer.mark("request and files")
             try await check(prepared)
-            try await make([prepared], printer)
+            printer.mark("trial of the output")
+            try await make([prepared], printer, on: opening)
         } catch {
             let error = UserError(error, takesPicture: conditioning == .firstFrame)
             printer.showFailure(error)

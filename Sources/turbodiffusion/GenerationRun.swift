@@ -12,13 +12,21 @@ import Terminal
 extension Generation {
     /// Makes all runs with the models that the first of them brings to the device. They differ in prompt and seed alone, so
     /// that one plan is true of all.
-    func make(_ all: [Prepared], _ printer: ProgressPrinter) async throws {
+    /// - Parameter opening: nil where the device is not being opened yet.
+    func make(
+        _ all: [Prepared], _ printer: ProgressPrinter, on opening: OpeningEngine?
+    ) async throws {
         guard let first = all.first else { return }
         let devices = try execution.machines.count
-        let plan = try fitted(try Plan(first.run, devices: devices), tell: printer.note)
+        let wanted = try Plan(first.run, devices: devices)
+        printer.mark("plan")
         let isOnGPU = execution.machines.isGPU
+        let plan = try fitted(wanted, tell: printer.note)
+        if isOnGPU { printer.mark("driver and context") }
         let keepsText = all.count > 1 && hasRoom(forTextBeside: plan, isOnGPU)
-        let engine = try engine(for: plan) { printer.show($0) }
+        let opening = try opening ?? OpeningEngine(execution, tell: printer.showOpening)
+        let engine = opening.engine
+        opening.setPlan(plan)
         for (index, prepared) in all.enumerated() {
             guard let stored = prepared.stored else { continue }
             var run = plan.applied(to: prepared.run)
@@ -36,23 +44,6 @@ extension Generation {
                 events: printer.show)
             printer.showEnd(report, files: files.withLock { $0 }, stored: stored)
         }
-    }
-
-    private func engine(
-        for plan: Plan, tell: @escaping @Sendable (RunEvent) -> Void
-    ) throws -> Engine {
-        let needed = plan.peakBytes
-        let openers = try execution.machines.openers(
-            execution.deviceOptions(resident: plan.residentWeights)
-        ) { tell(.notice(.device("\($0)"))) }
-        return Engine(
-            group: openers.map { open in
-                {
-                    let backend = try open()
-                    try backend.checkFreeMemory(needed)
-                    return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
-                }
-            })
     }
 
     // MARK: Memory
@@ -151,7 +142,7 @@ extension Generation {
     }
 
     /// Makes a video of every prompt with every seed. Those that are there already are left as they are.
-    func makeAll(_ printer: ProgressPrinter) async throws {
+    func makeAll(_ printer: ProgressPrinter, on opening: OpeningEngine?) async throws {
         let items = try items { UInt64.random(in: 0...UInt64(UInt32.max)) }
         var all: [Prepared] = []
         var skipped: [String] = []
@@ -172,7 +163,7 @@ extension Generation {
             ($0.stored?.json.utf8.count ?? 0) < ($1.stored?.json.utf8.count ?? 0)
         }
         if let longest { try await check(longest) }
-        try await make(all, printer)
+        try await make(all, printer, on: opening)
         if all.isEmpty { printer.tellNotes() }
         printer.showJob(made: all.count, skipped: skipped)
     }

@@ -15,7 +15,7 @@ struct KernelsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "kernels",
         abstract: "Compile, check and test the CUDA kernels.",
-        subcommands: [Build.self, Check.self, Test.self])
+        subcommands: [Build.self, Check.self, Test.self, Tune.self])
 
     struct Compilation: ParsableArguments {
         @Option(

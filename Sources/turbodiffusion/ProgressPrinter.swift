@@ -22,7 +22,14 @@ final class ProgressPrinter: Sendable {
         var runStarted = ContinuousClock.now
         /// Notes that wait until the request has been told; nil: it has.
         var waiting: [String]? = []
+        /// Events of devices that wait with them.
+        var waitingEvents: [RunEvent] = []
         var told: Set<String> = []
+        /// What came before the run, with its seconds.
+        var before: [(title: String, seconds: Double)] = []
+        var marked = ContinuousClock.now
+        /// From the run's start until its first stage.
+        var opening: Double?
     }
 
     private let style: Style
@@ -41,6 +48,19 @@ final class ProgressPrinter: Sendable {
         isVerbose = verbose
     }
 
+    // MARK: What comes before a run
+
+    /// Notes the time since the last mark, or since the process began; `--verbose` tells it.
+    func mark(_ title: String) {
+        state.withLock { state in
+            let now = ContinuousClock.now
+            let isFirst = state.before.isEmpty
+            let seconds = (now - state.marked) / .seconds(1)
+            state.before.append((title, isFirst ? ProcessAge.seconds ?? seconds : seconds))
+            state.marked = now
+        }
+    }
+
     // MARK: Events of a run
 
     func show(_ event: RunEvent) {
@@ -49,6 +69,9 @@ final class ProgressPrinter: Sendable {
             state.progress?.take(event)
             if case .stageStarted(let stage) = event {
                 (state.stage, state.stageStarted) = (stage, .now)
+                if state.opening == nil {
+                    state.opening = (state.stageStarted - state.runStarted) / .seconds(1)
+                }
             }
         }
         switch style {
@@ -63,6 +86,15 @@ final class ProgressPrinter: Sendable {
         case .notice(let notice): say("note: \(notice.message)")
         default: break
         }
+    }
+
+    /// Shows an event of a device that is being opened. It waits until the request has been told.
+    func showOpening(_ event: RunEvent) {
+        let waits = state.withLock { state in
+            if state.waiting != nil { state.waitingEvents.append(event) }
+            return state.waiting != nil
+        }
+        if !waits { show(event) }
     }
 
     private func isNew(_ message: String) -> Bool {
@@ -146,11 +178,12 @@ final class ProgressPrinter: Sendable {
 
     /// Tells the notes that have waited.
     func tellNotes() {
-        let waiting = state.withLock { state in
-            defer { state.waiting = nil }
-            return state.waiting ?? []
+        let (waiting, events) = state.withLock { state in
+            defer { (state.waiting, state.waitingEvents) = (nil, []) }
+            return (state.waiting ?? [], state.waitingEvents)
         }
         for text in waiting { tellNote(text) }
+        events.forEach(show)
     }
 
     /// The request as it was resolved.
@@ -164,6 +197,7 @@ final class ProgressPrinter: Sendable {
         state.withLock { state in
             state.progress = Progress(plan, isOnGPU ? .gpu : .cpu)
             (state.stage, state.stageStarted, state.runStarted) = (nil, .now, .now)
+            state.opening = nil
             (state.finished, state.count) = (index, count)
         }
         if style == .json {
@@ -247,7 +281,13 @@ final class ProgressPrinter: Sendable {
     }
 
     private func table(_ report: RunReport) -> String {
+        let (before, opening) = state.withLock { state in
+            defer { state.before = [] }
+            return (state.before, state.opening)
+        }
         var rows = [["stage", "time", "peak memory"]]
+        rows += before.map { ["before: \($0.title)", describe(seconds: $0.seconds), ""] }
+        if let opening { rows.append(["device and files", describe(seconds: opening), ""]) }
         for stage in report.stages {
             rows.append([
                 stage.stage.title, describe(seconds: stage.seconds),
@@ -257,6 +297,9 @@ final class ProgressPrinter: Sendable {
         rows.append([
             "total", describe(seconds: report.totalSeconds), describe(bytes: report.peakBytes),
         ])
+        if !before.isEmpty, let age = ProcessAge.seconds {
+            rows.append(["since the process began", describe(seconds: age), ""])
+        }
         return Output.table(rows)
             + "\nweights that a CPU reads in their mapped files are not counted"
     }

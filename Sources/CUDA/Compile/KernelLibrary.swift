@@ -1,5 +1,7 @@
 // The kernels of one device. A unit is loaded when its first kernel is needed.
 
+internal import Ground
+
 /// Loaded modules and their functions. Must stay on its device's thread.
 public final class KernelLibrary {
     private let device: Device
@@ -55,6 +57,25 @@ public final class KernelLibrary {
             return nil
         }
     }
+
+    private var tuned: Tuning.Subject {
+        Tuning.Subject(
+            card: "\(device.properties.name) \(device.properties.multiprocessors)",
+            driver: device.properties.driver,
+            kernels: source.key(of: Linear.tunedUnit, for: device.properties.architecture))
+    }
+
+    /// What was measured of this card with these kernels.
+    var storedTuning: Tuning { source.cache?.tuning(of: tuned) ?? Tuning() }
+
+    /// Keeps measurements for the next processes.
+    /// - Returns: whether there is a folder to keep them in.
+    func store(_ tuning: Tuning) throws(FileError) -> Bool {
+        try source.cache?.store(tuning, of: tuned) != nil
+    }
+
+    /// - Returns: whether there was something to forget.
+    func forgetTuning() -> Bool { source.cache?.forgetTuning(of: tuned) ?? false }
 
     /// The number of the device's kernels, and those that have not been used yet, each as "file kernel".
     public var usage: (count: Int, unused: [String]) {

@@ -117,7 +117,7 @@ public final class KernelSource: Sendable {
     }
     private let keys = Mutex<[Variant: String]>([:])
 
-    private func key(of unit: KernelUnit, for architecture: Architecture) -> String {
+    func key(of unit: KernelUnit, for architecture: Architecture) -> String {
         let variant = Variant(unit: ObjectIdentifier(unit), architecture: architecture)
         if let key = keys.withLock({ $0[variant] }) { return key }
         let key = KernelText.key(of: unit, for: architecture)

@@ -77,6 +77,9 @@ struct Arena {
         insert(block)
     }
 
+    /// Bytes of all free blocks.
+    var freeBytes: Int { free.reduce(0) { $0 + $1.byteCount } }
+
     /// Bytes of the free block that ends at `end`; 0 if there is none.
     func freeTail(before end: UInt64) -> Int {
         guard let last = free.last, last.end == end else { return 0 }

@@ -14,6 +14,8 @@ public final class Context {
     public var waitsForEachKernel = false
     /// The architecture that kernels are chosen for: the device's own, or at most Ada after `useGenericKernels`.
     public private(set) var kernelArchitecture: Architecture
+    /// What `kernels tune` measured of this card.
+    public internal(set) var tuning = Tuning()
     let arguments = LaunchArguments()
 
     /// - Parameters:

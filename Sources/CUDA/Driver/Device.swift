@@ -1,6 +1,7 @@
 // One GPU: its properties, its primary context, and the first failure on it.
 
 internal import CDrivers
+internal import Synchronization
 
 /// The properties of a device; sizes are in bytes.
 public struct DeviceProperties: Hashable, Sendable {
@@ -94,6 +95,15 @@ public final class Device {
     }
 
     deinit { _ = cuda.cuDevicePrimaryCtxRelease(handle) }
+
+    /// Keeps the primary context until the process ends, so that a device that is looked at first and opened later is
+    /// opened once: making a context takes 0.1 s, and ending one as long.
+    public func staysOpen() {
+        let isNew = Self.kept.withLock { $0.insert(ordinal).inserted }
+        var context: CUcontext?
+        if isNew { _ = cuda.cuDevicePrimaryCtxRetain(&context, handle) }
+    }
+    private static let kept = Mutex<Set<Int>>([])
 
     /// Bytes of device memory that no process uses, as the driver reports them.
     public var freeMemory: Int {

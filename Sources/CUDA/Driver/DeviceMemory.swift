@@ -35,6 +35,8 @@ public final class DeviceMemory {
     public func resetPeak() { arena.resetPeak() }
 
     private static let growth = 64 << 20
+    /// The largest piece; what is given back is given back in whole pieces.
+    private static let piece = 512 << 20
     /// Physical memory comes in multiples of this.
     private static let page = 2 << 20
 
@@ -68,6 +70,22 @@ public final class DeviceMemory {
             return DeviceBuffer(self, DevicePointer(address: start), byteCount)
         }
         return DeviceBuffer(self, .null, byteCount)
+    }
+
+    /// Takes memory for buffers that will be allocated next in a few large pieces: each piece costs half a millisecond.
+    /// Never takes more than they will need, and nothing where that fails: they then tell.
+    func prepare(for byteCounts: [Int]) {
+        guard reserved > 0 else { return }
+        var missing = byteCounts.reduce(0) { $0 + Arena.rounded($1) } - arena.freeBytes
+        if let limit { missing = min(missing, limit - mapped) }
+        while missing >= Self.growth {
+            let size = min(missing, Self.piece) / Self.growth * Self.growth
+            let end = base + UInt64(mapped)
+            guard device.failure == nil, map(size, at: end) else { return }
+            arena.add(Arena.Block(start: end, end: end + UInt64(size)), extends: mapped > 0)
+            mapped += size
+            missing -= size
+        }
     }
 
     fileprivate func deallocate(_ pointer: DevicePointer) { arena.deallocate(pointer.address) }

@@ -40,11 +40,12 @@ enum LinearPlan: Hashable {
     }
 
     static func choose(
-        _ problem: LinearProblem, _ architecture: Architecture, multiprocessors: Int
+        _ problem: LinearProblem, _ architecture: Architecture, multiprocessors: Int,
+        _ tuning: Tuning = Tuning()
     ) -> LinearPlan {
         // No model has int8 layers with f32 results, so linear_sm90.cu is not compiled for them. The copy engine needs
         // rows in multiples of 16 bytes.
-        let mma = LinearPlan.mma(rows: mmaRows(problem, multiprocessors: multiprocessors))
+        let mma = LinearPlan.mma(rows: mmaRows(problem, tuning, multiprocessors: multiprocessors))
         if problem.element == .i8 && problem.output == .f32 { return mma }
         guard architecture == .hopper, problem.activation != .silu, problem.rowBytes % 16 == 0,
             problem.outputRowBytes % 16 == 0, problem.outputs % 8 == 0
@@ -65,12 +66,16 @@ enum LinearPlan: Hashable {
 
     /// Rows per tile of linear_mma.cu: tiles of 256 rows read a quarter less per product, those of 128 fill a card
     /// sooner.
-    private static func mmaRows(_ problem: LinearProblem, multiprocessors: Int) -> Int {
+    private static func mmaRows(
+        _ problem: LinearProblem, _ tuning: Tuning, multiprocessors: Int
+    ) -> Int {
         func cost(_ rows: Int) -> Int {
             let tiles = ceilDivide(problem.rows, rows) * ceilDivide(problem.outputs, 128)
             return ceilDivide(tiles, multiprocessors) * rows
         }
-        return cost(256) * 5 <= cost(128) * 6 ? 256 : 128
+        let advantage = tuning.advantageOfTallTiles(problem.element)
+        // Equal costs at the edge of rounding count as equal.
+        return Double(cost(256)) <= Double(cost(128)) * advantage * (1 + 1e-9) ? 256 : 128
     }
 }
 
@@ -117,6 +122,8 @@ enum Linear {
                 mmaRows.map { "linear_mma<\(types), \($0)>" }
             })
     }
+    /// The unit by which measurements of linear_mma.cu are known to be of these kernels.
+    static var tunedUnit: KernelUnit { mma[Group(element: .i8, output: .bf16)]! }
     static var units: [KernelUnit] {
         groups.flatMap { [hopper[$0], mma[$0]].compactMap(\.self) }
     }
@@ -146,12 +153,17 @@ enum Linear {
     static let mmaRows = [256, 128]
 
     /// Launches the product. All pointers are to device memory, with the shapes given in gemm_epilogue.cuh.
+    /// - Parameter plan: nil for the one that is chosen.
     static func launch(
-        _ problem: LinearProblem, _ arguments: LinearArguments, _ context: Context
+        _ problem: LinearProblem, _ arguments: LinearArguments, _ context: Context,
+        plan: LinearPlan? = nil
     ) {
         let multiprocessors = context.properties.multiprocessors
-        let plan = LinearPlan.choose(
-            problem, context.kernelArchitecture, multiprocessors: multiprocessors)
+        let plan =
+            plan
+            ?? LinearPlan.choose(
+                problem, context.kernelArchitecture, multiprocessors: multiprocessors,
+                context.tuning)
         let group = Group(element: problem.element, output: problem.output)
         let types = Self.arguments(group, problem.activation, adds: problem.adds)
         switch plan {

@@ -18,8 +18,6 @@ final class Uploads {
     private var next = 0
     private static let slotCount = 4
     static let chunk = 16 << 20
-    /// At most 12: more threads do not read memory faster.
-    private let threads = min(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 12)
 
     init(_ context: Context) throws(CUDAError) {
         self.context = context
@@ -66,19 +64,16 @@ final class Uploads {
     }
 
     private func fill(_ target: PinnedBuffer, from source: UnsafeRawPointer, byteCount: Int) {
-        let share = 1 << 20
-        let parts = ceilDivide(byteCount, share)
+        // Whoever is ready takes the next part: equal shares fixed beforehand would wait for the slowest thread.
+        let share = 512 << 10
         let destination = UInt(bitPattern: target.bytes.baseAddress!)
         let origin = UInt(bitPattern: source)
-        let workers = min(threads, parts)
-        DispatchQueue.concurrentPerform(iterations: workers) { worker in
-            for part in stride(from: worker, to: parts, by: workers) {
-                let start = part * share
-                memcpy(
-                    UnsafeMutableRawPointer(bitPattern: destination + UInt(start))!,
-                    UnsafeRawPointer(bitPattern: origin + UInt(start))!,
-                    min(share, byteCount - start))
-            }
+        DispatchQueue.concurrentPerform(iterations: ceilDivide(byteCount, share)) { part in
+            let start = part * share
+            memcpy(
+                UnsafeMutableRawPointer(bitPattern: destination + UInt(start))!,
+                UnsafeRawPointer(bitPattern: origin + UInt(start))!,
+                min(share, byteCount - start))
         }
     }
 

@@ -196,6 +196,13 @@ final class WeightStreaming {
     /// Allocates the memory of all weights that stay, in the order of placing.
     private func settle(_ set: SetWeights) {
         if set.undecided.isEmpty { return }
+        var staying = 0
+        context.memory.prepare(
+            for: set.undecided.map(\.promise.storage.byteCount).filter {
+                guard fits(staying + $0) else { return false }
+                staying += $0
+                return true
+            })
         while let (promise, group) = set.undecided.first {
             if fits(promise.storage.byteCount) {
                 guard context.device.failure == nil else { return }
