@@ -89,7 +89,9 @@ public final class CUDABackend: Backend {
         poisonsMemory = options.poisonsMemory
         uploads = try Uploads(context)
         downloads = Downloads(context)
-        weights = try WeightStreaming(context, uploads, residentBytes: options.residentWeights)
+        weights = try WeightStreaming(
+            context, uploads, residentBytes: options.residentWeights, membership,
+            readable: exchanges?.readable ?? [])
         try context.kernels.prepare(progress: progress)
         context.tuning = context.kernels.storedTuning
     }

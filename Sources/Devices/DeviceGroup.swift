@@ -93,8 +93,22 @@ extension DeviceGroup {
         return ((try? gpus(driver)) ?? []).map { .cuda(ordinal: $0) }
     }
 
-    /// Bytes of device memory that other programs have left, on the GPU that has the least.
-    public var freeMemory: Int? { choices.compactMap(\.freeMemory).min() }
+    /// The GPU with the least device memory that other programs have left, and the bytes of it.
+    public var leastFree: (device: DeviceChoice, bytes: Int)? {
+        choices.compactMap { device in device.freeMemory.map { (device, $0) } }
+            .min { $0.1 < $1.1 }
+    }
+
+    /// Whether each GPU can read the memory of every other one, so that they copy weights from each other.
+    public var sharesWeights: Bool {
+        guard isGPU, let driver = try? Driver(), let ordinals = try? gpus(driver) else {
+            return false
+        }
+        return ordinals.count > 1
+            && ordinals.allSatisfy { from in
+                ordinals.allSatisfy { $0 == from || driver.canAccess(from: from, to: $0) }
+            }
+    }
 
     /// Begins to open all GPUs, each on a thread of its own.
     public func openAhead() {

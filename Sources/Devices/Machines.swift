@@ -14,13 +14,18 @@ public struct Machines: Sendable, Hashable {
     }
 
     public var isGPU: Bool { group?.isGPU ?? device.isGPU }
-    /// Bytes that other programs have left, on the device that has the least.
-    public var freeMemory: Int? { group == nil ? device.freeMemory : group?.freeMemory }
+    /// The device with the least memory that other programs have left, and the bytes of it.
+    public var leastFree: (device: DeviceChoice, bytes: Int)? {
+        group == nil ? device.freeMemory.map { (device, $0) } : group?.leastFree
+    }
+    public var freeMemory: Int? { leastFree?.bytes }
     public var cardName: String? { group == nil ? device.cardName : group?.cardName }
     /// Begins to open GPUs while the caller does something else.
     public func openAhead() {
         if let group { group.openAhead() } else { device.openAhead() }
     }
+    /// Whether its devices copy weights from each other's memory.
+    public var sharesWeights: Bool { group?.sharesWeights ?? false }
     /// - Throws: where a GPU of the group is not there.
     public var count: Int { get throws { try group?.count ?? 1 } }
 

@@ -93,12 +93,16 @@ public actor Engine {
     /// Lets go of all models, and gives the memory that nobody uses any more back to the system. Runs on their way keep
     /// what they have.
     public func unload() {
-        resident.pool.releaseAll()
-        resident.device?.backend.releaseUnusedMemory()
+        resident.onEveryDevice { device, pool in
+            pool.releaseAll()
+            device?.backend.releaseUnusedMemory()
+        }
     }
 
     /// Lets go of the models of a file, which is not what it was.
-    public func forget(path: String) { resident.pool.release(path: path) }
+    public func forget(path: String) {
+        resident.onEveryDevice { _, pool in pool.release(path: path) }
+    }
 
     // MARK: For handles
 
@@ -161,7 +165,7 @@ public actor Engine {
         }
         let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
         if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
-        resident.beginOnFollowers(run, id: handle.id, handle.cancellation, releasingAllBut: keys)
+        resident.beginOnFollowers(run, id: handle.id, handle.cancellation)
         let tell = handle.tell
         resident.readAheads[handle.id] = ReadAhead(missing.map(run.models.path)) {
             tell(.notice(.damaged($0)))

@@ -1,5 +1,6 @@
 /// The devices of a group that follow the first one: each carries out the same runs, on a thread of its own.
 
+import Families
 import Glibc
 import Ground
 import Synchronization
@@ -16,6 +17,11 @@ public struct GroupError: Error, CustomStringConvertible {
     }
 
     public var description: String { "\(device): \(underlying)" }
+
+    /// What went wrong, on whichever device of a group.
+    public static func cause(of error: any Error) -> any Error {
+        (error as? GroupError)?.underlying ?? error
+    }
 }
 
 /// A device, its models and its part of the runs. Does what it is told in order.
@@ -120,10 +126,14 @@ extension Resident {
     /// Opens the devices of a group, the first one on the calling thread.
     func open(_ group: [@Sendable () throws -> OpenedDevice]) throws -> OpenedDevice {
         if let device { return device }
-        let opened = try group[0]()
+        func name(_ index: Int) -> String { "device \(index + 1) of \(group.count)" }
+        let opened: OpenedDevice
+        do { opened = try group[0]() } catch {
+            throw group.count == 1 ? error : GroupError(device: name(0), underlying: error)
+        }
         // The first one has left compiled kernels for the others.
         let others = group.indices.dropFirst().map { index in
-            let follower = Follower(name: "device \(index + 1) of \(group.count)")
+            let follower = Follower(name: name(index))
             follower.begin { $0.device = try group[index]() }
             return follower
         }
@@ -138,14 +148,23 @@ extension Resident {
         return opened
     }
 
-    /// Begins a run on the followers, as `walks` has it on the first device.
-    func beginOnFollowers(
-        _ run: Run, id: Int, _ cancellation: Cancellation, releasingAllBut keys: Set<ModelKey>
-    ) {
+    /// Does the same with the models of every device. They stay and leave together: devices copy weights from each other's
+    /// memory.
+    func onEveryDevice(_ body: @escaping @Sendable (OpenedDevice?, ModelPool) -> Void) {
+        body(device, pool)
+        for follower in followers { follower.begin { body($0.device, $0.pool) } }
+    }
+
+    /// Begins a run on the followers, as `walks` has it on the first device, which has made room for it.
+    func beginOnFollowers(_ run: Run, id: Int, _ cancellation: Cancellation) {
+        let keys = pool.keys
         for follower in followers {
             follower.begin { resident in
                 guard let device = resident.device else { return }
                 resident.pool.release(allBut: keys)
+                if let residency = run.options.residency {
+                    device.backend.limitResidentWeights(to: residency.residentWeights)
+                }
                 do {
                     var walk = try Walk(
                         run, resident.pool, on: device, cancellation: cancellation)
@@ -188,11 +207,19 @@ extension Resident {
         // Nobody waits any more for whoever will not come. A follower's failure is the cause of what the first one found.
         meeting.breakOff()
         var cause: (any Error)?
+        let common = Mutex(pool.keys)
         for follower in followers {
-            follower.begin { $0.walks[id]?.abandon() }
+            follower.begin { resident in
+                resident.walks[id]?.abandon()
+                common.withLock { $0.formIntersection(resident.pool.keys) }
+            }
             do { try follower.wait() } catch { cause = cause ?? error }
         }
         meeting.reset()
+        // What not every device has come to load is loaded anew. Only the first one has text encoders.
+        let kept = common.withLock(\.self)
+            .union(pool.keys.filter { $0.part == .textEncoder })
+        onEveryDevice { _, pool in pool.release(allBut: kept) }
         if let cause, !(cause is CancellationError) { throw cause }
         _ = try result.get()
         throw cause ?? CancellationError()

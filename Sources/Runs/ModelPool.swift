@@ -85,6 +85,8 @@ final class ModelPool {
         }
     }
 
+    var keys: Set<ModelKey> { Set(entries.keys) }
+
     func holds(_ part: ModelPart) -> Bool { entries.keys.contains { $0.part == part } }
 
     /// The models that are there, the one that was used last first.

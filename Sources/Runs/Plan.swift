@@ -2,6 +2,7 @@
 /// computes nothing.
 
 public import Families
+import Ground
 import Media
 import Tensors
 import Tokenizers
@@ -16,6 +17,9 @@ public struct Plan: Sendable, Hashable, Codable {
         public var largestGroup = 0
         /// Bytes of the weights in groups, which can be streamed; all other weights must stay.
         public var groupedBytes = 0
+        /// Bytes of weights that are used once for each prompt and held by this device of a group for all, if all its weights
+        /// stay.
+        public var heldBytes = 0
         public var activationBytes = 0
         /// Multiplications and additions.
         public var operations = 0.0
@@ -25,7 +29,7 @@ public struct Plan: Sendable, Hashable, Codable {
         public var sentBytes = 0.0
 
         /// Bytes of the weights that never leave during the stage.
-        fileprivate var fixedBytes: Int { weightBytes - groupedBytes }
+        fileprivate var fixedBytes: Int { weightBytes - groupedBytes - heldBytes }
     }
 
     /// One stage of the run: what its progress is measured by.
@@ -52,13 +56,17 @@ public struct Plan: Sendable, Hashable, Codable {
     public private(set) var keepsTransformer: Bool
     public private(set) var keepsBothExperts: Bool
     public let devices: Int
+    /// Whether they copy weights from each other's memory.
+    public let sharesWeights: Bool
 
     /// Plans a run. Reads the headers of its checkpoints, and the files that it starts from.
-    /// - Parameter devices: that make the video together; bytes and work are those of the first one, which has the largest
-    ///   share.
+    /// - Parameters:
+    ///   - devices: that make the video together; bytes and work are those of the first one, which has the largest share.
+    ///   - sharesWeights: whether they copy weights from each other's memory.
     /// - Throws: what the run itself would throw before its first stage.
-    public init(_ run: Run, devices: Int = 1) throws {
+    public init(_ run: Run, devices: Int = 1, sharesWeights: Bool = false) throws {
         self.devices = devices
+        self.sharesWeights = sharesWeights && devices > 1
         keepsTransformer = run.options.keepsTransformer
         keepsBothExperts = run.options.keepsBothExperts
         let arithmetic = run.request.arithmetic
@@ -98,8 +106,9 @@ public struct Plan: Sendable, Hashable, Codable {
         return run
     }
 
-    /// A plan of the same run that stays within `limit` bytes. To save memory, first the transformer leaves before
-    /// decoding, then experts take turns, then weights are streamed.
+    /// A plan of the same run that stays within `limit` bytes on each device. To save memory, first the transformer leaves
+    /// before decoding, then experts take turns, then weights are streamed: from the devices that hold them, as far as there
+    /// are others with room, else from host memory.
     /// - Throws: `RunError.memory` if even that needs more than `limit`.
     public func fitted(to limit: Int?) throws(RunError) -> Plan {
         var plan = self
@@ -136,6 +145,18 @@ public struct Plan: Sendable, Hashable, Codable {
         return max(0, (transformers.map(\.groupedBytes).max() ?? 0) - residentWeights)
     }
 
+    /// Of these bytes, those that come from host memory because no device of a group has room for them: 0 where the weights
+    /// are split among its devices. Every weight has one owner, and owners' shares differ by one weight at most.
+    public var bytesFromHost: Int {
+        guard let residentWeights else { return 0 }
+        guard sharesWeights else { return streamedBytes }
+        return transformers.map { stage in
+            let share = min(stage.groupedBytes, stage.groupedBytes / devices + stage.largestGroup)
+            return residentWeights >= share
+                ? 0 : max(1, stage.groupedBytes - devices * residentWeights)
+        }.max() ?? 0
+    }
+
     private var transformers: [Stage] { stages.filter(\.part.isTransformer) }
 
     /// Bytes of weights that are always on the device during a stage. Even if two experts take turns, both keep the
@@ -146,7 +167,10 @@ public struct Plan: Sendable, Hashable, Codable {
 
     /// Computes `peakBytes` from the stages and from what stays on the device between them.
     private mutating func updatePeak() {
-        func weights(in stage: Stage) -> Int { fixedBytes(in: stage) + stage.groupedBytes }
+        let held = residentWeights == nil ? transformers.reduce(0) { $0 + $1.heldBytes } : 0
+        func weights(in stage: Stage) -> Int {
+            fixedBytes(in: stage) + stage.groupedBytes + (stage.part.isTransformer ? held : 0)
+        }
         let kept =
             keepsBothExperts
             ? transformers.reduce(0) { $0 + $1.weightBytes }
@@ -207,7 +231,12 @@ extension Plan {
                 let visited = groups.filter(\.isVisitor).map(\.byteCount).max() ?? 0
                 let lasting = groups.filter { !$0.isVisitor }.map(\.byteCount)
                 held[part] = device.placedBytes - placed
-                stages[index].weightBytes = device.placedBytes - placed + 2 * visited
+                if sharesWeights {
+                    let once = groups.filter(\.isVisitor).map(\.byteCount).reduce(0, +)
+                    stages[index].heldBytes = ceilDivide(once, devices)
+                }
+                stages[index].weightBytes =
+                    device.placedBytes - placed + 2 * visited + stages[index].heldBytes
                 stages[index].largestGroup = lasting.max() ?? 0
                 stages[index].groupedBytes = lasting.reduce(0, +)
             } else {

@@ -4,6 +4,7 @@ import Diffusion
 import Families
 import Glibc
 import Media
+import Models
 package import Tensors
 
 /// What an instruction may produce for the caller.
@@ -83,7 +84,10 @@ package struct Walk {
         case .perform(.decode):
             if let chunk = try decodeNext() { return .frames(chunk) }
         case .perform(let stage):
-            if !device.membership.isFirst, stage == .load(.textEncoder) { break }
+            if !device.membership.isFirst, stage == .load(.textEncoder) {
+                loadTransformerAhead()
+                break
+            }
             if case .load(let part) = stage, adopt(part) {
                 if let report = loadedAhead, report.stage == stage {
                     loadedAhead = nil
@@ -195,6 +199,20 @@ package struct Walk {
         return StageReport(
             stage: .load(.decoder), seconds: (ContinuousClock.now - start) / .seconds(1),
             peakBytes: device.memory.peak)
+    }
+
+    /// On a device that waits for the first one to encode the text: opens the transformer, and takes the memory of its
+    /// weights. An error is ignored here: the load stage will report it.
+    private mutating func loadTransformerAhead() {
+        guard !isPlanned, run.options.defersWeights, !rest.contains(.perform(.encodeImage)),
+            let part = try? run.experts.first, !adopt(part),
+            let model = try? load(part, tells: false)
+        else { return }
+        state.models[part] = model
+        pool.keep(model, as: run.key(part), residency: run.options.residency)
+        if case .transformer(let transformer) = model, run.options.keepsBothExperts {
+            device.require(WeightGroup("memory", of: transformer.groups.blocks[0].set))
+        }
     }
 
     /// Computes a stage from the current values and stores its results in `state`.

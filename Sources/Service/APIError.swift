@@ -171,13 +171,13 @@ extension Job.Failure {
     /// Why a run has ended without a video.
     init(_ error: any Error) {
         let code =
-            switch error {
+            switch GroupError.cause(of: error) {
             case RunError.notFinite: "not_finite"
             case RunError.memory: "out_of_memory"
             case is MemoryShortage: "out_of_memory"
             case is MediaError: "media"
             case is CheckpointError, is FittingError, is CatalogError, is RunError: "model"
-            default: isDeviceFailure(error) ? "device" : "other"
+            case let cause: isDeviceFailure(cause) ? "device" : "other"
             }
         self.init(code: code, message: APIError.hidingFolders("\(error)"))
     }

@@ -126,7 +126,8 @@ public final class Session: Sendable {
         if let known = state.withLock({ $0.plans[key] }) {
             plan = known.withNotices(of: run)
         } else {
-            plan = try Plan(run, devices: device.count)
+            plan = try Plan(
+                run, devices: device.count, sharesWeights: options.machines.sharesWeights)
             state.withLock { $0.plans[key] = plan }
         }
         // A CPU's memory is the system's, which lends more than it has: nothing is refused that nobody limits.
@@ -209,7 +210,7 @@ public final class Session: Sendable {
             return FinishedRun(files: files.withLock { $0 }, report: report, stored: stored)
         } catch {
             // Nothing more can be asked of a device that has failed; the next run opens it again.
-            if isDeviceFailure(error) {
+            if isDeviceFailure(GroupError.cause(of: error)) {
                 state.withLock { state in
                     state.engine = Self.engine(options, facts)
                     (state.device, state.residents) = (nil, [])

@@ -169,9 +169,10 @@ extension TurboDiffusion {
 
     /// Options that take one value and were given twice: the last one counts.
     static func repeatedOptions(_ arguments: [String]) -> [String] {
-        let repeatable: Set = [
+        var repeatable: Set = [
             "--lora", "--high-noise-lora", "--low-noise-lora", "--arch", "--card",
         ]
+        if arguments.first == "serve" { repeatable.formUnion(["--device", "--devices"]) }
         var counts: [String: Int] = [:]
         for word in arguments.prefix(while: { $0 != "--" }) where word.hasPrefix("--") {
             counts[String(word.prefix { $0 != "=" }), default: 0] += 1

@@ -51,7 +51,8 @@ extension Generation {
 
     func report(_ prepared: Prepared, videos: Int, tell: (String) -> Void) throws -> PlanReport {
         let devices = try execution.machines.count
-        let whole = try Plan(prepared.run, devices: devices)
+        let whole = try Plan(
+            prepared.run, devices: devices, sharesWeights: execution.machines.sharesWeights)
         let plan: Plan
         do {
             plan = try fitted(whole, tell: tell)
@@ -129,7 +130,7 @@ extension PlanReport {
         lines.append("peak device memory: \(describe(bytes: plan.peakBytes))\(each)")
         if let resident = plan.residentWeights {
             lines.append(
-                "weights stream from host memory; \(describe(bytes: resident)) of them stay on the device"
+                "\(plan.streaming); \(describe(bytes: resident)) of them stay on \(plan.devices > 1 ? "each" : "the") device"
             )
         }
         lines.append(

@@ -18,7 +18,8 @@ extension Generation {
     ) async throws {
         guard let first = all.first else { return }
         let devices = try execution.machines.count
-        let wanted = try Plan(first.run, devices: devices)
+        let wanted = try Plan(
+            first.run, devices: devices, sharesWeights: execution.machines.sharesWeights)
         printer.mark("plan")
         let isOnGPU = execution.machines.isGPU
         let plan = try fitted(wanted, tell: printer.note)
@@ -53,8 +54,17 @@ extension Generation {
         var plan = plan
         if let limit = execution.memoryLimit?.bytes {
             plan = try plan.fitted(to: limit)
-        } else if execution.machines.isGPU, let free = execution.machines.freeMemory {
-            plan = try Self.fitted(plan, free: free, tell: tell)
+        } else if execution.machines.isGPU, let (device, free) = execution.machines.leastFree {
+            do {
+                plan = try Self.fitted(plan, free: free, tell: tell)
+            } catch {
+                guard case .memory(let needed, _) = error else { throw error }
+                throw UserError(
+                    "device.memory",
+                    "at least \(describe(bytes: needed + Self.reserve)) of device memory are needed, \(device) has "
+                        + "\(describe(bytes: free)) free: nvidia-smi lists the programs that hold the rest"
+                )
+            }
         }
         if !execution.machines.isGPU {
             let devices = try execution.machines.count
@@ -66,15 +76,17 @@ extension Generation {
         return plan
     }
 
+    /// Bytes of device memory for kernels, streams and what the driver keeps for them.
+    private static let reserve = 512 << 20
+
     /// - Parameter free: bytes of device memory before the device is opened.
     static func fitted(_ plan: Plan, free: Int, tell: (String) -> Void) throws(RunError) -> Plan {
-        // Kernels, streams and what the driver keeps for them.
-        let usable = max(0, free - (512 << 20))
+        let usable = max(0, free - reserve)
         guard plan.peakBytes > usable else { return plan }
         let fitted = try plan.fitted(to: usable)
         let how =
             fitted.residentWeights != nil
-            ? "weights stream from host memory"
+            ? fitted.streaming
             : !fitted.keepsBothExperts && plan.keepsBothExperts
                 ? "the two experts take turns" : "the transformer leaves before decoding"
         tell(
@@ -166,5 +178,18 @@ extension Generation {
         try await make(all, printer, on: opening)
         if all.isEmpty { printer.tellNotes() }
         printer.showJob(made: all.count, skipped: skipped)
+    }
+}
+
+extension Plan {
+    /// Where the weights come from that do not stay, in words.
+    var streaming: String {
+        if streamedBytes == 0 || bytesFromHost == streamedBytes {
+            return "weights stream from host memory"
+        }
+        let others = describe(bytes: streamedBytes - bytesFromHost)
+        return bytesFromHost == 0
+            ? "weights are split among the devices: for each step \(others) come from the others"
+            : "weights stream: for each step \(others) from the other devices, \(describe(bytes: bytesFromHost)) from host memory"
     }
 }

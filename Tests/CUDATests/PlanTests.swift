@@ -1,9 +1,40 @@
 // How the memory-bound kernels spread their work: pure functions of the shape.
 
+import Dispatch
+import Synchronization
 import Tensors
 import Testing
 
 @testable import CUDA
+
+@Suite struct SharedWeightTests {
+    /// The matrices of blocks of 14B, in int8, and what each of a group's devices owns of them.
+    @Test(arguments: 2...8)
+    func sharesDifferByOneWeightAtMost(devices: Int) {
+        let block = [26, 26, 26, 26, 26, 26, 71, 71]
+        var owners = WeightOwners(devices: devices)
+        for _ in 0..<40 {
+            for weight in block { _ = owners.next(of: weight) }
+            #expect(owners.owned.max()! - owners.owned.min()! <= 71)
+        }
+        #expect(owners.owned.reduce(0, +) == 40 * block.reduce(0, +))
+    }
+
+    @Test func whatNobodyHoldsComesFromTheHost() throws {
+        let meeting = Meeting(count: 2)
+        let found = Mutex<[Int: Int]>([:])
+        DispatchQueue.concurrentPerform(iterations: 2) { index in
+            let sharing = WeightSharing(Membership(index: index, in: meeting), readable: [0, 1])
+            let places = sharing?.exchange(owners: [0, 1, 0], [nil, nil, nil], isOpen: true)
+            found.withLock { $0[index] = places?.filter { $0 == nil }.count }
+        }
+        #expect(found.withLock(\.self) == [0: 3, 1: 3])
+        meeting.breakOff()
+        let sharing = try #require(WeightSharing(Membership(index: 0, in: meeting), readable: [1]))
+        #expect(sharing.exchange(owners: [0], [nil], isOpen: true) == nil)
+        #expect(WeightSharing(.alone, readable: []) == nil)
+    }
+}
 
 @Suite struct RowPlanTests {
     @Test(arguments: [1, 8, 64, 100, 256, 384, 1536, 2048, 4096, 5120, 8192])

@@ -98,6 +98,39 @@ private func report(_ arguments: String...) async throws -> (report: PlanReport,
         #expect(throws: RunError.self) { try fitted(3) }
     }
 
+    @Test("a group without room splits weights; only what nobody can hold comes from the host")
+    func splitting() async throws {
+        let words = TurboDiffusion.normalized([
+            "t2v", "--model", "Wan2.1-14B", "--dry_run", "--device", "cpu",
+        ])
+        let generation = try TextToVideoCommand.parse(Array(words.dropFirst())).generation
+        let run = try await generation.prepare { _ in }.run
+        let alone = try Plan(run, devices: 2)
+        for devices in [2, 4] {
+            let plan = try Plan(run, devices: devices, sharesWeights: true)
+            let transformer = try #require(plan.stages.first { $0.part == .transformer })
+            // k and v of the text: 40 blocks of two matrices, int8.
+            #expect(transformer.heldBytes * devices >= 40 * 2 * 5120 * 5120)
+            // All weights everywhere, as long as they fit.
+            #expect(try plan.fitted(to: plan.peakBytes) == plan && plan.bytesFromHost == 0)
+            func fitted(_ gibibytes: Int) throws -> Plan {
+                let fitted = try plan.fitted(to: gibibytes << 30)
+                #expect(fitted.peakBytes <= gibibytes << 30 && fitted.streamedBytes > 0)
+                return fitted
+            }
+            let split = try fitted(devices == 2 ? 12 : 8)
+            #expect(split.bytesFromHost == 0)
+            #expect(split.streaming.hasPrefix("weights are split among the devices"))
+            #expect(split.streamedBytes < transformer.groupedBytes * (devices - 1) / devices)
+            let small = try fitted(devices == 2 ? 7 : 5)
+            #expect(small.bytesFromHost > 0 && small.bytesFromHost < small.streamedBytes)
+            #expect(small.streaming.contains("from host memory"))
+        }
+        let streamed = try alone.fitted(to: 12 << 30)
+        #expect(streamed.bytesFromHost == streamed.streamedBytes && streamed.streamedBytes > 0)
+        #expect(streamed.streaming == "weights stream from host memory")
+    }
+
     @Test("cards by the names of people and drivers")
     func cards() {
         for name in ["4090", "rtx-4090", "RTX 4090", "NVIDIA GeForce RTX 4090"] {

@@ -73,6 +73,9 @@ private func line(_ words: String...) async -> String {
                 "--num-steps is given more than once: the last one counts",
                 "--prompt is given more than once: the last one counts",
             ])
+        let served = ["serve", "--device", "cuda:0", "--device", "cuda:1"]
+        #expect(TurboDiffusion.repeatedOptions(served).isEmpty)
+        #expect(TurboDiffusion.repeatedOptions(["t2v"] + served.dropFirst()).count == 1)
     }
 }
 

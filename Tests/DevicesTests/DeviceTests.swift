@@ -92,3 +92,43 @@ import Testing
         #expect(throws: HostMemoryShortage.self) { try limited.check(computed: 1, whole: 1 << 30) }
     }
 }
+
+@Suite struct DeviceGroupTests {
+    @Test(
+        arguments: [
+            ("0,1", [.gpu(0), .gpu(1)], "0,1"), ("cuda:1,3", [.gpu(1), .gpu(3)], "1,3"),
+            ("cpu,cpu", [.cpu, .cpu], "cpu,cpu"), ("cuda:all", [], "cuda:all"),
+            ("GPU-5a1b,GPU-77c0", [.uuid("GPU-5a1b"), .uuid("GPU-77c0")], "GPU-5a1b,GPU-77c0"),
+        ] as [(String, [DeviceGroup.Member], String)])
+    func namesAreRead(name: String, members: [DeviceGroup.Member], written: String) {
+        #expect(DeviceGroup(name)?.members == members)
+        #expect(DeviceGroup(name)?.description == written)
+    }
+
+    @Test(arguments: [
+        "", ",", "0,", "0,x", "0 ,1", "-1", "cpu;cpu", "GPU-",
+        Array(repeating: "cpu", count: 65).joined(separator: ","),
+    ])
+    func otherNamesAreRefused(name: String) { #expect(DeviceGroup(name) == nil) }
+
+    @Test func membersAreOfOneKindAndHaveTheirPlaces() throws {
+        let mixed = try #require(DeviceGroup("cpu,0"))
+        #expect(throws: DeviceGroupError.mixed) { try mixed.openers() }
+        let cpus = try #require(DeviceGroup("cpu,cpu,cpu"))
+        let opened = try cpus.openers().map { try $0() }
+        #expect(opened.map(\.membership.index) == [0, 1, 2])
+        #expect(opened.allSatisfy { $0.membership.meeting === opened[0].membership.meeting })
+        #expect(!cpus.sharesWeights && cpus.leastFree == nil)
+    }
+
+    @Test func whyThereIsNoGroupIsOneLine() {
+        let errors: [DeviceGroupError] = [
+            .mixed, .twice("GPU 0"), .noGPU(uuid: "GPU-1", found: []),
+            .noGPU(uuid: "GPU-1", found: ["GPU-2", "GPU-3"]),
+            .unlike("GPU 0 (H100, 9.0)", "GPU 1 (A100, 8.0)"),
+        ]
+        for error in errors { #expect(!"\(error)".contains("\n") && !"\(error)".isEmpty) }
+        #expect("\(errors[1])" == "GPU 0 is named twice")
+        #expect("\(errors[4])".contains("one compute capability"))
+    }
+}

@@ -207,6 +207,54 @@ struct GroupTests {
             { throw OutOfOrder() },
         ])
         await #expect(throws: GroupError.self) { try await unopened.openDevice() }
+        let headless = Engine(group: [
+            { throw OutOfOrder() },
+            { OpenedDevice(CPUBackend(threads: 1), sageArchitecture: .sm90) },
+        ])
+        do {
+            _ = try await headless.openDevice()
+            Issue.record("no error")
+        } catch { #expect("\(error)" == "device 1 of 2: out of order") }
+    }
+
+    @Test("Models stay and leave on all devices together")
+    func residents() async throws {
+        let stagesToFailure = Mutex(Int.max)
+        let noted = Mutex<[String: Int]>([:])
+        func count(_ event: String) -> Int { noted.withLock { $0[event] ?? 0 } }
+        let group = engine(of: 3) { backend in
+            Watched(backend) { event in
+                noted.withLock { $0[event, default: 0] += 1 }
+            } fails: {
+                guard backend.membership.index == 2 else { return false }
+                return stagesToFailure.withLock {
+                    $0 -= 1
+                    return $0 == 0
+                }
+            }
+        }
+        let models = try nano()
+        let expected = try await frames(of: Self.short, models, on: group)
+        let parts = Set(await group.residents.map(\.part))
+        #expect(parts.contains(.transformer))
+        // The last device opens another transformer while it waits for the text, and fails. Whether the first one has come to
+        // that or not: it stays on all devices or on none.
+        var other = Self.short
+        other.arithmetic.linears = .int8
+        stagesToFailure.withLock { $0 = 1 }
+        await #expect(throws: GroupError.self) {
+            try await frames(of: other, models, on: group)
+        }
+        let before = (count("placed on 0"), count("placed on 2"))
+        #expect(before.0 > 0 && before.1 > 0)
+        _ = try await frames(of: other, models, on: group)
+        #expect(count("placed on 2") - before.1 == count("placed on 0") - before.0)
+        #expect(try await frames(of: Self.short, models, on: group) == expected)
+
+        await group.unload()
+        #expect(await group.residents.isEmpty)
+        #expect(try await frames(of: Self.short, models, on: group) == expected)
+        #expect((0..<3).map { count("freed on \($0)") } == [1, 1, 1])
     }
 
     @Test("Each of two devices takes about half of the work and of the memory for activations")
@@ -226,6 +274,34 @@ struct GroupTests {
             #expect(one.sentBytes == 0 && two.sentBytes > 0)
             #expect(two.weightBytes == one.weightBytes)
         }
+    }
+}
+
+/// Tells when a transformer's matrices are placed and when memory is given back; may fail whenever it is waited for.
+private final class Watched: ForwardingBackend {
+    private let note: (String) -> Void
+    private let fails: () -> Bool
+
+    init(_ base: any Backend, _ note: @escaping (String) -> Void, fails: @escaping () -> Bool) {
+        (self.note, self.fails) = (note, fails)
+        super.init(base)
+    }
+
+    override func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?)
+        -> LinearWeight
+    {
+        if group?.name.contains("cross_attn") == true { note("placed on \(membership.index)") }
+        return super.place(weight, as: dtype, in: group)
+    }
+
+    override func releaseUnusedMemory() {
+        super.releaseUnusedMemory()
+        note("freed on \(membership.index)")
+    }
+
+    override func synchronize() throws {
+        try super.synchronize()
+        if fails() { throw OutOfOrder() }
     }
 }
 

@@ -35,8 +35,9 @@ public final class DeviceMemory {
     public func resetPeak() { arena.resetPeak() }
 
     private static let growth = 64 << 20
-    /// The largest piece; what is given back is given back in whole pieces.
-    private static let piece = 512 << 20
+    /// The largest piece; what is given back is given back in whole pieces. With peers, mapping takes so much longer that
+    /// pieces grow with the whole, up to this.
+    private static let largestPiece = 512 << 20
     /// Physical memory comes in multiples of this.
     private static let page = 2 << 20
 
@@ -79,7 +80,7 @@ public final class DeviceMemory {
         var missing = byteCounts.reduce(0) { $0 + Arena.rounded($1) } - arena.freeBytes
         if let limit { missing = min(missing, limit - mapped) }
         while missing >= Self.growth {
-            let size = min(missing, Self.piece) / Self.growth * Self.growth
+            let size = min(missing, Self.largestPiece) / Self.growth * Self.growth
             let end = base + UInt64(mapped)
             guard device.failure == nil, map(size, at: end) else { return }
             arena.add(Arena.Block(start: end, end: end + UInt64(size)), extends: mapped > 0)
@@ -130,14 +131,18 @@ public final class DeviceMemory {
         let need = Arena.rounded(byteCount)
         let end = base + UInt64(mapped)
         let missing = reserved > 0 ? need - arena.freeTail(before: end) : need
-        var size = roundUp(missing, to: Self.growth)
+        let piece =
+            peers.isEmpty ? Self.growth : min(max(mapped / 4, Self.growth), Self.largestPiece)
+        var size = roundUp(max(missing, piece), to: Self.growth)
         // The last piece is as large as the limit allows.
         if let limit { size = min(size, (limit - mapped) / Self.page * Self.page) }
         if let limit, size < missing {
             device.fail(outOfMemory(byteCount, "the limit is \(limit) bytes"))
             return false
         }
-        if reserved > 0, map(size, at: end) {
+        // Where a large piece is more than there is, a small one may do.
+        for size in [size, roundUp(missing, to: Self.page)] where reserved > 0 && size >= missing {
+            guard map(size, at: end) else { continue }
             arena.add(Arena.Block(start: end, end: end + UInt64(size)), extends: mapped > 0)
             mapped += size
             return true

@@ -57,6 +57,13 @@ public final class Stream {
             "cuMemcpyDtoDAsync \(byteCount) bytes")
     }
 
+    /// Copies from another GPU's memory to which there is access.
+    func copy(fromPeer source: DevicePointer, to destination: DevicePointer, byteCount: Int) {
+        copy(
+            rows: 1, width: byteCount, from: .device(source, pitch: byteCount),
+            to: .device(destination, pitch: byteCount))
+    }
+
     /// One side of a copy of runs: where the first is, and how far it is from one to the next.
     enum Runs {
         case device(DevicePointer, pitch: Int)

@@ -83,6 +83,8 @@ final class Exchanges {
     /// The ordinals of the others.
     fileprivate let unreachable: [Int]
     fileprivate let route: Route
+    /// Devices whose memory this one reads weights from: none where bytes go by way of the host.
+    var readable: Set<Int> { route == .host ? [] : reachable }
     fileprivate var stagings: [Staging] = []
 
     /// - Parameter ordinals: of the group's GPUs, in its order.

@@ -10,6 +10,19 @@ enum Recipe {
     case convert(DType)
     /// Quantises; the scales are written to `scales`, in memory that stays on the device.
     case quantize(LinearFormat, scales: DevicePointer)
+
+    /// Null where nothing is quantised.
+    var scales: DevicePointer {
+        if case .quantize(_, let scales) = self { scales } else { .null }
+    }
+
+    /// Bytes of the scales of a quantised matrix. shape: [out, in]
+    func scaleBytes(of shape: Shape) -> Int {
+        guard case .quantize(let format, _) = self else { return 0 }
+        return
+            (format == .fp8Rows
+            ? shape[0] : ceilDivide(shape[0], 128) * ceilDivide(shape[1], 128)) * 4
+    }
 }
 
 extension Uploads {

@@ -5,19 +5,32 @@
 // of its own. The host runs ahead of the device: while it works on one group, the device computes with the group
 // before. So the transfer is hidden if the computation with a group takes longer.
 //
-// A weight that leaves the device after each use is called a visitor. Visitors share two slots of device memory.
+// A weight that leaves the device after each use is called a visitor. Visitors share two slots of device memory. In a group
+// of GPUs they come from where they are held, if they are; see `SharedWeights.swift`.
 
 import Tensors
 
 /// One weight that is not on the device yet: its source, its conversion and its storage.
-private struct Promise {
+private final class Promise {
     let storage: DeviceStorage
     let source: Tensor
     let recipe: Recipe
+    /// Which device of a group copies it from the host for all.
+    let owner: Int
+    /// Where another device has it.
+    var held: Held?
+
+    init(_ storage: DeviceStorage, from source: Tensor, _ recipe: Recipe, owner: Int = 0) {
+        (self.storage, self.source, self.recipe, self.owner) = (storage, source, recipe, owner)
+    }
 }
 
 /// The weights of a group that are not simply on the device.
 private final class GroupWeights {
+    /// Weights that are shared with the other devices of a group, until all have told what they hold.
+    var unannounced: [Promise] = []
+    /// Whether only their owners keep them.
+    var isHeldByOwners = false
     /// Weights that will stay and have memory, but have not been copied yet.
     var expected: [Promise] = []
     /// Weights that are copied for each use, and their offsets in a slot.
@@ -46,9 +59,12 @@ private final class Slot {
 /// and the two slots of the set, of which one is used for computing while the other is filled.
 private final class SetWeights {
     var undecided: [(promise: Promise, group: GroupWeights)] = []
+    var owners: WeightOwners
     var slots: [Slot] = []
     /// Bytes of the largest group of visitors.
     var largest = 0
+
+    init(devices: Int) { owners = WeightOwners(devices: devices) }
 
     func visit(_ promise: Promise, _ group: GroupWeights) {
         group.visitors.append((promise, group.byteCount))
@@ -80,6 +96,8 @@ private final class ResidentToken {
 final class WeightStreaming {
     private let context: Context
     private let uploads: Uploads
+    private let membership: Membership
+    private let sharing: WeightSharing?
     private let copies: Stream
     /// The most bytes of grouped weights that stay, from the next weight on; nil: all.
     var residentLimit: Int?
@@ -92,9 +110,15 @@ final class WeightStreaming {
     /// Memory for unconverted bytes, used in the stream of copies only.
     private var scratch: DeviceBuffer?
 
-    init(_ context: Context, _ uploads: Uploads, residentBytes limit: Int?) throws(CUDAError) {
+    /// - Parameter readable: GPUs of its group whose memory this one can read, by their index.
+    init(
+        _ context: Context, _ uploads: Uploads, residentBytes limit: Int?, _ membership: Membership,
+        readable: Set<Int>
+    ) throws(CUDAError) {
         self.context = context
         self.uploads = uploads
+        self.membership = membership
+        sharing = WeightSharing(membership, readable: readable)
         residentLimit = limit
         copies = try Stream(context.device)
         mark = try Event(context.device)
@@ -121,15 +145,22 @@ final class WeightStreaming {
         // A weight that is not in a mapped file is copied now, so that its memory is freed sooner. If it cannot stay on
         // the device, it is kept on the host in its final form, which is the smallest.
         guard isDeferred || isVisitor && (host.isMapped || isCopy) else { return nil }
-        let promise = Promise(
-            storage: DeviceStorage(away: byteCount), source: host, recipe: recipe)
         let (weights, set) = attachments(of: group)
-        if isDeferred, !group.isVisitor(byteCount: byteCount) {
+        let storage = DeviceStorage(away: byteCount)
+        // Where there is room, a group's devices hold what is used once for each prompt, each its own.
+        let isShared = sharing != nil && (!group.isTransient || residentLimit == nil)
+        if isDeferred, isShared || !group.isVisitor(byteCount: byteCount) {
+            let promise = Promise(
+                storage, from: host, recipe, owner: set.owners.next(of: byteCount))
             set.undecided.append((promise, weights))
+            if isShared {
+                weights.unannounced.append(promise)
+                weights.isHeldByOwners = group.isTransient
+            }
         } else {
-            set.visit(promise, weights)
+            set.visit(Promise(storage, from: host, recipe), weights)
         }
-        return promise.storage
+        return storage
     }
 
     /// Counts a tensor that is on the device, or moves it to host memory as a visitor if it exceeds the limit.
@@ -143,11 +174,10 @@ final class WeightStreaming {
         let host = Tensor.host(tensor.shape, tensor.dtype)
         context.stream.copy(tensor.pointer, to: host.hostAddress, byteCount: tensor.byteCount)
         context.stream.drain()
-        let promise = Promise(
-            storage: DeviceStorage(away: tensor.byteCount), source: host, recipe: .copy)
+        let storage = DeviceStorage(away: tensor.byteCount)
         let (weights, set) = attachments(of: group)
-        set.visit(promise, weights)
-        return Tensor(tensor.shape, tensor.dtype, storage: promise.storage)
+        set.visit(Promise(storage, from: host, .copy), weights)
+        return Tensor(tensor.shape, tensor.dtype, storage: storage)
     }
 
     private func fits(_ byteCount: Int) -> Bool {
@@ -160,7 +190,8 @@ final class WeightStreaming {
     }
 
     private func attachments(of group: WeightGroup) -> (GroupWeights, SetWeights) {
-        let set = group.set.attachment as? SetWeights ?? SetWeights()
+        let set =
+            group.set.attachment as? SetWeights ?? SetWeights(devices: membership.count)
         group.set.attachment = set
         let weights = group.attachment as? GroupWeights ?? GroupWeights()
         group.attachment = weights
@@ -169,18 +200,20 @@ final class WeightStreaming {
 
     // ---- requiring ----
 
-    /// Makes the weights of `group` usable for everything that is queued from now on.
+    /// Makes the weights of `group` usable for everything that is queued from now on. A group without weights only has its set
+    /// take its memory.
     func require(_ group: WeightGroup) {
         current?.used.record(in: context.stream)
         current = nil
-        guard let weights = group.attachment as? GroupWeights,
-            let set = group.set.attachment as? SetWeights
-        else { return }
-        if !group.isTransient { settle(set) }
+        guard let set = group.set.attachment as? SetWeights else { return }
+        let attached = group.attachment as? GroupWeights
+        if !group.isTransient || attached?.isHeldByOwners == true { settle(set) }
+        guard let weights = attached else { return }
+        let isWhole = weights.unannounced.isEmpty || announce(weights)
         if !weights.expected.isEmpty, context.device.failure == nil {
             for promise in weights.expected { bring(promise, to: promise.storage.location) }
             follow(context.stream, copies)
-            if context.device.failure == nil { weights.expected = [] }
+            if context.device.failure == nil, isWhole { weights.expected = [] }
         }
         if !weights.visitors.isEmpty { current = fetch(weights, of: set) }
         if context.device.failure != nil {
@@ -193,18 +226,64 @@ final class WeightStreaming {
         }
     }
 
-    /// Allocates the memory of all weights that stay, in the order of placing.
+    /// Copies this device's own weights of a group, tells the other devices of them, and learns of theirs.
+    /// - Returns: false where somebody did not come; then it is done again the next time.
+    private func announce(_ weights: GroupWeights) -> Bool {
+        guard let sharing else { return true }
+        let (index, shared) = (membership.index, weights.unannounced)
+        var (own, others): ([Promise], [Promise]) = ([], [])
+        for promise in weights.expected {
+            if promise.owner == index { own.append(promise) } else { others.append(promise) }
+        }
+        if context.device.failure == nil {
+            for promise in own { bring(promise, to: promise.storage.location) }
+        }
+        let there = try? Event(context.device)
+        there?.record(in: copies)
+        let isThere = context.device.failure == nil
+        let held = shared.map { promise -> Held? in
+            guard isThere, let there, promise.owner == index, !promise.storage.isAway,
+                own.contains(where: { $0 === promise })
+            else { return nil }
+            return Held(
+                location: promise.storage.location, scales: promise.recipe.scales, there: there)
+        }
+        let found = sharing.exchange(
+            owners: shared.map(\.owner), held, isOpen: context.memory.peersHaveAccess)
+        guard let found else { return false }
+        for (promise, held) in zip(shared, found) { promise.held = held }
+        weights.unannounced = []
+        if isThere {
+            follow(context.stream, copies)
+            weights.expected = others
+        }
+        return true
+    }
+
+    /// Whether this device keeps a weight for which it has room.
+    private func isKept(_ promise: Promise, _ group: GroupWeights) -> Bool {
+        promise.owner == membership.index || !group.isHeldByOwners
+    }
+
+    /// Allocates the memory of all weights that stay: this device's own before others, each in the order of placing.
     private func settle(_ set: SetWeights) {
         if set.undecided.isEmpty { return }
+        if sharing != nil {
+            let index = membership.index
+            set.undecided =
+                set.undecided.filter { $0.promise.owner == index }
+                + set.undecided.filter { $0.promise.owner != index }
+        }
         var staying = 0
         context.memory.prepare(
-            for: set.undecided.map(\.promise.storage.byteCount).filter {
-                guard fits(staying + $0) else { return false }
-                staying += $0
-                return true
+            for: set.undecided.compactMap { promise, group in
+                let byteCount = promise.storage.byteCount
+                guard fits(staying + byteCount), isKept(promise, group) else { return nil }
+                staying += byteCount
+                return byteCount
             })
         while let (promise, group) = set.undecided.first {
-            if fits(promise.storage.byteCount) {
+            if fits(promise.storage.byteCount), isKept(promise, group) {
                 guard context.device.failure == nil else { return }
                 let buffer = context.buffer(byteCount: promise.storage.byteCount)
                 guard context.device.failure == nil else { return }
@@ -272,6 +351,16 @@ final class WeightStreaming {
 
     /// Queues everything that makes the weight at `target`, in the stream of copies.
     private func bring(_ promise: Promise, to target: DevicePointer) {
+        if let held = promise.held {
+            copies.wait(for: held.there)
+            copies.copy(fromPeer: held.location, to: target, byteCount: promise.storage.byteCount)
+            if case .quantize(_, let scales) = promise.recipe {
+                copies.copy(
+                    fromPeer: held.scales, to: scales,
+                    byteCount: promise.recipe.scaleBytes(of: promise.source.shape))
+            }
+            return
+        }
         uploads.carry(out: promise.recipe, of: promise.source, to: target, in: copies) {
             if let scratch, scratch.byteCount >= $0 { return scratch.pointer }
             // The old memory returns to the main stream, which must not reuse it before its last use here.
