@@ -34,6 +34,60 @@ struct ToolTests {
         #expect(throws: CheckpointError.self) { try quantized(expected, to: .int8Blocks) }
     }
 
+    @Test("centred text: padding is zero, keys and values are what they were")
+    func centredText() throws {
+        let model = WanTransformerArchitecture(
+            dim: 128, layers: 2, feedForward: 256, heads: 1, textDim: 32)
+        let plain = randomTransformer(model, .f32)
+        let usual = try quantized(plain, to: .int8Blocks).checkpoint
+        let centred = try quantized(plain, to: .int8Blocks, centresText: true).checkpoint
+        let readers = (0..<2).flatMap { block in
+            ["k", "v"].map { "blocks.\(block).cross_attn.\($0)" }
+        }
+        let changed = Set((["text_embedding.2"] + readers).map { $0 + ".bias" })
+        #expect(Set(usual.names) == Set(centred.names))
+        for name in usual.names {
+            #expect(usual.info(name) == centred.info(name))
+            let isEqual = try usual.tensor(name)?.bytes == centred.tensor(name)?.bytes
+            #expect(isEqual != changed.contains(name), "\(name)")
+        }
+
+        /// weight x + bias
+        func layer(_ name: String, of file: any Checkpoint, _ x: [Float]) throws -> [Float] {
+            let weight = try #require(try plain.tensor(name + ".weight")).floats()
+            let bias = try #require(try file.tensor(name + ".bias")).floats()
+            return bias.indices.map { row in
+                bias[row]
+                    + zip(weight[row * x.count..<(row + 1) * x.count], x).reduce(0) {
+                        $0 + $1.0 * $1.1
+                    }
+            }
+        }
+        func gelu(_ x: Float) -> Float {
+            let y = 0.797_884_6 * (x + 0.044715 * x * x * x)
+            return 0.5 * x * (1 + Float(1 - 2 / (exp(2 * Double(y)) + 1)))
+        }
+        var random = SplitMix64(seed: 3)
+        let prompt = Tensor.random([32], .f32, using: &random).floats()
+        for (row, isPadding) in [([Float](repeating: 0, count: 32), true), (prompt, false)] {
+            let inner = try layer("text_embedding.0", of: plain, row).map(gelu)
+            let before = try layer("text_embedding.2", of: plain, inner)
+            let after = try layer("text_embedding.2", of: centred, inner)
+            if isPadding { #expect(after.allSatisfy { $0.magnitude < 1e-4 }) }
+            #expect(before.contains { $0.magnitude > 0.1 })
+            for reader in readers {
+                let expected = try layer(reader, of: plain, before)
+                let found = try layer(reader, of: centred, after)
+                for (a, b) in zip(expected, found) {
+                    #expect((a - b).magnitude < 1e-3 * max(1, a.magnitude), "\(reader)")
+                }
+            }
+        }
+        #expect(throws: CheckpointError.self) {
+            try quantized(usual, to: .int8Blocks, centresText: true)
+        }
+    }
+
     @Test("fp8 rows stay within half a step of the format")
     func fp8Rows() {
         var random = SplitMix64(seed: 5)

@@ -68,7 +68,7 @@ extension Report {
 
     private var scoreByTopK: NamedChart? {
         let panels = topKPanels(\.score)
-        guard !panels.isEmpty else { return nil }
+        guard panels.contains(where: \.hasLine) else { return nil }
         return NamedChart(
             name: "score-topk",
             chart: Chart(
@@ -81,7 +81,8 @@ extension Report {
     private var distanceByTopK: NamedChart? {
         let panels = topKPanels(\.psnr)
         let values = panels.flatMap(\.series).flatMap(\.points).map(\.y)
-        guard let low = values.min(), let high = values.max() else { return nil }
+        guard let low = values.min(), let high = values.max(), panels.contains(where: \.hasLine)
+        else { return nil }
         return NamedChart(
             name: "psnr-topk",
             chart: Chart(
@@ -113,7 +114,7 @@ extension Report {
                         ? "original (dense)" : "\(attention.rawValue), top-k \(top)",
                     series: series)
         }
-        guard !panels.isEmpty else { return nil }
+        guard panels.contains(where: \.hasLine) else { return nil }
         let rows = kinds().flatMap { bySteps($0.attention, $0.linears) }
         return NamedChart(
             name: "score-steps",
@@ -142,6 +143,7 @@ extension Report {
                     points: [Chart.Point(teacher.seconds * 1000, teacher.score, label: "50")],
                     style: 3, isLoose: true))
         }
+        guard series.contains(where: { $0.points.count > 1 }) else { return nil }
         let times = series.flatMap(\.points).map(\.x)
         guard let low = times.min(), let high = times.max(), low > 0 else { return nil }
         let rows = AttentionChoice.allCases.flatMap { bySteps($0, .bf16) }
@@ -162,4 +164,9 @@ extension Report {
                 y: scores(rows + [teacher].compactMap { $0 }), level: level,
                 panels: [Chart.Panel(title: "bf16, top-k 0.2, by steps", series: series)]))
     }
+}
+
+extension Chart.Panel {
+    /// Whether something is to be seen that a table does not say better.
+    fileprivate var hasLine: Bool { series.contains { $0.points.count > 1 } }
 }

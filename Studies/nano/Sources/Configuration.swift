@@ -13,11 +13,13 @@ enum Linears: String, CaseIterable, Sendable {
     case int8
     /// Like bf16, with the linear layers of the blocks in fp8 (one scale per row).
     case fp8
+    /// Like bf16, with the transformer as it comes with the program: in int8, from weights that were tuned for it.
+    case shipped
 
     var precision: Precision { self == .f32 ? .f32 : .bf16 }
     var choice: LinearChoice {
         switch self {
-        case .f32, .bf16: .stored
+        case .f32, .bf16, .shipped: .stored
         case .int8: .int8
         case .fp8: .fp8
         }
@@ -110,7 +112,7 @@ struct Selection: Sendable, Equatable {
         var selection = Selection()
         selection.steps = [4]
         selection.attention = [.original, .sla]
-        selection.linears = [.f32, .bf16, .int8]
+        selection.linears = [.f32, .bf16, .int8, .shipped]
         selection.topK = [Configuration.usualTopK]
         return selection
     }
@@ -150,7 +152,7 @@ extension Configuration {
         let fewer = Double(Self.mostSteps - steps)
         let attention = place(attention, [.original, .sla, .sagesla])
         let top = topK.map { place($0, [Self.usualTopK, Self.smallTopK, 0.05, 0.15, 0.5, 1]) } ?? 0
-        let linears = place(linears, [.bf16, .int8, .fp8, .f32])
+        let linears = place(linears, [.bf16, .int8, .shipped, .fp8, .f32])
         if model == .teacher { return [0, 1] }
         if isReference { return steps == Self.mostSteps ? [0, 0] : [1, fewer] }
         if steps == Self.mostSteps { return [2, attention, top, topK ?? 0, linears] }

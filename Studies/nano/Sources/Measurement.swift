@@ -24,6 +24,8 @@ struct Measurement: Sendable {
     var captions: [Caption]
     /// How many videos are made side by side on one device. A small model leaves most of a GPU idle.
     var lanes: Int
+    /// Whether videos are compared with those of the reference, which then have to be made too.
+    var comparesFrames: Bool
     /// Opens the device; called once in each lane, on its own thread.
     var open: @Sendable () throws -> OpenedDevice
 
@@ -33,13 +35,14 @@ struct Measurement: Sendable {
     /// - Parameter classifier: the file with its weights.
     init(
         models: StudyModels, classifier: String, captions: [Caption], lanes: Int,
-        open: @escaping @Sendable () throws -> OpenedDevice
+        comparesFrames: Bool = true, open: @escaping @Sendable () throws -> OpenedDevice
     ) throws {
         let cores = sysconf(Int32(_SC_NPROCESSORS_ONLN))
         judges = try (0..<max(1, cores)).map { _ in try Judge(path: classifier) }
         self.models = models
         self.captions = captions
         self.lanes = max(1, lanes)
+        self.comparesFrames = comparesFrames
         self.open = open
     }
 
@@ -76,7 +79,9 @@ struct Measurement: Sendable {
 
         var references: References = [:]
         for (index, configuration) in missing.enumerated() {
-            if references[configuration.reference] == nil, !configuration.isReference {
+            if comparesFrames, references[configuration.reference] == nil,
+                !configuration.isReference
+            {
                 let reference = configuration.reference
                 let result = try await measure(reference, makers, against: nil, events)
                 references[reference] = result.videos
@@ -86,7 +91,9 @@ struct Measurement: Sendable {
             let row = result.row(configuration, device: device.name)
             try finished(row)
             events(.measured(row))
-            if configuration.isReference { references[configuration] = result.videos }
+            if comparesFrames, configuration.isReference {
+                references[configuration] = result.videos
+            }
             // 33 frames of 256x144 for 200 captions are 730 MB.
             let wanted = Set(missing[(index + 1)...].filter { !$0.isReference }.map(\.reference))
             references = references.filter { wanted.contains($0.key) }
@@ -140,7 +147,8 @@ struct Measurement: Sendable {
                 group.addTask {
                     await judges[caption % judges.count].judge(
                         video, of: (caption, captions[caption]), seconds: seconds,
-                        against: references?[caption], keeps: configuration.isReference)
+                        against: references?[caption],
+                        keeps: comparesFrames && configuration.isReference)
                 }
             }
             return try await group.reduce(into: results) { $0.append($1) }
@@ -168,7 +176,7 @@ private struct Measured: Sendable {
         let error = distances.reduce(0) { $0 + $1.meanSquaredError } / Double(distances.count)
         return Row(
             configuration, captions: judged.count, accuracy: accuracy,
-            scoreError: Self.standardError(
+            scoreError: standardError(
                 judged.map { score in
                     100 * Double(score.isRight.count { $0 }) / Double(score.isRight.count)
                 }),
@@ -176,17 +184,17 @@ private struct Measured: Sendable {
             similarity: distances.isEmpty
                 ? nil : distances.reduce(0) { $0 + $1.similarity } / Double(distances.count),
             seconds: median(judged.prefix(timed).dropFirst(timed > 1 ? 1 : 0).map(\.seconds)),
-            device: device)
+            device: device, right: judged.map { score in score.isRight.count { $0 } })
     }
+}
 
-    /// The standard error of the mean of independent values.
-    private static func standardError(_ values: [Double]) -> Double {
-        guard values.count > 1 else { return 0 }
-        let count = Double(values.count)
-        let mean = values.reduce(0, +) / count
-        let squares = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) }
-        return (squares / (count - 1) / count).squareRoot()
-    }
+/// The standard error of the mean of independent values.
+func standardError(_ values: [Double]) -> Double {
+    guard values.count > 1 else { return 0 }
+    let count = Double(values.count)
+    let mean = values.reduce(0, +) / count
+    let squares = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) }
+    return (squares / (count - 1) / count).squareRoot()
 }
 
 /// Counts from several tasks.

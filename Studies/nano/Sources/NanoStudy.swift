@@ -42,6 +42,10 @@ struct NanoStudy: AsyncParsableCommand {
     var teacher: String?
     @Option(help: "The distilled transformer, not quantised.", completion: .file())
     var student: String?
+    @Option(
+        help: "The transformer of the rows 'shipped' (default: the model's own).",
+        completion: .file())
+    var shipped: String?
     @Option(help: "The classifier.", completion: .file())
     var classifier: String?
     @Option(help: "The captions with their attributes.", completion: .file())
@@ -49,7 +53,11 @@ struct NanoStudy: AsyncParsableCommand {
     @Option(help: "The model whose text encoder, tokenizer and VAE are used: a name or a folder.")
     var model = "nano"
 
-    @Option(help: "Measure only this many captions, the first ones.")
+    @Option(
+        help: """
+            Measure this many captions: the first ones, and if there are not so many, more that are made of the \
+            same words.
+            """)
     var captions: Int?
     @Option(
         help: "Only the teacher or only the student (implied by the next four options).")
@@ -58,12 +66,17 @@ struct NanoStudy: AsyncParsableCommand {
     var steps: Choices<StepCount>?
     @Option(name: [.long, .customLong("attention-type")], help: "Any of original,sla,sagesla.")
     var attention: Choices<AttentionChoice>?
-    @Option(help: "Any of f32,bf16,int8,fp8.")
+    @Option(help: "Any of f32,bf16,int8,fp8,shipped.")
     var linears: Choices<Linears>?
     @Option(
         name: [.customLong("top-k"), .customLong("sla-topk")],
         help: "Shares of key blocks (default 0.05,0.1,0.15,0.2,0.5,1).")
     var topK: Choices<BlockShare>?
+    @Flag(
+        help:
+            "Only scores: do not make the reference's videos, which take longest, for PSNR and SSIM."
+    )
+    var scoresOnly = false
     @Flag(help: "Measure everything on a CPU too.")
     var all = false
 
@@ -102,9 +115,6 @@ struct NanoStudy: AsyncParsableCommand {
         }
         let known = try Caption.read(captionFile ?? "\(folder)/captions_eval.json")
         let count = captions ?? known.count
-        guard count <= known.count else {
-            throw StudyError("--captions \(count): there are only \(known.count)")
-        }
         try table.check(captions: count)
         let usesGPU = device.isGPU
         let chosen = selection(usesGPU: usesGPU).configurations
@@ -114,7 +124,7 @@ struct NanoStudy: AsyncParsableCommand {
         let progress = ProgressLine(
             of: chosen.count { table[$0] == nil }, captions: count, quiet: quiet)
         let measurement = try measurement(
-            Array(known.prefix(count)), lanes: usesGPU ? lanes ?? Self.usualLanes : 1,
+            CaptionMaker.extending(known, to: count), lanes: usesGPU ? lanes ?? Self.usualLanes : 1,
             teacherIsNeeded: chosen.contains(.teacher), progress)
         try await measurement.run(chosen, besides: table, events: progress.show) { row in
             try table.append(row)
@@ -149,10 +159,11 @@ struct NanoStudy: AsyncParsableCommand {
         _ captions: [Caption], lanes: Int, teacherIsNeeded: Bool, _ progress: ProgressLine
     ) throws -> Measurement {
         var set = try Catalog.published.open(ModelChoice(model))
+        let shipped = shipped ?? set.transformer
         set.transformer = student ?? "\(folder)/student_sla.safetensors"
         let teacher = teacher ?? "\(folder)/teacher.safetensors"
         let classifier = classifier ?? "\(folder)/classifier.safetensors"
-        for file in [set.transformer, classifier] + (teacherIsNeeded ? [teacher] : [])
+        for file in [set.transformer, shipped, classifier] + (teacherIsNeeded ? [teacher] : [])
         where !FilePath(file).exists {
             throw StudyError("no such file: \(file)")
         }
@@ -160,8 +171,10 @@ struct NanoStudy: AsyncParsableCommand {
         options.threads = threads
         let (device, deviceOptions) = (device, options)
         return try Measurement(
-            models: StudyModels(student: set, teacher: teacher), classifier: classifier,
-            captions: captions, lanes: lanes
+            models: StudyModels(student: set, teacher: teacher, shipped: shipped),
+            classifier: classifier,
+            captions: captions, lanes: lanes,
+            comparesFrames: !scoresOnly
         ) {
             let backend = try device.open(deviceOptions) { progress.note("\($0)") }
             return OpenedDevice(backend, sageArchitecture: backend.sageArchitecture)
@@ -173,7 +186,9 @@ struct NanoStudy: AsyncParsableCommand {
     /// The command that makes the rows again, without options that depend on the machine.
     private var command: String {
         let name = "make study FOLDER=…"
-        return captions.map { "\(name) OPTIONS=\"--captions \($0)\"" } ?? name
+        let options =
+            (captions.map { ["--captions \($0)"] } ?? []) + (scoresOnly ? ["--scores-only"] : [])
+        return options.isEmpty ? name : "\(name) OPTIONS=\"\(options.joined(separator: " "))\""
     }
 
     private func finish(_ table: Table) throws {

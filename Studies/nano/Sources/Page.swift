@@ -58,7 +58,7 @@ extension Report {
             The teacher scores **\(points(teacher.score)) %** (standard error \
             \(fixed(teacher.scoreError, 2))). With \(teacher.captions) captions, two rows that differ by less than \
             about **\(points(noise)) points** (two standard errors of a difference, computed for each row from its \
-            own videos) cannot be told apart. Below, a row *falls* if it is further below the teacher than that, \
+            own videos, caption by caption where the table says how each did) cannot be told apart. Below, a row *falls* if it is further below the teacher than that, \
             and falls *far* if it also loses more than \(points(Self.largeLoss)) points.
             """
         ]
@@ -70,11 +70,7 @@ extension Report {
     }
 
     private var verdictOnDefault: String {
-        guard
-            let row = row(
-                steps: Configuration.mostSteps, .sla, .int8,
-                topK: Configuration.usualTopK)
-        else { return "" }
+        guard let row = usualRow else { return "" }
         let words =
             switch verdict(row) {
             case .kept: "which is within the noise"
@@ -84,8 +80,15 @@ extension Report {
             }
         return """
             **With the program's defaults for nano** (4 steps, SLA, top-k 0.2, int8): \(points(row.score)) %, \
-            \(described(loss(row))), \(words).
+            \(described(loss(row)))\(lossError(row).map { " (standard error \(fixed($0, 2)))" } ?? ""), \(words).
             """
+    }
+
+    /// What the program does with nano by default; the same, quantised while loading, if that has not been measured.
+    private var usualRow: Row? {
+        [Linears.shipped, .int8].lazy.compactMap {
+            row(steps: Configuration.mostSteps, .sla, $0, topK: Configuration.usualTopK)
+        }.first
     }
 
     /// One sentence for each form of the linear layers, with SLA.
@@ -178,7 +181,8 @@ extension Report {
             else { continue }
             table.append([
                 kind.attention.rawValue, kind.linears.rawValue, points(row.score),
-                points(loss(row)), word(verdict(row)),
+                points(loss(row)) + (lossError(row).map { " ± \(fixed($0, 2))" } ?? ""),
+                word(verdict(row)),
             ])
         }
         guard table.count > 1 else { return "" }
@@ -186,11 +190,7 @@ extension Report {
     }
 
     private func speed(_ teacher: Row) -> String {
-        guard
-            let row = row(
-                steps: Configuration.mostSteps, .sla, .int8,
-                topK: Configuration.usualTopK), row.device == teacher.device,
-            row.seconds > 0
+        guard let row = usualRow, row.device == teacher.device, row.seconds > 0
         else { return "" }
         return """
             **Time**: on \(row.device), the teacher takes \(milliseconds(teacher)) ms for a video and the student (4 \
@@ -251,13 +251,15 @@ extension Report {
         - **f32**: text encoder, transformer, attention and autoencoder in f32 (sla computes exactly; sagesla still \
         uses 8 bits). **bf16**: all of them in bf16. **int8** and **fp8**: like bf16, with the linear layers of the \
         transformer's blocks quantised while the bf16 weights are loaded (int8 in 128x128 blocks, as \
-        `turbodiffusion quantize` writes them; fp8 e4m3 with one scale per row).
+        `turbodiffusion quantize` writes them; fp8 e4m3 with one scale per row). **shipped**: like int8, from the \
+        file that comes with the program, whose weights were tuned for int8.
         - **PSNR and SSIM** compare with the same student, noise and number of steps in f32 with dense attention; \
         the teacher is compared with four such steps. They tell how far a video is from that one, not how good it \
         is. PSNR is computed from the mean squared error of all videos, SSIM is the mean over frames and videos.
         - **time** is the median of a few videos made one after another, with the models loaded and the captions \
         encoded: from noise to 8-bit frames in host memory.
-        - **±** is the standard error of the score.
+        - **±** is the standard error of the score, and of a difference that of the mean over the captions' \
+        differences.
         - Noise stream *i* is what PyTorch's CPU generator gives for seed *i*.
         """
     }
@@ -278,7 +280,9 @@ extension Report {
             cells += row.accuracy.map { points($0) }
             cells += [
                 "**\(points(row.score))**", fixed(row.scoreError, 2),
-                item.isReference ? "reference" : row.psnr.map { fixed($0, 2) } ?? "equal",
+                item.isReference
+                    ? "reference"
+                    : row.psnr.map { fixed($0, 2) } ?? (row.similarity == nil ? "" : "equal"),
                 row.similarity.map { fixed($0, 4) } ?? "", milliseconds(row),
             ]
             table.append(cells + (devices > 1 ? [row.device] : []))

@@ -71,13 +71,16 @@ struct Report: Sendable {
     /// Points below the teacher.
     func loss(_ row: Row) -> Double { (teacher?.score ?? row.score) - row.score }
 
-    /// The loss that chance alone can cause. It is an upper bound: both rows use the same captions and noise, which makes
-    /// their difference more certain.
+    /// The loss that chance alone can cause. For rows that do not say how each caption did it is an upper bound: both use
+    /// the same captions and noise, which makes their difference more certain.
     func noise(_ row: Row) -> Double {
         let error = teacher?.scoreError ?? 0
         return Self.sureness
-            * (row.scoreError * row.scoreError + error * error).squareRoot()
+            * (lossError(row) ?? (row.scoreError * row.scoreError + error * error).squareRoot())
     }
+
+    /// The standard error of the loss, from the differences between each caption's two videos; nil if they are not known.
+    func lossError(_ row: Row) -> Double? { teacher.flatMap { row.differenceError($0) } }
 
     enum Verdict: Sendable, Equatable { case kept, measurable, large }
 

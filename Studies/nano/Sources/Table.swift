@@ -22,10 +22,13 @@ struct Row: Sendable, Equatable {
     /// The median over a few videos that were made alone, from noise to 8-bit frames in host memory.
     var seconds: Double
     var device: String
+    /// How many attributes of each caption's video are right, for the differences between rows; empty if not known.
+    var right: [Int]
 
     init(
         _ configuration: Configuration, captions: Int, accuracy: [Double],
-        scoreError: Double, psnr: Double?, similarity: Double?, seconds: Double, device: String
+        scoreError: Double, psnr: Double?, similarity: Double?, seconds: Double, device: String,
+        right: [Int] = []
     ) {
         self.configuration = configuration
         self.captions = captions
@@ -35,17 +38,26 @@ struct Row: Sendable, Equatable {
         self.similarity = similarity
         self.seconds = seconds
         self.device = device
+        self.right = right
     }
 
     /// The mean over the attributes.
     var score: Double { accuracy.reduce(0, +) / Double(accuracy.count) }
+
+    /// The standard error of the difference of two scores, from the differences between the videos of each caption; nil
+    /// if they are not known. It is smaller than what the errors of the two scores give, as hard captions are hard for both.
+    func differenceError(_ other: Row) -> Double? {
+        guard !right.isEmpty, right.count == other.right.count else { return nil }
+        return standardError(
+            zip(right, other.right).map { 100 * Double($0 - $1) / Double(accuracy.count) })
+    }
 }
 
 extension Row {
     static let columns =
         ["model", "steps", "attention", "linears", "top_k", "captions"]
         + Attribute.allCases.map(\.rawValue)
-        + ["score", "score_error", "psnr_db", "ssim", "seconds", "device"]
+        + ["score", "score_error", "psnr_db", "ssim", "seconds", "device", "right"]
     static let header = columns.joined(separator: ",")
 
     /// One line, without its end.
@@ -59,7 +71,7 @@ extension Row {
         cells += [
             fixed(score, 3), fixed(scoreError, 3), psnr.map { fixed($0, 3) } ?? "",
             similarity.map { fixed($0, 5) } ?? "", fixed(seconds, 5),
-            String(device.map { $0 == "," ? ";" : $0 }),
+            String(device.map { $0 == "," ? ";" : $0 }), right.map { "\($0)" }.joined(),
         ]
         return cells.joined(separator: ",")
     }
@@ -79,12 +91,16 @@ extension Row {
         guard topK != nil || cells[4].isEmpty, accuracy.count == attributes,
             let scoreError = Double(rest[1]), let seconds = Double(rest[4])
         else { return nil }
+        let right = rest[6].compactMap(\.wholeNumberValue)
+        guard right.count == rest[6].count, right.isEmpty || right.count == captions,
+            right.allSatisfy({ $0 <= attributes })
+        else { return nil }
         self.init(
             Configuration(
                 model, steps: steps, attention: attention, linears: linears, topK: topK),
             captions: captions, accuracy: accuracy, scoreError: scoreError,
             psnr: Double(rest[2]), similarity: Double(rest[3]), seconds: seconds,
-            device: rest[5])
+            device: rest[5], right: right)
     }
 }
 

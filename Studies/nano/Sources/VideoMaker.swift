@@ -12,10 +12,13 @@ struct StudyModels: Sendable {
     var student: ModelSet
     /// The undistilled transformer.
     var teacher: String
+    /// The distilled transformer that comes with the program.
+    var shipped: String
 
-    func set(_ model: Configuration.Model) -> ModelSet {
+    func set(_ configuration: Configuration) -> ModelSet {
         var set = student
-        if model == .teacher { set.transformer = teacher }
+        if configuration.linears == .shipped { set.transformer = shipped }
+        if configuration.model == .teacher { set.transformer = teacher }
         return set
     }
 }
@@ -75,7 +78,7 @@ actor VideoMaker {
         video: Video, seconds: Double
     ) {
         try Task.checkCancellation()
-        let set = models.set(configuration.model)
+        let set = models.set(configuration)
         var options = RunOptions()
         options.keepsTextEncoder = true
         var run = try Run(

@@ -9,12 +9,13 @@ import Testing
 
 private func row(
     _ configuration: Configuration, score: Double, error: Double = 0.4,
-    psnr: Double? = 30.125, captions: Int = 200
+    psnr: Double? = 30.125, captions: Int = 200, right: [Int] = []
 ) -> Row {
     Row(
         configuration, captions: captions,
         accuracy: Attribute.allCases.map { _ in score }, scoreError: error, psnr: psnr,
-        similarity: psnr == nil ? nil : 0.95, seconds: 0.0425, device: "a card")
+        similarity: psnr == nil ? nil : 0.95, seconds: 0.0425, device: "a card",
+        right: right)
 }
 
 private func student(
@@ -29,15 +30,15 @@ private func student(
     @Test func everything() {
         let list = Selection().configurations
         // Dense attention has no top-k.
-        #expect(list.count == 1 + 4 * 4 * (1 + 6 + 6))
+        #expect(list.count == 1 + 4 * 5 * (1 + 6 + 6))
         #expect(Set(list).count == list.count)
         #expect(list[0] == .reference(steps: 4))
         #expect(list[1] == .teacher)
         #expect(list[2...4].elementsEqual([3, 2, 1].map { .reference(steps: $0) }))
         // The rest of four steps, then fewer at the usual shares, then the rest.
-        #expect(list[5..<56].allSatisfy { $0.steps == 4 })
-        #expect(list[56..<113].allSatisfy { $0.steps < 4 && [nil, 0.2, 0.1].contains($0.topK) })
-        #expect(list[113...].allSatisfy { $0.steps < 4 && ![nil, 0.2, 0.1].contains($0.topK) })
+        #expect(list[5..<69].allSatisfy { $0.steps == 4 })
+        #expect(list[69..<141].allSatisfy { $0.steps < 4 && [nil, 0.2, 0.1].contains($0.topK) })
+        #expect(list[141...].allSatisfy { $0.steps < 4 && ![nil, 0.2, 0.1].contains($0.topK) })
     }
 
     @Test func aPart() {
@@ -80,6 +81,21 @@ private func student(
             #expect(again[student()] == nil)
             try again.check(captions: 200)
             #expect(throws: StudyError.self) { try again.check(captions: 4) }
+        }
+    }
+
+    @Test func eachCaptionComesBack() throws {
+        try withTemporaryFile { path in
+            var table = try Table(path: path)
+            let rows = [
+                row(.teacher, score: 75, captions: 3, right: [8, 0, 7]),
+                row(student(.sla, .shipped), score: 75, captions: 3),
+            ]
+            for row in rows { try table.append(row) }
+            #expect(try Table(path: path).rows == rows)
+            // Another number of captions, and more right answers than there are questions.
+            #expect(Row(line: rows[0].line[...].dropLast()) == nil)
+            #expect(Row(line: rows[0].line.dropLast() + "9") == nil)
         }
     }
 
@@ -173,6 +189,27 @@ private func student(
             #expect(file.text.hasPrefix("<svg ") && file.text.hasSuffix("</svg>\n"))
             #expect(!file.text.contains("\"nan") && !file.text.contains("inf"))
             #expect(file.text.utf8.count < 20_000)
+        }
+    }
+
+    @Test("a difference is as certain as the differences of its captions")
+    func paired() throws {
+        try withTemporaryFile { path in
+            var table = try Table(path: path)
+            // 25 points below the teacher in one caption of four: 6.25 points, and as much by chance.
+            try table.append(row(.teacher, score: 81.25, captions: 4, right: [8, 2, 8, 8]))
+            try table.append(
+                row(student(.sla, .shipped), score: 75, captions: 4, right: [8, 2, 6, 8]))
+            let report = Report(table, command: "x")
+            let student = report.students[0]
+            #expect(abs(report.lossError(student)! - 6.25) < 1e-9)
+            #expect(report.noise(student) == 12.5)
+            let page = report.files[0].text
+            #expect(page.contains("6.2 points below the teacher (standard error 6.25)"))
+            #expect(page.contains("| sla | shipped | 75.0 | 6.2 ± 6.25 | within the noise |"))
+            // A chart of single points says nothing.
+            #expect(report.files.map(\.name) == ["README.md"])
+            #expect(row(.teacher, score: 1).differenceError(student) == nil)
         }
     }
 
