@@ -13,7 +13,7 @@ enum Linears: String, CaseIterable, Sendable {
     case int8
     /// Like bf16, with the linear layers of the blocks in fp8 (one scale per row).
     case fp8
-    /// Like bf16, with the transformer as it comes with the program: in int8, from weights that were tuned for it.
+    /// Like bf16, with the transformer as it comes with the program: in int8 with centred text.
     case shipped
 
     var precision: Precision { self == .f32 ? .f32 : .bf16 }

@@ -252,7 +252,7 @@ extension Report {
         uses 8 bits). **bf16**: all of them in bf16. **int8** and **fp8**: like bf16, with the linear layers of the \
         transformer's blocks quantised while the bf16 weights are loaded (int8 in 128x128 blocks, as \
         `turbodiffusion quantize` writes them; fp8 e4m3 with one scale per row). **shipped**: like int8, from the \
-        file that comes with the program, whose weights were tuned for int8.
+        file that comes with the program, which `quantize --center-text` made.
         - **PSNR and SSIM** compare with the same student, noise and number of steps in f32 with dense attention; \
         the teacher is compared with four such steps. They tell how far a video is from that one, not how good it \
         is. PSNR is computed from the mean squared error of all videos, SSIM is the mean over frames and videos.
