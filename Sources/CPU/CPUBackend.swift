@@ -137,6 +137,7 @@ public final class CPUBackend: Backend {
         case .joinRows(let o): [definitions.joinRows(o)]
         case .exchange, .gather, .halo:
             programmingError("\(operation.name): no definition is asked")
+        case .training(.adamWList(let o)): o.composed(on: self)
         case .training(let o): definitions.training(o)
         }
     }

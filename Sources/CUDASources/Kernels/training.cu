@@ -55,17 +55,23 @@ __global__ void activate(T* out, const T* x, const T* factor, int activation, i6
     });
 }
 
-/// Each row times a vector. x: [rows, columns], factor: [columns] → out: [rows, columns]; columns is a multiple of
-/// kVector.
+/// Each row times (offset + factor), plus shift where there is one. x: [rows, columns], factor, shift: [columns] →
+/// out: [rows, columns]; columns is a multiple of kVector.
 template <typename T, int kVector>
-__global__ void scale_columns(T* out, const T* x, const float* factor, i64 count, int columns) {
+__global__ void scale_columns(T* out, const T* x, const float* factor, const float* shift, float offset, i64 count,
+                              int columns) {
     const i64 i = first_element<kVector>();
     if (i >= count) return;
     float a[kVector], f[kVector];
     load_floats(a, x + i);
     load_floats(f, factor + i % columns);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) a[j] *= f[j];
+    for (int j = 0; j < kVector; ++j) a[j] *= offset + f[j];
+    if (shift) {
+        load_floats(f, shift + i % columns);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) a[j] += f[j];
+    }
     store_floats(out + i, a);
 }
 
@@ -265,4 +271,79 @@ __global__ void adam_w(float* new_master, float* new_mean, float* new_square, co
     new_mean[i] = m;
     new_square[i] = v;
     new_master[i] = master[i] - s.rate * (m / s.correction1 / root + s.decay * master[i]);
+}
+
+/// Parameters of one launch; a kernel's arguments take 4 KiB.
+constexpr int kListed = 36;
+
+struct ParameterList {
+    float* new_master[kListed];
+    float* new_mean[kListed];
+    float* new_square[kListed];
+    /// What the net sees: bf16, or null.
+    bf16* seen[kListed];
+    /// Null where there are no averages.
+    float* new_average[kListed];
+    const float* master[kListed];
+    const float* mean[kListed];
+    const float* square[kListed];
+    const float* gradient[kListed];
+    const float* average[kListed];
+    i64 count[kListed];
+};
+
+/// `adam_w` of every parameter of a list, what the net sees of it and the average of that. grid (any, parameters)
+__global__ void __launch_bounds__(kThreads)
+    adam_w_list(const __grid_constant__ ParameterList list, AdamSettings s, double weight) {
+    const int p = blockIdx.y;
+    const i64 count = list.count[p];
+    for (i64 i = first_element<1>(); i < count; i += i64(gridDim.x) * kThreads) {
+        const float g = list.gradient[p][i] * s.gradient_scale;
+        const float m = s.beta1 * list.mean[p][i] + (1.0f - s.beta1) * g;
+        const float v = s.beta2 * list.square[p][i] + (1.0f - s.beta2) * g * g;
+        const float root = sqrtf(v / s.correction2) + s.epsilon;
+        const float old = list.master[p][i];
+        const float w = old - s.rate * (m / s.correction1 / root + s.decay * old);
+        list.new_mean[p][i] = m;
+        list.new_square[p][i] = v;
+        list.new_master[p][i] = w;
+        float seen = w;
+        if (list.seen[p]) {
+            list.seen[p][i] = bf16(w);
+            seen = float(bf16(w));
+        }
+        if (list.average[p]) {
+            list.new_average[p][i] = float(weight * double(list.average[p][i]) + (1.0 - weight) * double(seen));
+        }
+    }
+}
+
+constexpr int kSquared = 128;
+
+struct SquareList {
+    const float* x[kSquared];
+    i64 count[kSquared];
+};
+
+/// Parts of the sum of squares; their number is the launch's, whatever the card. grid (parts, tensors) →
+/// parts: [tensors, gridDim.x]
+__global__ void __launch_bounds__(kThreads) square_parts(double* parts, const __grid_constant__ SquareList list) {
+    const float* x = list.x[blockIdx.y];
+    const i64 count = list.count[blockIdx.y];
+    double sum = 0.0;
+    for (i64 i = first_element<1>(); i < count; i += i64(gridDim.x) * kThreads) sum += double(x[i]) * double(x[i]);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) parts[i64(blockIdx.y) * gridDim.x + blockIdx.x] = sum;
+}
+
+/// x: [a, b, units] → out: [b, a, units]; grid (ceil(units / 256), rows up to 65,535)
+template <typename U>
+__global__ void swap_rows(U* out, const U* x, int a, int b, int units) {
+    const int unit = blockIdx.x * kThreads + threadIdx.x;
+    if (unit >= units) return;
+    const i64 rows = i64(a) * b;
+    for (i64 row = blockIdx.y; row < rows; row += gridDim.y) {
+        const i64 j = row / a, i = row % a;
+        out[row * units + unit] = x[(i * b + j) * units + unit];
+    }
 }

@@ -303,6 +303,66 @@ extension OperationTable.Rows {
                 }
             }
         }
+        for (index, name) in ["master", "mean", "square", "seen", "average"].enumerated() {
+            add(
+                "adamWList", name, Tolerance(relativeL2: name == "seen" ? 1e-4 : 1e-6),
+                right: [[1], [77], [5000]], fast: index == 0 ? [[250_000]] : []
+            ) { o, size in
+                // More parameters than a launch takes, of several sizes.
+                let shapes = (0..<40).map { [Axis(size[0] + 13 * ($0 % 3))] }
+                func list(scale: Float = 1, offset: Float = 0) -> [Tensor] {
+                    shapes.map { o.normal($0, scale: scale, offset: offset) }
+                }
+                let (masters, means, gradients) = (list(), list(scale: 0.1), list())
+                let (squares, averages) = (list(scale: 1e-3, offset: 1), list())
+                let settings = Operation.AdamW.Settings(
+                    learningRate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, decay: 0.01,
+                    step: 3, gradientScale: 0.5)
+                return {
+                    let moved = o.device.adamW(
+                        masters: masters, means: means, squares: squares, gradients: gradients,
+                        averages: averages, averageWeight: 0.75, seenAs: .bf16, settings)
+                    let lists = [
+                        moved.masters, moved.means, moved.squares, moved.seen, moved.averages,
+                    ]
+                    return o.device.concatenate([lists[index][0], lists[index][38]])
+                }
+            }
+        }
+        add(
+            "squareSum", "of 150 tensors", Tolerance(relativeL2: 1e-12),
+            right: [[1], [77], [5000]],
+            fast: [[75_000]]
+        ) { o, size in
+            let terms = (0..<150).map { o.normal([Axis(size[0] + $0)]) }
+            return { o.device.squareSum(terms) }
+        }
+        for dtype in [DType.f32, .bf16] {
+            add(
+                "swapRows", "\(dtype)", Tolerance(relativeL2: 0),
+                right: [[1, 1, 2], [3, 5, 7], [48, 6, 256], [300, 3, 64]].map { size in
+                    dtype == .bf16 ? size.dropLast() + [size[2] * 2] : size
+                }, fast: dtype == .bf16 ? [[48, 1296, 64]] : []
+            ) { o, size in
+                let x = o.normal(size, dtype)
+                return { o.device.swapRows(x) }
+            }
+            add(
+                "padRows", "\(dtype)", Tolerance(relativeL2: 0),
+                right: [[1, 2], [5, 7], [33, 256]], fast: dtype == .f32 ? [[1296, 1024]] : []
+            ) { o, size in
+                let x = o.normal(size, dtype)
+                return { o.device.padRows(x, before: size[0] - 1, after: size[1]) }
+            }
+            add(
+                "modulateColumns", "\(dtype)", Tolerance(relativeL2: dtype == .f32 ? 1e-6 : 4e-3),
+                right: [[3, 5], [77, 256]], fast: dtype == .bf16 ? [[1296, 12288]] : []
+            ) { o, size in
+                let x = o.normal(size, dtype)
+                let (shift, scale) = (o.normal([size[1]], .f32), o.normal([size[1]], .f32))
+                return { o.device.modulateColumns(x, shift: shift, scale: scale) }
+            }
+        }
         for dtype in [DType.f32, .bf16] {
             add(
                 "dot", "\(dtype)", Tolerance(relativeL2: 1e-12), right: right, fast: [[8960, 5120]]

@@ -22,8 +22,12 @@ extension Definitions {
         case .patchifyGradient(let o): [patchifyGradient(o)]
         case .unpatchifyGradient(let o): [unpatchifyGradient(o)]
         case .cast(let o): [converted(o.x, to: o.dtype)]
-        case .dot(let o): [dot(o)]
+        case .dot(let o): [dot(o.a, o.b)]
+        case .swapRows(let o): [swapRows(o)]
+        case .padRows(let o): [padRows(o)]
         case .adamW(let o): adamW(o)
+        case .adamWList: programmingError("adamWList is made of adamW, cast and combine")
+        case .squareSum(let o): [squareSum(o)]
         }
     }
 
@@ -81,10 +85,15 @@ extension Definitions {
 
     private func scaleColumns(_ o: Operation.ScaleColumns) -> Tensor {
         let xs = Rows(o.x)
-        let factor = vector(o.factor)
+        let (factor, shift) = (vector(o.factor), o.shift.map { vector($0) })
         return mapRows(o.x.shape, o.x.dtype) { rows, out in
             xs.load(rows, into: out)
-            Vector.mapRows(out, rows: rows.count, factor, xs.columns) { $0 * $1 }
+            if o.isOffset {
+                Vector.mapRows(out, rows: rows.count, factor, xs.columns) { $0 * (1 + $1) }
+            } else {
+                Vector.mapRows(out, rows: rows.count, factor, xs.columns) { $0 * $1 }
+            }
+            if let shift { Vector.mapRows(out, rows: rows.count, shift, xs.columns) { $0 + $1 } }
         }
     }
 
@@ -159,9 +168,43 @@ extension Definitions {
 
     // MARK: Parameters
 
-    private func dot(_ o: Operation.Dot) -> Tensor {
-        let count = o.a.shape.count
-        let (a, b) = (Line(o.a), Line(o.b))
+    private func swapRows(_ o: Operation.SwapRows) -> Tensor {
+        let (a, b) = (o.x.shape[0], o.x.shape[1])
+        let result = memory.tensor(o.results[0].shape, o.x.dtype)
+        let size = a * b > 0 ? o.x.byteCount / (a * b) : 0
+        let (from, to) = (o.x.hostAddress, result.hostAddress)
+        threads.parallel(b) { range in
+            for j in range {
+                for i in 0..<a {
+                    (to + (j * a + i) * size).copyMemory(
+                        from: from + (i * b + j) * size, byteCount: size)
+                }
+            }
+        }
+        return withExtendedLifetime(o.x) { result }
+    }
+
+    private func padRows(_ o: Operation.PadRows) -> Tensor {
+        let result = memory.tensor(o.results[0].shape, o.x.dtype)
+        let row = o.x.shape[0] > 0 ? o.x.byteCount / o.x.shape[0] : 0
+        result.hostAddress.initializeMemory(as: UInt8.self, repeating: 0, count: result.byteCount)
+        (result.hostAddress + o.before * row).copyMemory(
+            from: o.x.hostAddress, byteCount: o.x.byteCount)
+        return withExtendedLifetime(o.x) { result }
+    }
+
+    private func squareSum(_ o: Operation.SquareSum) -> Tensor {
+        let result = memory.tensor([1], .f64)
+        let sum = o.terms.reduce(0.0) { sum, term in
+            sum + dot(term, term).withElements(Double.self) { $0[0] }
+        }
+        result.withMutable(Double.self) { $0[0] = sum }
+        return result
+    }
+
+    private func dot(_ a: Tensor, _ b: Tensor) -> Tensor {
+        let count = a.shape.count
+        let (a, b) = (Line(a), Line(b))
         let part = 512
         let sum = rowSums(ceilDivide(count, part), 1) { rows, sum in
             scratch(2 * part) { line in

@@ -19,7 +19,9 @@ enum TrainingKernels {
             + ["float, float", "bf16, bf16", "bf16, float"].map { "transpose<\($0)>" }
             + ["i8", "e4m3"].flatMap { code in types.map { "dequantize<\(code), \($0)>" } }
             + pairs.flatMap { ["column_parts<\($0)>", "norm_parts<\($0)>"] } + ["join_parts"]
-            + (types + ["double"]).map { "dot_parts<\($0)>" } + ["dot_join"])
+            + (types + ["double"]).map { "dot_parts<\($0)>" }
+            + ["u16", "u32", "uint4"].map { "swap_rows<\($0)>" }
+            + ["dot_join", "adam_w_list", "square_parts"])
 
     static let units = [unit]
 }
@@ -68,6 +70,30 @@ private struct AdamSettings: BitwiseCopyable {
     }
 }
 
+/// `ParameterList` of training.cu.
+private struct ParameterList: BitwiseCopyable {
+    static let length = 36
+    typealias Pointers = InlineArray<36, DevicePointer>
+    var newMaster = Pointers(repeating: .null)
+    var newMean = Pointers(repeating: .null)
+    var newSquare = Pointers(repeating: .null)
+    var seen = Pointers(repeating: .null)
+    var newAverage = Pointers(repeating: .null)
+    var master = Pointers(repeating: .null)
+    var mean = Pointers(repeating: .null)
+    var square = Pointers(repeating: .null)
+    var gradient = Pointers(repeating: .null)
+    var average = Pointers(repeating: .null)
+    var count = InlineArray<36, Int64>(repeating: 0)
+}
+
+/// `SquareList` of training.cu.
+private struct SquareList: BitwiseCopyable {
+    static let length = 128
+    var x = InlineArray<128, DevicePointer>(repeating: .null)
+    var count = InlineArray<128, Int64>(repeating: 0)
+}
+
 extension CUDABackend {
     func training(_ operation: Operation.Training) -> [Tensor] {
         switch operation {
@@ -87,7 +113,11 @@ extension CUDABackend {
         case .unpatchifyGradient(let o): [unpatchifyGradient(o)]
         case .cast(let o): [converted(o.x, to: o.dtype)]
         case .dot(let o): [dot(o)]
+        case .swapRows(let o): [swapRows(o)]
+        case .padRows(let o): [padRows(o)]
         case .adamW(let o): adamW(o)
+        case .adamWList(let o): adamWList(o)
+        case .squareSum(let o): [squareSum(o)]
         }
     }
 
@@ -122,14 +152,18 @@ extension CUDABackend {
         requireActivations(o.x, "scaleColumns")
         let out = tensor(o.x.shape, o.x.dtype)
         let (count, columns) = (out.shape.count, out.shape.columns)
-        let vector = columns % 8 == 0 ? Elementwise.vector(o.x.pointer, o.factor.pointer) : 1
-        let kernel: Kernel<DevicePointer, DevicePointer, DevicePointer, Int64, Int32> =
-            context.kernel(
+        let vector =
+            columns % 8 == 0
+            ? Elementwise.vector(o.x.pointer, o.factor.pointer, o.shift?.pointer ?? .null) : 1
+        let kernel:
+            Kernel<
+                DevicePointer, DevicePointer, DevicePointer, DevicePointer, Float, Int64, Int32
+            > = context.kernel(
                 "scale_columns<\(Self.typeName(o.x.dtype)), \(vector)>",
                 of: TrainingKernels.unit)
         kernel(
             .elements(count, perThread: vector), out.pointer, o.x.pointer, o.factor.pointer,
-            Int64(count), Int32(columns))
+            o.shift?.pointer ?? .null, o.isOffset ? 1 : 0, Int64(count), Int32(columns))
         return out
     }
 
@@ -178,6 +212,38 @@ extension CUDABackend {
         kernel(
             .elements(out.shape.count), out.pointer, latents.pointer, Int32(shape[0]),
             Int32(shape[1]), Int32(shape[2]), Int32(shape[3]), Int32(p))
+        return out
+    }
+
+    private func swapRows(_ o: Operation.SwapRows) -> Tensor {
+        let (a, b) = (o.x.shape[0], o.x.shape[1])
+        let out = tensor(o.results[0].shape, o.x.dtype)
+        guard a * b > 0 else { return out }
+        let size = o.x.byteCount / (a * b)
+        let isAligned = o.x.byteOffset % 16 == 0 && size % 16 == 0
+        let (type, width) =
+            isAligned
+            ? ("uint4", 16)
+            : size % 4 == 0 && o.x.byteOffset % 4 == 0
+                ? ("u32", 4)
+                : ("u16", 2)
+        ensure(size % width == 0, "swapRows: no kernel for rows of \(size) bytes")
+        let kernel: Kernel<DevicePointer, DevicePointer, Int32, Int32, Int32> = context.kernel(
+            "swap_rows<\(type)>", of: TrainingKernels.unit)
+        kernel(
+            LaunchShape(
+                grid: Extents(ceilDivide(size / width, 256), min(a * b, 65_535)), block: 256),
+            out.pointer, o.x.pointer, Int32(a), Int32(b), Int32(size / width))
+        return out
+    }
+
+    private func padRows(_ o: Operation.PadRows) -> Tensor {
+        let out = tensor(o.results[0].shape, o.x.dtype)
+        let row = o.x.shape[0] > 0 ? o.x.byteCount / o.x.shape[0] : 0
+        let (start, end) = (o.before * row, o.before * row + o.x.byteCount)
+        context.stream.fill(out.pointer, with: 0, byteCount: start)
+        context.stream.copy(o.x.pointer, to: out.pointer + start, byteCount: o.x.byteCount)
+        context.stream.fill(out.pointer + end, with: 0, byteCount: out.byteCount - end)
         return out
     }
 
@@ -251,5 +317,65 @@ extension CUDABackend {
             o.mean.pointer, o.square.pointer, gradient.pointer, AdamSettings(o.settings),
             Int64(count))
         return new
+    }
+    private func adamWList(_ o: Operation.AdamWList) -> [Tensor] {
+        let gradients = o.gradients.map { converted($0, to: .f32) }
+        let counts = o.masters.map(\.shape.count)
+        func all(_ dtype: DType) -> [Tensor] { o.masters.map { tensor($0.shape, dtype) } }
+        let (masters, means, squares) = (all(.f32), all(.f32), all(.f32))
+        let seen = o.dtype == .f32 ? [] : all(o.dtype)
+        let averages = o.averages.isEmpty ? [] : all(.f32)
+        let kernel: Kernel<ParameterList, AdamSettings, Double> = context.kernel(
+            "adam_w_list", of: TrainingKernels.unit)
+        for start in stride(from: 0, to: counts.count, by: ParameterList.length) {
+            let range = start..<min(start + ParameterList.length, counts.count)
+            var list = ParameterList()
+            for (place, index) in range.enumerated() {
+                list.newMaster[place] = masters[index].pointer
+                list.newMean[place] = means[index].pointer
+                list.newSquare[place] = squares[index].pointer
+                if !seen.isEmpty { list.seen[place] = seen[index].pointer }
+                if !averages.isEmpty {
+                    list.newAverage[place] = averages[index].pointer
+                    list.average[place] = o.averages[index].pointer
+                }
+                list.master[place] = o.masters[index].pointer
+                list.mean[place] = o.means[index].pointer
+                list.square[place] = o.squares[index].pointer
+                list.gradient[place] = gradients[index].pointer
+                list.count[place] = Int64(counts[index])
+            }
+            kernel(
+                LaunchShape(
+                    grid: Extents(min(512, ceilDivide(counts[range].max()!, 256)), range.count),
+                    block: 256), list, AdamSettings(o.settings), o.averageWeight)
+        }
+        return masters + means + squares + seen + averages
+    }
+
+    private func squareSum(_ o: Operation.SquareSum) -> Tensor {
+        let terms = o.terms.map { converted($0, to: .f32) }
+        let blocks = 64
+        let parts = storage(byteCount: terms.count * blocks * 8)
+        let kernel: Kernel<DevicePointer, SquareList> = context.kernel(
+            "square_parts", of: TrainingKernels.unit)
+        for start in stride(from: 0, to: terms.count, by: SquareList.length) {
+            let range = start..<min(start + SquareList.length, terms.count)
+            var list = SquareList()
+            for (place, index) in range.enumerated() {
+                list.x[place] = terms[index].pointer
+                list.count[place] = Int64(terms[index].shape.count)
+            }
+            kernel(
+                LaunchShape(grid: Extents(blocks, range.count), block: 256),
+                parts.location + start * blocks * 8, list)
+        }
+        let out = tensor([1], .f64)
+        let join: Kernel<DevicePointer, DevicePointer, Int32> = context.kernel(
+            "dot_join", of: TrainingKernels.unit)
+        join(
+            LaunchShape(grid: 1, block: 256), out.pointer, parts.location,
+            Int32(terms.count * blocks))
+        return out
     }
 }

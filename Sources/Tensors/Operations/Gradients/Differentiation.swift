@@ -38,6 +38,8 @@ extension Operation {
         case .unpatchify(let o): o
         case .training(.activate(let o)) where o.factor == nil: o
         case .training(.rotate(let o)): o
+        case .training(.scaleColumns(let o)): o
+        case .training(.swapRows(let o)): o
         default: nil
         }
     }

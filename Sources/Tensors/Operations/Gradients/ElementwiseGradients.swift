@@ -19,16 +19,24 @@ extension Operation {
         public var operation: Operation { .training(.activate(self)) }
     }
 
-    /// Each row times a vector. x: [..., n], factor: f32 [n] → as x
+    /// Each row times a vector, plus another. x: [..., n], factor: f32 [n] → as x
     public struct ScaleColumns: OperationFacts {
         public static let name = "scaleColumns"
         public var x, factor: Tensor
+        /// Whether the factor is 1 + `factor`.
+        public var isOffset = false
+        /// f32 [n]; nil for 0.
+        public var shift: Tensor?
 
-        public var fits: Bool { factor.shape.count == x.shape.columns && factor.dtype == .f32 }
+        public var fits: Bool {
+            factor.shape.count == x.shape.columns && factor.dtype == .f32
+                && (shift.map { $0.shape.count == x.shape.columns && $0.dtype == .f32 } ?? true)
+        }
         public var results: [ResultType] { [ResultType(x.shape, x.dtype)] }
         public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
             tensor(&x, .activation)
             tensor(&factor, .parameter)
+            Tensors.visit(&shift, .parameter, tensor)
         }
         public var operation: Operation { .training(.scaleColumns(self)) }
     }
@@ -60,6 +68,11 @@ extension Backend {
         result(of: Operation.ScaleColumns(x: x, factor: factor))
     }
 
+    /// x * (1 + scale) + shift, column by column. x: [..., n], scale, shift: f32 [n]
+    public func modulateColumns(_ x: Tensor, shift: Tensor?, scale: Tensor) -> Tensor {
+        result(of: Operation.ScaleColumns(x: x, factor: scale, isOffset: true, shift: shift))
+    }
+
     /// The sum over the rows of x, or of x * other. x, other: [..., n] → f32 [n]
     public func columnSum(_ x: Tensor, times other: Tensor? = nil) -> Tensor {
         result(of: Operation.ColumnSum(x: x, other: other))
@@ -78,6 +91,40 @@ extension Operation.Activate: DifferentiableOperation {
         _ tangent: (Tensor) -> Tensor?, result: Tensor, on device: any Backend
     ) -> Tensor? {
         tangent(x).map { device.activate(x, activation, factor: $0) }
+    }
+}
+
+extension Operation.ScaleColumns: DifferentiableOperation {
+    public func reverse(
+        _ cotangent: Tensor, result: Tensor, into gradients: Gradients, on device: any Backend
+    ) {
+        if gradients.wants(factor) {
+            gradients.add(device.columnSum(cotangent, times: x), to: factor)
+        }
+        if let shift, gradients.wants(shift) {
+            gradients.add(device.columnSum(cotangent), to: shift)
+        }
+        guard gradients.wants(x) else { return }
+        gradients.add(along(cotangent, on: device), to: x)
+    }
+
+    public func forward(
+        _ tangent: (Tensor) -> Tensor?, result: Tensor, on device: any Backend
+    ) -> Tensor? {
+        let moved = tangent(x).map { along($0, on: device) }
+        let (turned, shifted) = (tangent(factor), shift.flatMap(tangent))
+        guard turned != nil || shifted != nil else { return moved }
+        return device.sum(
+            moved,
+            device.result(
+                of: Operation.ScaleColumns(
+                    x: x, factor: turned ?? device.zeros(factor.shape, .f32), shift: shifted)))
+    }
+
+    /// Times the factor alone.
+    private func along(_ x: Tensor, on device: any Backend) -> Tensor {
+        device.result(
+            of: Operation.ScaleColumns(x: x, factor: factor, isOffset: isOffset))
     }
 }
 

@@ -51,6 +51,64 @@ extension Operation {
     }
 }
 
+extension Operation {
+    /// The first two axes in the other order. x: [a, b, ...] → [b, a, ...]
+    public struct SwapRows: OperationFacts {
+        public static let name = "swapRows"
+        public var x: Tensor
+
+        public var fits: Bool { x.shape.rank >= 2 }
+        public var results: [ResultType] {
+            [ResultType(Shape([x.shape[1], x.shape[0]] + x.shape.dimensions[2...]), x.dtype)]
+        }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+        }
+        public var operation: Operation { .training(.swapRows(self)) }
+    }
+}
+
+extension Operation {
+    /// Zeros around some rows: undoes a look at them. x: [n, ...] → [before + n + after, ...]
+    public struct PadRows: OperationFacts {
+        public static let name = "padRows"
+        public var x: Tensor
+        public var before, after: Int
+
+        public var fits: Bool { x.shape.rank >= 1 && before >= 0 && after >= 0 }
+        public var results: [ResultType] {
+            [ResultType(x.shape.replacingFirst(before + x.shape[0] + after), x.dtype)]
+        }
+        public mutating func visit(_ tensor: (inout Tensor, Role) -> Void) {
+            tensor(&x, .activation)
+        }
+        public var operation: Operation { .training(.padRows(self)) }
+    }
+}
+
+extension Backend {
+    /// The first two axes in the other order. x: [a, b, ...] → [b, a, ...]
+    public func swapRows(_ x: Tensor) -> Tensor { result(of: Operation.SwapRows(x: x)) }
+
+    /// Zeros around x. x: [n, ...] → [before + n + after, ...]
+    public func padRows(_ x: Tensor, before: Int, after: Int) -> Tensor {
+        result(of: Operation.PadRows(x: x, before: before, after: after))
+    }
+}
+
+extension Operation.SwapRows: DifferentiableOperation {
+    public func reverse(
+        _ cotangent: Tensor, result: Tensor, into gradients: Gradients, on device: any Backend
+    ) {
+        guard gradients.wants(x) else { return }
+        gradients.add(device.swapRows(cotangent), to: x)
+    }
+
+    public func forward(
+        _ tangent: (Tensor) -> Tensor?, result: Tensor, on device: any Backend
+    ) -> Tensor? { tangent(x).map(device.swapRows) }
+}
+
 extension Operation.View: DifferentiableOperation {
     public func reverse(
         _ cotangent: Tensor, result: Tensor, into gradients: Gradients, on device: any Backend
@@ -59,11 +117,9 @@ extension Operation.View: DifferentiableOperation {
         guard let rows else { return gradients.add(cotangent, to: x) }
         // The rows that are not looked at get zeros.
         let seen = device.reshape(cotangent, x.shape.replacingFirst(rows.count))
-        let around = [0..<rows.lowerBound, rows.upperBound..<x.shape[0]].map {
-            $0.isEmpty ? nil : device.zeros(x.shape.replacingFirst($0.count), cotangent.dtype)
-        }
         gradients.add(
-            device.concatenate([around[0], seen, around[1]].compactMap(\.self)), to: x)
+            device.padRows(
+                seen, before: rows.lowerBound, after: x.shape[0] - rows.upperBound), to: x)
     }
 
     public func forward(

@@ -25,10 +25,14 @@ extension Operation {
         // TokenGradients.swift
         case patchifyGradient(PatchifyGradient)
         case unpatchifyGradient(UnpatchifyGradient)
+        case swapRows(SwapRows)
+        case padRows(PadRows)
         // Optimization.swift
         case cast(Cast)
         case dot(Dot)
         case adamW(AdamW)
+        case adamWList(AdamWList)
+        case squareSum(SquareSum)
 
         public var facts: any OperationFacts {
             switch self {
@@ -48,7 +52,11 @@ extension Operation {
             case .unpatchifyGradient(let o): o
             case .cast(let o): o
             case .dot(let o): o
+            case .swapRows(let o): o
+            case .padRows(let o): o
             case .adamW(let o): o
+            case .adamWList(let o): o
+            case .squareSum(let o): o
             }
         }
     }
