@@ -62,7 +62,8 @@ struct SelfAttention {
         let isLocal = o.inputFormat == .int8Blocks && headDim % Int8Blocks.side == 0
         let format = device.membership.isAlone || isLocal ? o.inputFormat : .plain
         let attended = device.exchangeToRows(
-            attend(q, k, v, format: format, on: device), heads: heads, headDim: headDim)
+            attend(q, k, v, positions.samples, format: format, on: device), heads: heads,
+            headDim: headDim)
         return device.joinHeads(attended, format: o.inputFormat)
     }
 
@@ -86,9 +87,16 @@ struct SelfAttention {
 
     /// q, k, v: [tokens, heads, headDim] → same, or joined in `format`
     private func attend(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, format: LinearFormat, on device: any Backend
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ samples: Int, format: LinearFormat,
+        on device: any Backend
     ) -> Tensor {
-        switch kind {
+        if samples > 1 {
+            // Each sample has heads of its own.
+            let wide = [q, k, v].map { device.withHeads(of: samples, $0) }
+            return device.reshape(
+                attend(wide[0], wide[1], wide[2], 1, format: .plain, on: device), q.shape)
+        }
+        return switch kind {
         case .dense:
             device.attention(
                 q, k, v, scale: 1 / Float(q.shape[2]).squareRoot(), format: format)
@@ -124,11 +132,15 @@ struct CrossAttention {
             q(y, on: device), weight: normQ, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
         let (tokens, dim) = (q.shape[0], q.shape[1])
+        // The texts of a batch: each sample has heads of its own.
+        let samples = text.key.shape[1] / heads
+        let attended = device.attention(
+            device.reshape(q, [tokens / samples, samples * heads, dim / heads]), text.key,
+            text.value, scale: 1 / Float(dim / heads).squareRoot(),
+            lastKeyCounts: text.lastKeyCounts, format: samples == 1 ? o.inputFormat : .plain)
         return device.joinHeads(
-            device.attention(
-                device.reshape(q, [tokens, heads, dim / heads]), text.key, text.value,
-                scale: 1 / Float(dim / heads).squareRoot(), lastKeyCounts: text.lastKeyCounts,
-                format: o.inputFormat), format: o.inputFormat)
+            samples == 1 ? attended : device.reshape(attended, [tokens, heads, dim / heads]),
+            format: o.inputFormat)
     }
 }
 
@@ -171,9 +183,10 @@ struct TextProjection {
     }
 
     /// text: parts [rows, dim], after the text embedding, which together are the rows of the keys
-    func callAsFunction(_ text: [Tensor], lastKeyCounts: [Int], on device: any Backend)
-        -> TextKeys
-    {
+    /// - Parameter samples: prompts whose rows take turns.
+    func callAsFunction(
+        _ text: [Tensor], lastKeyCounts: [Int], samples: Int = 1, on device: any Backend
+    ) -> TextKeys {
         func projected(_ linear: Linear) -> Tensor {
             let parts = text.map { linear($0, on: device) }
             return parts.count == 1 ? parts[0] : device.concatenate(parts)
@@ -182,7 +195,7 @@ struct TextProjection {
             projected(k), weight: normK, epsilon: WanTransformer.epsilon, kind: norms,
             format: .plain)
         let (rows, dim) = (key.shape[0], key.shape[1])
-        let split: Shape = [rows, heads, dim / heads]
+        let split: Shape = [rows / samples, samples * heads, dim / heads]
         return TextKeys(
             key: device.reshape(key, split), value: device.reshape(projected(v), split),
             lastKeyCounts: lastKeyCounts)

@@ -31,33 +31,33 @@ struct Block {
         norms = options.norms
     }
 
-    /// x: [tokens, dim], the residual stream; m: f32 [6, dim], with the rows shift, scale and gate of the
+    /// x: [tokens, dim], the residual stream; m: f32 [6, samples * dim], with the rows shift, scale and gate of the
     /// self-attention, then of the feed-forward
     func callAsFunction(
         _ x: inout Tensor, _ m: Tensor, _ text: TextKeys, _ positions: Positions,
         on device: any Backend
     ) {
         func row(_ index: Int) -> Tensor { device.entry(m, index) }
-        x = attention.o.add(
+        x = device.gated(
+            attention.o,
             attention(
                 normed(x, row(0), row(1), for: attention.q, on: device), positions, on: device),
-            to: x, gate: row(2), on: device)
+            to: x, gate: row(2))
         x = crossAttention.o.add(
             crossAttention(textNormed(x, on: device), text, on: device), to: x, on: device)
-        x = down.add(
+        x = device.gated(
+            down,
             up(
                 normed(x, row(3), row(4), for: up, on: device), activation: .geluTanh,
                 format: down.inputFormat, on: device),
-            to: x, gate: row(5), on: device)
+            to: x, gate: row(5))
     }
 
     /// LN(x) * (1 + scale) + shift, in the input format of `next`. x: [tokens, dim] → same
     func normed(
         _ x: Tensor, _ shift: Tensor, _ scale: Tensor, for next: Linear, on device: any Backend
     ) -> Tensor {
-        device.modulatedLayerNorm(
-            x, shift: shift, scale: scale, epsilon: WanTransformer.epsilon, kind: norms,
-            format: next.inputFormat, dtype: nil)
+        device.modulated(x, shift: shift, scale: scale, kind: norms, format: next.inputFormat)
     }
 
     /// LN(x) * weight + bias, in the input format of the queries of cross attention. x: [tokens, dim] → same

@@ -10,6 +10,8 @@ package struct Positions {
     package let rope: RotaryTable
     /// Of the whole sequence.
     package let tokens: Int
+    /// Videos of a batch: their tokens take turns.
+    package var samples = 1
 }
 
 /// The pairs of features of a head are divided among the three axes. Pair i of an axis with `width` features is rotated
@@ -20,14 +22,14 @@ package enum RotaryEmbedding {
     static let longestAxis = 128
 
     /// The angles of this device's tokens; all are in the order (t, h, w), row-major with w fastest.
-    /// size: the grid of tokens → cosine, sine: f32 [own of t * h * w, headDim / 2]
+    /// size: the grid of tokens → cosine, sine: f32 [own of t * h * w * samples, headDim / 2]
     package static func positions(
-        _ size: Extent, headDim: Int, on device: any Backend
+        _ size: Extent, headDim: Int, samples: Int = 1, on device: any Backend
     ) -> Positions {
         ensure(
             max(size.t, size.h, size.w) <= longestAxis,
             "RotaryEmbedding: grid \(size) exceeds \(longestAxis)")
-        let tokens = size.t * size.h * size.w
+        let tokens = size.t * size.h * size.w * samples
         let own = device.membership.sequence(tokens)[device.membership.index]
         let spatial = headDim / 6
         let pairs = (t: headDim / 2 - 2 * spatial, h: spatial, w: spatial)
@@ -50,10 +52,10 @@ package enum RotaryEmbedding {
                 }
                 for frame in 0..<size.t {
                     for line in 0..<size.h {
-                        for column in 0..<size.w {
+                        for column in 0..<size.w * samples {
                             append(t, frame, pairs.t)
                             append(h, line, pairs.h)
-                            append(w, column, pairs.w)
+                            append(w, column / samples, pairs.w)
                         }
                     }
                 }
@@ -61,7 +63,8 @@ package enum RotaryEmbedding {
             return device.place(out.slice(own), as: .f32)
         }
         return Positions(
-            rope: RotaryTable(cosine: table(cos), sine: table(sin)), tokens: tokens)
+            rope: RotaryTable(cosine: table(cos), sine: table(sin)), tokens: tokens,
+            samples: samples)
     }
 
     /// [positions * pairs]; the products are rounded to f32, as in the original.

@@ -7,9 +7,9 @@ public import Tensors
 /// Shift, scale and gate vectors for one timestep.
 public struct Modulation {
     /// For each block: shift, scale, gate of the attention, then of the feed-forward.
-    /// f32 [layers, 6, dim]
+    /// f32 [layers, 6, dim]; of a batch [layers, 6, samples * dim]
     public let blocks: Tensor
-    /// Shift and scale before the head. f32 [2, dim]
+    /// Shift and scale before the head. f32 [2, dim]; of a batch [2, samples * dim]
     public let head: Tensor
 }
 
@@ -57,9 +57,10 @@ package struct TimeEmbedding {
     }
 
     /// Adds e to every row of the offsets, as offset + 1 * e.
-    /// sinusoid: f32 [1, frequencyDim]
+    /// sinusoid: f32 [1, frequencyDim]; of a batch [samples, frequencyDim]
     func callAsFunction(_ sinusoid: Tensor, on device: any Backend) -> Modulation {
         let (e, e0) = embedding(sinusoid, on: device)
+        if sinusoid.shape[0] > 1 { return batch(e, e0, on: device) }
         let (layers, dim) = (blockOffsets.shape[0], blockOffsets.shape[2])
         let rows: Shape = [layers, 6 * dim]
         let blocks = device.gatedAdd(

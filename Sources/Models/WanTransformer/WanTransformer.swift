@@ -166,10 +166,9 @@ extension WanTransformer {
     /// The head, in f32. x: [tokens, dim] → f32 [tokens, p*p * outputChannels]
     public func project(_ x: Tensor, _ modulation: Modulation, on device: any Backend) -> Tensor {
         head(
-            device.modulatedLayerNorm(
+            device.modulated(
                 x, shift: device.entry(modulation.head, 0), scale: device.entry(modulation.head, 1),
-                epsilon: WanTransformer.epsilon, kind: .exact, format: .plain, dtype: .f32),
-            on: device)
+                kind: .exact, format: .plain, dtype: .f32), on: device)
     }
 
     /// The queries and keys of one block's self-attention, for inspecting its block map.
