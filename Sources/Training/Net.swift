@@ -53,6 +53,8 @@ public final class Net {
     /// To what timesteps are rounded before the embedding: bf16 in the published models.
     public let timestepType: DType
     public let device: any Backend
+    /// Where the weights of nets are placed: those of a checkpoint that is not trained once.
+    private let weightDevice: any Backend
     public let recomputation: Recomputation
     /// Adapters that are trained in place of the checkpoint's own tensors.
     public let adapters: LowRankAdapters?
@@ -83,10 +85,16 @@ public final class Net {
         self.linearFormat = linearFormat
         self.device = device
         named = NamedCheckpoint(checkpoint)
+        weightDevice =
+            adapters == nil && checkpoint is Parameters
+            ? device : PlacedOnce(device, names: named)
     }
 
     /// The parameters, where this net has some to train.
     public var parameters: Parameters? { adapters?.parameters ?? checkpoint as? Parameters }
+
+    /// Whether the checkpoint's own tensors are trained.
+    private var isTrained: Bool { adapters == nil && checkpoint is Parameters }
 
     /// The net of this moment's parameters.
     public func model() throws(CheckpointError) -> WanTransformer { try current().model }
@@ -94,7 +102,7 @@ public final class Net {
     private func current() throws(CheckpointError) -> Built {
         let version = parameters?.version ?? 0
         if let built, built.version == version { return built.net }
-        let net = try build(on: device)
+        let net = try build(on: weightDevice)
         built = (version, net)
         return net
     }
@@ -102,7 +110,7 @@ public final class Net {
     private func build(on base: any Backend) throws(CheckpointError) -> Built {
         let device = adapters.map { AdaptedBackend(base, $0, names: named) } ?? base
         let weights = Weights(
-            adapters == nil ? checkpoint : named, on: device, activations: activations,
+            isTrained ? checkpoint : named, on: device, activations: activations,
             linearFormat: linearFormat)
         return Built(model: try WanTransformer(weights, options), device: device)
     }
@@ -116,6 +124,15 @@ public final class Net {
     }
 
     private func size(_ x: Tensor) -> Extent { Extent(t: x.shape[1], h: x.shape[2], w: x.shape[3]) }
+
+    /// In which passes a batch is taken: as many samples at once as fill a device.
+    func passes(_ count: Int, of shape: Shape) -> [Range<Int>] {
+        let patch = options.patch
+        let tokens = shape[1] * (shape[2] / patch) * (shape[3] / patch)
+        let size = max(1, min(count, Self.passTokens / max(1, tokens)))
+        return stride(from: 0, to: count, by: size).map { $0..<min($0 + size, count) }
+    }
+    private static let passTokens = 65_000
 
     private func context(
         _ model: WanTransformer, _ text: Text, _ x: Tensor, on device: any Backend
@@ -143,7 +160,115 @@ public final class Net {
             model([device.place(x, as: .f32)], modulation, context, on: device))
     }
 
+    /// Of samples of one size in one pass.
+    func velocities(_ xs: [Tensor], at timesteps: [Double], _ texts: [Text])
+        throws(CheckpointError) -> [Tensor]
+    {
+        if xs.count == 1 { return [try velocity(xs[0], at: timesteps[0], texts[0])] }
+        let net = try current()
+        let (model, device) = (net.model, net.device)
+        let modulation = model.modulation(
+            sinusoid: device.place(sinusoids(model, timesteps), as: .f32), on: device)
+        let context = context(model, texts, xs[0], on: device)
+        var state = model.embed(batch: inputs(xs, on: device), on: device)
+        for index in 0..<model.config.layers {
+            model.step(&state, block: index, modulation, context, on: device)
+        }
+        return apart(
+            device.read(answers(model, state, modulation, xs, on: device)), xs.count)
+    }
+
+    private func context(
+        _ model: WanTransformer, _ texts: [Text], _ x: Tensor, on device: any Backend
+    ) -> WanTransformer.Context {
+        model.prepare(
+            batch: texts.map { TextEmbedding(rows: $0.rows, count: $0.count) }, size: size(x),
+            on: device)
+    }
+
+    private func sinusoids(_ model: WanTransformer, _ timesteps: [Double]) -> Tensor {
+        let rows = timesteps.map { sinusoid(model, $0) }
+        return Tensor(
+            rows.flatMap { $0.floats() }, [rows.count, model.config.frequencyDim])
+    }
+
+    /// Latents side by side on the host, [samples * C, T, H, W].
+    private func joined(_ xs: [Tensor]) -> Tensor {
+        let shape = xs[0].shape
+        let whole = Tensor.host(shape.replacingFirst(xs.count * shape[0]), .f32)
+        for (index, x) in xs.enumerated() {
+            ensure(x.shape == shape && x.dtype == .f32, "samples of one pass must be alike")
+            (whole.hostAddress + index * x.byteCount).copyMemory(
+                from: x.hostAddress, byteCount: x.byteCount)
+        }
+        return whole
+    }
+
+    /// Undoes `joined`.
+    private func apart(_ whole: Tensor, _ count: Int) -> [Tensor] {
+        let channels = whole.shape[0] / count
+        return (0..<count).map { whole.slice($0 * channels..<($0 + 1) * channels) }
+    }
+
+    private func inputs(_ xs: [Tensor], on device: any Backend) -> [Tensor] {
+        let (whole, channels) = (device.place(joined(xs), as: .f32), xs[0].shape[0])
+        return xs.indices.map { device.slice(whole, $0 * channels..<($0 + 1) * channels) }
+    }
+
+    /// The velocities of a batch, [samples * C, T, H, W].
+    private func answers(
+        _ model: WanTransformer, _ state: Tensor, _ modulation: Modulation, _ xs: [Tensor],
+        on device: any Backend
+    ) -> Tensor {
+        device.concatenate(
+            model.latents(
+                batch: model.project(state, modulation, on: device), samples: xs.count,
+                size: size(xs[0]), on: device))
+    }
+
     // MARK: Forward mode
+
+    /// Of samples of one size in one pass: velocities and their derivatives.
+    func moving(
+        _ xs: [Tensor], along tangents: [Tensor], at timesteps: [Double],
+        along timestepTangents: [Double], _ texts: [Text]
+    ) throws(CheckpointError) -> [(velocity: Tensor, tangent: Tensor)] {
+        if xs.count == 1 {
+            return [
+                try moving(
+                    xs[0], along: tangents[0], at: timesteps[0], along: timestepTangents[0],
+                    texts[0])
+            ]
+        }
+        ensure(adapters == nil, "moving: adapters are trained without tangents")
+        let model = try model()
+        let context = context(model, texts, xs[0], on: device)
+        let moving = Tangents(device)
+        let (input, channels) = (device.place(joined(xs), as: .f32), xs[0].shape[0])
+        moving.move(input, along: device.place(joined(tangents), as: .f32))
+        let sinusoid = device.place(sinusoids(model, timesteps), as: .f32)
+        let width = model.config.frequencyDim
+        let slopes = zip(timesteps, timestepTangents).flatMap { timestep, tangent in
+            let speed = rounded(tangent)
+            return TimeEmbedding.sinusoidSlope(rounded(timestep), width).floats().map {
+                Float(Double($0) * speed)
+            }
+        }
+        moving.move(
+            sinusoid, along: device.place(Tensor(slopes, [xs.count, width]), as: .f32))
+        let modulation = model.modulation(sinusoid: sinusoid, on: moving)
+        let parts = xs.indices.map { moving.slice(input, $0 * channels..<($0 + 1) * channels) }
+        var state = model.embed(batch: parts, on: moving)
+        for index in 0..<model.config.layers {
+            model.step(&state, block: index, modulation, context, on: moving)
+        }
+        let whole = answers(model, state, modulation, xs, on: moving)
+        let velocities = apart(device.read(whole), xs.count)
+        guard let moved = moving.tangent(of: whole) else {
+            return velocities.map { ($0, .zeros($0.shape, .f32)) }
+        }
+        return zip(velocities, apart(device.read(moved), xs.count)).map { ($0, $1) }
+    }
 
     /// The velocity and its derivative along (tangent, timestepTangent); the text and the parameters are constant.
     /// x, tangent: f32 [C, T, H, W] on the host → same
@@ -201,14 +326,61 @@ public final class Net {
     public func recorded(
         _ x: Tensor, at timestep: Double, _ text: Text, watchesLatents: Bool = false
     ) throws(CheckpointError) -> Recorded {
-        let recorder = Recorder(device, names: parameters?.namesByStorage ?? [:])
+        let recorder = Recorder(weightDevice, names: parameters?.namesByStorage ?? [:])
         let net = try build(on: recorder)
         let (model, device) = (net.model, net.device)
         let input = recorder.place(x, as: .f32)
         if watchesLatents { recorder.watch(input) }
         let context = context(model, text, x, on: device)
         let modulation = model.modulation(at: rounded(timestep), on: device)
-        var state = model.embed([input], on: device)
+        let state = blocks(
+            of: model, model.embed([input], on: device), modulation, context, recorder,
+            on: device)
+        let result = device.unpatchify(
+            model.project(state, modulation, on: device), size: size(x),
+            patch: model.config.patch)
+        return Recorded(
+            velocity: device.read(result), result: result, input: input, recorder: recorder,
+            device: self.device)
+    }
+    /// Velocities of samples of one size, from one pass that remembers how they were made.
+    struct RecordedBatch {
+        let velocities: [Tensor]
+        /// The derivatives of sum <velocity, cotangent>, by the parameters' names.
+        let gradients: (_ cotangents: [Tensor]) -> [String: Tensor]
+    }
+
+    func recorded(_ xs: [Tensor], at timesteps: [Double], _ texts: [Text])
+        throws(CheckpointError) -> RecordedBatch
+    {
+        if xs.count == 1 {
+            let one = try recorded(xs[0], at: timesteps[0], texts[0])
+            return RecordedBatch(velocities: [one.velocity]) { one.gradients($0[0]).parameters }
+        }
+        let recorder = Recorder(weightDevice, names: parameters?.namesByStorage ?? [:])
+        let net = try build(on: recorder)
+        let (model, device) = (net.model, net.device)
+        let context = context(model, texts, xs[0], on: device)
+        let modulation = model.modulation(
+            sinusoid: device.place(sinusoids(model, timesteps), as: .f32), on: device)
+        let state = blocks(
+            of: model, model.embed(batch: inputs(xs, on: device), on: device), modulation,
+            context, recorder, on: device)
+        let result = answers(model, state, modulation, xs, on: device)
+        let recorded = Recorded(
+            velocity: device.read(result), result: result, input: result, recorder: recorder,
+            device: self.device)
+        return RecordedBatch(velocities: apart(recorded.velocity, xs.count)) { cotangents in
+            recorded.gradients(self.joined(cotangents)).parameters
+        }
+    }
+
+    /// All blocks, recorded or to be computed again.
+    private func blocks(
+        of model: WanTransformer, _ state: Tensor, _ modulation: Modulation,
+        _ context: WanTransformer.Context, _ recorder: Recorder, on device: any Backend
+    ) -> Tensor {
+        var state = state
         for index in 0..<model.config.layers {
             let before = state
             func block() -> Tensor {
@@ -218,11 +390,6 @@ public final class Net {
             }
             state = recomputation == .block ? recorder.recomputed(block) : block()
         }
-        let result = device.unpatchify(
-            model.project(state, modulation, on: device), size: size(x),
-            patch: model.config.patch)
-        return Recorded(
-            velocity: device.read(result), result: result, input: input, recorder: recorder,
-            device: self.device)
+        return state
     }
 }

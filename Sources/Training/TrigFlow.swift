@@ -29,74 +29,97 @@ package struct TrigScaling {
     }
 }
 
-/// A net's answers at (x, t) in TrigFlow.
+/// A net's answers at (x, t) in TrigFlow, of the samples of one pass.
 extension Net {
+    typealias Answer = (clean: LatentValues, field: LatentValues)
+
+    private func inputs(_ xs: [LatentValues], _ scalings: [TrigScaling]) -> [Tensor] {
+        eachSample(xs.count) { (1 / scalings[$0].sum * xs[$0]).tensor }
+    }
+
     /// x0 and F at an angle.
-    func denoised(_ x: LatentValues, at t: Double, _ text: Text) throws(CheckpointError) -> (
-        clean: LatentValues, field: LatentValues
-    ) {
-        let scaling = TrigScaling(t)
-        let v = LatentValues(
-            try velocity((1 / scaling.sum * x).tensor, at: scaling.timestep, text))
-        return (scaling.clean(x, v), scaling.field(x, v))
+    func denoised(_ xs: [LatentValues], at ts: [Double], _ texts: [Text])
+        throws(CheckpointError) -> [Answer]
+    {
+        let scalings = ts.map { TrigScaling($0) }
+        let found = try velocities(inputs(xs, scalings), at: scalings.map(\.timestep), texts)
+        return eachSample(xs.count) {
+            let v = LatentValues(found[$0])
+            return (scalings[$0].clean(xs[$0], v), scalings[$0].field(xs[$0], v))
+        }
     }
 
     /// The same with guidance g: uncond + g (cond - uncond); one pass where g = 1.
     func guided(
-        _ x: LatentValues, at t: Double, _ text: Text, negative: Text?, guidance: Double
-    ) throws(CheckpointError) -> (clean: LatentValues, field: LatentValues) {
-        let positive = try denoised(x, at: t, text)
-        guard guidance > 1, let negative else { return positive }
-        let other = try denoised(x, at: t, negative)
-        return (
-            other.clean + guidance * (positive.clean - other.clean),
-            other.field + guidance * (positive.field - other.field)
-        )
+        _ xs: [LatentValues], at ts: [Double], _ samples: [Sample], guidance: Double
+    ) throws(CheckpointError) -> [Answer] {
+        let positive = try denoised(xs, at: ts, samples.map(\.text))
+        let negatives = samples.compactMap(\.negative)
+        guard guidance > 1, negatives.count == samples.count else { return positive }
+        let other = try denoised(xs, at: ts, negatives)
+        return eachSample(xs.count) {
+            (
+                other[$0].clean + guidance * (positive[$0].clean - other[$0].clean),
+                other[$0].field + guidance * (positive[$0].field - other[$0].field)
+            )
+        }
     }
 
     /// F and its derivative along (direction, speed); both outside of the net in f64.
     func movingField(
-        _ x: LatentValues, along direction: LatentValues, at t: Double, along speed: Double,
-        _ text: Text
-    ) throws(CheckpointError) -> (field: LatentValues, tangent: LatentValues) {
-        let s = TrigScaling(t)
-        let inward = 1 / s.sum * direction + s.inputSlope * speed * x
+        _ xs: [LatentValues], along directions: [LatentValues], at ts: [Double],
+        along speeds: [Double], _ texts: [Text]
+    ) throws(CheckpointError) -> [(field: LatentValues, tangent: LatentValues)] {
+        let scalings = ts.map { TrigScaling($0) }
+        let inward = eachSample(xs.count) {
+            (1 / scalings[$0].sum * directions[$0] + scalings[$0].inputSlope * speeds[$0] * xs[$0])
+                .tensor
+        }
         let found = try moving(
-            (1 / s.sum * x).tensor, along: inward.tensor, at: s.timestep,
-            along: s.timestepSlope * speed, text)
-        let (v, tv) = (LatentValues(found.velocity), LatentValues(found.tangent))
-        let difference = s.cosine - s.sine
-        let tangent =
-            1 / s.sum * (difference * direction + tv)
-            - speed / (s.sum * s.sum) * (2 * x + difference * v)
-        return (s.field(x, v), tangent)
+            inputs(xs, scalings), along: inward, at: scalings.map(\.timestep),
+            along: zip(scalings, speeds).map { $0.timestepSlope * $1 }, texts)
+        return eachSample(xs.count) {
+            let (s, x, speed) = (scalings[$0], xs[$0], speeds[$0])
+            let (v, tv) = (LatentValues(found[$0].velocity), LatentValues(found[$0].tangent))
+            let difference = s.cosine - s.sine
+            let tangent =
+                1 / s.sum * (difference * directions[$0] + tv)
+                - speed / (s.sum * s.sum) * (2 * x + difference * v)
+            return (s.field(x, v), tangent)
+        }
     }
 
     /// A recorded pass at an angle.
-    func recordedTrig(_ x: LatentValues, at t: Double, _ text: Text) throws(CheckpointError)
-        -> RecordedTrig
+    func recordedTrig(_ xs: [LatentValues], at ts: [Double], _ texts: [Text])
+        throws(CheckpointError) -> RecordedTrig
     {
-        let scaling = TrigScaling(t)
-        let pass = try recorded((1 / scaling.sum * x).tensor, at: scaling.timestep, text)
-        let v = LatentValues(pass.velocity)
-        return RecordedTrig(
-            clean: scaling.clean(x, v), field: scaling.field(x, v), pass: pass, scaling: scaling)
+        let scalings = ts.map { TrigScaling($0) }
+        let pass = try recorded(inputs(xs, scalings), at: scalings.map(\.timestep), texts)
+        let answers = eachSample(xs.count) {
+            let v = LatentValues(pass.velocities[$0])
+            return (scalings[$0].clean(xs[$0], v), scalings[$0].field(xs[$0], v))
+        }
+        return RecordedTrig(answers: answers, pass: pass, scalings: scalings)
     }
 }
 
-/// x0 and F with the way back to the parameters.
+/// x0 and F of the samples of a pass, with the way back to the parameters.
 struct RecordedTrig {
-    let clean, field: LatentValues
-    fileprivate let pass: Net.Recorded
-    fileprivate let scaling: TrigScaling
+    let answers: [Net.Answer]
+    fileprivate let pass: Net.RecordedBatch
+    fileprivate let scalings: [TrigScaling]
 
-    /// cotangent: d loss / d F
-    func gradients(field cotangent: LatentValues) -> [String: Tensor] {
-        pass.gradients((1 / scaling.sum * cotangent).tensor).parameters
+    /// cotangents: d loss / d F
+    func gradients(fields cotangents: [LatentValues]) -> [String: Tensor] {
+        pass.gradients(
+            eachSample(cotangents.count) { (1 / scalings[$0].sum * cotangents[$0]).tensor })
     }
 
-    /// cotangent: d loss / d x0
-    func gradients(clean cotangent: LatentValues) -> [String: Tensor] {
-        pass.gradients((-scaling.sine / scaling.sum * cotangent).tensor).parameters
+    /// cotangents: d loss / d x0
+    func gradients(cleans cotangents: [LatentValues]) -> [String: Tensor] {
+        pass.gradients(
+            eachSample(cotangents.count) {
+                (-scalings[$0].sine / scalings[$0].sum * cotangents[$0]).tensor
+            })
     }
 }

@@ -108,9 +108,25 @@ public final class SeededDraws: RandomSource {
         (0..<count).map { _ in Float(random.next() >> 40) * 0x1p-24 }
     }
     public func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
-        (0..<count).map { _ in
-            LatentValues(
-                shape: shape, values: (0..<shape.count).map { _ in Double(Float(normal())) })
+        // Two numbers for two normal ones: every sample's place in the sequence is known.
+        if spare == nil, shape.count % 2 == 0 {
+            let here = random
+            random.skip(count * shape.count)
+            return eachSample(count) { index in
+                var own = here
+                own.skip(index * shape.count)
+                let draws = SeededDraws(own)
+                return LatentValues(shape: shape, values: draws.values(shape.count))
+            }
         }
+        return (0..<count).map { _ in
+            LatentValues(shape: shape, values: values(shape.count))
+        }
+    }
+
+    private init(_ random: SplitMix64) { self.random = random }
+
+    private func values(_ count: Int) -> [Double] {
+        (0..<count).map { _ in Double(Float(normal())) }
     }
 }

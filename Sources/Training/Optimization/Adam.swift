@@ -34,31 +34,60 @@ public final class Adam {
         self.device = device
     }
 
-    /// Moves the parameters that have a gradient.
+    /// Moves the parameters that have a gradient, and the average of what the net sees of all of them.
     /// - Parameters:
     ///   - factor: of the learning rate.
     ///   - scale: by which the gradients count.
+    ///   - average: with the old average's weight.
     public func step(
-        _ parameters: Parameters, _ gradients: [String: Tensor], factor: Double, scale: Float = 1
+        _ parameters: Parameters, _ gradients: [String: Tensor], factor: Double, scale: Float = 1,
+        average: (mean: MovingAverage, weight: Double)? = nil
     ) {
         steps += 1
         let now = Operation.AdamW.Settings(
             learningRate: Float(settings.learningRate * factor), beta1: Float(settings.beta1),
             beta2: Float(settings.beta2), epsilon: Float(settings.epsilon),
             decay: Float(settings.decay), step: steps, gradientScale: scale)
-        for name in parameters.names {
-            guard let gradient = gradients[name], let master = parameters.masters[name] else {
-                continue
+        let moving = parameters.names.filter { gradients[$0] != nil }
+        for names in Self.lists(of: moving, parameters) {
+            let masters = names.map { device.place(parameters.masters[$0]!, as: .f32) }
+            func state(_ values: [String: Tensor]) -> [Tensor] {
+                zip(names, masters).map { name, master in
+                    values[name] ?? device.place(.zeros(master.shape, .f32), as: .f32)
+                }
             }
-            let zeros = { [device] in device.place(.zeros(master.shape, .f32), as: .f32) }
-            let moved = device.adamW(
-                master: device.place(master, as: .f32), mean: means[name] ?? zeros(),
-                square: squares[name] ?? zeros(), gradient: gradient, now)
-            means[name] = moved.mean
-            squares[name] = moved.square
-            parameters.set(
-                name, moved.master, seen: device.cast(moved.master, to: parameters.dtype))
+            let found = device.adamW(
+                masters: masters, means: state(means), squares: state(squares),
+                gradients: names.map { gradients[$0]! },
+                averages: average.map { average in names.map { average.mean.values[$0]! } } ?? [],
+                averageWeight: average?.weight ?? 0, seenAs: parameters.dtype, now)
+            for (index, name) in names.enumerated() {
+                means[name] = found.means[index]
+                squares[name] = found.squares[index]
+                parameters.set(name, found.masters[index], seen: found.seen[index])
+                if let average { average.mean.set(name, found.averages[index]) }
+            }
         }
+        if let average {
+            let still = parameters.names.filter { gradients[$0] == nil }
+            average.mean.update(parameters, still, weight: average.weight)
+        }
+    }
+
+    /// Parameters that are moved together: many small ones, so that there are few launches; not many large ones,
+    /// because the old numbers are in memory beside the new ones.
+    private static func lists(of names: [String], _ parameters: Parameters) -> [[String]] {
+        var (lists, size): ([[String]], Int) = ([], 0)
+        for name in names {
+            let count = parameters.masters[name]!.shape.count
+            if lists.isEmpty || lists[lists.count - 1].count == 36 || size + count > 1 << 25 {
+                lists.append([])
+                size = 0
+            }
+            lists[lists.count - 1].append(name)
+            size += count
+        }
+        return lists
     }
 
     /// Takes the state of an earlier run.
@@ -74,11 +103,10 @@ public enum GradientNorm {
     /// The norm over all elements; not finite where one of them is not.
     public static func norm(_ gradients: [String: Tensor], on device: any Backend) -> Double {
         // In the order of names: the same bits each time.
-        let sums = gradients.keys.sorted().map { device.dot(gradients[$0]!, gradients[$0]!) }
-        let total = sums.reduce(0.0) { sum, tensor in
-            sum + device.read(tensor).withElements(Double.self) { $0[0] }
-        }
-        return total.squareRoot()
+        let terms = gradients.keys.sorted().map { gradients[$0]! }
+        if terms.isEmpty { return 0 }
+        return device.read(device.squareSum(terms)).withElements(Double.self) { $0[0] }
+            .squareRoot()
     }
 
     /// By what gradients are scaled so that their norm does not exceed `most`.

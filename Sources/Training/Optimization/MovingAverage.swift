@@ -39,14 +39,22 @@ public final class MovingAverage {
         iteration < 1 ? 0 : pow(1 - 1 / Double(iteration + 1), exponent(rate) + 1)
     }
 
+    /// The old average's weight after this iteration.
+    public func weight(_ iteration: Int) -> Double { Self.weight(iteration, rate: rate) }
+
     public func update(_ parameters: Parameters, iteration: Int) {
-        let beta = Self.weight(iteration, rate: rate)
-        for name in parameters.names {
+        update(parameters, parameters.names, weight: weight(iteration))
+    }
+
+    func update(_ parameters: Parameters, _ names: [String], weight beta: Double) {
+        for name in names {
             let now = device.cast(
                 device.place(parameters.tensor(name)!, as: parameters.dtype), to: .f32)
             values[name] = device.combine([values[name]!, now], [beta, 1 - beta], as: .f32)
         }
     }
+
+    func set(_ name: String, _ value: Tensor) { values[name] = value }
 
     public func restore(_ values: [String: Tensor]) { self.values = values }
 }

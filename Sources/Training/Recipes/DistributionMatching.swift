@@ -36,16 +36,21 @@ extension RCM {
             }
         }
         for step in 1..<max(1, steps) {
-            let cleans = try runs.indices.map { index throws(CheckpointError) in
-                try student.denoised(
-                    runs[index].state, at: runs[index].times[step - 1], batch[index].text
-                ).clean.rounded
+            let now = runs
+            var cleans: [LatentValues] = []
+            for part in student.passes(batch.count, of: shape) {
+                let found = try student.denoised(
+                    now[part].map(\.state), at: now[part].map { $0.times[step - 1] },
+                    batch[part].map(\.text))
+                cleans += eachSample(found.count) { found[$0].clean.rounded }
             }
             let noises = random.noise(batch.count, shape)
+            let states = eachSample(batch.count) {
+                cos(now[$0].times[step]) * cleans[$0] + sin(now[$0].times[step]) * noises[$0]
+            }
             for index in runs.indices {
-                let t = runs[index].times[step]
-                runs[index].state = cos(t) * cleans[index] + sin(t) * noises[index]
-                runs[index].time = t
+                runs[index].state = states[index]
+                runs[index].time = runs[index].times[step]
             }
         }
         return runs
@@ -62,33 +67,40 @@ extension RCM {
         let runs = try simulate(batch, steps: steps, random)
         let draws = settings.distributionTimes.draws(batch.count, from: random)
         let noises = random.noise(batch.count, batch[0].latents.shape)
-        for (index, sample) in batch.enumerated() {
-            let pass = try student.recordedTrig(
-                runs[index].state, at: runs[index].time, sample.text)
-            let made = pass.clean.rounded
-            let t = settings.distributionTimes.angle(draws[index])
-            let x = cos(t) * made + sin(t) * noises[index]
-            let fake = try critic.denoised(x, at: t, sample.text).clean
-            let real = try teacher.guided(
-                x, at: t, sample.text, negative: sample.negative, guidance: settings.guidance
-            ).clean
-            let distance = (made - real).values.reduce(0) { $0 + abs($1) }
-            let weight = max(Double(Float(distance / Double(made.values.count))), 1e-5)
-            observe("dmd.trajectory_times", runs[index].times)
-            observe("dmd.D_time", [t])
-            observe("dmd.G_x0", made.values)
-            observe("dmd.D_xt", x.values)
-            observe("dmd.x0_fake", fake.values)
-            observe("dmd.x0_teacher", real.values)
-            observe("dmd.weight", [weight])
-            let pull = 1 / weight * (fake - real)
-            let isMasked = pull.hasNaN || made.hasNaN
-            if made.hasNaN { result.isSpoiled = true }
-            result.losses.append(isMasked ? 0 : settings.distributionLossScale * pull.squares)
-            if isMasked, !settings.keepsPoison { continue }
-            result.add(
-                pass.gradients(
-                    clean: isMasked ? pull.zeros : 2 * settings.distributionLossScale * pull))
+        for part in student.passes(batch.count, of: batch[0].latents.shape) {
+            let (samples, own) = (Array(batch[part]), Array(runs[part]))
+            let texts = samples.map(\.text)
+            let pass = try student.recordedTrig(own.map(\.state), at: own.map(\.time), texts)
+            let made = eachSample(samples.count) { pass.answers[$0].clean.rounded }
+            let ts = part.map { settings.distributionTimes.angle(draws[$0]) }
+            let xs = eachSample(samples.count) {
+                cos(ts[$0]) * made[$0] + sin(ts[$0]) * noises[part.lowerBound + $0]
+            }
+            let fakes = try critic.denoised(xs, at: ts, texts)
+            let reals = try teacher.guided(xs, at: ts, samples, guidance: settings.guidance)
+            let pulls = eachSample(samples.count) {
+                let distance = (made[$0] - reals[$0].clean).values.reduce(0) { $0 + abs($1) }
+                let weight = max(Double(Float(distance / Double(made[$0].values.count))), 1e-5)
+                return (weight, 1 / weight * (fakes[$0].clean - reals[$0].clean))
+            }
+            var cotangents: [LatentValues] = []
+            for (index, (weight, pull)) in pulls.enumerated() {
+                observe("dmd.trajectory_times", own[index].times)
+                observe("dmd.D_time", [ts[index]])
+                observe("dmd.G_x0", made[index].values)
+                observe("dmd.D_xt", xs[index].values)
+                observe("dmd.x0_fake", fakes[index].clean.values)
+                observe("dmd.x0_teacher", reals[index].clean.values)
+                observe("dmd.weight", [weight])
+                let isMasked = pull.hasNaN || made[index].hasNaN
+                if made[index].hasNaN { result.isSpoiled = true }
+                result.losses.append(isMasked ? 0 : settings.distributionLossScale * pull.squares)
+                cotangents.append(
+                    isMasked ? pull.zeros : 2 * settings.distributionLossScale * pull)
+            }
+            // What is not finite in one sample spoils the whole pass; the step is skipped then.
+            if result.isSpoiled, !settings.keepsPoison { continue }
+            result.add(pass.gradients(cleans: cotangents))
         }
         return result
     }
@@ -103,28 +115,33 @@ extension RCM {
         let runs = try simulate(batch, steps: steps, random)
         let draws = settings.distributionTimes.draws(batch.count, from: random)
         let noises = random.noise(batch.count, batch[0].latents.shape)
-        for (index, sample) in batch.enumerated() {
-            let made = try student.denoised(
-                runs[index].state, at: runs[index].time, sample.text
-            ).clean.rounded
-            let t = settings.distributionTimes.angle(draws[index])
-            let x = cos(t) * made + sin(t) * noises[index]
-            let pass = try critic.recordedTrig(x, at: t, sample.text)
-            observe("critic.trajectory_times", runs[index].times)
-            observe("critic.D_time", [t])
-            observe("critic.G_x0", made.values)
-            observe("critic.D_xt", x.values)
-            observe("critic.x0_fake", pass.clean.values)
-            let difference = pass.clean - made
-            let weight = 1 / (sin(t) * sin(t))
-            let loss = weight * difference.squares
-            result.losses.append(loss)
-            // A draw of no noise at all, or a poisoned sample.
-            guard loss.isFinite else {
-                result.isSpoiled = true
-                continue
+        for part in student.passes(batch.count, of: batch[0].latents.shape) {
+            let own = Array(runs[part])
+            let texts = batch[part].map(\.text)
+            let found = try student.denoised(own.map(\.state), at: own.map(\.time), texts)
+            let made = eachSample(own.count) { found[$0].clean.rounded }
+            let ts = part.map { settings.distributionTimes.angle(draws[$0]) }
+            let xs = eachSample(own.count) {
+                cos(ts[$0]) * made[$0] + sin(ts[$0]) * noises[part.lowerBound + $0]
             }
-            result.add(pass.gradients(clean: 2 * weight * difference))
+            let pass = try critic.recordedTrig(xs, at: ts, texts)
+            let differences = eachSample(own.count) { pass.answers[$0].clean - made[$0] }
+            var cotangents: [LatentValues] = []
+            for index in own.indices {
+                observe("critic.trajectory_times", own[index].times)
+                observe("critic.D_time", [ts[index]])
+                observe("critic.G_x0", made[index].values)
+                observe("critic.D_xt", xs[index].values)
+                observe("critic.x0_fake", pass.answers[index].clean.values)
+                let weight = 1 / (sin(ts[index]) * sin(ts[index]))
+                let loss = weight * differences[index].squares
+                result.losses.append(loss)
+                // A draw of no noise at all, or a poisoned sample.
+                if !loss.isFinite { result.isSpoiled = true }
+                cotangents.append(2 * weight * differences[index])
+            }
+            if result.isSpoiled { continue }
+            result.add(pass.gradients(cleans: cotangents))
         }
         return result
     }

@@ -69,35 +69,48 @@ public struct RCM {
         let result = StepResult(on: student.device)
         let draws = settings.consistencyTimes.draws(batch.count, from: random)
         let noises = random.noise(batch.count, batch[0].latents.shape)
-        for (index, sample) in batch.enumerated() {
-            let t = settings.consistencyTimes.angle(draws[index])
-            let (s, c) = (sin(t), cos(t))
-            let x = c * sample.latents + s * noises[index]
-            let target = try teacher.guided(
-                x, at: t, sample.text, negative: sample.negative, guidance: settings.guidance
-            ).field
-            let (field, tangent) = try derivative(x, t, along: target, sample.text)
-            // The derivative is not scaled by the warm-up, unlike in the paper.
-            let raw =
-                -c * (1 - warmup * warmup * s * s).squareRoot() * (field - target)
-                - (warmup * c * s * x + tangent)
-            let pull = 1 / (raw.squares.squareRoot() + 0.1) * raw
-            let isMasked = pull.hasNaN || field.hasNaN
-            observe("scm.t", [t])
-            observe("scm.F_teacher", target.values)
-            observe(
-                "scm.F_theta",
-                isMasked ? [Double](repeating: 0, count: field.values.count) : field.values)
-            observe("scm.dF", tangent.values)
-            observe("scm.g_normalised", pull.values)
-            observe("scm.nan_mask", [isMasked ? 1 : 0])
-            result.losses.append(isMasked ? 0 : settings.lossScale * pull.squares)
-            if field.hasNaN || !sample.latents.isFinite { result.isSpoiled = true }
-            if isMasked, !settings.keepsPoison { continue }
-            let pass = try student.recordedTrig(x, at: t, sample.text)
-            result.add(
-                pass.gradients(
-                    field: isMasked ? pull.zeros : -2 * settings.lossScale * pull))
+        for part in student.passes(batch.count, of: batch[0].latents.shape) {
+            let samples = Array(batch[part])
+            let texts = samples.map(\.text)
+            let ts = part.map { settings.consistencyTimes.angle(draws[$0]) }
+            let xs = eachSample(samples.count) {
+                cos(ts[$0]) * samples[$0].latents + sin(ts[$0]) * noises[part.lowerBound + $0]
+            }
+            let targets = try teacher.guided(
+                xs, at: ts, samples, guidance: settings.guidance
+            ).map(\.field)
+            let moved = try derivative(xs, ts, along: targets, texts)
+            let pulls = eachSample(samples.count) {
+                let (s, c) = (sin(ts[$0]), cos(ts[$0]))
+                // The derivative is not scaled by the warm-up, unlike in the paper.
+                let raw =
+                    -c * (1 - warmup * warmup * s * s).squareRoot()
+                    * (moved[$0].field - targets[$0])
+                    - (warmup * c * s * xs[$0] + moved[$0].tangent)
+                return 1 / (raw.squares.squareRoot() + 0.1) * raw
+            }
+            var (kept, cotangents): ([Int], [LatentValues]) = ([], [])
+            for (index, pull) in pulls.enumerated() {
+                let field = moved[index].field
+                let isMasked = pull.hasNaN || field.hasNaN
+                observe("scm.t", [ts[index]])
+                observe("scm.F_teacher", targets[index].values)
+                observe(
+                    "scm.F_theta",
+                    isMasked ? [Double](repeating: 0, count: field.values.count) : field.values)
+                observe("scm.dF", moved[index].tangent.values)
+                observe("scm.g_normalised", pull.values)
+                observe("scm.nan_mask", [isMasked ? 1 : 0])
+                result.losses.append(isMasked ? 0 : settings.lossScale * pull.squares)
+                if field.hasNaN || !samples[index].latents.isFinite { result.isSpoiled = true }
+                if isMasked, !settings.keepsPoison { continue }
+                kept.append(index)
+                cotangents.append(isMasked ? pull.zeros : -2 * settings.lossScale * pull)
+            }
+            if kept.isEmpty { continue }
+            let pass = try student.recordedTrig(
+                kept.map { xs[$0] }, at: kept.map { ts[$0] }, kept.map { texts[$0] })
+            result.add(pass.gradients(fields: cotangents))
         }
         return result
     }
@@ -106,23 +119,38 @@ public struct RCM {
     public func derivative(_ x: LatentValues, _ t: Double, along flow: LatentValues, _ text: Text)
         throws(CheckpointError) -> (field: LatentValues, tangent: LatentValues)
     {
-        let (s, c) = (sin(t), cos(t))
-        let direction = c * s * flow
+        try derivative([x], [t], along: [flow], [text])[0]
+    }
+
+    /// The same of the samples of one pass.
+    func derivative(
+        _ xs: [LatentValues], _ ts: [Double], along flows: [LatentValues], _ texts: [Text]
+    ) throws(CheckpointError) -> [(field: LatentValues, tangent: LatentValues)] {
+        let speeds = ts.map { cos($0) * sin($0) }
+        let directions = eachSample(xs.count) { speeds[$0] * flows[$0] }
         let h = settings.difference
         switch settings.derivative {
         case .exact:
-            return try student.movingField(x, along: direction, at: t, along: c * s, text)
+            return try student.movingField(xs, along: directions, at: ts, along: speeds, texts)
         case .differenceInTime:
-            let moved = try student.movingField(x, along: direction, at: t, along: 0, text)
-            let before = try student.denoised(x, at: t - h, text).field
-            return (
-                moved.field,
-                moved.tangent + c * s / sin(h) * (cos(h) * moved.field - before)
-            )
+            let moved = try student.movingField(
+                xs, along: directions, at: ts, along: ts.map { _ in 0 }, texts)
+            let before = try student.denoised(xs, at: ts.map { $0 - h }, texts)
+            return eachSample(xs.count) {
+                let field = moved[$0].field
+                return (
+                    field,
+                    moved[$0].tangent + speeds[$0] / sin(h) * (cos(h) * field - before[$0].field)
+                )
+            }
         case .difference:
-            let field = try student.denoised(x, at: t, text).field
-            let before = try student.denoised(cos(h) * x - sin(h) * flow, at: t - h, text).field
-            return (field, c * s / sin(h) * (cos(h) * field - before))
+            let now = try student.denoised(xs, at: ts, texts)
+            let earlier = eachSample(xs.count) { cos(h) * xs[$0] - sin(h) * flows[$0] }
+            let before = try student.denoised(earlier, at: ts.map { $0 - h }, texts)
+            return eachSample(xs.count) {
+                let field = now[$0].field
+                return (field, speeds[$0] / sin(h) * (cos(h) * field - before[$0].field))
+            }
         }
     }
 
@@ -146,33 +174,46 @@ public struct RCM {
         let result = StepResult(on: student.device)
         let noises = random.noise(batch.count, batch[0].latents.shape)
         let draws = random.uniforms(batch.count)
-        for (index, sample) in batch.enumerated() {
-            let times = Self.discreteAngles(
-                draws[index], steps: settings.discreteSteps, skip: settings.discreteSkip,
-                shift: settings.discreteShift
-            ).map { Double($0) }
-            let noisy = cos(times[0]) * sample.latents + sin(times[0]) * noises[index]
-            var x = noisy
-            for (time, next) in zip(times, times.dropFirst()) {
-                let flow = try teacher.guided(
-                    x, at: time, sample.text, negative: sample.negative,
-                    guidance: settings.guidance
-                ).field
-                x = x - (time - next) * flow
+        for part in student.passes(batch.count, of: batch[0].latents.shape) {
+            let samples = Array(batch[part])
+            let texts = samples.map(\.text)
+            let times = part.map { index in
+                Self.discreteAngles(
+                    draws[index], steps: settings.discreteSteps, skip: settings.discreteSkip,
+                    shift: settings.discreteShift
+                ).map { Double($0) }
             }
-            let target = try student.denoised(x, at: times.last!, sample.text).clean
-            let pass = try student.recordedTrig(noisy, at: times[0], sample.text)
-            observe("dcm.times", times)
-            observe("dcm.x0_pred", pass.clean.values)
-            observe("dcm.x0_target", target.values)
-            let difference = pass.clean - target
-            let isMasked = difference.hasNaN
-            if pass.clean.hasNaN { result.isSpoiled = true }
-            result.losses.append(isMasked ? 0 : settings.lossScale * difference.squares)
-            if isMasked, !settings.keepsPoison { continue }
-            result.add(
-                pass.gradients(
-                    clean: isMasked ? difference.zeros : 2 * settings.lossScale * difference))
+            let noisy = eachSample(samples.count) {
+                cos(times[$0][0]) * samples[$0].latents
+                    + sin(times[$0][0]) * noises[part.lowerBound + $0]
+            }
+            var xs = noisy
+            for step in 0..<settings.discreteSkip {
+                let flows = try teacher.guided(
+                    xs, at: times.map { $0[step] }, samples, guidance: settings.guidance)
+                let before = xs
+                xs = eachSample(xs.count) {
+                    before[$0] - (times[$0][step] - times[$0][step + 1]) * flows[$0].field
+                }
+            }
+            let targets = try student.denoised(xs, at: times.map { $0.last! }, texts)
+            let pass = try student.recordedTrig(noisy, at: times.map { $0[0] }, texts)
+            var cotangents: [LatentValues] = []
+            for index in samples.indices {
+                let (clean, target) = (pass.answers[index].clean, targets[index].clean)
+                observe("dcm.times", times[index])
+                observe("dcm.x0_pred", clean.values)
+                observe("dcm.x0_target", target.values)
+                let difference = clean - target
+                let isMasked = difference.hasNaN
+                if clean.hasNaN { result.isSpoiled = true }
+                result.losses.append(isMasked ? 0 : settings.lossScale * difference.squares)
+                cotangents.append(
+                    isMasked ? difference.zeros : 2 * settings.lossScale * difference)
+            }
+            // What is not finite in one sample spoils the whole pass; the step is skipped then.
+            if result.isSpoiled, !settings.keepsPoison { continue }
+            result.add(pass.gradients(cleans: cotangents))
         }
         return result
     }

@@ -28,28 +28,41 @@ public struct WhiteBox {
         let result = StepResult(on: student.device)
         let draws = times.draws(batch.count, from: random)
         let noises = random.noise(batch.count, batch[0].latents.shape)
+        let ts = draws.map(times.rectifiedFlow)
+        let noisy = eachSample(batch.count) {
+            ((1 - ts[$0]) * batch[$0].latents + ts[$0] * noises[$0]).tensor
+        }
         var total = 0.0
-        for (index, sample) in batch.enumerated() {
-            let t = times.rectifiedFlow(draws[index])
-            let x = ((1 - t) * sample.latents + t * noises[index]).tensor
-            let timestep = 1000 * t
-            let target =
-                try teacher.map { teacher throws(CheckpointError) in
-                    LatentValues(try teacher.velocity(x, at: timestep, sample.text))
-                } ?? noises[index] - sample.latents
-            let pass = try student.recorded(x, at: timestep, sample.text)
-            let velocity = LatentValues(pass.velocity)
-            observe("t", [t])
-            observe("student_v", velocity.values)
-            observe("teacher_v", target.values)
-            let difference = velocity - target
-            let count = Double(difference.values.count * batch.count)
-            total += difference.squares / count * lossScale
-            guard difference.isFinite else {
+        for part in student.passes(batch.count, of: batch[0].latents.shape) {
+            let (xs, samples) = (Array(noisy[part]), Array(batch[part]))
+            let (timesteps, texts) = (part.map { 1000 * ts[$0] }, samples.map(\.text))
+            let taught = try teacher?.velocities(xs, at: timesteps, texts)
+            let pass = try student.recorded(xs, at: timesteps, texts)
+            let count = Double(xs[0].shape.count * batch.count)
+            let found = eachSample(samples.count) { index in
+                let velocity = LatentValues(pass.velocities[index])
+                let target =
+                    taught.map { LatentValues($0[index]) }
+                    ?? noises[part.lowerBound + index] - samples[index].latents
+                let difference = velocity - target
+                return (
+                    velocity: velocity, target: target, loss: difference.squares / count,
+                    isFinite: difference.isFinite,
+                    cotangent: (2 * lossScale / count * difference).tensor
+                )
+            }
+            for (index, one) in found.enumerated() {
+                observe("t", [ts[part.lowerBound + index]])
+                observe("student_v", one.velocity.values)
+                observe("teacher_v", one.target.values)
+                total += one.loss * lossScale
+            }
+            // The whole step is lost then.
+            guard found.allSatisfy(\.isFinite) else {
                 result.isSpoiled = true
                 continue
             }
-            result.add(pass.gradients((2 * lossScale / count * difference).tensor).parameters)
+            result.add(pass.gradients(found.map(\.cotangent)))
         }
         result.losses = [total]
         return result

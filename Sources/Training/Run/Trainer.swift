@@ -193,8 +193,10 @@ public final class Trainer {
             let clipping = settings.largestNorm.map { GradientNorm.clipping(norm, to: $0) } ?? 1
             trained.optimizer.step(
                 trained.parameters, result.gradients, factor: factor,
-                scale: Float(share) * clipping)
-            if let averaging { student.average?.update(student.parameters, iteration: averaging) }
+                scale: Float(share) * clipping,
+                average: averaging.flatMap { iteration in
+                    student.average.map { ($0, $0.weight(iteration)) }
+                })
         }
         iteration += 1
         try device.synchronize()
