@@ -24,6 +24,13 @@ const char *nvrtc_load(void *library, struct nvrtc *nvrtc) {
     return NULL;
 }
 
+const char *nccl_load(void *library, struct nccl *nccl) {
+    LOAD(nccl, ncclGetErrorString, "ncclGetErrorString")
+#define LOAD_NCCL(field, parameters) LOAD(nccl, field, #field)
+    NCCL_FUNCTIONS(LOAD_NCCL)
+    return NULL;
+}
+
 const char *onednn_load(void *library, struct onednn *onednn) {
 #define LOAD_ONEDNN(result, field, parameters) LOAD(onednn, field, #field)
     ONEDNN_FUNCTIONS(LOAD_ONEDNN)

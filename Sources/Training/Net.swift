@@ -148,23 +148,30 @@ public final class Net {
 
     // MARK: Values
 
-    /// x: f32 [C, T, H, W] on the host; timestep in 0...1000 → f32, as x, on the host
-    public func velocity(_ x: Tensor, at timestep: Double, _ text: Text) throws(CheckpointError)
-        -> Tensor
-    {
+    /// x: f32 [C, T, H, W] on the host; timestep in 0...1000; conditioning: of `Sample` → f32, as x, on the host
+    public func velocity(
+        _ x: Tensor, at timestep: Double, _ text: Text, conditioning: Tensor? = nil
+    ) throws(CheckpointError) -> Tensor {
         let net = try current()
         let (model, device) = (net.model, net.device)
         let modulation = model.modulation(at: rounded(timestep), on: device)
         let context = context(model, text, x, on: device)
         return device.read(
-            model([device.place(x, as: .f32)], modulation, context, on: device))
+            model(
+                ([x] + (conditioning.map { [$0] } ?? [])).map { device.place($0, as: .f32) },
+                modulation, context, on: device))
     }
 
     /// Of samples of one size in one pass.
-    func velocities(_ xs: [Tensor], at timesteps: [Double], _ texts: [Text])
-        throws(CheckpointError) -> [Tensor]
-    {
-        if xs.count == 1 { return [try velocity(xs[0], at: timesteps[0], texts[0])] }
+    /// - Parameter conditioning: of a single sample.
+    func velocities(
+        _ xs: [Tensor], at timesteps: [Double], _ texts: [Text], conditioning: Tensor? = nil
+    ) throws(CheckpointError) -> [Tensor] {
+        if xs.count == 1 {
+            return [
+                try velocity(xs[0], at: timesteps[0], texts[0], conditioning: conditioning)
+            ]
+        }
         let net = try current()
         let (model, device) = (net.model, net.device)
         let modulation = model.modulation(
@@ -324,7 +331,8 @@ public final class Net {
     /// The velocity, recorded from the parameters on.
     /// - Parameter watchesLatents: whether derivatives by x are asked for too.
     public func recorded(
-        _ x: Tensor, at timestep: Double, _ text: Text, watchesLatents: Bool = false
+        _ x: Tensor, at timestep: Double, _ text: Text, conditioning: Tensor? = nil,
+        watchesLatents: Bool = false
     ) throws(CheckpointError) -> Recorded {
         let recorder = Recorder(weightDevice, names: parameters?.namesByStorage ?? [:])
         let net = try build(on: recorder)
@@ -333,8 +341,9 @@ public final class Net {
         if watchesLatents { recorder.watch(input) }
         let context = context(model, text, x, on: device)
         let modulation = model.modulation(at: rounded(timestep), on: device)
+        let given = conditioning.map { [recorder.place($0, as: .f32)] } ?? []
         let state = blocks(
-            of: model, model.embed([input], on: device), modulation, context, recorder,
+            of: model, model.embed([input] + given, on: device), modulation, context, recorder,
             on: device)
         let result = device.unpatchify(
             model.project(state, modulation, on: device), size: size(x),
@@ -343,6 +352,7 @@ public final class Net {
             velocity: device.read(result), result: result, input: input, recorder: recorder,
             device: self.device)
     }
+
     /// Velocities of samples of one size, from one pass that remembers how they were made.
     struct RecordedBatch {
         let velocities: [Tensor]
@@ -350,11 +360,12 @@ public final class Net {
         let gradients: (_ cotangents: [Tensor]) -> [String: Tensor]
     }
 
-    func recorded(_ xs: [Tensor], at timesteps: [Double], _ texts: [Text])
-        throws(CheckpointError) -> RecordedBatch
-    {
+    func recorded(
+        _ xs: [Tensor], at timesteps: [Double], _ texts: [Text], conditioning: Tensor? = nil
+    ) throws(CheckpointError) -> RecordedBatch {
         if xs.count == 1 {
-            let one = try recorded(xs[0], at: timesteps[0], texts[0])
+            let one = try recorded(
+                xs[0], at: timesteps[0], texts[0], conditioning: conditioning)
             return RecordedBatch(velocities: [one.velocity]) { one.gradients($0[0]).parameters }
         }
         let recorder = Recorder(weightDevice, names: parameters?.namesByStorage ?? [:])

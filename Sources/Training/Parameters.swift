@@ -73,6 +73,18 @@ public final class Parameters: Checkpoint {
         version += 1
     }
 
+    /// Takes what the net sees of a parameter whose master another process keeps.
+    func see(_ name: String, _ tensor: Tensor) {
+        masters[name] = nil
+        seen[name] = tensor
+        version += 1
+    }
+
+    /// Lets go of masters that other processes keep.
+    func keepMasters(where isOwn: (String) -> Bool) {
+        masters = masters.filter { isOwn($0.key) }
+    }
+
     public func info(_ name: String) -> TensorInfo? { infos[name] }
     public func tensor(_ name: String) -> Tensor? { seen[name] }
 

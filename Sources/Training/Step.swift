@@ -9,11 +9,16 @@ public struct Sample {
     public var text: Text
     /// The negative prompt, for the teacher's guidance.
     public var negative: Text?
+    /// What a net is given beside the latents, such as mask and picture of image to video: f32 [C', T, H, W] on the host
+    public var conditioning: Tensor?
 
-    public init(latents: LatentValues, text: Text, negative: Text? = nil) {
+    public init(
+        latents: LatentValues, text: Text, negative: Text? = nil, conditioning: Tensor? = nil
+    ) {
         self.latents = latents
         self.text = text
         self.negative = negative
+        self.conditioning = conditioning
     }
 }
 

@@ -42,6 +42,38 @@ public enum TimeDistribution: Sendable, Hashable, Codable {
         }
     }
 
+    /// The same of the distribution that is cut off outside of a range of shares of noise: equal quantiles.
+    public func rectifiedFlow(_ draw: Float, within range: ClosedRange<Double>?) -> Double {
+        guard let range else { return rectifiedFlow(draw) }
+        let (low, high) = (quantile(of: range.lowerBound), quantile(of: range.upperBound))
+        let own: Double
+        switch self {
+        case .logNormal: own = Self.normal(below: Double(draw))
+        case .uniformShift: own = Double(draw)
+        }
+        let wanted = low + (high - low) * own
+        // The quantile grows with the share of noise: halving finds it.
+        var (a, b) = (range.lowerBound, range.upperBound)
+        for _ in 0..<60 {
+            let middle = (a + b) / 2
+            if quantile(of: middle) < wanted { a = middle } else { b = middle }
+        }
+        return (a + b) / 2
+    }
+
+    /// The probability of a share of noise below t.
+    private func quantile(of t: Double) -> Double {
+        if t <= 0 { return 0 }
+        if t >= 1 { return 1 }
+        switch self {
+        case .logNormal(let mean, let deviation):
+            return Self.normal(below: (log(t / (1 - t)) - mean) / deviation)
+        case .uniformShift(let shift): return shift > 0 ? t / (shift - (shift - 1) * t) : t
+        }
+    }
+
+    private static func normal(below z: Double) -> Double { 0.5 * erfc(-z / 2.0.squareRoot()) }
+
     /// The angle.
     public func angle(_ draw: Float) -> Double {
         NoiseTime.angle(rectifiedFlow: rectifiedFlow(draw))

@@ -10,7 +10,8 @@ struct TrainCommand: AsyncParsableCommand {
         discussion: """
             A run lives in a folder: settings.json, loss.csv, events for TensorBoard, checkpoints, and at the end the \
             trained models. Ctrl-C pauses it after the current iteration; --resume goes on with the same bits. \
-            The published configurations are the defaults; --config reads all settings from a file.
+            The published configurations are the defaults; --config reads settings from a file. Several processes, \
+            one for each device, train one model: torchrun --no-python, srun or Ray start them.
             """,
         subcommands: [TrainSLACommand.self, TrainRCMCommand.self, TrainLoRACommand.self])
 }
@@ -32,8 +33,11 @@ struct TrainSLACommand: AsyncParsableCommand {
         help: "Share of the key blocks attended exactly (default: 0.1).")
     var topK: Double?
 
+    @Flag(help: "Write -quant checkpoints too: linear layers in int8.")
+    var quant = false
+
     func run() async throws {
-        try await TrainingRun(options, .sla).run { settings in
+        try await TrainingRun(options, .sla, isQuantized: quant).run { settings in
             if let topK { settings.topK = topK }
         }
     }
@@ -63,8 +67,26 @@ struct TrainRCMCommand: AsyncParsableCommand {
     @Option(help: "The student's turn comes every so many iterations (default: 5).")
     var studentEvery: Int?
 
+    @Option(help: "continuous (sCM) or discrete (dCM).")
+    var consistency: RCM.Consistency?
+
+    @Option(
+        help:
+            "How sCM's derivative is found: exact (forward mode), difference-in-time or difference."
+    )
+    var derivative: RCM.Derivative?
+
+    @Option(help: "h of the differences (default: 0.0001).")
+    var difference: Double?
+
+    @Flag(help: "Write -quant checkpoints too: linear layers in int8.")
+    var quant = false
+
     func run() async throws {
-        try await TrainingRun(options, .rcm).run { settings in
+        try await TrainingRun(options, .rcm, isQuantized: quant).run { settings in
+            if let consistency { settings.rcm.consistency = consistency }
+            if let derivative { settings.rcm.derivative = derivative }
+            if let difference { settings.rcm.difference = difference }
             if let criticLr { settings.criticOptimizer.learningRate = criticLr }
             if let guidance { settings.rcm.guidance = guidance }
             if let tangentWarmup { settings.rcm.tangentWarmup = tangentWarmup }
@@ -110,14 +132,43 @@ struct TrainLoRACommand: AsyncParsableCommand {
     )
     var topK: Double?
 
+    @Option(
+        help: "comfyui, or peft: a folder with adapter_model.safetensors and adapter_config.json.")
+    var adapterLayout: LowRankAdapters.Layout?
+
     @Flag(help: "Quantise the layers of the blocks to int8; the adapters stay as they are.")
     var int8 = false
 
+    @Option(
+        help:
+            "Of a model with two transformers: high (noise), low, or both, one run after the other."
+    )
+    var expert: ExpertChoice?
+
+    @Option(
+        help:
+            "Share of noise below which the expert for low noise takes over (default: the family's)."
+    )
+    var boundary: Double?
+
     func run() async throws {
+        guard let expert else { return try await train(options, nil) }
+        for one in expert.experts {
+            var options = options
+            // Each expert's run has a folder of its own.
+            if expert == .both { options.output += "/\(one.rawValue)" }
+            try await train(options, one)
+        }
+    }
+
+    private func train(_ options: TrainOptions, _ expert: TrainingSettings.Expert?) async throws {
         try await TrainingRun(options, .lora, base: base, isInt8: int8).run { settings in
+            if let expert { settings.expert = expert }
+            if let boundary { settings.boundary = boundary }
             if let rank { (settings.rank, settings.alpha) = (rank, Double(rank)) }
             if let alpha { settings.alpha = alpha }
             if let topK { settings.topK = topK }
+            if let adapterLayout { settings.layout = adapterLayout }
             if let targets {
                 settings.targets = targets.split(separator: ",").map(String.init)
             }

@@ -6,9 +6,11 @@ public import Training
 
 struct TrainOptions: ParsableArguments {
     @Option(help: "The model whose family is trained: a name or a folder (default: nano).")
-    var model = "nano"
+    var model: String?
 
-    @Option(help: "The dense transformer (default: the model's own).", completion: .file())
+    @Option(
+        help: "The dense transformer: a file, or a DCP folder (default: the model's own).",
+        completion: .file())
     var teacher: String?
 
     @Option(
@@ -28,10 +30,17 @@ struct TrainOptions: ParsableArguments {
     var resume = false
 
     @Option(
-        help: "All settings, as in a run's settings.json.", completion: .file(extensions: ["json"]))
+        help: "Settings and files, in YAML or as in a run's settings.json; options go before them.",
+        completion: .file(extensions: ["yaml", "yml", "json"]))
     var config: String?
 
-    @Flag(name: .customLong("14b"), help: "The published configuration of the 14B models.")
+    @Option(
+        help:
+            "A published configuration: the 1.3B models' (the default), the 14B's, or an experiment of the original."
+    )
+    var preset: TrainingSettings.Preset?
+
+    @Flag(name: .customLong("14b"), help: "The same as --preset 14b.")
     var isLarge = false
 
     @Option(help: "Iterations of the whole run.")
@@ -64,6 +73,42 @@ struct TrainOptions: ParsableArguments {
     @Option(help: "block: compute blocks again on the way back; none: keep everything.")
     var checkpoint: Recomputation?
 
+    @Flag(
+        name: .customLong("8bit-moments"),
+        help: "Keep the optimiser's moments in 8 bits between steps, in the host's memory.")
+    var eightBitMoments = false
+
+    @Flag(
+        help:
+            "Bring latents through the autoencoder and back, as the original does; each sample once."
+    )
+    var vaeRoundTrip = false
+
+    @Flag(
+        help:
+            "As the original: checkpoints without masters, gradients that are not finite become zeros, no clipping."
+    )
+    var reference = false
+
+    @Option(help: "Sample the model every so many iterations, into the run's folder.")
+    var validateEvery: Int?
+
+    @Option(help: "Samples of the data set whose prompts are used for that.")
+    var validateSamples = 4
+
+    @Option(help: "Steps of the sampler for that (default: 4 for rcm, else 20).")
+    var validateSteps: Int?
+
+    @Option(
+        help: "The attribute classifier of nano's videos: each validation gets a score.",
+        completion: .file())
+    var classifier: String?
+
+    @Option(
+        help: "What the prompts ask for, for the classifier: JSON with the attributes of each.",
+        completion: .file(extensions: ["json"]))
+    var captions: String?
+
     @Option(help: "Iterations between checkpoints (default: 500).")
     var saveEvery: Int?
 
@@ -85,9 +130,33 @@ struct TrainOptions: ParsableArguments {
     @Flag(help: "Print nothing but errors.")
     var quiet = false
 
+    func validate() throws {
+        for (name, value) in [
+            ("--validate-every", validateEvery), ("--validate-samples", validateSamples),
+            ("--validate-steps", validateSteps), ("--log-every", logEvery),
+        ] {
+            if let value, value < 1 {
+                throw ValidationError("\(name) is \(value), expected 1 or more")
+            }
+        }
+        if isLarge, let preset, preset != .large {
+            throw ValidationError("--14b and --preset \(preset.rawValue) exclude each other")
+        }
+        if classifier != nil, captions == nil || validateEvery == nil {
+            throw ValidationError(
+                "--classifier needs --captions FILE, what the prompts ask for, and --validate-every N"
+            )
+        }
+        if classifier == nil, captions != nil {
+            throw ValidationError("--captions needs --classifier FILE")
+        }
+    }
+
     /// The options that are given, put into settings.
     func apply(to settings: inout TrainingSettings) {
-        if isLarge { settings.useLargePreset() }
+        if reference { settings.asReference = true }
+        if vaeRoundTrip { settings.hasRoundTrip = true }
+        if eightBitMoments { settings.hasEightBitMoments = true }
         if let iterations { settings.iterations = iterations }
         if let batchSize { settings.batch = batchSize }
         if let accumulate { settings.accumulation = accumulate }
@@ -106,3 +175,34 @@ struct TrainOptions: ParsableArguments {
 enum TrainingPrecision: String, ExpressibleByArgument, CaseIterable { case bf16, f32 }
 
 extension Recomputation: ExpressibleByArgument {}
+extension TrainingSettings.Preset: ExpressibleByArgument {}
+
+extension LowRankAdapters.Layout: ExpressibleByArgument {}
+
+extension RCM.Consistency: ExpressibleByArgument {}
+
+extension RCM.Derivative: ExpressibleByArgument {
+    /// Words with hyphens, as all values of options.
+    private static let words: [(String, RCM.Derivative)] = [
+        ("exact", .exact), ("difference-in-time", .differenceInTime), ("difference", .difference),
+    ]
+    public static var allValueStrings: [String] { words.map(\.0) }
+
+    public init?(argument: String) {
+        guard let found = Self.words.first(where: { $0.0 == argument }) else { return nil }
+        self = found.1
+    }
+}
+
+/// `--expert`: one of two transformers, or both.
+enum ExpertChoice: String, ExpressibleByArgument, CaseIterable {
+    case high, low, both
+
+    var experts: [TrainingSettings.Expert] {
+        switch self {
+        case .high: [.high]
+        case .low: [.low]
+        case .both: [.high, .low]
+        }
+    }
+}

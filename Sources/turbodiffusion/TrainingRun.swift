@@ -1,10 +1,10 @@
 /// From the options of `turbodiffusion train` to a run, and through it.
 
 import ArgumentParser
-import Catalog
 import Checkpoints
 import Devices
 import Families
+import Glibc
 import Ground
 import Models
 import SystemPackage
@@ -15,38 +15,54 @@ import Training
 struct TrainingRun {
     let options: TrainOptions
     let recipe: TrainingSettings.Recipe
+    /// The transformer that gets adapters, where it is not the teacher.
     let base: String?
     let isInt8: Bool
+    /// Whether -quant checkpoints are written, too.
+    let isQuantized: Bool
 
     init(
         _ options: TrainOptions, _ recipe: TrainingSettings.Recipe, base: String? = nil,
-        isInt8: Bool = false
+        isInt8: Bool = false, isQuantized: Bool = false
     ) {
         self.options = options
         self.recipe = recipe
         self.base = base
         self.isInt8 = isInt8
+        self.isQuantized = isQuantized
     }
 
     /// - Parameter change: puts the recipe's own options into the settings.
     func run(_ change: (inout TrainingSettings) -> Void) async throws {
-        let settings = try settings(change)
-        let (models, sizes, textLength) = try models()
-        let samples = try samples(settings, sizes, textLength)
-        try tellPlan(settings, models, samples)
+        let place = try ProcessPlace.read { name in
+            getenv(name).map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 }
+        }
+        let isFirst = place?.isFirst ?? true
+        var (settings, files) = try self.settings(change)
+        if isInt8 { settings.hasInt8Base = true }
+        let inputs = try TrainingInputs(files, settings)
+        if settings.expert != nil {
+            settings.boundary = settings.boundary ?? inputs.set.family.defaults.boundary
+            guard options.validateEvery == nil else {
+                throw UserError(
+                    "train.expert",
+                    "--validate-every samples a whole model; an expert alone is none")
+            }
+        }
+        let choice = place.map { $0.device(options.device) } ?? options.device
+        try tellPlan(settings, inputs, choice, place)
         if options.dryRun { return }
 
-        let folder = try RunFolder(options.output, kept: settings.kept)
         var deviceOptions = DeviceOptions()
-        deviceOptions.threads = options.threads
-        let device = try options.device.open(deviceOptions) { note("\($0)") }
+        deviceOptions.threads = options.threads ?? place?.threads
+        let device = try choice.open(deviceOptions) { if isFirst { note("\($0)") } }
         guard device.supportsTraining else {
             throw UserError(
                 "device.training",
                 "\(device.name) has no kernels for gradients yet; train with --device cpu")
         }
         // The kernels' tiles have 64 queries and 64 keys.
-        if options.device.isGPU, settings.topK != nil,
+        if choice.isGPU, settings.topK != nil,
             settings.queryBlock % 64 != 0 || settings.keyBlock % 64 != 0
         {
             throw UserError(
@@ -54,20 +70,43 @@ struct TrainingRun {
                 "blocks of \(settings.queryBlock) x \(settings.keyBlock): a GPU takes multiples of "
                     + "64 (queryBlock, keyBlock); smaller ones run with --device cpu")
         }
-        let trainer = try Trainer(settings, models, samples, on: device)
+        try inputs.prepare(on: device)
+        let group = try place.map {
+            try joined($0, settings, inputs.samples.count, on: device)
+        }
+        let trainer = try Trainer(
+            settings, inputs.models, inputs.samples, on: device, group: group)
+        let folder = try RunFolder(options.output, kept: settings.kept)
         if let last = folder.states().last {
             try trainer.restore(try openTrainingState(last.path))
-            note("resumed at iteration \(trainer.iteration) from \(last.path)")
+            if isFirst { note("resumed at iteration \(trainer.iteration) from \(last.path)") }
         }
-        try folder.write(settings)
-        note("on \(device.name); \(samples.count) samples")
-        try train(trainer, folder)
+        // Nobody removes a checkpoint that another process has not read yet.
+        let agreed = try group?.sum([Double(trainer.iteration)])[0] ?? Double(trainer.iteration)
+        guard agreed == Double(trainer.iteration * (place?.count ?? 1)) else {
+            throw UserError(
+                "train.processes",
+                "the processes found different checkpoints in \(options.output): all of them need "
+                    + "the same folder")
+        }
+        guard isFirst else { return try follow(trainer) }
+        try folder.write(settings, files)
+        note(
+            "on \(device.name); \(inputs.samples.count) samples"
+                + (place.map { ", \($0.count) processes" } ?? ""))
+        let validation = try options.validateEvery.map { _ in
+            try Validation(options, settings, inputs, trainer, on: device)
+        }
+        try await lead(trainer, folder, validation)
     }
 
-    // MARK: What is asked for
+    // MARK: Settings
 
-    private func settings(_ change: (inout TrainingSettings) -> Void) throws -> TrainingSettings {
+    private func settings(_ change: (inout TrainingSettings) -> Void) throws -> (
+        TrainingSettings, TrainingFiles
+    ) {
         var settings = TrainingSettings(recipe)
+        var files = TrainingFiles()
         let place = FilePath(options.output).appending("settings.json")
         if place.exists {
             guard options.resume || options.dryRun else {
@@ -76,115 +115,67 @@ struct TrainingRun {
                     "\(options.output) holds a run already: --resume goes on with it, another "
                         + "--output begins a new one")
             }
-            settings = try RunFolder.settings(from: place.string)
+            try take(try SettingsFile(place.string), &settings, &files)
         } else if options.resume {
             throw UserError("train.resume", "\(options.output) holds no run that could be resumed")
         }
-        if let config = options.config { settings = try RunFolder.settings(from: config) }
-        guard settings.recipe == recipe else {
-            throw UserError(
-                "train.recipe",
-                "the settings are those of 'train \(settings.recipe.rawValue)', not of "
-                    + "'train \(recipe.rawValue)'")
+        if let config = options.config {
+            try take(try SettingsFile(config), &settings, &files)
+        }
+        if let preset = options.preset ?? (options.isLarge ? .large : nil) {
+            guard preset.recipe == nil || preset.recipe == recipe else {
+                throw UserError(
+                    "train.recipe",
+                    "--preset \(preset.rawValue) is a configuration of 'train "
+                        + "\(preset.recipe?.rawValue ?? "")', not of 'train \(recipe.rawValue)'")
+            }
+            // A file's settings go before those of a preset on the command line, whichever comes first.
+            settings.use(preset)
+            if let config = options.config { try SettingsFile(config).apply(to: &settings) }
         }
         options.apply(to: &settings)
         change(&settings)
         if let fault = settings.fault { throw UserError("train.settings", fault) }
-        return settings
+        files.model = options.model ?? files.model
+        files.teacher = options.teacher ?? files.teacher
+        files.base = base ?? files.base
+        if !options.dataset.isEmpty { files.dataset = options.dataset }
+        files.negativeEmbedding = options.negativeEmbedding ?? files.negativeEmbedding
+        return (settings, files)
     }
 
-    /// - Returns: the models, the transformer's sizes, and the rows of a text.
-    private func models() throws -> (TrainingModels, WanTransformerArchitecture, Int) {
-        var choice = ModelChoice(options.model)
-        if let teacher = options.teacher { choice.files[.transformer] = teacher }
-        let set = try Catalog.published.open(choice)
-        let family = set.family
-        guard family.conditioning == .none else {
+    private func take(
+        _ file: SettingsFile, _ settings: inout TrainingSettings, _ files: inout TrainingFiles
+    ) throws {
+        if let other = file.recipe ?? file.preset?.recipe, other != recipe {
             throw UserError(
-                "train.model", "\(set.name) takes a picture; text-to-video models are trained here")
+                "train.recipe",
+                "the settings are those of 'train \(other.rawValue)', not of "
+                    + "'train \(recipe.rawValue)'")
         }
-        func open(_ path: String) throws -> OpenedModel {
-            try openModel(
-                path, .wanTransformer, heads: family.heads, patch: family.geometry.patch)
-        }
-        let teacher = try open(set.transformer)
-        guard case .wanTransformer(let sizes) = teacher.model else {
-            throw UserError("train.model", "\(set.transformer) is no transformer")
-        }
-        return (
-            TrainingModels(
-                teacher: teacher.checkpoint, student: try base.map { try open($0).checkpoint },
-                options: WanTransformerOptions(
-                    heads: sizes.heads, patch: family.geometry.patch),
-                roundsTimesteps: family.roundsTimesteps,
-                linearFormat: isInt8 ? .int8Blocks : .plain), sizes, family.textLength
-        )
+        if let preset = file.preset { settings.use(preset) }
+        try file.apply(to: &settings)
+        files.model = file.files.model ?? files.model
+        files.teacher = file.files.teacher ?? files.teacher
+        files.base = file.files.base ?? files.base
+        files.dataset = file.files.dataset ?? files.dataset
+        files.negativeEmbedding = file.files.negativeEmbedding ?? files.negativeEmbedding
     }
-
-    private func samples(
-        _ settings: TrainingSettings, _ sizes: WanTransformerArchitecture, _ textLength: Int
-    ) throws -> ShardSamples {
-        guard !options.dataset.isEmpty else {
-            throw UserError("train.data", "--dataset SHARD… is needed: 'dataset make' makes one")
-        }
-        var negative: Text?
-        if let path = options.negativeEmbedding {
-            let isTorch = !path.hasSuffix(".safetensors")
-            let rows = try isTorch ? readTorchTensor(path) : Self.only(path)
-            guard rows.shape.rank == 2, rows.shape[1] == sizes.textDim else {
-                throw UserError(
-                    "train.negative",
-                    "\(path) holds \(rows), expected an embedding of [rows, \(sizes.textDim)]")
-            }
-            negative = try Text(rows).padded(to: textLength)
-        }
-        if recipe == .rcm, settings.rcm.guidance > 1, negative == nil {
-            throw UserError(
-                "train.negative",
-                "the teacher's guidance needs --negative-embedding FILE (or --guidance 1)")
-        }
-        let samples = ShardSamples(
-            try TarShards(options.dataset), frames: settings.frames, textLength: textLength,
-            negative: negative)
-        // The first sample stands for all: what does not fit is told before work begins.
-        let first = try samples.sample(0)
-        let shape = first.latents.shape
-        guard shape[0] == sizes.outputChannels, shape[2] % sizes.patch == 0,
-            shape[3] % sizes.patch == 0, first.text.rows.shape[1] == sizes.textDim
-        else {
-            throw UserError(
-                "train.data",
-                "the data set's latents are \(shape) and its text \(first.text.rows.shape): "
-                    + "expected \(sizes.outputChannels) channels, heights and widths that are "
-                    + "multiples of \(sizes.patch), and text of width \(sizes.textDim)")
-        }
-        return samples
-    }
-
-    private static func only(_ path: String) throws -> Tensor {
-        let file = try openCheckpoint(path)
-        guard file.names.count == 1, let tensor = try file.tensor(file.names[0]) else {
-            throw UserError(
-                "train.negative", "\(path) holds \(file.names.count) tensors, expected 1")
-        }
-        return tensor
-    }
-
-    // MARK: The run
 
     private func tellPlan(
-        _ settings: TrainingSettings, _ models: TrainingModels, _ samples: ShardSamples
+        _ settings: TrainingSettings, _ inputs: TrainingInputs, _ device: DeviceChoice,
+        _ place: ProcessPlace?
     ) throws {
         let plan = try TrainingPlan(
-            settings, models, try samples.sample(0), isGPU: options.device.isGPU)
+            settings, inputs.models, try inputs.outlined(), isGPU: device.isGPU,
+            processes: place?.count ?? 1)
         let words =
             "\(fixed(Double(plan.parameters) / 1e6, 2)) M numbers are trained, at most "
             + "\(describe(bytes: plan.memory)) of memory, "
             + "\(fixed(Double(plan.flops) / 1e12, 3)) TFLOP in the heaviest iteration"
-        if options.dryRun { Output.line(words) } else { note(words) }
-        let free =
-            options.device.isGPU
-            ? options.device.freeMemory : HostMemory.current.available
+            + (place == nil ? "" : " of each process")
+        if options.dryRun { Output.line(words) } else if place?.isFirst ?? true { note(words) }
+        let free = device.isGPU ? device.freeMemory : HostMemory.current.available
         if let free, free < plan.memory {
             throw UserError(
                 "train.memory",
@@ -193,53 +184,119 @@ struct TrainingRun {
         }
     }
 
-    private func train(_ trainer: Trainer, _ folder: RunFolder) throws {
+    // MARK: Processes
+
+    private func joined(
+        _ place: ProcessPlace, _ settings: TrainingSettings, _ samples: Int,
+        on device: any Backend
+    ) throws -> ProcessGroup {
+        if place.isFirst {
+            note(
+                "waiting for \(place.count - 1) other processes at \(place.host), port \(place.port)"
+            )
+        }
+        // What differs between machines, such as where the files are, does not count.
+        let purpose = "\(settings), \(samples) samples"
+        let group = try ProcessGroup.join(place, purpose: purpose)
+        group.cards = try CardsOfProcesses.open(group, device) { if place.isFirst { note($0) } }
+        return group
+    }
+
+    /// What a process does that is not the first: the same steps, without a word.
+    private func follow(_ trainer: Trainer) throws {
+        Interruption.pauses()
+        while trainer.iteration < trainer.settings.iterations {
+            let report = try trainer.step(pausing: Interruption.isPausing)
+            if report.isPausing {
+                _ = try trainer.state()
+                throw ExitCode(130)
+            }
+            if trainer.iteration % trainer.settings.saveEvery == 0 { _ = try trainer.state() }
+        }
+        if trainer.iteration % trainer.settings.saveEvery != 0 { _ = try trainer.state() }
+        for average in [false, true] { _ = try trainer.exported(average: average) }
+    }
+
+    // MARK: The run
+
+    private func lead(_ trainer: Trainer, _ folder: RunFolder, _ validation: Validation?)
+        async throws
+    {
         let curves = try Curves(in: folder, done: trainer.iteration)
         Interruption.pauses()
         let clock = ContinuousClock()
-        let begin = clock.now
+        var pace = Pace()
         let first = trainer.iteration
-        var saved = trainer.iteration
         func save() throws {
-            guard saved != trainer.iteration else { return }
-            try folder.save(trainer.state(), iteration: trainer.iteration)
-            saved = trainer.iteration
+            if let state = try trainer.state() {
+                try folder.save(state, iteration: trainer.iteration)
+            }
+            try curves.draw()
+        }
+        func validate() async throws {
+            guard let validation else { return }
+            let figures = try await validation.run(trainer, in: folder)
+            try curves.add(figures, iteration: trainer.iteration)
+            note(
+                "validation after iteration \(trainer.iteration): "
+                    + figures.compactMap { name, value in value.map { "\(name) \(fixed($0, 2))" } }
+                    .joined(separator: ", "))
         }
         while trainer.iteration < trainer.settings.iterations {
             let start = clock.now
-            let report = try trainer.step()
-            try curves.add(report, seconds: (clock.now - start) / .seconds(1))
+            let report = try trainer.step(pausing: Interruption.isPausing)
+            let seconds = (clock.now - start) / .seconds(1)
+            pace.add(seconds)
+            try curves.add(report, seconds: seconds)
             if let reason = report.skipped {
                 Output.note("iteration \(report.iteration) skipped: \(reason)")
             }
-            if report.iteration % max(1, options.logEvery) == 0 || report.iteration == first + 1 {
-                let mean = (clock.now - begin) / .seconds(1) / Double(trainer.iteration - first)
-                let left = mean * Double(trainer.settings.iterations - trainer.iteration)
+            if report.iteration % options.logEvery == 0 || report.iteration == first + 1 {
+                let left = pace.mean * Double(trainer.settings.iterations - trainer.iteration)
                 note(
-                    "iteration \(report.iteration) \(report.net) loss \(brief(report.loss)) "
-                        + "norm \(brief(report.norm)) \(describe(seconds: mean)) each, "
-                        + "\(fixed(left / 60, 1)) min left")
+                    "iteration \(report.iteration) of \(trainer.settings.iterations), "
+                        + "\(report.net) loss \(brief(report.loss)) norm \(brief(report.norm)), "
+                        + "\(describe(seconds: pace.mean)) each, \(about(seconds: left)) left")
             }
-            if Interruption.isPausing {
+            if report.isPausing {
                 try save()
                 note("paused after iteration \(trainer.iteration); --resume goes on")
                 throw ExitCode(130)
             }
             if trainer.iteration % trainer.settings.saveEvery == 0 { try save() }
+            if let every = options.validateEvery, trainer.iteration % every == 0 {
+                try await validate()
+            }
         }
-        try save()
+        if trainer.iteration % trainer.settings.saveEvery != 0 { try save() }
         try export(trainer)
     }
 
     private func export(_ trainer: Trainer) throws {
         let isAdapter = trainer.adapters != nil
-        for (name, average) in [
-            (isAdapter ? "adapter" : "transformer", false),
-            (isAdapter ? "adapter-ema" : "transformer-ema", true),
-        ] {
-            let path = FilePath(options.output).appending("\(name).safetensors").string
-            try writeCheckpoint(trainer.exported(average: average), to: path, overwrite: true)
-            note("wrote \(path)")
+        for (ending, average) in [("", false), ("-ema", true)] {
+            guard let result = try trainer.exported(average: average) else { continue }
+            func write(_ checkpoint: any Checkpoint, _ name: String) throws {
+                let path = FilePath(options.output).appending(name).string
+                try writeCheckpoint(checkpoint, to: path, overwrite: true)
+                note("wrote \(path)")
+            }
+            if isAdapter, trainer.settings.layout == .peft {
+                // As PEFT's from_pretrained finds them.
+                let folder = FilePath(options.output).appending("adapter\(ending)")
+                try folder.makeFolders()
+                try write(result, "adapter\(ending)/adapter_model.safetensors")
+                try PendingFile.write(
+                    Array(trainer.adapters!.configuration.utf8),
+                    to: folder.appending("adapter_config.json"), overwrite: true)
+                continue
+            }
+            try write(result, "\(isAdapter ? "adapter" : "transformer")\(ending).safetensors")
+            if isQuantized, !isAdapter {
+                try write(
+                    try quantized(result, to: .int8Blocks).checkpoint,
+                    "transformer\(ending)-quant.pth")
+            }
         }
     }
 
@@ -249,5 +306,40 @@ struct TrainingRun {
 
     private func note(_ text: String) {
         if !options.quiet { Output.note(text.printable) }
+    }
+}
+
+/// How long the last iterations took.
+private struct Pace {
+    private var last: [Double] = []
+    private var next = 0
+
+    mutating func add(_ seconds: Double) {
+        if last.count < 50 { last.append(seconds) } else { last[next % 50] = seconds }
+        next += 1
+    }
+
+    var mean: Double { last.reduce(0, +) / Double(max(1, last.count)) }
+}
+
+extension ProcessPlace {
+    /// The device of this process: its number among those of the machine, unless each process sees one only.
+    func device(_ choice: DeviceChoice) -> DeviceChoice {
+        switch choice {
+        case .cpu: return .cpu
+        case .cuda(let ordinal) where ordinal > 0: return choice
+        case .automatic, .cuda:
+            if local == 0 { return choice }
+            let own = DeviceChoice.cuda(ordinal: local)
+            if own.cardName != nil { return own }
+            // Slurm can show each process its own card alone. More processes than cards are told by opening one.
+            return choice == .automatic && DeviceChoice.automatic.cardName == nil
+                ? .cpu : DeviceChoice.cuda(ordinal: 1).cardName == nil ? .cuda(ordinal: 0) : own
+        }
+    }
+
+    /// The threads of a process that shares its machine's processors.
+    var threads: Int? {
+        localCount.map { max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))) / $0) }
     }
 }

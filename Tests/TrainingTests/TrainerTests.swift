@@ -79,7 +79,7 @@ private final class MadeSamples: SampleSource {
         for _ in 0..<3 { _ = try first.step() }
         let folder = try RunFolder(temporary(), kept: 1)
         defer { remove(folder.path) }
-        try folder.save(first.state(), iteration: first.iteration)
+        try folder.save(try #require(try first.state()), iteration: first.iteration)
         let second = try trainer(settings)
         try second.restore(try openTrainingState(folder.states()[0].path))
         #expect(second.iteration == 3)
@@ -122,6 +122,70 @@ private final class MadeSamples: SampleSource {
             let file = adapters.exported(layout, trainer.student.parameters.masters)
             #expect(file.names.count == 20 * (layout == .peft ? 2 : 3))
         }
+    }
+
+    @Test("moments in 8 bits learn as well, and a run that is resumed has the same bits")
+    func eightBits() throws {
+        var settings = settings(.lora)
+        settings.batch = 4
+        settings.optimizer.learningRate = 5e-3
+        func mean(_ losses: ArraySlice<Double>) -> Double {
+            losses.reduce(0, +) / Double(losses.count)
+        }
+        var last: [Double] = []
+        for isPacked in [false, true] {
+            settings.hasEightBitMoments = isPacked
+            let trainer = try trainer(settings, MadeSamples(4))
+            let losses = try (0..<30).map { _ in try trainer.step().loss }
+            #expect(mean(losses.suffix(5)) < 0.9 * mean(losses.prefix(5)))
+            last.append(mean(losses.suffix(5)))
+        }
+        #expect(abs(last[1] - last[0]) < 0.03 * last[0], "\(last)")
+        let whole = try trainer(settings)
+        for _ in 0..<5 { _ = try whole.step() }
+        let first = try trainer(settings)
+        for _ in 0..<3 { _ = try first.step() }
+        let second = try trainer(settings)
+        try second.restore(try #require(try first.state()))
+        for _ in 0..<2 { _ = try second.step() }
+        #expect(equal(whole, second))
+    }
+
+    @Test(
+        "8 bits keep numbers as closely as the table has them, squares above zero, and their own results exactly"
+    )
+    func packing() {
+        var random = SplitMix64(seed: 8)
+        func number() -> Float {
+            // Over six powers of ten.
+            let power = Float(random.next() >> 40) / Float(1 << 24) * 6 - 6
+            return expf(power * 2.302585) * (random.next() & 1 == 0 ? 1 : -1)
+        }
+        for isSigned in [true, false] {
+            let table = PackedNumbers.table(isSigned: isSigned)
+            #expect(
+                table.count == 256 && Set(table).count == 256 && table.contains(0)
+                    && table.last == 1)
+            let values = (0..<1000).map { _ in isSigned ? number() : abs(number()) }
+            let packed = PackedNumbers(Tensor(values, [1000]), isSigned: isSigned)
+            #expect(packed.scales.count == 4 && packed.codes.count == 1000)
+            let back = packed.unpacked
+            for (index, found) in back.floats().enumerated() {
+                // Half the distance of the entries of the number's power of ten.
+                let scale = abs(packed.scales[index / PackedNumbers.block])
+                let power = log10f(abs(values[index]) / scale).rounded(.up)
+                guard power > -6 else { continue }
+                let entries = Float(1 << (Int(power) + (isSigned ? 6 : 7)))
+                #expect(
+                    abs(values[index] - found)
+                        <= 1.001 * scale * expf(power * 2.3025851) * 0.45 / entries)
+            }
+            if !isSigned { #expect(back.floats().allSatisfy { $0 > 0 }) }
+            let again = PackedNumbers(back, isSigned: isSigned)
+            #expect(again.codes == packed.codes && again.scales == packed.scales)
+        }
+        let zeros = PackedNumbers(.zeros([300], .f32), isSigned: true)
+        #expect(zeros.unpacked.floats().allSatisfy { $0 == 0 })
     }
 
     @Test("a poisoned batch skips its step, says so, and leaves the parameters as they are")
@@ -210,7 +274,8 @@ private final class MadeSamples: SampleSource {
         let path = temporary() + ".json"
         defer { unlink(path) }
         for (text, words) in [
-            ("{", "not JSON"), ("{}", "'recipe' is missing"), ("{\"recipe\": 3}", "another type"),
+            ("{", "expected a key"), ("{}", "'recipe' is missing"),
+            ("{\"recipe\": 3}", "recipe is one of"),
         ] {
             try PendingFile.write(Array(text.utf8), to: FilePath(path), overwrite: true)
             do {

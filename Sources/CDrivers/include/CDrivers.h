@@ -5,6 +5,7 @@
 #include "cpu_kernels.h"
 #include "cuda_driver.h"
 #include "heap.h"
+#include "nccl.h"
 #include "nvrtc.h"
 #include "onednn.h"
 

@@ -62,7 +62,7 @@ struct SharedLibrary {
             + prefixes.filter { $0.hasPrefix("/") }.map { "\($0)/lib/python3*/*-packages" }
         var patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-1[23]*/lib64"]
         for python in pythons {
-            for part in ["cu13", "cuda_nvrtc"] {
+            for part in ["cu13", "cuda_nvrtc", "nccl"] {
                 patterns.append("\(python)/nvidia/\(part)/lib")
             }
         }

@@ -68,6 +68,29 @@ public final class LowRankAdapters {
         case peft, comfyui
     }
 
+    /// PEFT's `adapter_config.json` of adapters that are exported in its layout, where alpha is in the numbers.
+    public var configuration: String {
+        let targets = Set(
+            layers.map { $0.split(separator: ".").dropFirst(2).joined(separator: ".") }
+        )
+        .sorted().map { "\"\($0)\"" }.joined(separator: ", ")
+        return """
+            {
+              "base_model_name_or_path": null,
+              "bias": "none",
+              "inference_mode": true,
+              "init_lora_weights": true,
+              "lora_alpha": \(rank),
+              "lora_dropout": 0.0,
+              "peft_type": "LORA",
+              "r": \(rank),
+              "target_modules": [\(targets)],
+              "task_type": null
+            }
+
+            """
+    }
+
     /// The adapters as a file holds them, in bf16.
     public func exported(_ layout: Layout, _ values: [String: Tensor]) -> any Checkpoint {
         var tensors: [(name: String, tensor: Tensor)] = []

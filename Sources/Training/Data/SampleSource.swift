@@ -16,6 +16,11 @@ public final class ShardSamples: SampleSource {
     private let frames: Int?
     private let textLength: Int?
     private let negative: Text?
+    /// What is done to every sample, once for each as long as there is room for the results.
+    public var prepare: ((Sample) throws -> Sample)?
+    private var prepared: [Int: Sample] = [:]
+    private var preparedBytes = 0
+    private static let most = 2 << 30
 
     /// - Parameters:
     ///   - frames: latent frames that are kept of each sample; nil: all.
@@ -33,6 +38,24 @@ public final class ShardSamples: SampleSource {
     public var count: Int { shards.samples.count }
 
     public func sample(_ index: Int) throws -> Sample {
+        if let known = prepared[index] { return known }
+        let stored = try stored(index)
+        guard let prepare else { return stored }
+        let sample = try prepare(stored)
+        let bytes =
+            8 * sample.latents.values.count + (sample.conditioning?.byteCount ?? 0)
+            + sample.text.rows.byteCount
+        if preparedBytes + bytes <= Self.most {
+            preparedBytes += bytes
+            prepared[index] = sample
+        }
+        return sample
+    }
+
+    /// The prompt that a sample was made for.
+    public func prompt(_ index: Int) throws -> String { try shards.read(index).prompt }
+
+    private func stored(_ index: Int) throws -> Sample {
         let found = try shards.read(index)
         var latents = LatentValues(found.latents)
         if let frames {
@@ -108,25 +131,33 @@ public final class SeededDraws: RandomSource {
         (0..<count).map { _ in Float(random.next() >> 40) * 0x1p-24 }
     }
     public func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
-        // Two numbers for two normal ones: every sample's place in the sequence is known.
-        if spare == nil, shape.count % 2 == 0 {
-            let here = random
-            random.skip(count * shape.count)
-            return eachSample(count) { index in
-                var own = here
-                own.skip(index * shape.count)
-                let draws = SeededDraws(own)
-                return LatentValues(shape: shape, values: draws.values(shape.count))
-            }
-        }
-        return (0..<count).map { _ in
-            LatentValues(shape: shape, values: values(shape.count))
+        (0..<count).map { _ in
+            LatentValues(
+                shape: shape, values: (0..<shape.count).map { _ in Double(Float(normal())) })
         }
     }
+}
 
-    private init(_ random: SplitMix64) { self.random = random }
+/// Random numbers for the samples of an iteration. Each sample has its own, which its number among all samples of the
+/// iteration decides: they do not depend on how passes and processes share the samples out.
+final class SampleDraws: RandomSource {
+    private let streams: (Int) -> SeededDraws
+    private var made: [SeededDraws] = []
 
-    private func values(_ count: Int) -> [Double] {
-        (0..<count).map { _ in Double(Float(normal())) }
+    /// - Parameter first: the number of the first sample.
+    init(seed: UInt64, iteration: Int, first: Int) {
+        streams = { SeededDraws(seed: seed, iteration: iteration, part: first + $0) }
+    }
+
+    private func draw<Value>(_ count: Int, _ one: (SeededDraws) -> Value) -> [Value] {
+        while made.count < count { made.append(streams(made.count)) }
+        return made.prefix(count).map(one)
+    }
+
+    func normals(_ count: Int) -> [Float] { draw(count) { $0.normals(1)[0] } }
+    func uniforms(_ count: Int) -> [Float] { draw(count) { $0.uniforms(1)[0] } }
+    func noise(_ count: Int, _ shape: Shape) -> [LatentValues] {
+        let draws = draw(count) { $0 }
+        return eachSample(count) { draws[$0].noise(1, shape)[0] }
     }
 }

@@ -47,7 +47,8 @@ public final class MovingAverage {
     }
 
     func update(_ parameters: Parameters, _ names: [String], weight beta: Double) {
-        for name in names {
+        // Other processes keep the others.
+        for name in names where values[name] != nil {
             let now = device.cast(
                 device.place(parameters.tensor(name)!, as: parameters.dtype), to: .f32)
             values[name] = device.combine([values[name]!, now], [beta, 1 - beta], as: .f32)

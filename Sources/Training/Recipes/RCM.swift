@@ -40,7 +40,9 @@ public struct RCM {
         public init() {}
     }
 
-    public enum Consistency: String, Sendable, Hashable, Codable { case continuous, discrete }
+    public enum Consistency: String, Sendable, Hashable, Codable, CaseIterable {
+        case continuous, discrete
+    }
 
     /// How dF/dt along the teacher's flow is found.
     public enum Derivative: String, Sendable, Hashable, Codable {

@@ -13,8 +13,14 @@ public struct WhiteBox {
     public let teacher: Net?
     public var times: TimeDistribution
     public var lossScale: Double
+    /// Shares of noise that are trained, where the net is an expert for some; nil: all.
+    public var noise: ClosedRange<Double>?
 
-    public init(student: Net, teacher: Net?, times: TimeDistribution, lossScale: Double = 1) {
+    public init(
+        student: Net, teacher: Net?, times: TimeDistribution, lossScale: Double = 1,
+        noise: ClosedRange<Double>? = nil
+    ) {
+        self.noise = noise
         self.student = student
         self.teacher = teacher
         self.times = times
@@ -28,16 +34,19 @@ public struct WhiteBox {
         let result = StepResult(on: student.device)
         let draws = times.draws(batch.count, from: random)
         let noises = random.noise(batch.count, batch[0].latents.shape)
-        let ts = draws.map(times.rectifiedFlow)
+        let ts = draws.map { times.rectifiedFlow($0, within: noise) }
         let noisy = eachSample(batch.count) {
             ((1 - ts[$0]) * batch[$0].latents + ts[$0] * noises[$0]).tensor
         }
         var total = 0.0
-        for part in student.passes(batch.count, of: batch[0].latents.shape) {
+        for part in passes(batch) {
             let (xs, samples) = (Array(noisy[part]), Array(batch[part]))
             let (timesteps, texts) = (part.map { 1000 * ts[$0] }, samples.map(\.text))
-            let taught = try teacher?.velocities(xs, at: timesteps, texts)
-            let pass = try student.recorded(xs, at: timesteps, texts)
+            let conditioning = samples[0].conditioning
+            let taught = try teacher?.velocities(
+                xs, at: timesteps, texts, conditioning: conditioning)
+            let pass = try student.recorded(
+                xs, at: timesteps, texts, conditioning: conditioning)
             let count = Double(xs[0].shape.count * batch.count)
             let found = eachSample(samples.count) { index in
                 let velocity = LatentValues(pass.velocities[index])
@@ -66,5 +75,12 @@ public struct WhiteBox {
         }
         result.losses = [total]
         return result
+    }
+
+    /// Samples that go through the nets together. Those with a picture of their own go alone.
+    private func passes(_ batch: [Sample]) -> [Range<Int>] {
+        batch.contains { $0.conditioning != nil }
+            ? batch.indices.map { $0..<$0 + 1 }
+            : student.passes(batch.count, of: batch[0].latents.shape)
     }
 }

@@ -48,6 +48,36 @@ public final class Curves {
         try append(bytes, to: events)
     }
 
+    /// A validation's figures: a line of `validation.csv`, and events.
+    public func add(_ figures: [(name: String, value: Double?)], iteration: Int) throws(FileError) {
+        let path = csv.folder.appending("validation.csv")
+        if !path.exists {
+            try append(
+                Array(("iteration," + figures.map(\.name).joined(separator: ",") + "\n").utf8),
+                to: path)
+        }
+        let values = figures.map { $0.value.map { "\(Float($0))" } ?? "" }
+        try append(Array(("\(iteration)," + values.joined(separator: ",") + "\n").utf8), to: path)
+        let now = Double(time(nil))
+        var bytes: [UInt8] = []
+        for (name, value) in figures {
+            guard let value else { continue }
+            bytes += Self.record(
+                Self.event(time: now, step: iteration, scalar: ("validation/\(name)", Float(value)))
+            )
+        }
+        try append(bytes, to: events)
+    }
+
+    /// Draws the losses so far: `loss.svg`.
+    public func draw() throws(FileError) {
+        let text = String(decoding: try csv.contents(limit: 1 << 30), as: UTF8.self)
+        guard let picture = LossPicture(csv: text).svg else { return }
+        try PendingFile.write(
+            Array(picture.utf8), to: csv.folder.appending("loss.svg"), overwrite: true,
+            durable: false)
+    }
+
     private func append(_ bytes: [UInt8], to path: FilePath) throws(FileError) {
         let descriptor = open(path.string, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o666)
         guard descriptor >= 0 else { throw .last(path) }

@@ -36,39 +36,37 @@ public final class RunFolder {
         return try Self.settings(from: settingsPath.string)
     }
 
-    /// Settings from a file of JSON; what it leaves out is not known, so it must name everything.
+    /// Settings from a file that names the recipe; what else it leaves out is that recipe's default.
     public static func settings(from path: String) throws(RunFolderError) -> TrainingSettings {
-        do {
-            return try JSONDecoder().decode(
-                TrainingSettings.self, from: Data(try FilePath(path).contents()))
-        } catch let error as FileError {
-            throw RunFolderError("cannot read \(error)")
-        } catch {
-            throw RunFolderError("\(path) holds no settings of a training run: \(brief(error))")
+        let file = try SettingsFile(path)
+        guard let recipe = file.recipe else {
+            throw RunFolderError("\(path) holds no settings of a training run: 'recipe' is missing")
+        }
+        var settings = TrainingSettings(recipe)
+        if let preset = file.preset { settings.use(preset) }
+        try file.apply(to: &settings)
+        return settings
+    }
+
+    /// What `settings.json` holds.
+    private struct Stored: Encodable {
+        var settings: TrainingSettings
+        var files: TrainingFiles
+
+        func encode(to encoder: any Encoder) throws {
+            try settings.encode(to: encoder)
+            try files.encode(to: encoder)
         }
     }
 
-    private static func brief(_ error: any Error) -> String {
-        guard let error = error as? DecodingError else { return "\(error)" }
-        func place(_ context: DecodingError.Context) -> String {
-            context.codingPath.map(\.stringValue).joined(separator: ".")
-        }
-        return switch error {
-        case .keyNotFound(let key, let context):
-            "'\((context.codingPath.map(\.stringValue) + [key.stringValue]).joined(separator: "."))' is missing"
-        case .typeMismatch(_, let context), .valueNotFound(_, let context):
-            "'\(place(context))' is of another type"
-        case .dataCorrupted(let context):
-            place(context).isEmpty ? "it is not JSON" : "'\(place(context))' has no such value"
-        @unknown default: "it cannot be read"
-        }
-    }
-
-    public func write(_ settings: TrainingSettings) throws(RunFolderError) {
+    public func write(
+        _ settings: TrainingSettings, _ files: TrainingFiles = TrainingFiles()
+    ) throws(RunFolderError) {
         let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         do {
-            let bytes = Array(try encoder.encode(settings)) + [UInt8(ascii: "\n")]
+            let stored = Stored(settings: settings, files: files)
+            let bytes = Array(try encoder.encode(stored)) + [UInt8(ascii: "\n")]
             try PendingFile.write(bytes, to: settingsPath, overwrite: true)
         } catch { throw RunFolderError("cannot write \(error)") }
     }

@@ -41,6 +41,8 @@ public struct IterationReport: Sendable, Hashable {
     public var learningRate: Double
     /// Why the parameters were left as they are.
     public var skipped: String?
+    /// Whether a process of the run wants a pause now.
+    public var isPausing = false
 }
 
 /// Nets, optimisers and averages of one run, and the iteration that comes next.
@@ -51,10 +53,14 @@ public final class Trainer {
     public let student: TrainedNet
     public let critic: TrainedNet?
     public let adapters: LowRankAdapters?
+    /// The dense net that is imitated, distilled or adapted.
+    public let teacher: Net
     private let recipe: Recipe
     private let samples: any SampleSource
     private let order: SampleOrder
     private let device: any Backend
+    /// The processes of the run; nil: this one is alone.
+    public let group: ProcessGroup?
 
     private enum Recipe {
         case whiteBox(WhiteBox)
@@ -68,28 +74,58 @@ public final class Trainer {
         /// Of what the net sees; the critic has none.
         public let average: MovingAverage?
         public var parameters: Parameters { net.parameters! }
+        /// What other processes have of it.
+        let sharing: Sharing?
+        /// nil: the optimiser keeps its moments in f32.
+        private let moments: EightBitMoments?
 
-        init(_ net: Net, _ settings: Adam.Settings, averageRate: Double?) {
+        init(
+            _ net: Net, _ settings: Adam.Settings, averageRate: Double?,
+            hasEightBitMoments: Bool, _ group: ProcessGroup?
+        ) {
+            moments = hasEightBitMoments ? EightBitMoments(on: net.device) : nil
             self.net = net
             optimizer = Adam(settings, on: net.device)
             average = averageRate.map { MovingAverage(net.parameters!, rate: $0, on: net.device) }
+            sharing = group.map { Sharing(net.parameters!, $0, on: net.device) }
+            keepOwn()
+        }
+
+        /// Calls `body` with the optimiser's moments in their place.
+        func withMoments<Result>(_ body: () throws -> Result) rethrows -> Result {
+            moments?.unpack(optimizer)
+            defer { moments?.pack(optimizer) }
+            return try body()
+        }
+
+        /// Lets go of what other processes keep.
+        func keepOwn() {
+            guard let sharing else { return }
+            parameters.keepMasters(where: sharing.isOwn)
+            average?.restore(average?.values.filter { sharing.isOwn($0.key) } ?? [:])
+            optimizer.restore(
+                means: optimizer.means.filter { sharing.isOwn($0.key) },
+                squares: optimizer.squares.filter { sharing.isOwn($0.key) },
+                steps: optimizer.steps)
         }
     }
 
+    /// - Parameter group: the processes that train the model together; each calls the same methods in the same order.
     /// - Throws: `DataError` where there are too few samples, `CheckpointError`.
     public init(
         _ settings: TrainingSettings, _ models: TrainingModels, _ samples: any SampleSource,
-        on device: any Backend
+        on device: any Backend, group: ProcessGroup? = nil
     ) throws {
-        guard samples.count >= settings.batch else {
+        let batch = settings.batch * (group?.place.count ?? 1)
+        guard samples.count >= batch else {
             throw DataError(
-                "the data set has \(samples.count) samples, fewer than a batch of \(settings.batch)"
-            )
+                "the data set has \(samples.count) samples, fewer than a batch of \(batch)")
         }
         self.settings = settings
         self.samples = samples
         self.device = device
-        order = SampleOrder(count: samples.count, batch: settings.batch, seed: settings.seed)
+        self.group = group
+        order = SampleOrder(count: samples.count, batch: batch, seed: settings.seed)
         let dtype: DType = settings.isHalf ? .bf16 : .f32
         var dense = models.options
         dense.attention = .original
@@ -112,6 +148,7 @@ public final class Trainer {
         }
         let start = models.student ?? models.teacher
         let teacher = net(models.teacher, dense)
+        self.teacher = teacher
         var adapters: LowRankAdapters?
         let trained: Net
         switch settings.recipe {
@@ -133,7 +170,9 @@ public final class Trainer {
             trained = net(start, sparse, fresh, models.linearFormat)
         }
         self.adapters = adapters
-        student = TrainedNet(trained, settings.optimizer, averageRate: settings.averageRate)
+        student = TrainedNet(
+            trained, settings.optimizer, averageRate: settings.averageRate,
+            hasEightBitMoments: settings.hasEightBitMoments, group)
         switch settings.recipe {
         case .sla:
             critic = nil
@@ -146,11 +185,15 @@ public final class Trainer {
             recipe = .whiteBox(
                 WhiteBox(
                     student: trained, teacher: models.student == nil ? nil : teacher,
-                    times: settings.times, lossScale: settings.lossScale))
+                    times: settings.times, lossScale: settings.lossScale, noise: settings.noise))
         case .rcm:
             let fake = net(try Parameters(models.teacher, as: dtype), dense)
-            critic = TrainedNet(fake, settings.criticOptimizer, averageRate: nil)
-            recipe = .rcm(RCM(student: trained, teacher: teacher, critic: fake, settings.rcm))
+            critic = TrainedNet(
+                fake, settings.criticOptimizer, averageRate: nil,
+                hasEightBitMoments: settings.hasEightBitMoments, group)
+            var rcm = settings.rcm
+            if settings.asReference { rcm.keepsPoison = true }
+            recipe = .rcm(RCM(student: trained, teacher: teacher, critic: fake, rcm))
         }
     }
 
@@ -159,7 +202,8 @@ public final class Trainer {
     }
 
     /// One iteration. Steps that are not finite are skipped, and the report says why.
-    public func step() throws -> IterationReport {
+    /// - Parameter pausing: whether this process wants a pause; the report says whether any does.
+    public func step(pausing: Bool = false) throws -> IterationReport {
         var trained = student
         var averaging: Int? = iteration
         if case .rcm(let rcm) = recipe {
@@ -170,37 +214,92 @@ public final class Trainer {
         }
         let result = StepResult(on: device)
         for part in 0..<settings.accumulation {
-            let batch = try order.batch(iteration * settings.accumulation + part)
-                .map(samples.sample)
-            let draws = SeededDraws(seed: settings.seed, iteration: iteration, part: part)
+            let (batch, first) = try batch(part)
+            let draws = SampleDraws(seed: settings.seed, iteration: iteration, first: first)
             switch recipe {
             case .whiteBox(let recipe): result.add(try recipe.step(batch, draws))
             case .rcm(let rcm): result.add(try rcm.step(batch, iteration: iteration, draws))
             }
         }
-        let share = 1 / Double(settings.accumulation)
-        let norm = share * GradientNorm.norm(result.gradients, on: device)
+        let sums = try sum(result, of: trained, pausing: pausing)
+        var (gradients, norm) = (sums.gradients, sums.norm)
+        if settings.asReference, !norm.isFinite {
+            gradients = gradients.mapValues {
+                device.place(GradientNorm.withoutNonFinite(device.read($0)), as: .f32)
+            }
+            norm = try self.norm(gradients, of: trained)
+        }
         let factor = schedule.factor(trained.optimizer.steps)
         var report = IterationReport(
             iteration: iteration + 1, net: trained === student ? "student" : "critic",
-            loss: share * result.losses.reduce(0, +), norm: norm,
+            loss: share * sums.loss, norm: share * norm,
             learningRate: trained.optimizer.settings.learningRate * factor)
-        if result.isSpoiled {
+        report.isPausing = sums.isPausing
+        if sums.isSpoiled, !settings.asReference {
             report.skipped = "a sample's numbers are not finite"
         } else if !norm.isFinite {
             report.skipped = "the gradients are not finite"
         } else {
-            let clipping = settings.largestNorm.map { GradientNorm.clipping(norm, to: $0) } ?? 1
-            trained.optimizer.step(
-                trained.parameters, result.gradients, factor: factor,
-                scale: Float(share) * clipping,
-                average: averaging.flatMap { iteration in
-                    student.average.map { ($0, $0.weight(iteration)) }
-                })
+            let clipping =
+                settings.largestNorm.map { GradientNorm.clipping(share * norm, to: $0) } ?? 1
+            trained.withMoments {
+                trained.optimizer.step(
+                    trained.parameters, gradients, factor: factor, scale: Float(share) * clipping,
+                    average: averaging.flatMap { iteration in
+                        student.average.map { ($0, $0.weight(iteration)) }
+                    })
+            }
+            try trained.sharing?.spread()
         }
         iteration += 1
         try device.synchronize()
         return report
+    }
+
+    /// By what sums over passes and processes count. Losses of rCM are sums over samples, those of the others means; the
+    /// original takes rCM's mean over processes, too.
+    private var share: Double {
+        let isMean = settings.recipe != .rcm || settings.asReference
+        return 1 / Double(settings.accumulation * (isMean ? group?.place.count ?? 1 : 1))
+    }
+
+    /// This process's samples of a pass, and the number of the first one among all samples of the iteration.
+    private func batch(_ part: Int) throws -> (samples: [Sample], first: Int) {
+        let place = settings.batch * (group?.place.rank ?? 0)
+        let numbers = order.batch(iteration * settings.accumulation + part)
+        return (
+            try numbers[place..<place + settings.batch].map(samples.sample),
+            part * order.batch + place
+        )
+    }
+
+    private struct Sums {
+        /// Of own parameters.
+        var gradients: [String: Tensor]
+        /// Of all parameters, and the losses; neither is divided by their number.
+        var norm, loss: Double
+        var isSpoiled, isPausing: Bool
+    }
+
+    /// Adds up what all processes have found.
+    private func sum(_ result: StepResult, of trained: TrainedNet, pausing: Bool) throws -> Sums {
+        let loss = result.losses.reduce(0, +)
+        guard let group, let sharing = trained.sharing else {
+            return Sums(
+                gradients: result.gradients, norm: try norm(result.gradients, of: trained),
+                loss: loss, isSpoiled: result.isSpoiled, isPausing: pausing)
+        }
+        let facts = try group.sum([loss, result.isSpoiled ? 1 : 0, pausing ? 1 : 0])
+        let gradients = try sharing.sum(result.gradients)
+        return Sums(
+            gradients: gradients, norm: try norm(gradients, of: trained), loss: facts[0],
+            isSpoiled: facts[1] > 0, isPausing: facts[2] > 0)
+    }
+
+    private func norm(_ own: [String: Tensor], of trained: TrainedNet) throws -> Double {
+        let norm = GradientNorm.norm(own, on: device)
+        guard let group else { return norm }
+        return try group.sum([norm * norm])[0].squareRoot()
     }
 }
 
@@ -208,25 +307,44 @@ public final class Trainer {
 
 extension Trainer {
     /// Everything that the next iteration depends on, but for settings, models and data.
-    public func state() -> any Checkpoint {
+    /// - Returns: nil in all processes but the first.
+    public func state() throws -> (any Checkpoint)? {
         var tensors: [(name: String, tensor: Tensor)] = []
-        func add(_ role: String, _ kind: String, _ values: [String: Tensor], _ names: [String]) {
-            for name in names {
-                if let value = values[name] {
-                    tensors.append(("\(role).\(kind).\(name)", device.read(value)))
+        for (role, trained) in nets {
+            let parameters = trained.parameters
+            var masters = parameters.masters
+            if settings.asReference {
+                // The original keeps what nets see, and makes masters of it after a pause.
+                for name in masters.keys {
+                    masters[name] = device.place(
+                        device.read(parameters.tensor(name)!).converted(to: .f32), as: .f32)
+                }
+            }
+            try trained.withMoments {
+                for (kind, values) in [
+                    ("master", masters), ("exp_avg", trained.optimizer.means),
+                    ("exp_avg_sq", trained.optimizer.squares),
+                    ("ema", trained.average?.values ?? [:]),
+                ] {
+                    let all = try whole(values, of: trained)
+                    tensors += parameters.names.compactMap { name in
+                        all[name].map { ("\(role).\(kind).\(name)", $0) }
+                    }
                 }
             }
         }
-        for (role, trained) in nets {
-            let names = trained.parameters.names
-            add(role, "master", trained.parameters.masters, names)
-            add(role, "exp_avg", trained.optimizer.means, names)
-            add(role, "exp_avg_sq", trained.optimizer.squares, names)
-            if let average = trained.average { add(role, "ema", average.values, names) }
-        }
+        if let group, !group.place.isFirst { return nil }
         var facts = ["iteration": "\(iteration)", "recipe": settings.recipe.rawValue]
         for (role, trained) in nets { facts["\(role).steps"] = "\(trained.optimizer.steps)" }
         return TensorCollection("state of iteration \(iteration)", tensors, metadata: facts)
+    }
+
+    /// What belongs to parameters, from all processes. values: f32 → on the host; own values only in all processes but
+    /// the first
+    private func whole(_ values: [String: Tensor], of trained: TrainedNet) throws -> [String:
+        Tensor]
+    {
+        try trained.sharing?.collected(values) ?? values.mapValues { device.read($0) }
     }
 
     private var nets: [(String, TrainedNet)] {
@@ -268,18 +386,23 @@ extension Trainer {
                 averages[name] = try read("ema", name).map { device.place($0, as: .f32) }
             }
             let steps = state.metadata["\(role).steps"].flatMap { Int($0) } ?? 0
-            trained.optimizer.restore(means: means, squares: squares, steps: max(0, steps))
-            if !averages.isEmpty { trained.average?.restore(averages) }
+            trained.withMoments {
+                trained.optimizer.restore(means: means, squares: squares, steps: max(0, steps))
+                if !averages.isEmpty { trained.average?.restore(averages) }
+                trained.keepOwn()
+            }
         }
         self.iteration = iteration
     }
 
     /// What is published: the trained net or its average, in bf16.
-    public func exported(average: Bool) -> any Checkpoint {
+    /// - Returns: nil in all processes but the first.
+    public func exported(average: Bool) throws -> (any Checkpoint)? {
         let parameters = student.parameters
-        let values = average ? student.average?.values ?? [:] : parameters.masters
-        let host = values.mapValues { device.read($0) }
-        if let adapters { return adapters.exported(.comfyui, host) }
+        let host = try whole(
+            average ? student.average?.values ?? [:] : parameters.masters, of: student)
+        if let group, !group.place.isFirst { return nil }
+        if let adapters { return adapters.exported(settings.layout, host) }
         return TensorCollection(
             "trained transformer",
             parameters.names.compactMap { name in

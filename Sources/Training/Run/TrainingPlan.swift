@@ -16,9 +16,10 @@ public struct TrainingPlan: Sendable, Hashable {
     /// - Parameters:
     ///   - sample: a sample of the data set; only its sizes matter.
     ///   - isGPU: whether the scratch memory of a GPU's gradients counts too.
+    ///   - processes: that share masters, moments and averages; the plan is one process's.
     public init(
         _ settings: TrainingSettings, _ models: TrainingModels, _ sample: Sample,
-        isGPU: Bool = false
+        isGPU: Bool = false, processes: Int = 1
     ) throws {
         var settings = settings
         // The student's whole iteration and the critic's are among the first four then.
@@ -41,7 +42,11 @@ public struct TrainingPlan: Sendable, Hashable {
             _ = try trainer.step()
             flops = max(flops, device.total.flops)
         }
-        memory = device.memory.peak
+        // Master and two moments in f32, and the student's average.
+        let shared =
+            12 * parameters + (trainer.student.average == nil ? 0 : 4)
+            * trainer.student.parameters.elementCount
+        memory = device.memory.peak - shared / processes * (processes - 1)
     }
 
     /// Bytes that a GPU needs beside operands and results: transposed matrices of products, and the f32 tensors of

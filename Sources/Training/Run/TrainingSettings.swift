@@ -13,6 +13,9 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         case lora
     }
 
+    /// Transformers of a model that has one for much and one for little noise.
+    public enum Expert: String, Sendable, Hashable, Codable, CaseIterable { case high, low }
+
     public var recipe: Recipe
     public var iterations: Int
     /// Samples of one pass, and passes whose gradients add up before a step.
@@ -25,6 +28,8 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
     public var isHalf = true
     public var recomputation = Recomputation.block
     public var optimizer: Adam.Settings
+    /// Moments in 8 bits between the steps.
+    public var hasEightBitMoments = false
     /// Of rCM's critic.
     public var criticOptimizer: Adam.Settings
     /// Steps of the ramp of the learning rate.
@@ -43,6 +48,19 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
     public var rank = 16
     public var alpha = 16.0
     public var targets = LowRankAdapters.standardTargets
+    /// Whether the layers of the adapters' base are quantised to int8.
+    public var hasInt8Base = false
+    /// Whether latents are decoded and encoded before they are used, as the original does.
+    public var hasRoundTrip = false
+    /// How the keys of the adapters' files are written.
+    public var layout = LowRankAdapters.Layout.comfyui
+    /// The expert that gets the adapters, of a model that has two; nil: its only transformer.
+    public var expert: Expert?
+    /// The share of noise below which the expert for low noise takes over; nil: the family's.
+    public var boundary: Double?
+    /// As the original: checkpoints hold what nets see instead of masters, gradients that are not finite become zeros,
+    /// nothing is clipped, and rCM's gradients are means over processes.
+    public var asReference = false
     /// Iterations between checkpoints, and how many of them stay.
     public var saveEvery = 500
     public var kept = 2
@@ -67,8 +85,44 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         criticOptimizer = Adam.Settings(learningRate: 4e-7, beta1: 0)
     }
 
+    /// Published configurations by name; those of the original's experiments belong to one recipe.
+    public enum Preset: String, Sendable, Hashable, Codable, CaseIterable {
+        case small = "1.3b"
+        case large = "14b"
+        case smallSLA = "wan2pt1_1pt3B_res480p_t2v_SLA"
+        case largeSLA = "wan2pt1_14B_res480p_t2v_SLA"
+        case smallRCM = "wan2pt1_1pt3B_res480p_t2v_rCM"
+        case largeRCM = "wan2pt1_14B_res480p_t2v_rCM"
+
+        /// nil: any.
+        public var recipe: Recipe? {
+            switch self {
+            case .small, .large: nil
+            case .smallSLA, .largeSLA: .sla
+            case .smallRCM, .largeRCM: .rcm
+            }
+        }
+
+        /// Latent frames of the experiment's samples.
+        var frames: Int? {
+            switch self {
+            case .small, .large: nil
+            case .smallSLA, .largeSLA, .largeRCM: 21
+            case .smallRCM: 20
+            }
+        }
+        var isLarge: Bool { self == .large || self == .largeSLA || self == .largeRCM }
+    }
+
+    /// Takes a published configuration.
+    public mutating func use(_ preset: Preset) {
+        self = TrainingSettings(recipe)
+        frames = preset.frames
+        if preset.isLarge { useLargePreset() }
+    }
+
     /// The published 14B configurations where they differ.
-    public mutating func useLargePreset() {
+    private mutating func useLargePreset() {
         switch recipe {
         case .sla: (batch, accumulation, saveEvery) = (1, 32, 250)
         case .rcm:
@@ -79,6 +133,15 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
             rcm.studentEvery = 10
             saveEvery = 250
         case .lora: break
+        }
+    }
+
+    /// The shares of noise that the trained expert sees.
+    var noise: ClosedRange<Double>? {
+        switch expert {
+        case nil: nil
+        case .high: (boundary ?? 0.875)...1
+        case .low: 0...(boundary ?? 0.875)
         }
     }
 
@@ -110,6 +173,12 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if let largestNorm, !(largestNorm > 0) {
             return wrong("largestNorm", largestNorm, "above 0")
         }
+        if asReference, largestNorm != nil {
+            return "largestNorm is set, but the original (asReference) clips nothing"
+        }
+        if let boundary, !(boundary > 0 && boundary < 1) {
+            return wrong("boundary", boundary, "above 0 and below 1")
+        }
         guard averageRate > 0, averageRate < 0.28 else {
             return wrong("averageRate", averageRate, "above 0 and below 0.28")
         }
@@ -122,6 +191,9 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
             || rcm.discreteSkip < 1 || rcm.discreteSteps <= rcm.discreteSkip
         {
             return "rcm's counts must be 1 or more, and discreteSteps above discreteSkip"
+        }
+        guard rcm.difference > 0, rcm.difference < 1 else {
+            return wrong("rcm.difference", rcm.difference, "above 0 and below 1")
         }
         if let fixed = rcm.fixedAngles, fixed.count < rcm.simulationSteps - 1 {
             return "rcm.fixedAngles has \(fixed.count) angles, expected \(rcm.simulationSteps - 1)"
