@@ -111,11 +111,15 @@ private final class MadeSamples: SampleSource {
         let base = Net(
             randomParameters(seed: 5, isSparse: false), WanTransformerOptions(heads: 2),
             activations: .f32, timestepType: .bf16, on: CPUBackend())
-        let before = try base.velocity(x, at: 500, text)
-        #expect(CPUBackend().equalBits(try trainer.student.net.velocity(x, at: 500, text), before))
+        let before = LatentValues(try base.velocity(x, at: 500, text))
+        // A layer with an adapter adds up in another order.
+        func distance(_ velocity: Tensor) -> Double {
+            ((LatentValues(velocity) - before).squares / before.squares).squareRoot()
+        }
+        #expect(distance(try trainer.student.net.velocity(x, at: 500, text)) < 1e-6)
         for _ in 0..<3 { _ = try trainer.step() }
         let after = try trainer.student.net.velocity(x, at: 500, text)
-        #expect(!CPUBackend().equalBits(after, before))
+        #expect(distance(after) > 1e-4)
         let adapters = trainer.adapters!
         #expect(adapters.layers.count == 20)
         for layout in LowRankAdapters.Layout.allCases {

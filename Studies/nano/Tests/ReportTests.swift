@@ -205,8 +205,8 @@ private func student(
             #expect(abs(report.lossError(student)! - 6.25) < 1e-9)
             #expect(report.noise(student) == 12.5)
             let page = report.files[0].text
-            #expect(page.contains("6.2 points below the teacher (standard error 6.25)"))
-            #expect(page.contains("| sla | shipped | 75.0 | 6.2 ± 6.25 | within the noise |"))
+            #expect(page.contains("6.3 points below the teacher (standard error 6.25)"))
+            #expect(page.contains("| sla | shipped | 75.0 | 6.3 ± 6.25 | within the noise |"))
             // A chart of single points says nothing.
             #expect(report.files.map(\.name) == ["README.md"])
             #expect(row(.teacher, score: 1).differenceError(student) == nil)
