@@ -20,10 +20,6 @@ public struct Machines: Sendable, Hashable {
     }
     public var freeMemory: Int? { leastFree?.bytes }
     public var cardName: String? { group == nil ? device.cardName : group?.cardName }
-    /// Begins to open GPUs while the caller does something else.
-    public func openAhead() {
-        if let group { group.openAhead() } else { device.openAhead() }
-    }
     /// Whether its devices copy weights from each other's memory.
     public var sharesWeights: Bool { group?.sharesWeights ?? false }
     /// - Throws: where a GPU of the group is not there.

@@ -36,10 +36,10 @@ struct Generation {
         do {
             if execution.dryRun { return try await printPlan() }
             let opening = try OpeningEngine.ahead(execution, tell: printer.showOpening)
+            printer.mark("options")
             if options.content.prompts != nil || options.content.seeds != nil {
                 return try await makeAll(printer, on: opening)
             }
-            printer.mark("options")
             let prepared = try await prepare(tell: printer.note)
             printer.mark("request and files")
             try await check(prepared)

@@ -234,12 +234,10 @@ struct ExecutionOptions: ParsableArguments {
 
     var machines: Machines { Machines(device: device, group: devices) }
 
-    /// - Parameter resident: bytes of weights that stay on a GPU; nil for all.
-    func deviceOptions(resident: Int?) -> DeviceOptions {
+    var deviceOptions: DeviceOptions {
         var options = DeviceOptions()
         options.threads = threads
         options.cuda.memoryLimit = memoryLimit?.bytes
-        options.cuda.residentWeights = resident
         return options
     }
 }

@@ -61,7 +61,7 @@ extension Generation {
                 guard case .memory(let needed, _) = error else { throw error }
                 throw UserError(
                     "device.memory",
-                    "at least \(describe(bytes: needed + Self.reserve)) of device memory are needed, \(device) has "
+                    "at least \(describe(bytes: needed + Self.reserve)) of device memory are needed, \(device == .automatic ? "the GPU" : "\(device)") has "
                         + "\(describe(bytes: free)) free: nvidia-smi lists the programs that hold the rest"
                 )
             }
@@ -174,7 +174,9 @@ extension Generation {
         let longest = all.max {
             ($0.stored?.json.utf8.count ?? 0) < ($1.stored?.json.utf8.count ?? 0)
         }
+        printer.mark("request and files")
         if let longest { try await check(longest) }
+        printer.mark("trial of the output")
         try await make(all, printer, on: opening)
         if all.isEmpty { printer.tellNotes() }
         printer.showJob(made: all.count, skipped: skipped)

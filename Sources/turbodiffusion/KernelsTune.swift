@@ -49,7 +49,7 @@ extension KernelsCommand {
             let report = try gpu.tune()
             Output.line("on \(gpu.name)")
             (report.tuning.lines + report.notes).forEach(Output.line)
-            if !report.isKept {
+            if !report.isKept, !report.tuning.lines.isEmpty {
                 Output.note("note: not kept, for there is no folder that only you can write to")
             }
         }

@@ -16,7 +16,7 @@ final class OpeningEngine: Sendable {
     /// - Throws: where the devices of a group cannot be one.
     init(_ execution: ExecutionOptions, tell: @escaping @Sendable (RunEvent) -> Void) throws {
         let plan = Promised<Plan>()
-        let openers = try execution.machines.openers(execution.deviceOptions(resident: nil)) {
+        let openers = try execution.machines.openers(execution.deviceOptions) {
             tell(.notice(.device("\($0)")))
         }
         self.plan = plan
@@ -40,8 +40,8 @@ final class OpeningEngine: Sendable {
     static func ahead(
         _ execution: ExecutionOptions, tell: @escaping @Sendable (RunEvent) -> Void
     ) throws -> OpeningEngine? {
-        if execution.machines.group != nil {
-            execution.machines.openAhead()
+        if let group = execution.machines.group {
+            group.openAhead()
             return nil
         }
         let opening = try OpeningEngine(execution, tell: tell)

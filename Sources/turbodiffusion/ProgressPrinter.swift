@@ -24,6 +24,7 @@ final class ProgressPrinter: Sendable {
         var waiting: [String]? = []
         /// Events of devices that wait with them.
         var waitingEvents: [RunEvent] = []
+        var hasFailed = false
         var told: Set<String> = []
         /// What came before the run, with its seconds.
         var before: [(title: String, seconds: Double)] = []
@@ -90,11 +91,11 @@ final class ProgressPrinter: Sendable {
 
     /// Shows an event of a device that is being opened. It waits until the request has been told.
     func showOpening(_ event: RunEvent) {
-        let waits = state.withLock { state in
-            if state.waiting != nil { state.waitingEvents.append(event) }
-            return state.waiting != nil
+        let isShown = state.withLock { state in
+            if state.waiting != nil, !state.hasFailed { state.waitingEvents.append(event) }
+            return state.waiting == nil && !state.hasFailed
         }
-        if !waits { show(event) }
+        if isShown { show(event) }
     }
 
     private func isNew(_ message: String) -> Bool {
@@ -319,8 +320,10 @@ final class ProgressPrinter: Sendable {
 
     /// Adds an event for programs; the message for people is printed when the process ends.
     func showFailure(_ error: UserError) {
-        line.end()
+        // What was to be known of the device is not any more.
+        state.withLock { ($0.hasFailed, $0.waitingEvents) = (true, []) }
         tellNotes()
+        line.end()
         if style == .json {
             put(Line(event: "run.failed", code: error.code, message: error.description))
         }

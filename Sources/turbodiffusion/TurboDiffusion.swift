@@ -3,6 +3,7 @@
 import ArgumentParser
 import CProcess
 import Glibc
+import Ground
 import SystemPackage
 import Terminal
 
@@ -47,6 +48,8 @@ struct TurboDiffusion: AsyncParsableCommand {
     /// done by the system anyway; profilers alone write their results then.
     private static func end(_ code: Int32) -> Never {
         if getenv("CUDA_INJECTION64_PATH") != nil { Glibc.exit(code) }
+        // Of a device that is still being opened.
+        TemporaryPath.removeAll()
         fflush(nil)
         _exit(code)
     }

@@ -29,6 +29,8 @@ extension CUDABackend {
                 report.notes.append("products of \(element.rawValue): \(reason.description)")
             }
         }
+        // Nothing found is no reason to forget what was known.
+        guard !report.tuning.lines.isEmpty else { return report }
         report.isKept = try context.kernels.store(report.tuning)
         context.tuning = report.tuning
         return report
