@@ -19,9 +19,10 @@ enum Batch {
     static let defaultPath = "output/{n}-{prompt}-{seed}.mp4"
 
     /// The prompts of a file, one a line; empty lines and those that begin with `#` are none.
-    /// - Parameter path: "-": standard input.
-    static func prompts(from path: String) throws -> [String] {
-        let limit = 16 << 20
+    /// - Parameters:
+    ///   - path: "-": standard input.
+    ///   - limit: the most bytes.
+    static func prompts(from path: String, limit: Int = 16 << 20) throws -> [String] {
         let name = path == "-" ? "standard input" : path
         var bytes: [UInt8]
         if path == "-" {
@@ -35,7 +36,7 @@ enum Batch {
                 bytes += piece
             }
             if bytes.count > limit {
-                throw UserError("request.unusable", "\(name): more than 16 MiB of prompts")
+                throw UserError("request.unusable", "\(name): more than \(describe(bytes: limit)) of prompts")
             }
         } else {
             do { bytes = try FilePath(path).contents(limit: limit) } catch {

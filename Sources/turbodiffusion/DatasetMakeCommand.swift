@@ -65,10 +65,7 @@ struct DatasetMakeCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let lines = String(decoding: try FilePath(prompts).contents(limit: 1 << 28), as: UTF8.self)
-            .split(separator: "\n").map(String.init)
-            .filter { !$0.unicodeScalars.allSatisfy(\.properties.isWhitespace) }
-        guard !lines.isEmpty else { throw UserError("dataset.prompts", "\(prompts) is empty") }
+        let lines = try Batch.prompts(from: prompts, limit: 1 << 28)
         var choice = ModelChoice(model)
         if let ditPath { choice.files[.transformer] = ditPath }
         let models = try Catalog.published.open(choice)

@@ -65,13 +65,19 @@ struct VerifyCommand: AsyncParsableCommand {
                 show(result)
             }
         }
+        guard !results.isEmpty else {
+            throw UserError(
+                "verify.nothing",
+                filter.map { "\(folder) has no case with '\($0.printable)' in its name" }
+                    ?? "\(folder) holds no fixtures: expected a folder with an INDEX.json")
+        }
         let failed = results.count { $0.verdict == .failed }
         if !json {
             let checks = results.reduce(0) { $0 + $1.checks.count { $0.verdict == .passed } }
             Output.line(
                 "\(results.count) cases, \(failed) failed; \(checks) checks passed")
         }
-        if failed > 0 || results.isEmpty { throw ExitCode.failure }
+        if failed > 0 { throw ExitCode.failure }
     }
 
     /// What a child does: tells every result.
