@@ -26,6 +26,21 @@ private final class MadeSamples: SampleSource {
     }
 }
 
+/// Random samples of some sizes.
+private final class Shaped: SampleSource {
+    private let shapes: [Shape]
+    private let width: Int
+    var count: Int { shapes.count }
+    init(_ shapes: [Shape], width: Int) { (self.shapes, self.width) = (shapes, width) }
+
+    func sample(_ index: Int) -> Sample {
+        var random = Random(UInt64(index) + 70)
+        return Sample(
+            latents: random.latents(shapes[index]), text: Text(random.tensor([5, width])),
+            negative: nil)
+    }
+}
+
 @Suite struct TrainerTests {
     private func settings(_ recipe: TrainingSettings.Recipe) -> TrainingSettings {
         var settings = TrainingSettings(recipe)
@@ -43,7 +58,7 @@ private final class MadeSamples: SampleSource {
     }
 
     private func trainer(
-        _ settings: TrainingSettings, _ samples: MadeSamples = MadeSamples(5),
+        _ settings: TrainingSettings, _ samples: any SampleSource = MadeSamples(5),
         on device: CPUBackend = CPUBackend(), base: LinearFormat = .plain
     ) throws -> Trainer {
         try Trainer(
@@ -203,6 +218,84 @@ private final class MadeSamples: SampleSource {
         #expect(trainer.student.parameters.version == before && trainer.iteration == 1)
     }
 
+    @Test(
+        "as the original: a poisoned batch's gradients are zero, and what is left is the decay",
+        arguments: [TrainingSettings.Recipe.sla, .lora])
+    func poisonedReference(_ recipe: TrainingSettings.Recipe) throws {
+        var settings = settings(recipe)
+        settings.batch = 1
+        settings.asReference = true
+        (settings.warmup, settings.optimizer.learningRate) = (0, 0.5)
+        let trainer = try trainer(settings, MadeSamples(1, poisoned: [0]))
+        let name =
+            recipe == .sla ? "blocks.0.ffn.2.weight" : "blocks.0.ffn.2.lora_A.weight"
+        let before = try #require(trainer.student.parameters.masters[name]).floats()
+        let report = try trainer.step()
+        #expect(report.skipped == nil)
+        let after = try #require(trainer.student.parameters.masters[name]).floats()
+        let kept = Float(1 - 0.5 * settings.optimizer.decay)
+        #expect(before.contains { $0 != 0 })
+        #expect(zip(before, after).allSatisfy { abs($1 - kept * $0) <= 1e-6 * abs($0) })
+    }
+
+    @Test("samples of a batch that differ in size are refused in words; one by one they are taken")
+    func sizes() throws {
+        var settings = settings(.lora)
+        func error(_ shapes: [Shape], width: Int = 12) -> String? {
+            do {
+                let trainer = try trainer(settings, Shaped(shapes, width: width))
+                for _ in shapes { _ = try trainer.step() }
+                return nil
+            } catch { return "\(error)" }
+        }
+        let even: [Shape] = [[4, 2, 6, 4], [4, 2, 4, 4]]
+        #expect(error(even)?.contains("--batch-size 1") == true)
+        settings.batch = 1
+        #expect(error(even) == nil)
+        #expect(error([[4, 2, 6, 4], [4, 2, 5, 4]])?.contains("multiples of 2") == true)
+        #expect(error([[4, 2, 6, 4], [3, 2, 6, 4]])?.contains("4 channels") == true)
+        settings.batch = 1 << 20
+        #expect(error(even)?.contains("fewer than a batch") == true)
+        settings.batch += 1
+        #expect(settings.fault?.contains("batch is 1048577, expected 1 to 1048576") == true)
+        settings.batch = 1
+        settings.expert = .low
+        #expect(settings.fault == nil)
+        settings.recipe = .sla
+        #expect(settings.fault?.contains("only adapters") == true)
+    }
+
+    @Test("a state without an average, or with an iteration that cannot be, is refused")
+    func brokenStates() throws {
+        let trainer = try trainer(settings(.lora))
+        _ = try trainer.step()
+        let state = try #require(try trainer.state())
+        func copy(_ change: (inout [String: String]) -> Void, without: String = "") throws
+            -> TensorCollection
+        {
+            var facts = state.metadata
+            change(&facts)
+            return TensorCollection(
+                "a state",
+                try state.names.filter { $0 != without }.map {
+                    ($0, try #require(try state.tensor($0)))
+                },
+                metadata: facts)
+        }
+        try trainer.restore(try copy { _ in })
+        let average = try #require(state.names.first { $0.hasPrefix("student.ema.") })
+        for (broken, words) in [
+            (try copy({ _ in }, without: average), average),
+            (try copy { $0["iteration"] = "\(Int.max)" }, "no state"),
+            (try copy { $0["student.steps"] = "-1" }, "how many steps"),
+        ] {
+            do {
+                try trainer.restore(broken)
+                Issue.record("\(words) was taken")
+            } catch { #expect("\(error)".contains(words), "\(error)") }
+        }
+    }
+
     @Test("passes that add up equal one larger batch")
     func accumulation() throws {
         var settings = settings(.lora)
@@ -302,8 +395,15 @@ private final class MadeSamples: SampleSource {
                 skipped: number == 2 ? "why, not" : nil)
         }
         let first = try Curves(in: folder, done: 0)
-        for number in 1...4 { try first.add(report(number), seconds: 1) }
+        for number in 1...4 {
+            try first.add(report(number), seconds: 1)
+            try first.add([("psnr", 20.5)], iteration: number)
+        }
+        let validations = folder.path.appending("validation.csv")
         _ = try Curves(in: folder, done: 2)
+        #expect(
+            String(decoding: try validations.contents(), as: UTF8.self)
+                == "iteration,psnr,score,teacher_score\n1,20.5,,\n2,20.5,,\n")
         let text = String(
             decoding: try folder.path.appending("loss.csv").contents(), as: UTF8.self)
         let lines = text.split(separator: "\n")

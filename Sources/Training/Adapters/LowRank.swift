@@ -73,7 +73,7 @@ public final class LowRankAdapters {
         let targets = Set(
             layers.map { $0.split(separator: ".").dropFirst(2).joined(separator: ".") }
         )
-        .sorted().map { "\"\($0)\"" }.joined(separator: ", ")
+        .sorted().map { PlainValue.text($0).json }.joined(separator: ", ")
         return """
             {
               "base_model_name_or_path": null,

@@ -140,7 +140,7 @@ extension RCM {
                 if !loss.isFinite { result.isSpoiled = true }
                 cotangents.append(2 * weight * differences[index])
             }
-            if result.isSpoiled { continue }
+            if result.isSpoiled, !settings.keepsPoison { continue }
             result.add(pass.gradients(cleans: cotangents))
         }
         return result

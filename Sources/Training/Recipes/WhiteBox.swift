@@ -15,11 +15,14 @@ public struct WhiteBox {
     public var lossScale: Double
     /// Shares of noise that are trained, where the net is an expert for some; nil: all.
     public var noise: ClosedRange<Double>?
+    /// Whether gradients that are not finite are handed on, as the original does; otherwise their pass is left out.
+    public var keepsPoison: Bool
 
     public init(
         student: Net, teacher: Net?, times: TimeDistribution, lossScale: Double = 1,
-        noise: ClosedRange<Double>? = nil
+        noise: ClosedRange<Double>? = nil, keepsPoison: Bool = false
     ) {
+        self.keepsPoison = keepsPoison
         self.noise = noise
         self.student = student
         self.teacher = teacher
@@ -67,9 +70,9 @@ public struct WhiteBox {
                 total += one.loss * lossScale
             }
             // The whole step is lost then.
-            guard found.allSatisfy(\.isFinite) else {
+            if !found.allSatisfy(\.isFinite) {
                 result.isSpoiled = true
-                continue
+                if !keepsPoison { continue }
             }
             result.add(pass.gradients(found.map(\.cotangent)))
         }

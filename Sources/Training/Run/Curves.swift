@@ -7,7 +7,12 @@ import SystemPackage
 /// Appends to `loss.csv` and to one file of events.
 public final class Curves {
     private let csv: FilePath
+    private let validations: FilePath
     private let events: FilePath
+    /// Columns of `validation.csv`, the same in each run; what is not known stays empty.
+    private static let figures = ["psnr", "score", "teacher_score"]
+    private static let validationHeader =
+        "iteration," + figures.joined(separator: ",") + "\n"
     private static let header = "iteration,net,loss,gradient_norm,learning_rate,seconds,skipped\n"
 
     /// - Parameter done: iterations whose lines stay; later ones were lost with the process that made them.
@@ -15,16 +20,23 @@ public final class Curves {
         csv = folder.path.appending("loss.csv")
         let now = time(nil)
         events = folder.path.appending("events.out.tfevents.\(now).turbodiffusion")
-        var kept = Self.header
-        if csv.exists {
-            let text = String(decoding: try csv.contents(limit: 1 << 30), as: UTF8.self)
+        validations = folder.path.appending("validation.csv")
+        try Self.cut(csv, Self.header, done)
+        if validations.exists { try Self.cut(validations, Self.validationHeader, done) }
+        try append(Self.record(Self.event(time: Double(now), step: nil, version: true)), to: events)
+    }
+
+    /// Leaves the lines of iterations that are done.
+    private static func cut(_ path: FilePath, _ header: String, _ done: Int) throws(FileError) {
+        var kept = header
+        if path.exists {
+            let text = String(decoding: try path.contents(limit: 1 << 30), as: UTF8.self)
             for line in text.split(separator: "\n").dropFirst() {
                 guard let number = Int(line.prefix { $0 != "," }), number <= done else { continue }
                 kept += line + "\n"
             }
         }
-        try PendingFile.write(Array(kept.utf8), to: csv, overwrite: true)
-        try append(Self.record(Self.event(time: Double(now), step: nil, version: true)), to: events)
+        try PendingFile.write(Array(kept.utf8), to: path, overwrite: true)
     }
 
     public func add(_ report: IterationReport, seconds: Double) throws(FileError) {
@@ -48,16 +60,14 @@ public final class Curves {
         try append(bytes, to: events)
     }
 
-    /// A validation's figures: a line of `validation.csv`, and events.
+    /// A validation's figures (psnr, score, teacher_score): a line of `validation.csv`, and events.
     public func add(_ figures: [(name: String, value: Double?)], iteration: Int) throws(FileError) {
-        let path = csv.folder.appending("validation.csv")
-        if !path.exists {
-            try append(
-                Array(("iteration," + figures.map(\.name).joined(separator: ",") + "\n").utf8),
-                to: path)
+        if !validations.exists { try append(Array(Self.validationHeader.utf8), to: validations) }
+        let values = Self.figures.map { name in
+            figures.first { $0.name == name }?.value.map { "\(Float($0))" } ?? ""
         }
-        let values = figures.map { $0.value.map { "\(Float($0))" } ?? "" }
-        try append(Array(("\(iteration)," + values.joined(separator: ",") + "\n").utf8), to: path)
+        try append(
+            Array(("\(iteration)," + values.joined(separator: ",") + "\n").utf8), to: validations)
         let now = Double(time(nil))
         var bytes: [UInt8] = []
         for (name, value) in figures {

@@ -198,6 +198,7 @@ extension TrainingSettings {
         settings.largestNorm = 1
         settings.topK = 1
         settings.expert = .high
+        settings.alpha = 1
         settings.boundary = 0.5
         settings.rcm.fixedAngles = [1]
         return settings

@@ -59,6 +59,10 @@ public final class Trainer {
     private let samples: any SampleSource
     private let order: SampleOrder
     private let device: any Backend
+    /// Rows and columns of latents that make one token.
+    private let patch: Int
+    /// Channels and the text's width, as the data set's first sample has them.
+    private var usual: (channels: Int, width: Int)?
     /// The processes of the run; nil: this one is alone.
     public let group: ProcessGroup?
 
@@ -116,11 +120,8 @@ public final class Trainer {
         _ settings: TrainingSettings, _ models: TrainingModels, _ samples: any SampleSource,
         on device: any Backend, group: ProcessGroup? = nil
     ) throws {
-        let batch = settings.batch * (group?.place.count ?? 1)
-        guard samples.count >= batch else {
-            throw DataError(
-                "the data set has \(samples.count) samples, fewer than a batch of \(batch)")
-        }
+        let batch = try Self.batch(settings, of: samples.count, group?.place.count ?? 1)
+        patch = models.options.patch
         self.settings = settings
         self.samples = samples
         self.device = device
@@ -159,8 +160,8 @@ public final class Trainer {
         case .rcm: trained = net(try Parameters(start, as: dtype), dense)
         case .lora:
             let fresh = LowRankAdapters(
-                of: start, rank: settings.rank, alpha: settings.alpha, targets: settings.targets,
-                as: dtype, seed: settings.seed)
+                of: start, rank: settings.rank, alpha: settings.alpha ?? Double(settings.rank),
+                targets: settings.targets, as: dtype, seed: settings.seed)
             guard !fresh.layers.isEmpty else {
                 throw DataError(
                     "\(start.path) has no layers called \(settings.targets.joined(separator: ", "))"
@@ -179,13 +180,14 @@ public final class Trainer {
             recipe = .whiteBox(
                 WhiteBox(
                     student: trained, teacher: teacher, times: settings.times,
-                    lossScale: settings.lossScale))
+                    lossScale: settings.lossScale, keepsPoison: settings.asReference))
         case .lora:
             critic = nil
             recipe = .whiteBox(
                 WhiteBox(
                     student: trained, teacher: models.student == nil ? nil : teacher,
-                    times: settings.times, lossScale: settings.lossScale, noise: settings.noise))
+                    times: settings.times, lossScale: settings.lossScale, noise: settings.noise,
+                    keepsPoison: settings.asReference))
         case .rcm:
             let fake = net(try Parameters(models.teacher, as: dtype), dense)
             critic = TrainedNet(
@@ -195,6 +197,19 @@ public final class Trainer {
             if settings.asReference { rcm.keepsPoison = true }
             recipe = .rcm(RCM(student: trained, teacher: teacher, critic: fake, rcm))
         }
+    }
+
+    /// Samples of a pass of all processes.
+    /// - Throws: `DataError` where the data set has fewer.
+    @discardableResult
+    public static func batch(
+        _ settings: TrainingSettings, of samples: Int, _ processes: Int
+    ) throws(DataError) -> Int {
+        let batch = settings.batch * processes
+        guard samples >= batch else {
+            throw DataError("the data set has \(samples) samples, fewer than a batch of \(batch)")
+        }
+        return batch
     }
 
     private var schedule: LearningRateSchedule {
@@ -267,10 +282,37 @@ public final class Trainer {
     private func batch(_ part: Int) throws -> (samples: [Sample], first: Int) {
         let place = settings.batch * (group?.place.rank ?? 0)
         let numbers = order.batch(iteration * settings.accumulation + part)
-        return (
-            try numbers[place..<place + settings.batch].map(samples.sample),
-            part * order.batch + place
-        )
+        let found = try numbers[place..<place + settings.batch].map(samples.sample)
+        try check(found)
+        return (found, part * order.batch + place)
+    }
+
+    /// Throws where samples do not fit the transformer, which the first one of the data set does, or each other.
+    private func check(_ batch: [Sample]) throws {
+        let usual: (channels: Int, width: Int)
+        if let known = self.usual {
+            usual = known
+        } else {
+            let first = try samples.sample(0)
+            usual = (first.latents.shape[0], first.text.rows.shape[1])
+            self.usual = usual
+        }
+        for sample in batch {
+            let (shape, text) = (sample.latents.shape, sample.text.rows.shape)
+            guard shape[0] == usual.channels, text[1] == usual.width, shape[2] % patch == 0,
+                shape[3] % patch == 0
+            else {
+                throw DataError(
+                    "a sample has latents of \(shape) and text of \(text): expected "
+                        + "\(usual.channels) channels, heights and widths that are multiples of "
+                        + "\(patch), and text of width \(usual.width), as the first sample has")
+            }
+            guard shape == batch[0].latents.shape else {
+                throw DataError(
+                    "the samples of a batch have different sizes, \(batch[0].latents.shape) and "
+                        + "\(shape): --batch-size 1 takes them one by one")
+            }
+        }
     }
 
     private struct Sums {
@@ -354,8 +396,10 @@ extension Trainer {
     /// Goes on where a state was taken: the next iteration has the same bits.
     /// - Throws: `CheckpointError` where it is another model's.
     public func restore(_ state: any Checkpoint) throws(CheckpointError) {
-        guard let iteration = state.metadata["iteration"].flatMap({ Int($0) }), iteration >= 0,
-            state.metadata["recipe"] == settings.recipe.rawValue
+        // Numbers of passes and samples are made of it: they must not overflow.
+        let possible = 0...1 << 40
+        guard let iteration = state.metadata["iteration"].flatMap({ Int($0) }),
+            possible.contains(iteration), state.metadata["recipe"] == settings.recipe.rawValue
         else {
             throw .incompatible(
                 path: state.path, reason: "it is no state of a run of '\(settings.recipe.rawValue)'"
@@ -380,15 +424,25 @@ extension Trainer {
                 guard let master = try read("master", name) else {
                     throw .missing("\(role).master.\(name)", in: state.path, nearest: [])
                 }
+                if trained.average != nil, state.info("\(role).ema.\(name)") == nil {
+                    throw .missing("\(role).ema.\(name)", in: state.path, nearest: [])
+                }
                 parameters.set(name, master)
+                // What others keep is not placed first and dropped then.
+                guard trained.sharing?.isOwn(name) ?? true else { continue }
                 means[name] = try read("exp_avg", name).map { device.place($0, as: .f32) }
                 squares[name] = try read("exp_avg_sq", name).map { device.place($0, as: .f32) }
                 averages[name] = try read("ema", name).map { device.place($0, as: .f32) }
             }
-            let steps = state.metadata["\(role).steps"].flatMap { Int($0) } ?? 0
+            guard let steps = state.metadata["\(role).steps"].flatMap({ Int($0) }),
+                possible.contains(steps)
+            else {
+                throw .incompatible(
+                    path: state.path, reason: "it does not say how many steps the \(role) has made")
+            }
             trained.withMoments {
-                trained.optimizer.restore(means: means, squares: squares, steps: max(0, steps))
-                if !averages.isEmpty { trained.average?.restore(averages) }
+                trained.optimizer.restore(means: means, squares: squares, steps: steps)
+                trained.average?.restore(averages)
                 trained.keepOwn()
             }
         }

@@ -42,11 +42,15 @@ public struct TrainingPlan: Sendable, Hashable {
             _ = try trainer.step()
             flops = max(flops, device.total.flops)
         }
-        // Master and two moments in f32, and the student's average.
+        // Moments in f32 (in 8 bits they are not there at the peak), masters beside bf16 weights (in f32 the net
+        // sees the masters, which all keep), and the student's average.
+        let each = (settings.hasEightBitMoments ? 0 : 8) + (settings.isHalf ? 4 : 0)
         let shared =
-            12 * parameters + (trainer.student.average == nil ? 0 : 4)
+            each * parameters + (trainer.student.average == nil ? 0 : 4)
             * trainer.student.parameters.elementCount
-        memory = device.memory.peak - shared / processes * (processes - 1)
+        // The sums of own gradients lie beside the whole gradients.
+        let sums = processes > 1 ? 4 * parameters / processes : 0
+        memory = device.memory.peak - shared / processes * (processes - 1) + sums
     }
 
     /// Bytes that a GPU needs beside operands and results: transposed matrices of products, and the f32 tensors of

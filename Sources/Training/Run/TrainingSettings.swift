@@ -46,7 +46,8 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
     public var queryBlock = 64
     public var keyBlock = 64
     public var rank = 16
-    public var alpha = 16.0
+    /// alpha / rank is the adapters' factor; nil: the rank.
+    public var alpha: Double?
     public var targets = LowRankAdapters.standardTargets
     /// Whether the layers of the adapters' base are quantised to int8.
     public var hasInt8Base = false
@@ -153,8 +154,8 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
             "\(name) is \(found), expected \(expected)"
         }
         if iterations < 1 { return wrong("iterations", iterations, "1 or more") }
-        if batch < 1 { return wrong("batch", batch, "1 or more") }
-        if accumulation < 1 { return wrong("accumulation", accumulation, "1 or more") }
+        for (name, count) in [("batch", batch), ("accumulation", accumulation)]
+        where !(1...1 << 20).contains(count) { return wrong(name, count, "1 to \(1 << 20)") }
         if saveEvery < 1 { return wrong("saveEvery", saveEvery, "1 or more") }
         if kept < 1 { return wrong("kept", kept, "1 or more") }
         if warmup < 0 { return wrong("warmup", warmup, "0 or more") }
@@ -176,6 +177,9 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if asReference, largestNorm != nil {
             return "largestNorm is set, but the original (asReference) clips nothing"
         }
+        if expert != nil, recipe != .lora {
+            return "expert is set, but only adapters (lora) are trained for one expert"
+        }
         if let boundary, !(boundary > 0 && boundary < 1) {
             return wrong("boundary", boundary, "above 0 and below 1")
         }
@@ -186,7 +190,7 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         for (name, block) in [("queryBlock", queryBlock), ("keyBlock", keyBlock)]
         where !(1...1024).contains(block) { return wrong(name, block, "1 to 1024") }
         if !(1...4096).contains(rank) { return wrong("rank", rank, "1 to 4096") }
-        if !(alpha.isFinite && alpha > 0) { return wrong("alpha", alpha, "above 0") }
+        if let alpha, !(alpha.isFinite && alpha > 0) { return wrong("alpha", alpha, "above 0") }
         if rcm.studentEvery < 1 || rcm.simulationSteps < 1 || rcm.tangentWarmup < 0
             || rcm.discreteSkip < 1 || rcm.discreteSteps <= rcm.discreteSkip
         {
