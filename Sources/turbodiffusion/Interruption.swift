@@ -54,7 +54,10 @@ enum Interruption {
     private static let pause = Atomic(Pause.never)
 
     /// From now on the first signal asks for a pause instead of ending the process; the next one ends it.
-    static func pauses() { pause.store(.possible, ordering: .relaxed) }
+    static func pauses() {
+        // A pause that was asked for before stays asked for.
+        _ = pause.compareExchange(expected: .never, desired: .possible, ordering: .relaxed)
+    }
 
     /// Whether a pause was asked for.
     static var isPausing: Bool { pause.load(ordering: .relaxed) == .asked }

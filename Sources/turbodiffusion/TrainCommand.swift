@@ -1,6 +1,8 @@
 /// `turbodiffusion train`: sparse-attention tuning, distillation and adapters.
 
 import ArgumentParser
+import Ground
+import SystemPackage
 import Training
 
 struct TrainCommand: AsyncParsableCommand {
@@ -151,12 +153,27 @@ struct TrainLoRACommand: AsyncParsableCommand {
     )
     var boundary: Double?
 
+    func validate() throws {
+        if expert == .both, base != nil || options.teacher != nil {
+            throw ValidationError(
+                "--expert both trains two transformers, but --teacher and --base name one: train "
+                    + "--expert high and --expert low one after the other")
+        }
+    }
+
     func run() async throws {
         guard let expert else { return try await train(options, nil) }
+        func hasBegun(_ one: TrainingSettings.Expert) -> Bool {
+            FilePath(options.output).appending(one.rawValue).appending("settings.json").exists
+        }
+        let isResumed = expert.experts.contains(where: hasBegun)
         for one in expert.experts {
             var options = options
-            // Each expert's run has a folder of its own.
-            if expert == .both { options.output += "/\(one.rawValue)" }
+            // Each expert's run has a folder of its own. The second one has none before the first one's end.
+            if expert == .both {
+                if isResumed, !hasBegun(one) { options.resume = false }
+                options.output += "/\(one.rawValue)"
+            }
             try await train(options, one)
         }
     }
@@ -165,7 +182,7 @@ struct TrainLoRACommand: AsyncParsableCommand {
         try await TrainingRun(options, .lora, base: base, isInt8: int8).run { settings in
             if let expert { settings.expert = expert }
             if let boundary { settings.boundary = boundary }
-            if let rank { (settings.rank, settings.alpha) = (rank, Double(rank)) }
+            if let rank { (settings.rank, settings.alpha) = (rank, nil) }
             if let alpha { settings.alpha = alpha }
             if let topK { settings.topK = topK }
             if let adapterLayout { settings.layout = adapterLayout }

@@ -38,19 +38,34 @@ final class TrainingInputs {
         if settings.expert == nil, set.lowNoiseTransformer != nil {
             throw UserError(
                 "train.expert",
-                "\(set.name) has two transformers: --expert high, low or both says which to train")
+                "\(set.name) has two transformers: train lora --expert high, low or both "
+                    + "trains adapters for one of them, or for both")
         }
         func open(_ path: String) throws -> OpenedModel {
             try openModel(
                 path, .wanTransformer, heads: family.heads, patch: family.geometry.patch)
         }
-        let teacher = try open(set.path(part))
+        let place = set.path(part)
+        let teacher = try open(place)
         guard case .wanTransformer(let sizes) = teacher.model else {
-            throw UserError("train.model", "\(set.path(part)) is no transformer")
+            throw UserError("train.model", "\(place) is no transformer")
+        }
+        let base = try files.base.map { path in
+            let base = try open(path)
+            guard case .wanTransformer(let own) = base.model,
+                own.inputChannels == sizes.inputChannels,
+                own.outputChannels == sizes.outputChannels, own.textDim == sizes.textDim,
+                own.heads == sizes.heads, own.patch == sizes.patch
+            else {
+                throw UserError(
+                    "train.base",
+                    "\(path) and \(place) are of different models: --base needs the "
+                        + "teacher's channels, width of text and heads")
+            }
+            return base.checkpoint
         }
         models = TrainingModels(
-            teacher: teacher.checkpoint,
-            student: try files.base.map { try open($0).checkpoint },
+            teacher: teacher.checkpoint, student: base,
             options: WanTransformerOptions(heads: sizes.heads, patch: family.geometry.patch),
             roundsTimesteps: family.roundsTimesteps,
             linearFormat: settings.hasInt8Base ? .int8Blocks : .plain)

@@ -50,6 +50,7 @@ struct TrainingRun {
             }
         }
         let choice = place.map { $0.device(options.device) } ?? options.device
+        try Trainer.batch(settings, of: inputs.samples.count, place?.count ?? 1)
         try tellPlan(settings, inputs, choice, place)
         if options.dryRun { return }
 
@@ -95,7 +96,7 @@ struct TrainingRun {
             "on \(device.name); \(inputs.samples.count) samples"
                 + (place.map { ", \($0.count) processes" } ?? ""))
         let validation = try options.validateEvery.map { _ in
-            try Validation(options, settings, inputs, trainer, on: device)
+            try Validation(options, settings, inputs, on: device)
         }
         try await lead(trainer, folder, validation)
     }
@@ -120,8 +121,11 @@ struct TrainingRun {
             throw UserError("train.resume", "\(options.output) holds no run that could be resumed")
         }
         if let config = options.config {
-            try take(try SettingsFile(config), &settings, &files)
+            let file = try SettingsFile(config)
+            if place.exists, file.preset != nil { throw presetOfStored }
+            try take(file, &settings, &files)
         }
+        if place.exists, options.preset != nil || options.isLarge { throw presetOfStored }
         if let preset = options.preset ?? (options.isLarge ? .large : nil) {
             guard preset.recipe == nil || preset.recipe == recipe else {
                 throw UserError(
@@ -142,6 +146,13 @@ struct TrainingRun {
         if !options.dataset.isEmpty { files.dataset = options.dataset }
         files.negativeEmbedding = options.negativeEmbedding ?? files.negativeEmbedding
         return (settings, files)
+    }
+
+    private var presetOfStored: UserError {
+        UserError(
+            "train.preset",
+            "\(options.output) holds a run with settings of its own: leave the preset out (--preset, "
+                + "--14b, or in --config), or begin a new run with another --output")
     }
 
     private func take(

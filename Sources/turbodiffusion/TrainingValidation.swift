@@ -30,13 +30,20 @@ final class Validation {
 
     init(
         _ options: TrainOptions, _ settings: TrainingSettings, _ inputs: TrainingInputs,
-        _ trainer: Trainer, on device: any Backend
+        on device: any Backend
     ) throws {
         let count = min(options.validateSamples, inputs.samples.count)
         self.inputs = inputs
         self.settings = settings
         self.device = device
         samples = try (0..<count).map(inputs.samples.sample)
+        let (shape, text) = (samples[0].latents.shape, samples[0].text.rows.shape)
+        guard samples.allSatisfy({ $0.latents.shape == shape && $0.text.rows.shape == text }) else {
+            throw UserError(
+                "train.validation",
+                "the first \(count) samples of the data set have different sizes: "
+                    + "--validate-samples 1 takes the first one")
+        }
         prompts = try (0..<count).map(inputs.samples.prompt)
         let defaults = inputs.set.family.defaults
         var flow = defaults.flow
@@ -69,7 +76,7 @@ final class Validation {
                     "\(options.captions ?? "") tells of none of the first \(count) prompts of the data "
                         + "set: their texts must be equal")
             }
-            let (stride, shape) = (inputs.set.family.geometry.stride, samples[0].latents.shape)
+            let stride = inputs.set.family.geometry.stride
             try classifier.check(
                 frames: (shape[1] - 1) * stride.t + 1, width: shape[3] * stride.w,
                 height: shape[2] * stride.h)
