@@ -96,7 +96,7 @@ private final class Numbered: SampleSource {
         torchrun["TURBODIFFUSION_MASTER_PORT"] = "4000"
         #expect(try place(torchrun)?.port == 4000)
         let slurm = [
-            "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+            "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
             "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_JOB_ID": "123456",
         ]
         #expect(
@@ -104,6 +104,13 @@ private final class Numbered: SampleSource {
                 == ProcessPlace(rank: 1, count: 2, host: "10.0.0.7", port: 15000 + 123456 % 20000))
         // A job without srun.
         #expect(try place(["SLURM_NTASKS": "8"]) == nil)
+        // A job's script, outside of srun's steps.
+        #expect(try place(["SLURM_NTASKS": "8", "SLURM_PROCID": "0"]) == nil)
+        var high = ray
+        high["MASTER_PORT"] = "65535"
+        #expect(try place(high)?.port == 65535)
+        high["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        #expect(throws: ProcessError.self) { try place(high) }
         for (change, words) in [
             ("RANK", "RANK is 'x'"), ("WORLD_SIZE", "WORLD_SIZE is 'x'"),
             ("MASTER_PORT", "MASTER_PORT is 'x'"),

@@ -157,8 +157,9 @@ final class Connection {
     }
 
     /// Calls `body` with each address of a host until it gives a result.
+    /// - Parameter isPatient: whether a name that is not known yet gives nil instead of an error.
     private static func resolve(
-        _ host: String, _ port: Int,
+        _ host: String, _ port: Int, isPatient: Bool = false,
         _ body: (Int32, UnsafeMutablePointer<sockaddr>, socklen_t) -> Bool
     ) throws(ProcessError) -> Int32? {
         var hints = addrinfo()
@@ -166,6 +167,10 @@ final class Connection {
         hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
         var found: UnsafeMutablePointer<addrinfo>?
         let result = getaddrinfo(host, "\(port)", &hints, &found)
+        if isPatient, result == EAI_AGAIN || result == EAI_NONAME {
+            errno = EHOSTUNREACH
+            return nil
+        }
         guard result == 0 else {
             throw ProcessError(
                 "the address '\(host.printable)' is not known: \(String(cString: gai_strerror(result)))"
@@ -194,7 +199,10 @@ final class Connection {
     {
         let end = time(nil) + patience
         while true {
-            let descriptor = try resolve(host, port) { connect($0, $1, $2) == 0 }
+            // Names of machines that start together come late, too.
+            let descriptor = try resolve(host, port, isPatient: time(nil) < end) {
+                connect($0, $1, $2) == 0
+            }
             if let descriptor { return Connection(descriptor, peer: peer) }
             let reason = String(cString: strerror(errno))
             guard time(nil) < end else {

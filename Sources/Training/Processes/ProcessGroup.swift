@@ -149,6 +149,7 @@ public final class ProcessGroup {
     private static func visit(_ place: ProcessPlace, _ purpose: UInt64, _ patience: Int)
         throws(ProcessError) -> ProcessGroup
     {
+        let end = time(nil) + patience
         let first = try Connection.open(
             place.host, place.port, peer: "process 0", patience: patience)
         guard let own = Connection.address(of: first.descriptor) else {
@@ -159,7 +160,7 @@ public final class ProcessGroup {
             Hello(rank: place.rank, count: place.count, port: port, purpose: purpose).bytes
         }
         try first.send(hello(listener.port))
-        let size = number(try first.receive(8, patience: patience)[...])
+        let size = number(try first.receive(8, patience: max(1, end - time(nil)))[...])
         guard size < 1 << 20 else { throw ProcessError("process 0 answers something else") }
         let text = String(decoding: try first.receive(Int(size), patience: 60), as: UTF8.self)
         if text.hasPrefix("!") { throw ProcessError(String(text.dropFirst())) }
@@ -182,10 +183,12 @@ public final class ProcessGroup {
         while let missing = connections.indices.first(where: {
             $0 != place.rank && connections[$0] == nil
         }) {
-            guard let connection = listener.next(patience: 60) else {
-                throw ProcessError("process \(missing) has not come")
+            let left = end - time(nil)
+            guard left > 0 else {
+                throw ProcessError("process \(missing) has not come within \(patience) s")
             }
-            guard let bytes = try? connection.receive(Hello.size, patience: 10),
+            guard let connection = listener.next(patience: min(left, 60)),
+                let bytes = try? connection.receive(Hello.size, patience: 10),
                 let hello = Hello(bytes), hello.purpose == purpose,
                 connections.indices.contains(hello.rank), hello.rank > place.rank,
                 connections[hello.rank] == nil
@@ -222,7 +225,7 @@ public final class ProcessGroup {
     public func fromFirst(_ bytes: [UInt8]) throws(ProcessError) -> [UInt8] {
         guard place.isFirst else {
             let size = Self.number(try connections[0]!.receive(8)[...])
-            guard size < 1 << 30 else { throw ProcessError("process 0 sends something else") }
+            guard size <= 1 << 16 else { throw ProcessError("process 0 sends something else") }
             return try connections[0]!.receive(Int(size))
         }
         for (_, connection) in others {

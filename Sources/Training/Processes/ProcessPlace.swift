@@ -33,7 +33,7 @@ public struct ProcessPlace: Sendable, Hashable {
     static let most = 4096
 
     /// Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun and Ray Train set
-    /// them, or else SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID, as srun does.
+    /// them, or else SLURM_PROCID, SLURM_STEP_NUM_TASKS and SLURM_LOCALID, as srun does.
     ///
     /// torchrun's own agent listens at MASTER_PORT (TORCHELASTIC_USE_AGENT_STORE says so): the port after it is used
     /// then. TURBODIFFUSION_MASTER_PORT names another one.
@@ -50,12 +50,12 @@ public struct ProcessPlace: Sendable, Hashable {
             }
             return value
         }
-        let isSlurm = variable("WORLD_SIZE") == nil && variable("SLURM_NTASKS") != nil
-        // Slurm sets its variables in every job, also where a program is started once, without srun.
+        let isSlurm = variable("WORLD_SIZE") == nil && variable("SLURM_STEP_NUM_TASKS") != nil
+        // Only srun's steps count. A job's script, which runs once, has SLURM_NTASKS and SLURM_PROCID, too.
         if isSlurm, variable("SLURM_PROCID") == nil { return nil }
         let (countName, rankName, localName) =
             isSlurm
-            ? ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+            ? ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
             : ("WORLD_SIZE", "RANK", "LOCAL_RANK")
         guard let count = try number(countName, 1...most), count > 1 else { return nil }
         guard let rank = try number(rankName, 0...count - 1) else {
@@ -67,8 +67,9 @@ public struct ProcessPlace: Sendable, Hashable {
                     + "first process")
         }
         var port = try number("TURBODIFFUSION_MASTER_PORT", 1...65535)
-        if port == nil, let named = try number("MASTER_PORT", 1...65534) {
-            port = variable("TORCHELASTIC_USE_AGENT_STORE") == "True" ? named + 1 : named
+        let next = variable("TORCHELASTIC_USE_AGENT_STORE") == "True" ? 1 : 0
+        if port == nil, let named = try number("MASTER_PORT", 1...65535 - next) {
+            port = named + next
         }
         if port == nil, isSlurm, let job = try number("SLURM_JOB_ID", 0...Int.max) {
             port = 15000 + job % 20000
