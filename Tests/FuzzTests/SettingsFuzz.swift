@@ -46,6 +46,35 @@ struct SettingsFuzz {
         #expect(parsed > 0)
     }
 
+    @Test("YAML of a run's settings")
+    func yaml() {
+        let text = """
+            # a run
+            recipe: rcm
+            preset: 14b
+            dataset: [data/it's.tar, "a \\"b\\".tar"]
+            optimizer: {learning_rate: 2e-6, beta1: 0}
+            rcm:
+              guidance: 5  # the teacher's
+              consistency_times: {logNormal: {mean: 0.7,
+                deviation: 1.6}}
+            list:
+            - 'it''s'
+            - two: 2
+              three: ~
+            """
+        var parsed = 0
+        fuzz([Array(text.utf8)]) { bytes in
+            guard let value = try? YAMLReader.read(String(decoding: bytes, as: UTF8.self)) else {
+                return
+            }
+            parsed += 1
+            // What was read is JSON that is read again as the same.
+            #expect((try? YAMLReader.read(value.json))?.json == value.json)
+        }
+        #expect(parsed > 0)
+    }
+
     @Test("shards of samples")
     func shards() throws {
         let path =

@@ -48,6 +48,9 @@ import Testing
               deviation: 1.6}, list: [a,
               b]}
             url: http://x/y
+            words: [it's.tar, rock''n]  # isn't it
+            "say \\": \\"": "\\b\\f"
+            'it''s: so': 1
             """
         #expect(
             try YAMLReader.read(text).json == """
@@ -55,7 +58,8 @@ import Testing
                 "numbers":[1,-2.5,1e-05,0.5,"0x1f","1.2.3"],"truth":[true,false,"yes",null,null],\
                 "nested":{"deeper":["one",{"two":2,"three":3},["x"]],\
                 "quoted key":{"a":1,"b c":["x","y, z"]}},"same":["at","this level"],\
-                "flow":{"times":{"mean":1.5,"deviation":1.6},"list":["a","b"]},"url":"http://x/y"}
+                "flow":{"times":{"mean":1.5,"deviation":1.6},"list":["a","b"]},"url":"http://x/y",\
+                "words":["it's.tar","rock''n"],"say \\": \\"":"\\u0008\\u000c","it's: so":1}
                 """)
         #expect(try YAMLReader.read("").json == "{}")
         #expect(
@@ -71,7 +75,8 @@ import Testing
             ("a: [1, 2", 1, "expected ',' or ']'"), ("a: 'x", 1, "quoted"),
             ("a: 1\n---\nb: 2", 2, "second document"), ("a\nb: 1", 2, "nothing more"),
             ("a: 1\nb", 2, "key: value"), ("a: {b 1}", 1, "':'"), ("a: \"\\q\"", 1, "escape"),
-            ("- a\n- b\nc: 1", 3, "nothing more"), ("a: [1] x", 1, "after the end"),
+            ("- a\n- b\nc: 1", 3, "nothing more"), ("\"a\"b: 1", 1, "after the end"),
+            ("{a: 1, a: 2}", 1, "twice"), ("a: [1] x", 1, "after the end"),
         ])
     func faults(_ text: String, line: Int, words: String) {
         do {

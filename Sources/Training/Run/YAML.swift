@@ -66,6 +66,38 @@ struct YAMLReader {
     private var position = 0
     private static let deepest = 32
 
+    /// Follows quotes along a line. They begin where a value or a key can begin, not within a word.
+    private struct Quotes {
+        private var quote: Unicode.Scalar?
+        private var isEscaped = false
+        /// The quote that has just ended: twice within quotes it is one.
+        private var ended: Unicode.Scalar?
+        /// What was followed last.
+        private(set) var before: Unicode.Scalar = " "
+        var isOpen: Bool { quote != nil }
+
+        /// Whether the next scalar is outside of quotes and is none.
+        mutating func isOutside(_ scalar: Unicode.Scalar) -> Bool {
+            defer { before = scalar }
+            if let open = quote {
+                if isEscaped {
+                    isEscaped = false
+                } else if scalar == "\\", open == "\"" {
+                    isEscaped = true
+                } else if scalar == open {
+                    (quote, ended) = (nil, scalar)
+                }
+                return false
+            }
+            defer { ended = nil }
+            guard scalar == "\"" || scalar == "'",
+                " [{,:".unicodeScalars.contains(before) || scalar == ended
+            else { return true }
+            quote = scalar
+            return false
+        }
+    }
+
     /// - Throws: ``YAMLError``.
     static func read(_ text: String) throws(YAMLError) -> PlainValue {
         var reader = try YAMLReader(text)
@@ -101,26 +133,14 @@ struct YAMLReader {
     private static func withoutComment(
         _ line: Substring.UnicodeScalarView, _ number: Int
     ) throws(YAMLError) -> Substring.UnicodeScalarView {
-        var quote: Unicode.Scalar?
-        var (isEscaped, before): (Bool, Unicode.Scalar) = (false, " ")
+        var quotes = Quotes()
         for index in line.indices {
-            let scalar = line[index]
-            if let open = quote {
-                if isEscaped {
-                    isEscaped = false
-                } else if scalar == "\\", open == "\"" {
-                    isEscaped = true
-                } else if scalar == open {
-                    quote = nil
-                }
-            } else if scalar == "\"" || scalar == "'", " [{,:-".unicodeScalars.contains(before) {
-                quote = scalar
-            } else if scalar == "#", before.properties.isWhitespace {
+            let isAfterSpace = quotes.before.properties.isWhitespace
+            if quotes.isOutside(line[index]), line[index] == "#", isAfterSpace {
                 return line[..<index]
             }
-            before = scalar
         }
-        if quote != nil {
+        if quotes.isOpen {
             throw YAMLError(line: number, reason: "a quoted text that does not end in its line")
         }
         return line
@@ -170,13 +190,14 @@ struct YAMLReader {
 
     private mutating func mapping(indent: Int, depth: Int) throws(YAMLError) -> PlainValue {
         var entries: [PlainValue.Entry] = []
+        var known: Set<String> = []
         while position < lines.count, lines[position].indent == indent {
             let line = lines[position]
             guard !Self.isItem(line.text), let colon = Self.colon(line.text) else {
                 throw fault("expected 'key: value'")
             }
             let key = try Self.key(line.text[..<colon], line.number)
-            if entries.contains(where: { $0.key == key }) {
+            guard known.insert(key).inserted else {
                 throw fault("the key '\(key.printable)' occurs twice")
             }
             let rest = line.text[line.text.index(after: colon)...].drop { $0 == " " }
@@ -211,14 +232,9 @@ struct YAMLReader {
     private static func colon(_ text: Substring.UnicodeScalarView)
         -> Substring.UnicodeScalarView.Index?
     {
-        var quote: Unicode.Scalar?
+        var quotes = Quotes()
         for index in text.indices {
-            let scalar = text[index]
-            if let open = quote {
-                if scalar == open { quote = nil }
-            } else if index == text.startIndex, scalar == "\"" || scalar == "'" {
-                quote = scalar
-            } else if scalar == ":" {
+            if quotes.isOutside(text[index]), text[index] == ":" {
                 let next = text.index(after: index)
                 if next == text.endIndex || text[next] == " " { return index }
             }
@@ -233,6 +249,7 @@ struct YAMLReader {
         guard case .text(let key) = try flow.scalar(stops: "", isKey: true), !key.isEmpty else {
             throw YAMLError(line: line, reason: "expected the name of a setting before ':'")
         }
+        try flow.end()
         return key
     }
 
@@ -264,21 +281,9 @@ struct YAMLReader {
 
     /// How many more brackets open than close, outside of quotes.
     private static func openings(_ text: Substring.UnicodeScalarView) -> Int {
-        var (open, quote): (Int, Unicode.Scalar?) = (0, nil)
-        var isEscaped = false
-        for scalar in text {
-            if let begun = quote {
-                if isEscaped {
-                    isEscaped = false
-                } else if scalar == "\\", begun == "\"" {
-                    isEscaped = true
-                } else if scalar == begun {
-                    quote = nil
-                }
-                continue
-            }
+        var (open, quotes) = (0, Quotes())
+        for scalar in text where quotes.isOutside(scalar) {
             switch scalar {
-            case "\"", "'": quote = scalar
             case "[", "{": open += 1
             case "]", "}": open -= 1
             default: break
@@ -325,6 +330,7 @@ struct YAMLReader {
             }
             if take("{") {
                 var entries: [PlainValue.Entry] = []
+                var known: Set<String> = []
                 while !take("}") {
                     skipSpace()
                     guard case .text(let key) = try scalar(stops: ",}:", isKey: true), !key.isEmpty
@@ -332,7 +338,7 @@ struct YAMLReader {
                         throw fault("expected a key")
                     }
                     guard take(":") else { throw fault("expected ':' after '\(key.printable)'") }
-                    if entries.contains(where: { $0.key == key }) {
+                    guard known.insert(key).inserted else {
                         throw fault("the key '\(key.printable)' occurs twice")
                     }
                     entries.append(
@@ -390,6 +396,8 @@ struct YAMLReader {
             case "n": return "\n"
             case "t": return "\t"
             case "r": return "\r"
+            case "b": return "\u{8}"
+            case "f": return "\u{C}"
             case "u":
                 let digits = String(rest.prefix(4))
                 rest = rest.dropFirst(4)
