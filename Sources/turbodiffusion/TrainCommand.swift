@@ -179,7 +179,9 @@ struct TrainLoRACommand: AsyncParsableCommand {
     }
 
     private func train(_ options: TrainOptions, _ expert: TrainingSettings.Expert?) async throws {
-        try await TrainingRun(options, .lora, base: base, isInt8: int8).run { settings in
+        try await TrainingRun(
+            options, .lora, base: base, isInt8: int8, isOneOfTwo: self.expert == .both
+        ).run { settings in
             if let expert { settings.expert = expert }
             if let boundary { settings.boundary = boundary }
             if let rank { (settings.rank, settings.alpha) = (rank, nil) }

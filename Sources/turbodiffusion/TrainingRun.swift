@@ -18,17 +18,20 @@ struct TrainingRun {
     /// The transformer that gets adapters, where it is not the teacher.
     let base: String?
     let isInt8: Bool
+    /// Whether another run follows or went before, with the same options, for the model's other transformer.
+    let isOneOfTwo: Bool
     /// Whether -quant checkpoints are written, too.
     let isQuantized: Bool
 
     init(
         _ options: TrainOptions, _ recipe: TrainingSettings.Recipe, base: String? = nil,
-        isInt8: Bool = false, isQuantized: Bool = false
+        isInt8: Bool = false, isOneOfTwo: Bool = false, isQuantized: Bool = false
     ) {
         self.options = options
         self.recipe = recipe
         self.base = base
         self.isInt8 = isInt8
+        self.isOneOfTwo = isOneOfTwo
         self.isQuantized = isQuantized
     }
 
@@ -40,6 +43,12 @@ struct TrainingRun {
         let isFirst = place?.isFirst ?? true
         var (settings, files) = try self.settings(change)
         if isInt8 { settings.hasInt8Base = true }
+        if isOneOfTwo, files.teacher != nil || files.base != nil {
+            throw UserError(
+                "train.expert",
+                "--expert both trains two transformers, but the settings name a teacher or a base: "
+                    + "train --expert high and --expert low one after the other")
+        }
         let inputs = try TrainingInputs(files, settings)
         if settings.expert != nil {
             settings.boundary = settings.boundary ?? inputs.set.family.defaults.boundary

@@ -33,7 +33,9 @@ public final class Curves {
             let text = String(decoding: try path.contents(limit: 1 << 30), as: UTF8.self)
             for line in text.split(separator: "\n").dropFirst() {
                 guard let number = Int(line.prefix { $0 != "," }), number <= done else { continue }
-                kept += line + "\n"
+                // Older files have fewer columns.
+                let lacking = header.count { $0 == "," } - line.count { $0 == "," }
+                kept += line + String(repeating: ",", count: max(0, lacking)) + "\n"
             }
         }
         try PendingFile.write(Array(kept.utf8), to: path, overwrite: true)
