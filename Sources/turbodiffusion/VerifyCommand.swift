@@ -4,6 +4,7 @@ import ArgumentParser
 import CPU
 import CUDA
 import Devices
+import Ground
 import Tensors
 import Terminal
 import Verification
