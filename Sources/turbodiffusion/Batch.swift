@@ -36,7 +36,8 @@ enum Batch {
                 bytes += piece
             }
             if bytes.count > limit {
-                throw UserError("request.unusable", "\(name): more than \(describe(bytes: limit)) of prompts")
+                throw UserError(
+                    "request.unusable", "\(name): more than \(describe(bytes: limit)) of prompts")
             }
         } else {
             do { bytes = try FilePath(path).contents(limit: limit) } catch {

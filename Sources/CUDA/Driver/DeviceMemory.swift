@@ -135,7 +135,9 @@ public final class DeviceMemory {
             peers.isEmpty ? Self.growth : min(max(mapped / 4, Self.growth), Self.largestPiece)
         var size = roundUp(max(missing, piece), to: Self.growth)
         // What is more than needed must leave room for kernels that are loaded later.
-        if !peers.isEmpty, limit == nil, size > missing, device.freeMemory < size + Self.largestPiece {
+        if !peers.isEmpty, limit == nil, size > missing,
+            device.freeMemory < size + Self.largestPiece
+        {
             size = roundUp(missing, to: Self.growth)
         }
         // The last piece is as large as the limit allows.
