@@ -27,8 +27,7 @@ public struct FileIdentity: Codable, Sendable, Hashable {
             let reason = (error as? FileError)?.reason ?? "\(error)"
             throw .unreadable(path: path.string, reason: reason)
         }
-        let digits = String(hash.value, radix: 16)
-        fingerprint = String(repeating: "0", count: 16 - digits.count) + digits
+        fingerprint = padded(hash.value, 16, radix: 16)
     }
 
     /// Adds pieces of a file, or of each file in a folder, to the hash.

@@ -59,10 +59,7 @@ public struct SHA256 {
             [0x80] + [UInt8](repeating: 0, count: zeros)
             + (0..<8).map { UInt8(truncatingIfNeeded: bitCount >> (56 - 8 * UInt64($0))) }
         tail.withUnsafeBytes { update($0) }
-        return state.map { word in
-            let digits = String(word, radix: 16)
-            return String(repeating: "0", count: 8 - digits.count) + digits
-        }.joined()
+        return state.map { padded($0, 8, radix: 16) }.joined()
     }
 
     /// block: 64 bytes

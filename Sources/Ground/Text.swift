@@ -1,5 +1,7 @@
 /// Formatting numbers and untrusted text for people and tables.
 
+import Glibc
+
 /// A number with a fixed count of decimals, independent of the locale: `fixed(2.5, 2)` is `2.50`.
 /// - Parameter digits: number of decimals, 0 to 15.
 public func fixed(_ value: Double, _ digits: Int) -> String {
@@ -10,8 +12,13 @@ public func fixed(_ value: Double, _ digits: Int) -> String {
     let (whole, fraction) = UInt64(scaled).quotientAndRemainder(dividingBy: UInt64(scale))
     let sign = value < 0 && scaled > 0 ? "-" : ""
     guard digits > 0 else { return sign + "\(whole)" }
-    let rest = String(fraction)
-    return sign + "\(whole)." + String(repeating: "0", count: digits - rest.count) + rest
+    return sign + "\(whole)." + padded(fraction, digits)
+}
+
+/// A whole number with zeros before it: `padded(7, 3)` is `007`. One that is longer stays as it is.
+public func padded(_ number: some BinaryInteger, _ digits: Int, radix: Int = 10) -> String {
+    let text = String(number, radix: radix)
+    return String(repeating: "0", count: max(0, digits - text.count)) + text
 }
 
 /// A duration: `43.2 ms`, `1.25 s`.
@@ -50,6 +57,32 @@ public func csvField(_ text: String) -> String {
     }
     let parts = text.unicodeScalars.split(separator: "\"", omittingEmptySubsequences: false)
     return "\"" + parts.map(String.init).joined(separator: "\"\"") + "\""
+}
+
+/// A text in JSON, quotes included.
+public func jsonString(_ text: String) -> String {
+    var out = "\""
+    for scalar in text.unicodeScalars {
+        switch scalar {
+        case "\"": out += "\\\""
+        case "\\": out += "\\\\"
+        case "\u{0}"..<" ": out += "\\u" + padded(scalar.value, 4, radix: 16)
+        default: out.unicodeScalars.append(scalar)
+        }
+    }
+    return out + "\""
+}
+
+/// A variable of the environment; nil where it is not set, or empty.
+public func environment(_ name: String) -> String? {
+    guard let value = getenv(name) else { return nil }
+    let text = String(cString: value)
+    return text.isEmpty ? nil : text
+}
+
+/// A number's bytes, the lowest first.
+public func littleEndian<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+    withUnsafeBytes(of: value.littleEndian) { Array($0) }
 }
 
 extension StringProtocol {

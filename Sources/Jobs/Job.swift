@@ -1,5 +1,6 @@
 /// A request that was accepted, from the queue to its video.
 
+import Ground
 public import Runs
 
 /// One job as it is on the disk.
@@ -84,10 +85,7 @@ public struct Job: Sendable, Hashable {
     /// `video_` and 32 hexadecimal digits that nobody can guess.
     public static func newID() -> String {
         var generator = SystemRandomNumberGenerator()
-        let digits = (0..<2).map { _ in
-            let text = String(generator.next() as UInt64, radix: 16)
-            return String(repeating: "0", count: 16 - text.count) + text
-        }
+        let digits = (0..<2).map { _ in padded(generator.next() as UInt64, 16, radix: 16) }
         return "video_" + digits.joined()
     }
 

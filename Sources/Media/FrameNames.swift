@@ -29,9 +29,7 @@ public struct FrameNames: Sendable, Equatable {
 
     /// The path of the picture with a number.
     public func path(_ number: Int) -> FilePath {
-        let text = String(number)
-        let zeros = String(repeating: "0", count: max(0, digits - text.count))
-        return folder.appending(prefix + zeros + text + suffix)
+        folder.appending(prefix + padded(number, digits) + suffix)
     }
 
     /// The pictures that exist already, in the order of their numbers.

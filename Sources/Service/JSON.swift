@@ -1,6 +1,7 @@
 /// JSON as a value, in both directions.
 
 import FoundationEssentials
+import Ground
 
 /// A JSON value. Numbers are kept as they were written: none of 64 bits is lost.
 enum JSON: Sendable, Hashable {
@@ -67,8 +68,7 @@ enum JSON: Sendable, Hashable {
             case _
             where scalar.value < 0x20 || scalar.value == 0x7F
                 || (0x2028...0x2029).contains(scalar.value):
-                let digits = String(scalar.value, radix: 16)
-                result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+                result += "\\u" + padded(scalar.value, 4, radix: 16)
             default: result.unicodeScalars.append(scalar)
             }
         }

@@ -70,12 +70,11 @@ enum Batch {
         for (index, prompt) in prompts.enumerated() {
             for seed in seeds {
                 let seed = seed == .random ? .number(draw()) : seed
-                let number = String(index + 1)
                 let item = BatchItem(
                     number: index + 1, prompt: prompt, seed: seed,
                     path: name(
                         pattern,
-                        number: String(repeating: "0", count: digits - number.count) + number,
+                        number: padded(index + 1, digits),
                         prompt: prompt ?? "", seed: seed))
                 // Raw frames of several videos follow each other.
                 if case .raw? = try? VideoFormat(path: item.path) {

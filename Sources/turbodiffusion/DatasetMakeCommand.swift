@@ -78,10 +78,7 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         }
         for start in stride(from: 0, to: lines.count, by: shardSize) {
             let number = start / shardSize
-            let digits = String(number)
-            let path = folder.appending(
-                "shard_" + String(repeating: "0", count: max(0, 6 - digits.count)) + digits + ".tar"
-            )
+            let path = folder.appending("shard_" + padded(number, 6) + ".tar")
             if path.exists { continue }
             let writer = try ShardWriter(path)
             for index in start..<min(start + shardSize, lines.count) {

@@ -18,3 +18,10 @@ extension Machines {
         if group != nil, device != .automatic { throw exclusion }
     }
 }
+
+extension DeviceChoice {
+    /// A device by its name; `1` is `cuda:1`.
+    init?(numberOrName text: String) {
+        self.init(argument: Int(text).map { "cuda:\($0)" } ?? text)
+    }
+}

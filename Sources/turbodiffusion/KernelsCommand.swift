@@ -107,7 +107,7 @@ struct KernelsCommand: AsyncParsableCommand {
         @Option(
             help: "Which GPU: N or cuda:N; or cpu.",
             transform: { text in
-                guard let choice = DeviceChoice(argument: Int(text).map { "cuda:\($0)" } ?? text)
+                guard let choice = DeviceChoice(numberOrName: text)
                 else { throw ValidationError("'\(text)' is not a device") }
                 return choice
             })

@@ -23,8 +23,7 @@ extension KernelsCommand {
         @Option(
             help: "Which GPU: N or cuda:N.",
             transform: { text in
-                let name = Int(text).map { "cuda:\($0)" } ?? text
-                guard let choice = DeviceChoice(name), case .cuda = choice else {
+                guard let choice = DeviceChoice(numberOrName: text), case .cuda = choice else {
                     throw ValidationError("'\(text)' is not a GPU")
                 }
                 return choice

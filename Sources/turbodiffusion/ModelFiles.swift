@@ -50,9 +50,6 @@ struct ModelFiles {
     }
 
     static func hub() throws -> Hub {
-        let environment = { (name: String) in
-            getenv(name).map({ String(cString: $0) }).flatMap { $0.isEmpty ? nil : $0 }
-        }
         return try Hub(
             endpoint: Settings.current[.endpoint]?.text, token: environment("HF_TOKEN"))
     }

@@ -37,9 +37,7 @@ struct TrainingRun {
 
     /// - Parameter change: puts the recipe's own options into the settings.
     func run(_ change: (inout TrainingSettings) -> Void) async throws {
-        let place = try ProcessPlace.read { name in
-            getenv(name).map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 }
-        }
+        let place = try ProcessPlace.read(environment)
         let isFirst = place?.isFirst ?? true
         var (settings, files) = try self.settings(change)
         if isInt8 { settings.hasInt8Base = true }

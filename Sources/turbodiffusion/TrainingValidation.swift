@@ -99,10 +99,7 @@ final class Validation {
             teacher = wanted
         }
         let made = try videos(trainer.student.net, sampling)
-        let digits = String(trainer.iteration)
-        try await write(
-            made, "iter_" + String(repeating: "0", count: max(0, 9 - digits.count)) + digits,
-            in: place)
+        try await write(made, RunFolder.name(trainer.iteration), in: place)
         let error =
             zip(made, wanted).reduce(0.0) {
                 $0 + FrameDistance.between($1.0, $1.1).meanSquaredError

@@ -19,8 +19,7 @@ struct ModelFuzz {
 
     @Test("config.json")
     func configurations() throws {
-        let folder =
-            FileManager.default.temporaryDirectory.path + "/fuzz-\(UInt64.random(in: 0 ... .max))"
+        let folder = temporaryPath()
         try FileManager.default.createDirectory(
             atPath: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(atPath: folder) }

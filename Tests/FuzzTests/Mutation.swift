@@ -97,6 +97,11 @@ private func mostMemory() -> Int {
 let nano =
     "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/") + "/Models/nano"
 
+/// A new name for a file or a folder.
+func temporaryPath() -> String {
+    FileManager.default.temporaryDirectory.path + "/fuzz-\(UInt64.random(in: 0 ... .max))"
+}
+
 /// The files of the corpus.
 func corpus(_ isWanted: (String) -> Bool) -> [[UInt8]] {
     let folder = "/" + #filePath.split(separator: "/").dropLast().joined(separator: "/") + "/Corpus"

@@ -77,9 +77,7 @@ struct SettingsFuzz {
 
     @Test("shards of samples")
     func shards() throws {
-        let path =
-            FileManager.default.temporaryDirectory.path
-            + "/fuzz-\(UInt64.random(in: 0 ... .max)).tar"
+        let path = temporaryPath() + ".tar"
         defer { try? FileManager.default.removeItem(atPath: path) }
         let tensors = ["latent.pt", "embed.pt"].map { name in
             tarMember("a/0001.\(name)", Array("PK\u{3}\u{4} no tensor".utf8))

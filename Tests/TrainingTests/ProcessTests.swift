@@ -223,18 +223,9 @@ private final class Numbered: SampleSource {
 
     private static func settings(_ recipe: TrainingSettings.Recipe, batch: Int) -> TrainingSettings
     {
-        var settings = TrainingSettings(recipe)
+        var settings = tinySettings(recipe)
         settings.batch = batch
-        settings.warmup = 1
-        settings.isHalf = false
-        settings.optimizer.learningRate = 1e-3
-        settings.criticOptimizer.learningRate = 1e-3
-        settings.rcm.tangentWarmup = 1
-        settings.rcm.studentEvery = 2
-        (settings.queryBlock, settings.keyBlock) = (4, 4)
-        settings.rank = 2
         settings.largestNorm = 1
-        if recipe == .sla { settings.topK = 0.5 }
         return settings
     }
 

@@ -20,6 +20,22 @@ struct Random {
     mutating func latents(_ shape: Shape) -> LatentValues { LatentValues(tensor(shape)) }
 }
 
+/// Settings for the small random transformer.
+func tinySettings(_ recipe: TrainingSettings.Recipe) -> TrainingSettings {
+    var settings = TrainingSettings(recipe)
+    settings.batch = 2
+    settings.warmup = 1
+    settings.isHalf = false
+    settings.optimizer.learningRate = 1e-3
+    settings.criticOptimizer.learningRate = 1e-3
+    settings.rcm.tangentWarmup = 1
+    settings.rcm.studentEvery = 2
+    (settings.queryBlock, settings.keyBlock) = (4, 4)
+    settings.rank = 2
+    if recipe == .sla { settings.topK = 0.5 }
+    return settings
+}
+
 func inner(_ a: Tensor, _ b: Tensor) -> Double {
     zip(a.floats(), b.floats()).reduce(0) { $0 + Double($1.0) * Double($1.1) }
 }

@@ -42,21 +42,6 @@ private final class Shaped: SampleSource {
 }
 
 @Suite struct TrainerTests {
-    private func settings(_ recipe: TrainingSettings.Recipe) -> TrainingSettings {
-        var settings = TrainingSettings(recipe)
-        settings.batch = 2
-        settings.warmup = 1
-        settings.isHalf = false
-        settings.optimizer.learningRate = 1e-3
-        settings.criticOptimizer.learningRate = 1e-3
-        settings.rcm.tangentWarmup = 1
-        settings.rcm.studentEvery = 2
-        (settings.queryBlock, settings.keyBlock) = (4, 4)
-        settings.rank = 2
-        if recipe == .sla { settings.topK = 0.5 }
-        return settings
-    }
-
     private func trainer(
         _ settings: TrainingSettings, _ samples: any SampleSource = MadeSamples(5),
         on device: CPUBackend = CPUBackend(), base: LinearFormat = .plain
@@ -86,7 +71,7 @@ private final class Shaped: SampleSource {
         "a run that is resumed has the same bits, whatever the threads",
         arguments: TrainingSettings.Recipe.allCases, [false, true])
     func resuming(_ recipe: TrainingSettings.Recipe, isHalf: Bool) throws {
-        var settings = settings(recipe)
+        var settings = tinySettings(recipe)
         settings.isHalf = isHalf
         let whole = try trainer(settings, on: CPUBackend(threads: 1))
         for _ in 0..<5 { #expect(try whole.step().skipped == nil) }
@@ -106,7 +91,7 @@ private final class Shaped: SampleSource {
         "training lowers the loss of what it is trained on",
         arguments: [LinearFormat.plain, .int8Blocks])
     func learning(base: LinearFormat) throws {
-        var settings = settings(.lora)
+        var settings = tinySettings(.lora)
         settings.batch = 4
         settings.optimizer.learningRate = 5e-3
         // The same times and noise each time: one pass over one batch, again and again.
@@ -119,7 +104,7 @@ private final class Shaped: SampleSource {
 
     @Test("adapters begin as nothing, change nothing of the base, and their file is read back")
     func adapters() throws {
-        let trainer = try trainer(settings(.lora))
+        let trainer = try trainer(tinySettings(.lora))
         var random = Random(1)
         let x = random.tensor([4, 2, 6, 4])
         let text = Text(random.tensor([5, 12]))
@@ -145,7 +130,7 @@ private final class Shaped: SampleSource {
 
     @Test("moments in 8 bits learn as well, and a run that is resumed has the same bits")
     func eightBits() throws {
-        var settings = settings(.lora)
+        var settings = tinySettings(.lora)
         settings.batch = 4
         settings.optimizer.learningRate = 5e-3
         func mean(_ losses: ArraySlice<Double>) -> Double {
@@ -209,7 +194,7 @@ private final class Shaped: SampleSource {
 
     @Test("a poisoned batch skips its step, says so, and leaves the parameters as they are")
     func skipping() throws {
-        var settings = settings(.rcm)
+        var settings = tinySettings(.rcm)
         settings.batch = 1
         let trainer = try trainer(settings, MadeSamples(1, poisoned: [0]))
         let before = trainer.student.parameters.version
@@ -222,7 +207,7 @@ private final class Shaped: SampleSource {
         "as the original: a poisoned batch's gradients are zero, and what is left is the decay",
         arguments: [TrainingSettings.Recipe.sla, .lora])
     func poisonedReference(_ recipe: TrainingSettings.Recipe) throws {
-        var settings = settings(recipe)
+        var settings = tinySettings(recipe)
         settings.batch = 1
         settings.asReference = true
         (settings.warmup, settings.optimizer.learningRate) = (0, 0.5)
@@ -240,7 +225,7 @@ private final class Shaped: SampleSource {
 
     @Test("samples of a batch that differ in size are refused in words; one by one they are taken")
     func sizes() throws {
-        var settings = settings(.lora)
+        var settings = tinySettings(.lora)
         func error(_ shapes: [Shape], width: Int = 12) -> String? {
             do {
                 let trainer = try trainer(settings, Shaped(shapes, width: width))
@@ -267,7 +252,7 @@ private final class Shaped: SampleSource {
 
     @Test("a state without an average, or with an iteration that cannot be, is refused")
     func brokenStates() throws {
-        let trainer = try trainer(settings(.lora))
+        let trainer = try trainer(tinySettings(.lora))
         _ = try trainer.step()
         let state = try #require(try trainer.state())
         func copy(_ change: (inout [String: String]) -> Void, without: String = "") throws
@@ -298,7 +283,7 @@ private final class Shaped: SampleSource {
 
     @Test("passes that add up equal one larger batch")
     func accumulation() throws {
-        var settings = settings(.lora)
+        var settings = tinySettings(.lora)
         (settings.batch, settings.accumulation) = (1, 2)
         let report = try trainer(settings, MadeSamples(1)).step()
         settings.accumulation = 1
@@ -335,10 +320,10 @@ private final class Shaped: SampleSource {
             let models = TrainingModels(
                 teacher: randomParameters(seed: 5, isSparse: false),
                 options: WanTransformerOptions(heads: 2), roundsTimesteps: true)
-            let plan = try TrainingPlan(settings(recipe), models, MadeSamples(1).sample(0))
+            let plan = try TrainingPlan(tinySettings(recipe), models, MadeSamples(1).sample(0))
             #expect(plan.memory > 0 && plan.flops > 0 && plan.parameters > 0)
             let onGPU = try TrainingPlan(
-                settings(recipe), models, MadeSamples(1).sample(0), isGPU: true)
+                tinySettings(recipe), models, MadeSamples(1).sample(0), isGPU: true)
             #expect(onGPU.memory >= plan.memory && onGPU.flops == plan.flops)
         }
     }
@@ -362,8 +347,8 @@ private final class Shaped: SampleSource {
         let state = TensorCollection("x", [("a", Tensor([Float(1)], [1]))])
         for iteration in [5, 10, 200] { try folder.save(state, iteration: iteration) }
         #expect(folder.states().map(\.iteration) == [10, 200])
-        try folder.write(settings(.sla))
-        #expect(try folder.settings() == settings(.sla))
+        try folder.write(tinySettings(.sla))
+        #expect(try folder.settings() == tinySettings(.sla))
     }
 
     @Test("settings that are no settings are refused in words")
@@ -380,7 +365,7 @@ private final class Shaped: SampleSource {
                 Issue.record("\(text) was taken")
             } catch { #expect("\(error)".contains(words), "\(error)") }
         }
-        var wrong = settings(.lora)
+        var wrong = tinySettings(.lora)
         wrong.rank = 0
         #expect(wrong.fault?.contains("rank is 0") == true)
     }

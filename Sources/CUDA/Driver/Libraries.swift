@@ -81,12 +81,6 @@ func libraryFolders(_ option: String?) -> [String] {
     return list.split(separator: ":").map(String.init)
 }
 
-func environment(_ name: String) -> String? {
-    guard let value = getenv(name) else { return nil }
-    let text = String(cString: value)
-    return text.isEmpty ? nil : text
-}
-
 /// The existing paths that match a shell pattern.
 private func glob(_ pattern: String) -> [String] {
     var found = glob_t()

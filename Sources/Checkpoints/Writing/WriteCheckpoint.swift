@@ -125,25 +125,6 @@ private func safetensorsHeader(_ tensors: [TensorInfo], _ metadata: [String: Str
     return littleEndian(UInt64(text.count)) + text
 }
 
-private func jsonString(_ text: String) -> String {
-    var out = "\""
-    for scalar in text.unicodeScalars {
-        switch scalar {
-        case "\"": out += "\\\""
-        case "\\": out += "\\\\"
-        case "\u{0}"..<" ":
-            let digits = String(scalar.value, radix: 16)
-            out += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
-        default: out.unicodeScalars.append(scalar)
-        }
-    }
-    return out + "\""
-}
-
-func littleEndian<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
-    withUnsafeBytes(of: value.littleEndian) { Array($0) }
-}
-
 extension Tensor {
     /// The bytes of a host tensor.
     func withBytes<R, E: Error>(

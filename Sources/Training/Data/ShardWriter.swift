@@ -18,8 +18,7 @@ public final class ShardWriter {
     /// latents: [C, T, h, w], text: [rows, textDim], zero past the prompt; on the host
     public func add(_ number: Int, latents: Tensor, text: Tensor, prompt: String) throws(FileError)
     {
-        let digits = String(number)
-        let key = String(repeating: "0", count: max(0, 9 - digits.count)) + digits
+        let key = padded(number, 9)
         try add(
             key, torchArchive(of: latents.converted(to: .bf16)),
             torchArchive(of: text.converted(to: .bf16)), Array(prompt.utf8))
@@ -36,8 +35,7 @@ public final class ShardWriter {
 
     /// A sample of other shards, byte by byte, under a new number.
     public func add(_ number: Int, _ index: Int, of shards: TarShards) throws(FileError) {
-        let digits = String(number)
-        let key = String(repeating: "0", count: max(0, 9 - digits.count)) + digits
+        let key = padded(number, 9)
         let parts = shards.bytes(index)
         try add(key, parts.latents, parts.text, parts.prompt)
     }

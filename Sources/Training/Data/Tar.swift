@@ -94,10 +94,7 @@ func tarMember(_ name: String, _ content: [UInt8]) -> [UInt8] {
     func put(_ text: String, at start: Int) {
         for (index, byte) in text.utf8.enumerated() { header[start + index] = byte }
     }
-    func octal(_ value: Int, digits: Int) -> String {
-        let text = String(value, radix: 8)
-        return String(repeating: "0", count: max(0, digits - text.count)) + text
-    }
+    func octal(_ value: Int, digits: Int) -> String { padded(value, digits, radix: 8) }
     ensure(name.utf8.count <= 100, "tarMember: the name '\(name)' is too long")
     put(name, at: 0)
     put(octal(0o644, digits: 7), at: 100)

@@ -38,10 +38,6 @@ public final class ProcessGroup {
 
     private static let greeting: [UInt8] = Array("TURBODIF".utf8)
 
-    private static func little(_ value: UInt64) -> [UInt8] {
-        (0..<8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
-    }
-
     private static func number(_ bytes: ArraySlice<UInt8>) -> UInt64 {
         bytes.reversed().reduce(0) { $0 << 8 | UInt64($1) }
     }
@@ -53,8 +49,9 @@ public final class ProcessGroup {
         var purpose: UInt64
 
         var bytes: [UInt8] {
-            greeting + little(UInt64(rank)) + little(UInt64(count)) + little(UInt64(port))
-                + little(purpose)
+            greeting + littleEndian(UInt64(rank)) + littleEndian(UInt64(count))
+                + littleEndian(UInt64(port))
+                + littleEndian(purpose)
         }
 
         init(rank: Int, count: Int, port: Int, purpose: UInt64) {
@@ -142,7 +139,7 @@ public final class ProcessGroup {
 
     private static func reply(_ text: String) -> [UInt8] {
         let bytes = Array(text.utf8)
-        return little(UInt64(bytes.count)) + bytes
+        return littleEndian(UInt64(bytes.count)) + bytes
     }
 
     /// Another process: greets the first one, then connects to those of lower rank and waits for the others.
@@ -229,7 +226,7 @@ public final class ProcessGroup {
             return try connections[0]!.receive(Int(size))
         }
         for (_, connection) in others {
-            try connection.send(Self.little(UInt64(bytes.count)) + bytes)
+            try connection.send(littleEndian(UInt64(bytes.count)) + bytes)
         }
         return bytes
     }

@@ -107,10 +107,6 @@ public final class Curves {
 
     // MARK: TensorBoard (tensorflow/core/util/event.proto, TFRecord framing)
 
-    private static func little<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
-        (0..<MemoryLayout<T>.size).map { UInt8(truncatingIfNeeded: value >> (8 * T($0))) }
-    }
-
     private static func variable(_ value: UInt64) -> [UInt8] {
         var (value, bytes): (UInt64, [UInt8]) = (value, [])
         repeat {
@@ -129,13 +125,14 @@ public final class Curves {
     static func event(
         time: Double, step: Int?, version: Bool = false, scalar: (tag: String, value: Float)? = nil
     ) -> [UInt8] {
-        var bytes = [UInt8](arrayLiteral: 1 << 3 | 1) + little(time.bitPattern)
+        var bytes = [UInt8](arrayLiteral: 1 << 3 | 1) + littleEndian(time.bitPattern)
         if let step { bytes += variable(2 << 3) + variable(UInt64(step)) }
         if version { bytes += field(3, Array("brain.Event:2".utf8)) }
         if let scalar {
             // Summary.value = 1: tag = 1, simple_value = 2 (float)
             let value =
-                field(1, Array(scalar.tag.utf8)) + [2 << 3 | 5] + little(scalar.value.bitPattern)
+                field(1, Array(scalar.tag.utf8)) + [2 << 3 | 5]
+                + littleEndian(scalar.value.bitPattern)
             bytes += field(5, field(1, value))
         }
         return bytes
@@ -143,8 +140,8 @@ public final class Curves {
 
     /// length, its checksum, the bytes, theirs.
     static func record(_ bytes: [UInt8]) -> [UInt8] {
-        let length = little(UInt64(bytes.count))
-        return length + little(masked(length)) + bytes + little(masked(bytes))
+        let length = littleEndian(UInt64(bytes.count))
+        return length + littleEndian(masked(length)) + bytes + littleEndian(masked(bytes))
     }
 
     private static func masked(_ bytes: [UInt8]) -> UInt32 {

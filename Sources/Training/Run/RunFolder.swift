@@ -75,11 +75,8 @@ public final class RunFolder {
 
     private var checkpoints: FilePath { path.appending("checkpoints") }
 
-    private static func name(_ iteration: Int) -> String {
-        let digits = String(iteration)
-        return "iter_" + String(repeating: "0", count: max(0, 9 - digits.count)) + digits
-            + ".safetensors"
-    }
+    /// What an iteration's files are called, without an ending.
+    public static func name(_ iteration: Int) -> String { "iter_" + padded(iteration, 9) }
 
     /// Whole checkpoints, the oldest first.
     public func states() -> [(iteration: Int, path: String)] {
@@ -95,7 +92,8 @@ public final class RunFolder {
     /// Writes a state beside and renames it when it is whole; then the oldest ones go. Space is asked for before.
     public func save(_ state: any Checkpoint, iteration: Int) throws {
         try writeCheckpoint(
-            state, to: checkpoints.appending(Self.name(iteration)).string, overwrite: true)
+            state, to: checkpoints.appending(Self.name(iteration) + ".safetensors").string,
+            overwrite: true)
         for old in states().dropLast(kept) { unlink(old.path) }
     }
 }

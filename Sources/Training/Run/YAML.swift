@@ -25,26 +25,12 @@ indirect enum PlainValue: Hashable, Sendable {
         case .null: "null"
         case .bool(let value): value ? "true" : "false"
         case .number(let text): text
-        case .text(let text): Self.quoted(text)
+        case .text(let text): jsonString(text)
         case .list(let values): "[" + values.map(\.json).joined(separator: ",") + "]"
         case .map(let entries):
-            "{" + entries.map { Self.quoted($0.key) + ":" + $0.value.json }.joined(separator: ",")
+            "{" + entries.map { jsonString($0.key) + ":" + $0.value.json }.joined(separator: ",")
                 + "}"
         }
-    }
-
-    private static func quoted(_ text: String) -> String {
-        var out = "\""
-        for scalar in text.unicodeScalars {
-            switch scalar {
-            case "\"", "\\": out += "\\" + String(scalar)
-            case let other where other.value < 0x20:
-                let digits = String(other.value, radix: 16)
-                out += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
-            default: out.unicodeScalars.append(scalar)
-            }
-        }
-        return out + "\""
     }
 }
 
