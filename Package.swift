@@ -55,7 +55,7 @@ let package = Package(
             name: "CUDASources", exclude: ["Kernels"], publicHeadersPath: "include",
             cSettings: [.unsafeFlags(["-std=gnu23"])]),
         .target(
-            name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers", system],
+            name: "CPU", dependencies: ["Ground", "Tensors", "CDrivers"],
             swiftSettings: numeric),
         .target(
             name: "CUDA", dependencies: ["Ground", "Tensors", "CDrivers", "CUDASources", system],

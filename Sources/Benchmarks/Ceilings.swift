@@ -23,7 +23,7 @@ public struct Ceilings: Sendable {
         return Ceilings(
             copy: found.copy,
             arithmetic: [.f32: found.f32, .bf16: found.bf16, .int8: found.int8],
-            method: found.isRegisterPeak ? "in registers" : "large matrix products")
+            method: "in registers")
     }
 
     /// The least time in which this machine could do the work, in seconds; nil if its kind of

@@ -30,10 +30,3 @@ const char *nccl_load(void *library, struct nccl *nccl) {
     NCCL_FUNCTIONS(LOAD_NCCL)
     return NULL;
 }
-
-const char *onednn_load(void *library, struct onednn *onednn) {
-#define LOAD_ONEDNN(result, field, parameters) LOAD(onednn, field, #field)
-    ONEDNN_FUNCTIONS(LOAD_ONEDNN)
-    *(void **)&onednn->omp_set_num_threads = dlsym(library, "omp_set_num_threads");
-    return NULL;
-}

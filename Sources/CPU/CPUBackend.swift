@@ -8,10 +8,10 @@ public import Tensors
 public final class CPUBackend: Backend {
     /// Which versions of the operations are used.
     public enum Engine: Sendable {
-        /// The fastest ones on this machine with its libraries.
+        /// The fastest ones on this machine.
         case automatic
-        /// oneDNN, if it is installed. `automatic` chooses it on processors without AVX-512 BF16.
-        case oneDNN
+        /// Those for AVX2 alone, on processors that have more too.
+        case avx2
         /// The definitions, in plain Swift; all other versions are tested against them.
         case definition
     }
@@ -19,7 +19,7 @@ public final class CPUBackend: Backend {
     public let name: String
     public let membership: Membership
     let definitions: Definitions
-    private let fast: (any FastOperations)?
+    let fast: VectorOperations?
 
     /// A backend with `threads` threads, the caller's included; nil for one per available processor.
     /// - Parameter membership: its place in a group of CPU backends.
@@ -29,7 +29,12 @@ public final class CPUBackend: Backend {
         self.membership = membership
         definitions = Definitions(
             memory: MemoryPool(), threads: Threads(count: min(threads ?? Threads.available, 4096)))
-        fast = fastOperations(definitions, engine)
+        fast =
+            switch engine {
+            case .automatic: VectorOperations(definitions, cpu_variant_found())
+            case .avx2: VectorOperations(definitions, CPU_AVX_2)
+            case .definition: nil
+            }
         let count = definitions.threads.count
         name =
             "CPU (\(count) thread\(count == 1 ? "" : "s"), \(fast?.name ?? "definitions"))"

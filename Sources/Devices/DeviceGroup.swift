@@ -129,7 +129,7 @@ extension DeviceGroup {
         let cpus = members.filter { $0 == .cpu }.count
         if cpus > 0 {
             guard cpus == members.count else { throw DeviceGroupError.mixed }
-            return cpuOpeners(options, note: note)
+            return cpuOpeners(options)
         }
         let ordinals = try gpus(try Driver(libraries: options.cuda.libraries))
         let meeting = ordinals.count > 1 ? Meeting(count: ordinals.count) : nil
@@ -148,16 +148,13 @@ extension DeviceGroup {
         }
     }
 
-    private func cpuOpeners(
-        _ options: DeviceOptions, note: @escaping @Sendable (DeviceNote) -> Void
-    ) -> [@Sendable () throws -> any Backend] {
+    private func cpuOpeners(_ options: DeviceOptions) -> [@Sendable () throws -> any Backend] {
         let count = members.count
         let threads = options.threads ?? max(1, CPUBackend.processors / count)
         let meeting = count > 1 ? Meeting(count: count) : nil
         return (0..<count).map { index in
             {
-                if index == 0, let advice = CPUBackend.advice { note(.slowCPU(advice: advice)) }
-                return CPUBackend(
+                CPUBackend(
                     threads: threads,
                     membership: meeting.map { Membership(index: index, in: $0) } ?? .alone)
             }

@@ -26,8 +26,6 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
     case kernels(file: String, seconds: Double)
     /// There is a GPU, but it cannot be used, so the CPU is used instead.
     case fallsBack(CUDAUnavailable)
-    /// Why the CPU does not compute at full speed.
-    case slowCPU(advice: String)
     /// Two GPUs of a group cannot write to each other's memory.
     case noPeerAccess(from: Int, to: Int)
 
@@ -36,7 +34,6 @@ public enum DeviceNote: Sendable, CustomStringConvertible {
         case .kernels(let file, let seconds):
             "kernels of \(file) ready after \(describe(seconds: seconds))"
         case .fallsBack(let reason): "\(reason); the CPU is used"
-        case .slowCPU(let advice): advice
         case .noPeerAccess(let from, let to):
             "GPU \(from) has no access to the memory of GPU \(to): what they exchange goes by way of the host"
         }
@@ -65,19 +62,15 @@ extension DeviceChoice {
                 note(.kernels(file: $0.file, seconds: $0.seconds))
             }
         }
-        func cpu() -> any Backend {
-            if let advice = CPUBackend.advice { note(.slowCPU(advice: advice)) }
-            return CPUBackend(threads: options.threads)
-        }
         switch self {
-        case .cpu: return cpu()
+        case .cpu: return CPUBackend(threads: options.threads)
         case .cuda(let ordinal): return try gpu(ordinal)
         case .automatic:
             do {
                 return try gpu(0)
             } catch let reason as CUDAUnavailable {
                 if !reason.meansNoGPU { note(.fallsBack(reason)) }
-                return cpu()
+                return CPUBackend(threads: options.threads)
             }
         }
     }

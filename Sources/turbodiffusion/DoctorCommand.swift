@@ -35,7 +35,7 @@ struct DoctorCommand: AsyncParsableCommand {
     var json = false
 
     func run() async throws {
-        var findings = [processor(), oneDNN(), memory(), disk(), await ffmpeg()]
+        var findings = [processor(), memory(), disk(), await ffmpeg()]
         findings += models() + settings()
         let cuda = Diagnosis.run(libraries: libraries)
         findings += cuda
@@ -93,20 +93,7 @@ struct DoctorCommand: AsyncParsableCommand {
     }
 
     private func processor() -> Finding {
-        let advice = CPUBackend.advice
-        return Finding(
-            "processor", advice == nil ? .fine : .warning, CPUBackend(threads: nil).name,
-            advice: advice)
-    }
-
-    /// Processors without our own kernels want it.
-    private func oneDNN() -> Finding {
-        let version = CPUBackend.oneDNNVersion
-        let isWanted = CPUBackend.advice != nil
-        return Finding(
-            "oneDNN", version != nil ? .fine : isWanted ? .missing : .fine,
-            version ?? (isWanted ? "not found" : "not found; this processor does without"),
-            advice: version == nil && isWanted ? "apt-get install libdnnl2" : nil)
+        Finding("processor", .fine, CPUBackend(threads: nil).name)
     }
 
     private func memory() -> Finding {

@@ -47,7 +47,7 @@ import Testing
                 notes.withLock { $0.append("\(note)") }
             }
             #expect(backend is CPUBackend && !DeviceChoice.automatic.isGPU)
-            #expect(notes.withLock { $0 } == CPUBackend.advice.map { [$0] } ?? [])
+            #expect(notes.withLock { $0 }.isEmpty)
             #expect(throws: CUDAUnavailable.self) { try DeviceChoice.cuda(ordinal: 0).open() }
         } catch {
             // A driver without a usable card: a run on the CPU says why.

@@ -1,8 +1,6 @@
 // Attention over blocks of 64 keys with a running softmax (Dao et al., arXiv 2205.14135).
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 /// Keys in a block, queries in a tile, blocks in a group (whose logits are kept for one step of the softmax), and
 /// logits in a row of a group.
 enum { KEYS = 64, QUERIES = 6, GROUP = 8, ROW = GROUP * KEYS };
@@ -132,5 +130,3 @@ TARGET void VARIANT(cpu_attention)(const struct cpu_attention_job *job, const vo
                         v_div(v_load(sums + i * width + j), d));
     }
 }
-
-#endif

@@ -1,8 +1,6 @@
 // The video autoencoder's norm over channels.
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 INLINE void norm(const void *x, const int bf16, size_t rows, size_t channels, const float *factors,
                  const int silu, void *y) {
     for (size_t row = 0; row < rows; row++) {
@@ -30,5 +28,3 @@ TARGET void VARIANT(cpu_channel_norm)(const void *x, int bf16, size_t rows, size
     else
         norm(x, bf16, rows, channels, factors, silu, y);
 }
-
-#endif

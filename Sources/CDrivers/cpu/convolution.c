@@ -2,8 +2,6 @@
 // and in the packed weight, so a tile of pixels needs no copy of its input.
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 /// The number of taps of the largest kernel.
 enum { MAX_RUNS = 128 };
 
@@ -117,5 +115,3 @@ TARGET void VARIANT(cpu_convolution)(const struct cpu_convolution_job *job, cons
         }
     }
 }
-
-#endif

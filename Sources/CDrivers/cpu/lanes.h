@@ -2,8 +2,6 @@
 #ifndef LANES_H
 #define LANES_H
 
-#if defined(__x86_64__)
-
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -240,5 +238,4 @@ INLINE void v_store_bytes(lanes_t lanes, int8_t *p, v16 x) {
 
 #endif
 
-#endif
 #endif

@@ -1,8 +1,6 @@
 // Linear layers.
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 /// The most blocks of 128 products, or segments, of a row: enough for rows of 65,536.
 enum { RUNS_AT_ONCE = 512 };
 
@@ -60,5 +58,3 @@ TARGET void VARIANT(cpu_linear)(const struct cpu_linear_job *job, size_t first_r
         }
     }
 }
-
-#endif

@@ -1,8 +1,6 @@
 // The linear branch of sparse-linear attention (SLA, arXiv 2509.24006, equation 5).
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 /// Queries in a tile, keys in a block, and the widest head.
 enum { BRANCH_QUERIES = 6, BRANCH_KEYS = 64, WIDEST = CPU_LARGEST_LINEAR_HEAD };
 
@@ -151,5 +149,3 @@ TARGET void VARIANT(cpu_linear_branch)(const struct cpu_linear_branch_job *job, 
         }
     }
 }
-
-#endif

@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#if defined(__x86_64__)
-
 /// Vectors of columns that are divided into panels independently, because a panel of CPU_INT8 must not cross a scale
 /// block.
 static size_t group_vectors(enum cpu_kind kind) {
@@ -106,18 +104,3 @@ void cpu_pack_rows(enum cpu_kind kind, const void *matrix, size_t stride, size_t
         }
     }
 }
-
-#else
-
-size_t cpu_packed_bytes(enum cpu_kind kind, size_t columns, size_t inner) { return 0; }
-size_t cpu_panel_count(enum cpu_kind kind, size_t columns) { return 0; }
-void cpu_pack(enum cpu_kind kind, const void *matrix, size_t stride, size_t columns, size_t inner,
-              size_t first_panel, size_t last_panel, void *packed) {
-    __builtin_trap();
-}
-void cpu_pack_rows(enum cpu_kind kind, const void *matrix, size_t stride, size_t rows,
-                   size_t columns, size_t inner, void *packed) {
-    __builtin_trap();
-}
-
-#endif

@@ -1,8 +1,6 @@
 // Measuring the arithmetic limit of one core.
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 #if defined(CPU_AVX2)
 #define SUM_REGISTER "+x"
 #else
@@ -51,5 +49,3 @@ double VARIANT(cpu_peak_operations)(enum cpu_kind kind, size_t steps) {
     const size_t elements = SUM_LANES == LANES ? word_elements(kind) : kind == CPU_INT8 ? 2 : 1;
     return 2.0 * (double)(steps * SUMS * SUM_LANES * elements);
 }
-
-#endif

@@ -1,8 +1,6 @@
 // Quantising matrices.
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 TARGET float VARIANT(cpu_quantize_block)(const void *x, int bf16, size_t stride, size_t rows, size_t columns,
                                 int8_t *codes) {
     v16 largest = v_set(1e-8f);
@@ -21,5 +19,3 @@ TARGET float VARIANT(cpu_quantize_block)(const void *x, int bf16, size_t stride,
         }
     return amax / 128.0f;
 }
-
-#endif

@@ -1,8 +1,6 @@
 // The tiles, one function for each kind and size.
 #include "tile.h"
 
-#if defined(__x86_64__)
-
 #if defined(CPU_AVX2)
 
 INLINE __m256 low_half(__m256i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
@@ -285,7 +283,5 @@ ROWS_6(DEFINE_24, 2)
 
 #define F32_24(rows, vectors) f32_24_##rows,
 const tile_function cpu_tiles_24[MAX_ROWS] = {ROWS_6(F32_24, 2)};
-
-#endif
 
 #endif

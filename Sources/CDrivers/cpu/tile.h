@@ -5,8 +5,6 @@
 #include "../include/cpu_kernels.h"
 #include "lanes.h"
 
-#if defined(__x86_64__)
-
 /// Each kernel exists for AVX-512 and for AVX2; `dispatch.c` chooses.
 #if defined(CPU_AVX2)
 #define VARIANT(name) name##_avx2
@@ -179,5 +177,4 @@ INLINE void finish_tile(const struct cpu_epilogue *e, const float *c, size_t row
     }
 }
 
-#endif
 #endif

@@ -7,6 +7,5 @@
 #include "heap.h"
 #include "nccl.h"
 #include "nvrtc.h"
-#include "onednn.h"
 
 #endif

@@ -1,7 +1,7 @@
 // Matrix products, convolutions and attention for x86-64 processors with AVX-512 BF16 and VNNI, or with AVX2.
 //
 // Each call uses one thread; the caller divides the work. The order in which an element of a result is summed depends
-// only on the shapes, so results do not depend on how the work is divided.
+// only on the shapes, so results do not depend on how the work is divided. First come the operands, then `cpu_kernels`.
 #ifndef CPU_KERNELS_H
 #define CPU_KERNELS_H
 
@@ -9,10 +9,6 @@
 #include <stdint.h>
 
 #pragma clang assume_nonnull begin
-
-/// The kernels that processor and system can run.
-enum cpu_variant { CPU_NO_VECTORS = 0, CPU_AVX_2 = 1, CPU_AVX_512 = 2 };
-enum cpu_variant cpu_variant_found(void);
 
 /// The type of the operands. Sums are f32 (for CPU_INT8, int32 within a block of 128).
 enum cpu_kind { CPU_F32 = 0, CPU_BF16 = 1, CPU_INT8 = 2 };
@@ -31,11 +27,6 @@ void cpu_pack(enum cpu_kind kind, const void *matrix, size_t stride, size_t colu
 /// row to row, padded with zeros from `rows` to `inner`
 void cpu_pack_rows(enum cpu_kind kind, const void *matrix, size_t stride, size_t rows,
                    size_t columns, size_t inner, void *packed);
-
-/// Quantises a block of at most 128 rows and 128 columns: q = rne(x * 128/amax), clamped to -128...127. Returns the
-/// scale amax/128, where amax is at least 1e-8. x: f32 or bf16; `stride`: elements from row to row of x and of codes
-float cpu_quantize_block(const void *x, int bf16, size_t stride, size_t rows, size_t columns,
-                         int8_t *codes);
 
 enum cpu_activation { CPU_NONE = 0, CPU_GELU_TANH = 1, CPU_SILU = 2 };
 
@@ -70,11 +61,6 @@ struct cpu_linear_job {
     void *y;
 };
 
-/// Computes rows [first_row, last_row) and panels [first_panel, last_panel) of the result.
-/// For CPU_INT8 the rows must lie in one block of 128.
-void cpu_linear(const struct cpu_linear_job *job, size_t first_row, size_t last_row,
-                size_t first_panel, size_t last_panel);
-
 /// A convolution with channels last. Each input frame: [height, width, inputs]; the weight is packed from
 /// [outputs, kernel_time * kernel_height * kernel_width * inputs].
 struct cpu_convolution_job {
@@ -93,13 +79,6 @@ struct cpu_convolution_job {
     const void *packed;
     struct cpu_epilogue epilogue;
 };
-
-/// Computes rows [first_row, last_row) and panels [first_panel, last_panel) of one frame of the result.
-/// frames: `kernel_time` input frames, NULL for a frame of zeros; residual, y: [out_height, out_width, outputs]
-void cpu_convolution(const struct cpu_convolution_job *job,
-                     const void *_Nullable const *_Nonnull frames, const void *_Nullable residual,
-                     void *y, size_t first_row, size_t last_row, size_t first_panel,
-                     size_t last_panel);
 
 /// softmax(q k^T scale + bias) v for one head, with blocks of 64 keys, in f32 or bf16 (P is rounded to bf16).
 struct cpu_attention_job {
@@ -120,15 +99,6 @@ struct cpu_attention_job {
     /// Added to the scaled logit of query i and key j: bias[j - i]; NULL for none.
     const float *_Nullable bias;
 };
-
-/// Floats of working memory for `cpu_attention`.
-size_t cpu_attention_scratch(size_t head_dim, size_t rows);
-
-/// Computes the queries [first_row, last_row) with the blocks of 64 keys listed in `blocks`, in ascending order. q and
-/// out point to row 0. The result has the type of q, or f32 if `f32_out` is set.
-void cpu_attention(const struct cpu_attention_job *job, const void *q, void *out, size_t out_stride,
-                   int f32_out, size_t first_row, size_t last_row, const int32_t *blocks,
-                   size_t block_count, float *scratch);
 
 /// The linear branch of sparse-linear attention for one head. Values are rounded to the type of `kind`, f32 or bf16,
 /// where the definition rounds them.
@@ -153,28 +123,62 @@ struct cpu_linear_branch_job {
     const float *_Nullable bias;
 };
 
-/// Computes `features` and `block_sums` for one block of 64 keys.
-void cpu_key_features(const struct cpu_linear_branch_job *job, const void *k, size_t block);
-/// Computes rows [first_row, last_row) of `state` and of `feature_sum`.
-void cpu_key_state(const struct cpu_linear_branch_job *job, size_t first_row, size_t last_row);
-/// Computes rows [first_row, last_row) of out = sparse + (softmax(q) state / (1e-5 + softmax(q) . feature_sum))
-/// projection + bias. q, sparse: in the type of `kind`; `out_stride`: bytes from row to row of out
-void cpu_linear_branch(const struct cpu_linear_branch_job *job, const void *q, const void *sparse,
-                       void *out, size_t out_stride, int bf16_out, size_t first_row,
-                       size_t last_row);
-
-/// The largest head_dim that `cpu_linear_branch` supports.
+/// The largest head_dim that `linear_branch` supports.
 enum { CPU_LARGEST_LINEAR_HEAD = 256 };
 
-/// y = x / max(||x||, 1e-12) * factors over the channels, then SiLU if `silu`. x, y: [rows, channels]
-void cpu_channel_norm(const void *x, int bf16, size_t rows, size_t channels, const float *factors,
-                      int silu, void *y);
+/// The kernels for one kind of processor.
+struct cpu_kernels {
+    /// Quantises a block of at most 128 rows and 128 columns: q = rne(x * 128/amax), clamped to -128...127. Returns the
+    /// scale amax/128, where amax is at least 1e-8. x: f32 or bf16; `stride`: elements from row to row of x and of codes
+    float (*quantize_block)(const void *x, int bf16, size_t stride, size_t rows, size_t columns,
+                            int8_t *codes);
 
-/// Multiplies and adds only in registers, `steps` times on enough independent sums to hide the latency. No kernel can
-/// be faster.
-void cpu_peak(enum cpu_kind kind, size_t steps);
-/// The number of operations of such a call, two for each product.
-double cpu_peak_operations(enum cpu_kind kind, size_t steps);
+    /// Computes rows [first_row, last_row) and panels [first_panel, last_panel) of the result.
+    /// For CPU_INT8 the rows must lie in one block of 128.
+    void (*linear)(const struct cpu_linear_job *job, size_t first_row, size_t last_row,
+                   size_t first_panel, size_t last_panel);
+
+    /// Computes rows [first_row, last_row) and panels [first_panel, last_panel) of one frame of the result.
+    /// frames: `kernel_time` input frames, NULL for a frame of zeros; residual, y: [out_height, out_width, outputs]
+    void (*convolution)(const struct cpu_convolution_job *job,
+                        const void *_Nullable const *_Nonnull frames,
+                        const void *_Nullable residual, void *y, size_t first_row, size_t last_row,
+                        size_t first_panel, size_t last_panel);
+
+    /// Floats of working memory for `attention`.
+    size_t (*attention_scratch)(size_t head_dim, size_t rows);
+    /// Computes the queries [first_row, last_row) with the blocks of 64 keys listed in `blocks`, in ascending order. q and
+    /// out point to row 0. The result has the type of q, or f32 if `f32_out` is set.
+    void (*attention)(const struct cpu_attention_job *job, const void *q, void *out,
+                      size_t out_stride, int f32_out, size_t first_row, size_t last_row,
+                      const int32_t *blocks, size_t block_count, float *scratch);
+
+    /// Computes `features` and `block_sums` for one block of 64 keys.
+    void (*key_features)(const struct cpu_linear_branch_job *job, const void *k, size_t block);
+    /// Computes rows [first_row, last_row) of `state` and of `feature_sum`.
+    void (*key_state)(const struct cpu_linear_branch_job *job, size_t first_row, size_t last_row);
+    /// Computes rows [first_row, last_row) of out = sparse + (softmax(q) state / (1e-5 + softmax(q) . feature_sum))
+    /// projection + bias. q, sparse: in the type of `kind`; `out_stride`: bytes from row to row of out
+    void (*linear_branch)(const struct cpu_linear_branch_job *job, const void *q,
+                          const void *sparse, void *out, size_t out_stride, int bf16_out,
+                          size_t first_row, size_t last_row);
+
+    /// y = x / max(||x||, 1e-12) * factors over the channels, then SiLU if `silu`. x, y: [rows, channels]
+    void (*channel_norm)(const void *x, int bf16, size_t rows, size_t channels,
+                         const float *factors, int silu, void *y);
+
+    /// Multiplies and adds only in registers, `steps` times on enough independent sums to hide the latency. No kernel can
+    /// be faster.
+    void (*peak)(enum cpu_kind kind, size_t steps);
+    /// The number of operations of such a call, two for each product.
+    double (*peak_operations)(enum cpu_kind kind, size_t steps);
+};
+
+/// Kinds of processors, each of which runs the kernels of those before it.
+enum cpu_variant { CPU_AVX_2, CPU_AVX_512 };
+/// The last kind whose kernels processor and system can run.
+enum cpu_variant cpu_variant_found(void);
+const struct cpu_kernels *cpu_kernels_of(enum cpu_variant variant);
 
 #pragma clang assume_nonnull end
 

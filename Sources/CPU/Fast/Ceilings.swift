@@ -2,58 +2,30 @@
 
 internal import CDrivers
 internal import Glibc
-internal import Tensors
 
 /// Measured limits of this machine, for all threads together.
 public struct CPUCeilings: Sendable, Hashable {
-    /// Operations per second; a multiplication and its addition count as two.
+    /// Operations per second in registers; a multiplication and its addition count as two.
     public let f32, bf16, int8: Double
     /// Bytes read and written per second when copying blocks that fit into no cache.
     public let copy: Double
-    /// Whether the arithmetic was measured in registers; otherwise it is the rate of a large matrix product.
-    public let isRegisterPeak: Bool
 
     /// Measures the limits, which takes about a second. Each figure is the best of many short runs, so that other work
     /// on the machine disturbs it little.
     public static func measure(threads: Int? = nil) -> CPUCeilings {
         let threads = Threads(count: threads ?? Threads.available)
-        let inRegisters = cpu_variant_found() != CPU_NO_VECTORS
-        let arithmetic = [CPU_F32, CPU_BF16, CPU_INT8].map {
-            inRegisters ? registerPeak($0, threads) : productPeak($0, threads)
-        }
+        let arithmetic = [CPU_F32, CPU_BF16, CPU_INT8].map { registerPeak($0, threads) }
         return CPUCeilings(
             f32: arithmetic[0], bf16: arithmetic[1], int8: arithmetic[2],
-            copy: copyRate(threads), isRegisterPeak: inRegisters)
+            copy: copyRate(threads))
     }
 
     private static func registerPeak(_ kind: cpu_kind, _ threads: Threads) -> Double {
+        let kernels = cpu_kernels_of(cpu_variant_found()).pointee
         let steps = 100_000
         return best(of: 200) {
-            threads.parallel(threads.count) { for _ in $0 { cpu_peak(kind, steps) } }
-            return cpu_peak_operations(kind, steps) * Double(threads.count)
-        }
-    }
-
-    /// The rate of the fastest operation available, in a large product and in one that fits into the caches.
-    private static func productPeak(_ kind: cpu_kind, _ threads: Threads) -> Double {
-        max(productRate(kind, threads, 512, 1024), productRate(kind, threads, 192, 256))
-    }
-
-    /// Of [rows, side] and [side, side].
-    private static func productRate(
-        _ kind: cpu_kind, _ threads: Threads, _ rows: Int, _ side: Int
-    ) -> Double {
-        let backend = CPUBackend(threads: threads.count)
-        let dtype: DType = kind == CPU_F32 ? .f32 : .bf16
-        let x = Tensor.zeros([rows, side], dtype)
-        let dense = Tensor.zeros([side, side], dtype)
-        let weight =
-            kind == CPU_INT8
-            ? backend.place(dense, quantizedTo: .int8Blocks, in: nil) : .dense(dense)
-        let input = backend.quantize(x, to: weight.inputFormat)
-        return best(of: 20) {
-            _ = backend.linear(input, weight, bias: nil)
-            return 2 * Double(rows * side * side)
+            threads.parallel(threads.count) { for _ in $0 { kernels.peak(kind, steps) } }
+            return kernels.peak_operations(kind, steps) * Double(threads.count)
         }
     }
 

@@ -10,12 +10,12 @@ extension VectorOperations {
     private static let block = 64
 
     func attention(_ o: Operation.Attention) -> Tensor? {
-        guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
+        guard let operands = AttentionOperands(o.q, o.k, o.v, self) else { return nil }
         return attend(operands, scale: o.scale, lastKeyCounts: o.lastKeyCounts, bias: nil)
     }
 
     func relativeAttention(_ o: Operation.RelativeAttention) -> Tensor? {
-        guard let operands = AttentionOperands(o.q, o.k, o.v, definitions) else { return nil }
+        guard let operands = AttentionOperands(o.q, o.k, o.v, self) else { return nil }
         let (count, heads) = (o.q.shape[0], o.q.shape[1])
         let table = definitions.vector(o.table)
         // The bias of each distance key - query, from -(count - 1) to count - 1. [heads, 2 count - 1]
@@ -56,7 +56,7 @@ extension VectorOperations {
         guard
             let operands = AttentionOperands(
                 definitions.converted(q, to: inner), definitions.converted(k, to: inner),
-                definitions.converted(v, to: inner), definitions)
+                definitions.converted(v, to: inner), self)
         else { return nil }
         let sparse: Tensor
         if case .sage = spec.arithmetic {
@@ -115,9 +115,12 @@ struct AttentionOperands {
     let kind: cpu_kind
     private let packed: Storage
     private let keyBytes, valueBytes: Int
+    private let kernels: cpu_kernels
 
     /// nil if the kernel cannot take these tensors. q, k, v: [L, heads, headDim]
-    init?(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ definitions: Definitions) {
+    init?(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ operations: VectorOperations) {
+        let definitions = operations.definitions
+        kernels = operations.kernels
         let (heads, dim) = (q.shape[1], q.shape[2])
         guard q.dtype == .f32 || (q.dtype == .bf16 && dim % 2 == 0), dim > 0, k.shape[0] > 0 else {
             return nil
@@ -173,9 +176,9 @@ struct AttentionOperands {
                     Float(lastKeyCounts.last ?? 1)
                 ), bias: bias)
             let size = result.dtype.byteCount
-            scratch(cpu_attention_scratch(dim, queries.count)) { memory in
+            scratch(kernels.attention_scratch(dim, queries.count)) { memory in
                 blocks.withUnsafeBufferPointer {
-                    cpu_attention(
+                    kernels.attention(
                         &job, q.hostAddress + head * dim * q.dtype.byteCount,
                         result.hostAddress + head * dim * size, heads * dim * size,
                         result.dtype == .f32 ? 1 : 0, queries.lowerBound, queries.upperBound,

@@ -67,7 +67,7 @@ extension VectorOperations {
                         UnsafeRawPointer($0.hostAddress + frame * outputFrame)
                     }
                     withUnsafePointer(to: job) {
-                        cpu_convolution(
+                        kernels.convolution(
                             $0, frames.baseAddress! + frame * geometry.timeStride, added,
                             result.hostAddress + frame * outputFrame, line,
                             min(shape[1], line + lines), panels.lowerBound, panels.upperBound)

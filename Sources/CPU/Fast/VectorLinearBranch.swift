@@ -42,7 +42,7 @@ extension VectorOperations {
             threads.parallel(heads * blocks, grain: 2) { range in
                 for index in range {
                     var job = job(index / blocks)
-                    cpu_key_features(
+                    kernels.key_features(
                         &job, k.hostAddress + index / blocks * headBytes, index % blocks)
                 }
             }
@@ -52,7 +52,7 @@ extension VectorOperations {
                 for index in range {
                     var job = job(index / parts)
                     let first = index % parts * rows
-                    cpu_key_state(&job, first, min(dim, first + rows))
+                    kernels.key_state(&job, first, min(dim, first + rows))
                 }
             }
             threads.parallel(heads) { range in
@@ -70,7 +70,7 @@ extension VectorOperations {
                     let head = index / steps
                     let first = index % steps * step
                     var job = job(head)
-                    cpu_linear_branch(
+                    kernels.linear_branch(
                         &job, q.hostAddress + head * headBytes,
                         added.hostAddress + head * headBytes,
                         result.hostAddress + head * outputHead, heads * outputHead,
@@ -90,7 +90,7 @@ extension VectorOperations {
         let result = definitions.memory.tensor(x.shape, x.dtype)
         let (from, to, size) = (x.hostAddress, result.hostAddress, channels * x.dtype.byteCount)
         definitions.threads.parallel(rows, grain: definitions.grain(channels)) { range in
-            cpu_channel_norm(
+            kernels.channel_norm(
                 from + range.lowerBound * size, x.dtype == .bf16 ? 1 : 0, range.count, channels,
                 factors, o.silu ? 1 : 0, to + range.lowerBound * size)
         }

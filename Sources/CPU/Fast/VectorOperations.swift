@@ -5,15 +5,24 @@ internal import Ground
 import Tensors
 
 /// The heavy operations in f32, bf16 and int8. Their results are the same bit for bit, however the work is divided.
-final class VectorOperations: FastOperations {
-    let name = cpu_variant_found() == CPU_AVX_512 ? "AVX-512" : "AVX2"
+final class VectorOperations {
+    /// Part of the backend's name.
+    let name: String
     /// Whether the processor multiplies bf16. Without that it costs as much as f32 and the conversion of each operand at
     /// each use, so weights and activations become f32 first.
-    let multipliesBF16 = cpu_variant_found() == CPU_AVX_512
+    let multipliesBF16: Bool
+    let kernels: cpu_kernels
     let definitions: Definitions
 
-    init(_ definitions: Definitions) { self.definitions = definitions }
+    /// Results are in the memory pool of `definitions`. `variant`: one whose kernels this processor can run
+    init(_ definitions: Definitions, _ variant: cpu_variant) {
+        self.definitions = definitions
+        kernels = cpu_kernels_of(variant).pointee
+        multipliesBF16 = variant == CPU_AVX_512
+        name = variant == CPU_AVX_512 ? "AVX-512" : "AVX2"
+    }
 
+    /// nil if there is no faster version for these arguments, so that the definition has to run.
     func run(_ operation: Operation) -> [Tensor]? {
         let result: Tensor? =
             switch operation {
@@ -106,7 +115,7 @@ extension VectorOperations {
                 ) {
                     rows, panels in
                     withUnsafePointer(to: job) {
-                        cpu_linear(
+                        kernels.linear(
                             $0, rows.lowerBound, rows.upperBound, panels.lowerBound,
                             panels.upperBound)
                     }
@@ -156,7 +165,7 @@ extension VectorOperations {
                 let row = index / blockColumns * 128
                 let column = index % blockColumns * 128
                 let offset = row * columns + column
-                scale[index] = cpu_quantize_block(
+                scale[index] = kernels.quantize_block(
                     elements + offset * x.dtype.byteCount, x.dtype == .bf16 ? 1 : 0, columns,
                     min(128, rows - row), min(128, columns - column), codes + offset)
             }
