@@ -272,6 +272,9 @@ import Testing
                     backend.sparseLinearAttention(
                         q, q, q, projection: projection, bias: nil,
                         SparseAttention(topK: 0.3, arithmetic: .bf16)),
+                    backend.sparseLinearAttention(
+                        q, q, q, projection: projection, bias: nil,
+                        SparseAttention(topK: 0.3, arithmetic: .sage(.sm90))),
                 ]
             }
             for result in results.dropFirst() {

@@ -8,4 +8,6 @@
 #include "linear_branch.c"
 #include "peak.c"
 #include "quantize.c"
+#include "sage.c"
+#include "sage_codes.c"
 #include "tile.c"

@@ -12,7 +12,8 @@ enum cpu_variant cpu_variant_found(void) {
 
 #define KERNELS(F)                                                                                 \
     F(quantize_block) F(linear) F(convolution) F(attention_scratch) F(attention) F(key_features)   \
-    F(key_state) F(linear_branch) F(channel_norm) F(peak) F(peak_operations)
+    F(key_state) F(linear_branch) F(column_maxima) F(sage_codes) F(sage_values) F(sage_scratch)    \
+    F(sage) F(channel_norm) F(peak) F(peak_operations)
 
 #define DECLARE(name)                                                                              \
     __typeof__(*((struct cpu_kernels *)0)->name) cpu_##name##_avx2, cpu_##name##_avx512;

@@ -15,7 +15,7 @@ static inline lanes_t first_lanes(size_t n) { return n >= LANES ? LANES : n; }
 
 #if defined(CPU_AVX2)
 
-#define TARGET __attribute__((target("avx2,fma,bmi,bmi2")))
+#define TARGET __attribute__((target("avx2,fma,bmi,bmi2,f16c")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 typedef struct {
@@ -53,9 +53,19 @@ INLINE v16 v_fnma(v16 x, v16 y, v16 z) {
 INLINE v16 v_round(v16 x) {
     return (v16){_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)};
 }
+/// The integer towards zero.
+INLINE v16 v_truncate(v16 x) {
+    return (v16){_mm256_round_ps(x.a, 11), _mm256_round_ps(x.b, 11)};
+}
 INLINE v16 v_abs(v16 x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return (v16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+/// x, which is positive, with the sign of y.
+INLINE v16 v_with_sign(v16 x, v16 y) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (v16){_mm256_or_ps(x.a, _mm256_and_ps(sign, y.a)),
+                 _mm256_or_ps(x.b, _mm256_and_ps(sign, y.b))};
 }
 INLINE float v_first(v16 x) { return _mm256_cvtss_f32(x.a); }
 INLINE float v_largest(v16 x) {
@@ -154,6 +164,24 @@ INLINE void h_store_first(lanes_t lanes, uint16_t *p, h16 x) {
     _mm256_storeu_si256((__m256i *)all, x);
     memcpy(p, all, 2 * lanes);
 }
+/// The nearest number that f16 can represent, ties to even.
+INLINE v16 v_round_f16(v16 x) {
+    return (v16){_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, 8)), _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, 8))};
+}
+INLINE __m256 rounded_e4m3(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+    const __m256i sum =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFFF)));
+    const __m256i kept = _mm256_and_si256(sum, _mm256_set1_epi32((int)0xFFF00000u));
+    const __m256 unit = _mm256_set1_ps(24576.0f);
+    const __m256 small = _mm256_sub_ps(_mm256_add_ps(x, unit), unit);
+    const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    const __m256 is_small = _mm256_cmp_ps(magnitude, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ);
+    return _mm256_blendv_ps(_mm256_castsi256_ps(kept), small, is_small);
+}
+/// The nearest number of e4m3's digits and least step, 2^-9, ties to even; |x| <= 448.
+INLINE v16 v_round_e4m3(v16 x) { return (v16){rounded_e4m3(x.a), rounded_e4m3(x.b)}; }
 /// Rounds to nearest, ties to even, and stores the first lanes as bytes, saturated.
 INLINE void v_store_bytes(lanes_t lanes, int8_t *p, v16 x) {
     const __m256i both =
@@ -191,7 +219,13 @@ INLINE v16 v_fma(v16 x, v16 y, v16 z) { return _mm512_fmadd_ps(x, y, z); }
 INLINE v16 v_fnma(v16 x, v16 y, v16 z) { return _mm512_fnmadd_ps(x, y, z); }
 /// The nearest integer, ties to even.
 INLINE v16 v_round(v16 x) { return _mm512_roundscale_ps(x, 8); }
+/// The integer towards zero.
+INLINE v16 v_truncate(v16 x) { return _mm512_roundscale_ps(x, 11); }
 INLINE v16 v_abs(v16 x) { return _mm512_abs_ps(x); }
+/// x, which is positive, with the sign of y.
+INLINE v16 v_with_sign(v16 x, v16 y) {
+    return _mm512_or_ps(x, _mm512_and_ps(_mm512_set1_ps(-0.0f), y));
+}
 INLINE float v_first(v16 x) { return _mm512_cvtss_f32(x); }
 INLINE float v_largest(v16 x) { return _mm512_reduce_max_ps(x); }
 INLINE float v_sum(v16 x) { return _mm512_reduce_add_ps(x); }
@@ -230,6 +264,21 @@ INLINE h16 h_load_first(lanes_t lanes, const uint16_t *p) {
 }
 INLINE void h_store_first(lanes_t lanes, uint16_t *p, h16 x) {
     _mm256_mask_storeu_epi16(p, lane_mask(lanes), x);
+}
+/// The nearest number that f16 can represent, ties to even.
+INLINE v16 v_round_f16(v16 x) { return _mm512_cvtph_ps(_mm512_cvtps_ph(x, 8)); }
+/// The nearest number of e4m3's digits and least step, 2^-9, ties to even; |x| <= 448.
+INLINE v16 v_round_e4m3(v16 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
+    const __m512i sum =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFFF)));
+    const __m512i kept = _mm512_and_si512(sum, _mm512_set1_epi32((int)0xFFF00000u));
+    const __m512 unit = _mm512_set1_ps(24576.0f);
+    const __m512 small = _mm512_sub_ps(_mm512_add_ps(x, unit), unit);
+    const __mmask16 is_small =
+        _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(0x1p-6f), _CMP_LT_OQ);
+    return _mm512_mask_blend_ps(is_small, _mm512_castsi512_ps(kept), small);
 }
 /// Rounds to nearest, ties to even, and stores the first lanes as bytes, saturated.
 INLINE void v_store_bytes(lanes_t lanes, int8_t *p, v16 x) {

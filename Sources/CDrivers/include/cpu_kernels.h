@@ -123,8 +123,35 @@ struct cpu_linear_branch_job {
     const float *_Nullable bias;
 };
 
-/// The largest head_dim that `linear_branch` supports.
+/// The largest head_dim that `linear_branch` and `sage` support.
 enum { CPU_LARGEST_LINEAR_HEAD = 256 };
+
+/// One head of SageSLA's attention to selected blocks of keys: 8-bit q k, and a P that is rounded to 8 or 16 bits before
+/// it is multiplied by v. Every step rounds and sums as the definition does, so that results are the same bits.
+struct cpu_sage_job {
+    /// A multiple of 32, above 128 of 128; at most CPU_LARGEST_LINEAR_HEAD.
+    size_t head_dim;
+    /// Number of keys, and how many of them share a scale.
+    size_t keys, key_block;
+    /// Bytes from row to row of the codes of q, and of the result.
+    size_t q_stride, out_stride;
+    /// Blocks of keys, one after the other, each packed by `cpu_pack` as CPU_INT8 with columns = keys of the block and
+    /// inner = head_dim; the last one takes the space of a whole block. Their scales: f32 [blocks]
+    const void *packed_keys;
+    const float *key_scales;
+    /// The same for values, packed by `cpu_pack_rows` as CPU_F32 with columns = head_dim and inner = key_block. Factors of
+    /// the result: f32 [head_dim]; NULL for 1
+    const void *packed_values;
+    const float *_Nullable value_scales;
+    /// Factor of q k in the exponent of 2, and what is added to the exponent.
+    float logit_scale, exponent_offset;
+    /// What the running maximum and the running denominator begin with.
+    float first_top, first_total;
+    /// Whether P is rounded to f16 before it is summed and multiplied; otherwise to e4m3, after it was summed.
+    int f16;
+    /// Number of keys after which a block's sum is rounded to f16; 0 for never.
+    size_t half_step;
+};
 
 /// The kernels for one kind of processor.
 struct cpu_kernels {
@@ -162,6 +189,27 @@ struct cpu_kernels {
     void (*linear_branch)(const struct cpu_linear_branch_job *job, const void *q,
                           const void *sparse, void *out, size_t out_stride, int bf16_out,
                           size_t first_row, size_t last_row);
+
+    /// The largest magnitudes in columns of x: bf16 [rows, columns], `stride` elements from row to row. largest: f32
+    /// [columns], which it adds to
+    void (*column_maxima)(const void *x, size_t stride, size_t rows, size_t columns,
+                          float *largest);
+    /// Codes of a block of SageAttention's q or k: (x - center) / step to the nearest integer, halves away from zero.
+    /// Returns step = max|x - center| / 127 + 1e-7. x: bf16 [rows, columns]; center: f32 [columns], NULL for zeros;
+    /// `stride`, `code_stride`: elements from row to row
+    float (*sage_codes)(const void *x, size_t stride, size_t rows, size_t columns,
+                        const float *_Nullable center, int8_t *codes, size_t code_stride);
+    /// SageAttention's values: x * factors rounded to e4m3, or x rounded to f16 if factors is NULL. x: bf16 [rows,
+    /// columns], `stride` elements from row to row; y: f32 [rows, columns]
+    void (*sage_values)(const void *x, size_t stride, size_t rows, size_t columns,
+                        const float *_Nullable factors, float *y);
+    /// Floats of working memory for `sage`.
+    size_t (*sage_scratch)(size_t head_dim, size_t key_block, size_t rows);
+    /// Computes the queries [first_row, last_row), which share `q_scale`, with the listed blocks of keys, in ascending
+    /// order. q: codes; q and out point to row 0; the result is bf16
+    void (*sage)(const struct cpu_sage_job *job, const int8_t *q, float q_scale, void *out,
+                 size_t first_row, size_t last_row, const int32_t *blocks, size_t block_count,
+                 float *scratch);
 
     /// y = x / max(||x||, 1e-12) * factors over the channels, then SiLU if `silu`. x, y: [rows, channels]
     void (*channel_norm)(const void *x, int bf16, size_t rows, size_t channels,

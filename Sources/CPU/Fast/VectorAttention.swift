@@ -53,24 +53,26 @@ extension VectorOperations {
         }
         let map = definitions.blockMap(q, k, spec)
         let inner: DType = spec.arithmetic == .exact ? .f32 : .bf16
-        guard
-            let operands = AttentionOperands(
-                definitions.converted(q, to: inner), definitions.converted(k, to: inner),
-                definitions.converted(v, to: inner), self)
-        else { return nil }
-        let sparse: Tensor
-        if case .sage = spec.arithmetic {
-            // Only the definitions emulate the arithmetic of the 8-bit kernels.
-            let tiles = TileOperands(
-                definitions, definitions.converted(q, to: inner),
-                definitions.converted(k, to: inner), definitions.converted(v, to: inner), spec)
-            sparse = definitions.sparseBranch(tiles, map.indices, spec, as: inner)
-        } else {
-            sparse = sparseBranch(operands, map.indices, spec)
+        let (qs, ks, vs) = (
+            definitions.converted(q, to: inner), definitions.converted(k, to: inner),
+            definitions.converted(v, to: inner)
+        )
+        var sage: SageArchitecture?
+        if case .sage(let architecture) = spec.arithmetic { sage = architecture }
+        guard let operands = AttentionOperands(qs, ks, vs, packsKeys: sage == nil, self) else {
+            return nil
         }
+        let sparse =
+            if let sage {
+                sageBranch(qs, ks, vs, map.indices, spec, sage)
+                    ?? definitions.sparseBranch(
+                        TileOperands(definitions, qs, ks, vs, spec), map.indices, spec, as: inner)
+            } else {
+                sparseBranch(operands, map.indices, spec)
+            }
         return linearBranch(
-            operands, k: definitions.converted(k, to: inner), projection: o.projection.matrix,
-            bias: o.bias, added: sparse, as: q.dtype)
+            operands, k: ks, projection: o.projection.matrix, bias: o.bias, added: sparse,
+            as: q.dtype)
     }
 
     /// Attention of each query block to its selected key blocks. indices: i32 [heads, queryBlocks, selected]
@@ -118,7 +120,11 @@ struct AttentionOperands {
     private let kernels: cpu_kernels
 
     /// nil if the kernel cannot take these tensors. q, k, v: [L, heads, headDim]
-    init?(_ q: Tensor, _ k: Tensor, _ v: Tensor, _ operations: VectorOperations) {
+    /// - Parameter packsKeys: whether `attend` will be called.
+    init?(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, packsKeys: Bool = true,
+        _ operations: VectorOperations
+    ) {
         let definitions = operations.definitions
         kernels = operations.kernels
         let (heads, dim) = (q.shape[1], q.shape[2])
@@ -129,7 +135,7 @@ struct AttentionOperands {
         keys = k.shape[0]
         kind = q.dtype == .f32 ? CPU_F32 : CPU_BF16
         blocks = ceilDivide(keys, 64)
-        keyBytes = cpu_packed_bytes(kind, 64, dim)
+        keyBytes = packsKeys ? cpu_packed_bytes(kind, 64, dim) : 0
         valueBytes = cpu_packed_bytes(kind, dim, 64)
         packed = definitions.memory.storage(byteCount: heads * blocks * (keyBytes + valueBytes))
         let size = q.dtype.byteCount
@@ -140,10 +146,12 @@ struct AttentionOperands {
                 let (head, block) = (index / operands.blocks, index % operands.blocks)
                 let count = min(64, operands.keys - block * 64)
                 let offset = block * 64 * stride + head * dim * size
-                cpu_pack(
-                    operands.kind, k.hostAddress + offset, stride, count, dim, 0,
-                    cpu_panel_count(operands.kind, count),
-                    operands.packedKeys(head) + block * operands.keyBytes)
+                if packsKeys {
+                    cpu_pack(
+                        operands.kind, k.hostAddress + offset, stride, count, dim, 0,
+                        cpu_panel_count(operands.kind, count),
+                        operands.packedKeys(head) + block * operands.keyBytes)
+                }
                 cpu_pack_rows(
                     operands.kind, v.hostAddress + offset, stride, count, dim, 64,
                     operands.packedValues(head) + block * operands.valueBytes)
