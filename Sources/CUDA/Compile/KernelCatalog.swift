@@ -7,5 +7,6 @@ public enum KernelCatalog {
         + FullPrecisionLinear.units + Linear.units + Quantize.units + Attention.units
         + BlockMaps.units
         + SparseLinearAttention.units + Sage.units + Convolution.units + TrainingKernels.units
-        + NormGradients.units + AttentionGradients.units + BranchGradients.units
+        + NormGradients.units + WeightGradients.units + AttentionGradients.units
+        + BranchGradients.units
 }

@@ -1,6 +1,7 @@
 // Derivatives of the linear branch of sparse-linear attention, in f32: cq, ck = softmax over a head's width, M = ck^T v,
 // s = sum ck, den = 1e-5 + cq s, y = cq M / den. All tensors f32 [tokens, heads, dim] unless told otherwise; rows are
-// (token, head), and a warp has one.
+// (token, head), and a warp has one. Products of what comes from bf16 tensors are made on the tensor cores, in TF32,
+// which holds bf16 exactly; sums are f32.
 #include "ptx.cuh"
 
 constexpr int kThreads = 256;
@@ -10,9 +11,10 @@ template <int kDim>
 struct LaneRow {
     float values[kDim / 32];
 
-    DEVICE void load(const float* row) {
+    template <typename T>
+    DEVICE void load(const T* row) {
 #pragma unroll
-        for (int j = 0; j < kDim / 32; ++j) values[j] = row[32 * j + lane_id()];
+        for (int j = 0; j < kDim / 32; ++j) values[j] = float(row[32 * j + lane_id()]);
     }
     DEVICE void store(float* row) const {
 #pragma unroll
@@ -30,8 +32,8 @@ struct LaneRow {
 DEVICE i64 own_row() { return i64(blockIdx.x) * (kThreads / 32) + warp_id(); }
 
 /// Softmax of each row of x → out
-template <int kDim>
-__global__ void __launch_bounds__(kThreads) branch_features(float* out, const float* x, i64 rows) {
+template <int kDim, typename T>
+__global__ void __launch_bounds__(kThreads) branch_features(float* out, const T* x, i64 rows) {
     const i64 row = own_row();
     if (row >= rows) return;
     LaneRow<kDim> y;
@@ -133,110 +135,198 @@ branch_moved(float* moved, const float* cq, const float* tcq, const float* produ
     m.store(moved + row * kDim);
 }
 
+/// Four numbers.
+DEVICE float4 load_four(const float* x) { return *reinterpret_cast<const float4*>(x); }
+DEVICE float4 load_four(const bf16* x) {
+    const uint2 words = *reinterpret_cast<const uint2*>(x);
+    return make_float4(bf16_low(words.x), bf16_high(words.x), bf16_low(words.y), bf16_high(words.y));
+}
+
+/// As a product takes it: rounded to TF32 for the tensor cores.
+template <bool kTensor>
+DEVICE float4 rounded(float4 x) {
+    if constexpr (kTensor) x.x = round_tf32(x.x), x.y = round_tf32(x.y), x.z = round_tf32(x.z), x.w = round_tf32(x.w);
+    return x;
+}
+
+/// Four numbers of each of `count` rows of a head → rows of kStride floats; zeros from row `end` on.
+template <int kDim, int kStride, bool kTensor, typename T>
+DEVICE void load_rows(float* tile, const T* x, int count, int first, int end, int head, int heads) {
+    for (int i = threadIdx.x; i < count * (kDim / 4); i += kThreads) {
+        const int r = i / (kDim / 4), c = i % (kDim / 4) * 4;
+        float4 four = make_float4(0, 0, 0, 0);
+        if (first + r < end) four = rounded<kTensor>(load_four(x + (i64(first + r) * heads + head) * kDim + c));
+        *reinterpret_cast<float4*>(tile + r * kStride + c) = four;
+    }
+}
+
 /// out (+)= a B of each head. b: [heads, kDim, kDim], or one matrix for all heads if `shared_matrix`; B is its transpose
 /// if `turned`. grid (chunks, heads): a block keeps B and takes every gridDim.x-th tile of 64 tokens.
-/// Shared memory: B, and 64 rows of kDim + 4 floats
-template <int kDim>
+/// Shared memory: B, as kDim rows of kDim + 8 floats, and 64 rows of kDim + 4
+template <int kDim, bool kTensor, typename A>
 __global__ void __launch_bounds__(kThreads)
-head_product(float* out, const float* a, const float* b, int tokens, int heads, int shared_matrix, int turned,
+head_product(float* out, const A* a, const float* b, int tokens, int heads, int shared_matrix, int turned,
              int adds) {
     constexpr int kRows = 64;
-    constexpr int kStride = kDim + 4;
-    constexpr int kAcross = kDim / 4;               // threads side by side, four columns each
-    constexpr int kHigh = kRows / (kThreads / kAcross);  // rows of a thread, one below the other
+    // No two lanes of a warp read a bank at once.
+    constexpr int kWide = kDim + 8, kStride = kDim + 4;
     extern __shared__ __align__(16) u8 shared[];
     float* matrix = reinterpret_cast<float*>(shared);
-    float* tile = matrix + kDim * kDim;
+    float* tile = matrix + kDim * kWide;
     const int head = blockIdx.y;
     const float* from = b + (shared_matrix ? 0 : i64(head) * kDim * kDim);
     for (int i = threadIdx.x; i < kDim * kDim; i += kThreads) {
         const int r = i / kDim, c = i % kDim;
-        matrix[turned ? c * kDim + r : i] = from[i];
+        matrix[turned ? c * kWide + r : r * kWide + c] = kTensor ? round_tf32(from[i]) : from[i];
     }
-    const int row = int(threadIdx.x) / kAcross * kHigh, column = int(threadIdx.x) % kAcross * 4;
     for (int first = blockIdx.x * kRows; first < tokens; first += gridDim.x * kRows) {
         __syncthreads();
-        for (int i = threadIdx.x; i < kRows * (kDim / 4); i += kThreads) {
-            const int r = i / (kDim / 4), c = i % (kDim / 4) * 4;
-            float4 x = make_float4(0, 0, 0, 0);
-            if (first + r < tokens) {
-                x = *reinterpret_cast<const float4*>(a + (i64(first + r) * heads + head) * kDim + c);
-            }
-            *reinterpret_cast<float4*>(tile + r * kStride + c) = x;
-        }
+        load_rows<kDim, kStride, kTensor>(tile, a, kRows, first, tokens, head, heads);
         __syncthreads();
-        float4 sums[kHigh] = {};
-        for (int d = 0; d < kDim; d += 4) {
-            float4 y[4];
+        if constexpr (kTensor) {
+            // A warp has 16 rows and half of the columns.
+            constexpr int kTiles = kDim / 16;
+            const int row = warp_id() % 4 * 16 + lane_id() / 4, column = warp_id() / 4 * (kDim / 2);
+            float sums[kTiles][4] = {};
+#pragma unroll 4
+            for (int d = lane_id() % 4; d < kDim; d += 8) {
+                const float* x = tile + row * kStride + d;
+                const u32 left[4] = {__float_as_uint(x[0]), __float_as_uint(x[8 * kStride]), __float_as_uint(x[4]),
+                                     __float_as_uint(x[8 * kStride + 4])};
+                const float* y = matrix + d * kWide + column + lane_id() / 4;
 #pragma unroll
-            for (int e = 0; e < 4; ++e) y[e] = *reinterpret_cast<const float4*>(matrix + (d + e) * kDim + column);
-#pragma unroll
-            for (int i = 0; i < kHigh; ++i) {
-                const float4 x = *reinterpret_cast<const float4*>(tile + (row + i) * kStride + d);
-                const float parts[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    sums[i].x += parts[e] * y[e].x, sums[i].y += parts[e] * y[e].y;
-                    sums[i].z += parts[e] * y[e].z, sums[i].w += parts[e] * y[e].w;
+                for (int j = 0; j < kTiles; ++j) {
+                    mma_m16n8k8_tf32(sums[j], left, __float_as_uint(y[8 * j]), __float_as_uint(y[4 * kWide + 8 * j]));
                 }
             }
-        }
 #pragma unroll
-        for (int i = 0; i < kHigh; ++i) {
-            if (first + row + i >= tokens) continue;
-            float4* to = reinterpret_cast<float4*>(out + (i64(first + row + i) * heads + head) * kDim + column);
-            if (adds) {
-                const float4 x = *to;
-                sums[i].x += x.x, sums[i].y += x.y, sums[i].z += x.z, sums[i].w += x.w;
+            for (int h = 0; h < 2; ++h) {
+                if (first + row + 8 * h >= tokens) continue;
+                float* const to =
+                    out + (i64(first + row + 8 * h) * heads + head) * kDim + column + 2 * (lane_id() % 4);
+#pragma unroll
+                for (int j = 0; j < kTiles; ++j) {
+                    float2& place = *reinterpret_cast<float2*>(to + 8 * j);
+                    float2 sum = make_float2(sums[j][2 * h], sums[j][2 * h + 1]);
+                    if (adds) sum.x += place.x, sum.y += place.y;
+                    place = sum;
+                }
             }
-            *to = sums[i];
+        } else {
+            constexpr int kAcross = kDim / 4;                    // threads side by side, four columns each
+            constexpr int kHigh = kRows / (kThreads / kAcross);  // rows of a thread, one below the other
+            const int row = int(threadIdx.x) / kAcross * kHigh, column = int(threadIdx.x) % kAcross * 4;
+            float4 sums[kHigh] = {};
+            for (int d = 0; d < kDim; d += 4) {
+                float4 y[4];
+#pragma unroll
+                for (int e = 0; e < 4; ++e) y[e] = *reinterpret_cast<const float4*>(matrix + (d + e) * kWide + column);
+#pragma unroll
+                for (int i = 0; i < kHigh; ++i) {
+                    const float4 x = *reinterpret_cast<const float4*>(tile + (row + i) * kStride + d);
+                    const float parts[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        sums[i].x += parts[e] * y[e].x, sums[i].y += parts[e] * y[e].y;
+                        sums[i].z += parts[e] * y[e].z, sums[i].w += parts[e] * y[e].w;
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < kHigh; ++i) {
+                if (first + row + i >= tokens) continue;
+                float4* to = reinterpret_cast<float4*>(out + (i64(first + row + i) * heads + head) * kDim + column);
+                if (adds) {
+                    const float4 x = *to;
+                    sums[i].x += x.x, sums[i].y += x.y, sums[i].z += x.z, sums[i].w += x.w;
+                }
+                *to = sums[i];
+            }
         }
     }
 }
 
 /// a^T b over a chunk of tokens of each head → parts: [heads, chunks, kDim, kDim]; grid (chunks, heads); `chunk` is a
-/// multiple of 32. Shared memory: 64 rows of kDim floats
-template <int kDim>
-__global__ void __launch_bounds__(kThreads)
-outer_parts(float* parts, const float* a, const float* b, int tokens, int heads, int chunk) {
-    constexpr int kRows = 32;
-    constexpr int kPart = kDim / 16;  // rows and columns of the sum that one thread keeps
+/// multiple of 32. Shared memory: 64 rows of kDim + 8 floats
+template <int kDim, bool kTensor, typename A, typename B>
+__global__ void __launch_bounds__(kThreads, 2)
+outer_parts(float* parts, const A* a, const B* b, int tokens, int heads, int chunk) {
+    constexpr int kRows = 32, kStride = kDim + 8;
     extern __shared__ __align__(16) u8 shared[];
     float* left = reinterpret_cast<float*>(shared);
-    float* right = left + kRows * kDim;
+    float* right = left + kRows * kStride;
     const int head = blockIdx.y;
     const int end = min(tokens, int(blockIdx.x + 1) * chunk);
-    const int row = int(threadIdx.x) / 16, column = int(threadIdx.x) % 16;
-    float sums[kPart][kPart] = {};
-    for (int first = blockIdx.x * chunk; first < end; first += kRows) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
-            const int r = i / kDim, c = i % kDim;
-            const i64 place = (i64(first + r) * heads + head) * kDim + c;
-            const bool inside = first + r < end;
-            left[i] = inside ? a[place] : 0.0f;
-            right[i] = inside ? b[place] : 0.0f;
+    float* const to = parts + (i64(head) * gridDim.x + blockIdx.x) * kDim * kDim;
+    auto each_tile = [&](auto body) {
+        for (int first = blockIdx.x * chunk; first < end; first += kRows) {
+            __syncthreads();
+            load_rows<kDim, kStride, kTensor>(left, a, kRows, first, end, head, heads);
+            load_rows<kDim, kStride, kTensor>(right, b, kRows, first, end, head, heads);
+            __syncthreads();
+            body();
         }
-        __syncthreads();
-        for (int r = 0; r < kRows; ++r) {
-            float x[kPart], y[kPart];
+    };
+    if constexpr (kTensor) {
+        // A warp has a quarter of the rows and half of the columns.
+        constexpr int kHigh = kDim / 64, kWide = kDim / 16;
+        const int row = warp_id() % 4 * (kDim / 4) + lane_id() / 4;
+        const int column = warp_id() / 4 * (kDim / 2);
+        float sums[kHigh][kWide][4] = {};
+        each_tile([&] {
 #pragma unroll
-            for (int i = 0; i < kPart; ++i) {
-                x[i] = left[r * kDim + row + 16 * i];
-                y[i] = right[r * kDim + column + 16 * i];
+            for (int r = 0; r < kRows; r += 8) {
+                u32 x[kHigh][4];
+                const float* from = left + (r + lane_id() % 4) * kStride + row;
+#pragma unroll
+                for (int i = 0; i < kHigh; ++i) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) x[i][e] = __float_as_uint(from[e / 2 * 4 * kStride + 16 * i + e % 2 * 8]);
+                }
+                const float* y = right + (r + lane_id() % 4) * kStride + column + lane_id() / 4;
+#pragma unroll
+                for (int j = 0; j < kWide; ++j) {
+                    const u32 y0 = __float_as_uint(y[8 * j]), y1 = __float_as_uint(y[4 * kStride + 8 * j]);
+#pragma unroll
+                    for (int i = 0; i < kHigh; ++i) mma_m16n8k8_tf32(sums[i][j], x[i], y0, y1);
+                }
             }
+        });
 #pragma unroll
-            for (int i = 0; i < kPart; ++i) {
+        for (int i = 0; i < kHigh; ++i) {
 #pragma unroll
-                for (int j = 0; j < kPart; ++j) sums[i][j] += x[i] * y[j];
+            for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    *reinterpret_cast<float2*>(to + (row + 16 * i + 8 * h) * kDim + column + 8 * j + 2 * (lane_id() % 4)) =
+                        make_float2(sums[i][j][2 * h], sums[i][j][2 * h + 1]);
+                }
             }
         }
-    }
-    float* to = parts + (i64(head) * gridDim.x + blockIdx.x) * kDim * kDim;
+    } else {
+        constexpr int kPart = kDim / 16;  // rows and columns of the sum that one thread keeps
+        const int row = int(threadIdx.x) / 16, column = int(threadIdx.x) % 16;
+        float sums[kPart][kPart] = {};
+        each_tile([&] {
+            for (int r = 0; r < kRows; ++r) {
+                float x[kPart], y[kPart];
 #pragma unroll
-    for (int i = 0; i < kPart; ++i) {
+                for (int i = 0; i < kPart; ++i) {
+                    x[i] = left[r * kStride + row + 16 * i];
+                    y[i] = right[r * kStride + column + 16 * i];
+                }
 #pragma unroll
-        for (int j = 0; j < kPart; ++j) to[(row + 16 * i) * kDim + column + 16 * j] = sums[i][j];
+                for (int i = 0; i < kPart; ++i) {
+#pragma unroll
+                    for (int j = 0; j < kPart; ++j) sums[i][j] += x[i] * y[j];
+                }
+            }
+        });
+#pragma unroll
+        for (int i = 0; i < kPart; ++i) {
+#pragma unroll
+            for (int j = 0; j < kPart; ++j) to[(row + 16 * i) * kDim + column + 16 * j] = sums[i][j];
+        }
     }
 }
 

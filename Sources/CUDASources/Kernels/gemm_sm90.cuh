@@ -108,21 +108,27 @@ DEVICE u64 wgmma_descriptor_64b(u32 shared) {
 }
 
 /// acc = sum of A B^T over `slices` stages, for bf16, by one consumer: kM64 times 64 rows from row `row` of each stage.
-template <class S, class P, int kM64, int kN, int kSlice>
+/// kTurned: a stage holds 64 rows of A^T and of B^T, in panels of 64 columns.
+template <class S, class P, int kM64, int kN, int kSlice, bool kTurned = false>
 DEVICE void multiply(float (&acc)[kM64][kN / 2], u32 ring_base, const P& pipeline,
                      Ring<S::kCount>& ring, int slices, int row, int lane) {
+    static_assert(!kTurned || kSlice == 128);
+    constexpr int kStep = kTurned ? 128 : 2;  // 16 rows, or 32 bytes of a row
+    auto tile = [](u32 at) {
+        return kTurned ? wgmma_descriptor_128b_transposed(at, 64 * 128) : wgmma_descriptor_128b(at);
+    };
     int previous = 0;
     for (int i = 0; i < slices; i++) {
         mbarrier_wait(pipeline.full(ring.stage), ring.parity);
         const u32 stage = ring_base + ring.stage * S::kBytes;
-        const u64 a = wgmma_descriptor_128b(stage + S::kA + row * 128);
-        const u64 b = wgmma_descriptor_128b(stage + S::kB);
+        const u64 a = tile(stage + S::kA + row * 128);
+        const u64 b = tile(stage + S::kB);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; k++) {
 #pragma unroll
             for (int m = 0; m < kM64; m++) {
-                wgmma_bf16<kN>(acc[m], a + 512 * m + 2 * k, b + 2 * k, i > 0 || k > 0);
+                wgmma_bf16<kN, kTurned, kTurned>(acc[m], a + 512 * m + kStep * k, b + kStep * k, i > 0 || k > 0);
             }
         }
         if constexpr (kSlice == 192) {

@@ -78,6 +78,13 @@ DEVICE void bulk_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+/// Copies `bytes`, a multiple of 16, between addresses that are multiples of 16. One thread issues the copy.
+DEVICE void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // tma_load_Nd(shared, map, barrier, x, y, ...) loads one box of a tensor. Coordinates are indices of elements,
 // innermost dimension first; elements with a negative index or past the end become zero. tma_store_Nd(map, shared, x,
 // y, ...) stores a box and skips such elements. One thread issues the copy.

@@ -52,7 +52,8 @@ enum AttentionGradients {
 
     /// Rows that a block of threads owns, and of the other side's tiles.
     struct Tile: Hashable {
-        enum Arithmetic { case f32, bf16 }
+        /// Plain f32, bf16 on mma.sync, bf16 on wgmma.
+        enum Arithmetic { case f32, bf16, hopper }
         let arithmetic: Arithmetic
         /// The widest head.
         let dim: Int
@@ -66,11 +67,33 @@ enum AttentionGradients {
         static func bf16(dim: Int, visited: Int) -> Tile {
             Tile(arithmetic: .bf16, dim: dim, owned: 64, visited: visited)
         }
+        /// attention_gradient_sm90.cu: 64 rows for each warpgroup.
+        static func hopper(dim: Int, groups: Int) -> Tile {
+            Tile(arithmetic: .hopper, dim: dim, owned: 64 * groups, visited: 64)
+        }
 
         func kernel(_ pass: Pass) -> String {
             switch arithmetic {
             case .f32: "attention_gradient<\(dim), \(owned), Pass::\(pass.rawValue)>"
             case .bf16: "attention_gradient_mma<\(dim), \(visited), Pass::\(pass.rawValue)>"
+            case .hopper: "attention_gradient_sm90<\(dim), \(owned / 64), Pass::\(pass.rawValue)>"
+            }
+        }
+
+        var unit: KernelUnit {
+            switch arithmetic {
+            case .f32: AttentionGradients.unit
+            case .bf16: AttentionGradients.mma
+            case .hopper: AttentionGradients.sm90
+            }
+        }
+
+        /// Threads of a block.
+        private var threads: Int {
+            switch arithmetic {
+            case .f32: 8 * owned
+            case .bf16: 128
+            case .hopper: 2 * owned
             }
         }
 
@@ -80,14 +103,26 @@ enum AttentionGradients {
             case .f32: 4 * (4 * owned * (dim + 4) + 2 * owned * (owned + 1))
             // Two own tiles; two stages of the other side's.
             case .bf16: 2 * dim * (2 * owned + 2 * (pass == .tangent ? 4 : 2) * visited)
+            // `Layout`: two own tiles; stages of two tiles with statistics, a row and two barriers each; one
+            // barrier more, and where loading is.
+            case .hopper:
+                4 * dim * owned + stages * (4 * dim * visited + 8 * visited + 24) + 8 + 64
             }
+        }
+
+        /// Tiles of the other side that are there or on their way.
+        private var stages: Int { arithmetic == .hopper && owned > 64 ? 4 : 2 }
+
+        /// Queries of a head for which there is room among the statistics.
+        func statistics(_ queries: Int) -> Int {
+            arithmetic == .hopper ? roundUp(queries, to: 128) : queries
         }
 
         /// - Parameter parts: of the other side's rows.
         func shape(_ pass: Pass, rows: Int, heads: Int, parts: Int = 1) -> LaunchShape {
             LaunchShape(
                 grid: Extents(ceilDivide(rows, owned), heads, parts),
-                block: Extents(arithmetic == .f32 ? 8 * owned : 128),
+                block: Extents(threads),
                 sharedBytes: sharedBytes(pass))
         }
     }
@@ -104,7 +139,17 @@ enum AttentionGradients {
         "attention_gradient_mma.cu",
         kernels: halfTiles.flatMap { tile in Pass.allCases.map { tile.kernel($0) } })
 
-    static let units = [unit, mma]
+    /// Tiles of 128 rows read the other side half as often; lists and few rows want those of 64.
+    static let hopperTiles: [Tile] = [
+        .hopper(dim: 64, groups: 1), .hopper(dim: 128, groups: 1), .hopper(dim: 128, groups: 2),
+    ]
+    static let sm90 = KernelUnit(
+        "attention_gradient_sm90.cu", for: .hopper,
+        kernels: hopperTiles.flatMap { tile in
+            [Pass.reverseStatistics, .queryGradient, .keyGradient].map { tile.kernel($0) }
+        })
+
+    static let units = [unit, mma, sm90]
 
     /// In how many parts the queries are taken for the gradients of few keys, so that there are blocks of threads
     /// enough; by the shapes alone, so that sums are the same on every card.
@@ -189,8 +234,9 @@ extension CUDABackend {
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ g: Tensor, scale: Float,
         lastKeyCounts: [Int] = [], lists: BlockLists?
     ) -> [Tensor] {
-        let (tile, x) = gradientTile([q, k, v, g], lists, "attentionGradient")
-        let statistics = storage(byteCount: q.shape[1] * q.shape[0] * 8)
+        let hopper = hopperTile(q, k, v, g, lists).map { ($0, [q, k, v, g] as [Tensor?]) }
+        let (tile, x) = hopper ?? gradientTile([q, k, v, g], lists, "attentionGradient")
+        let statistics = storage(byteCount: q.shape[1] * tile.statistics(q.shape[0]) * 8)
         let found = [q, k, v].map { tensor($0.shape, .f32) }
         var arguments = AttentionGradientArguments(
             x[0]!, x[1]!, x[2]!, scale: scale, lastKeyCounts: lastKeyCounts)
@@ -208,9 +254,13 @@ extension CUDABackend {
         arguments.dv = sums[1].pointer
         if let lists { arguments.list(lists) }
         withExtendedLifetime((x, statistics)) {
-            launch(.reverseStatistics, tile, arguments)
-            launch(.queryGradient, tile, arguments)
-            launch(.keyGradient, tile, arguments, parts: parts)
+            if tile.arithmetic == .hopper {
+                launchHopper(tile, x.map { $0! }, arguments, parts: parts)
+            } else {
+                launch(.reverseStatistics, tile, arguments)
+                launch(.queryGradient, tile, arguments)
+                launch(.keyGradient, tile, arguments, parts: parts)
+            }
         }
         if parts > 1 {
             for (sum, whole) in zip(sums, found[1...]) { join(sum, into: whole) }
@@ -247,11 +297,48 @@ extension CUDABackend {
         _ arguments: AttentionGradientArguments, parts: Int = 1
     ) {
         let kernel: Kernel<AttentionGradientArguments> = context.kernel(
-            tile.kernel(pass),
-            of: tile.arithmetic == .f32 ? AttentionGradients.unit : AttentionGradients.mma)
+            tile.kernel(pass), of: tile.unit)
         let rows = pass == .keyGradient ? arguments.keys : arguments.queries
         kernel(
             tile.shape(pass, rows: Int(rows), heads: Int(arguments.heads), parts: parts), arguments)
+    }
+
+    /// The passes of reverse mode on wgmma. x: q, k, v, g
+    private func launchHopper(
+        _ tile: AttentionGradients.Tile, _ x: [Tensor], _ arguments: AttentionGradientArguments,
+        parts: Int
+    ) {
+        let maps = x.map { x in
+            context.tensorMap(
+                .bf16, at: x.pointer, extents: [x.shape[2], x.shape[1], x.shape[0]],
+                box: [64, 1, 64])
+        }
+        func launch(_ pass: AttentionGradients.Pass, _ order: [Int], rows: Int, parts: Int = 1) {
+            let kernel:
+                Kernel<TensorMap, TensorMap, TensorMap, TensorMap, AttentionGradientArguments> =
+                    context.kernel(tile.kernel(pass), of: tile.unit)
+            kernel(
+                tile.shape(pass, rows: rows, heads: x[0].shape[1], parts: parts),
+                maps[order[0]], maps[order[1]], maps[order[2]], maps[order[3]], arguments)
+        }
+        launch(.reverseStatistics, [0, 3, 1, 2], rows: x[0].shape[0])
+        launch(.queryGradient, [0, 3, 1, 2], rows: x[0].shape[0])
+        launch(.keyGradient, [1, 2, 0, 3], rows: x[1].shape[0], parts: parts)
+    }
+
+    /// The tile of Hopper's kernels; nil where they do not take these operands, or on another card.
+    private func hopperTile(
+        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ g: Tensor, _ lists: BlockLists?
+    ) -> AttentionGradients.Tile? {
+        let dim = q.shape[2]
+        guard context.kernelArchitecture == .hopper, dim % 8 == 0, dim <= 128,
+            [q, k, v, g].allSatisfy({ $0.dtype == .bf16 && $0.byteOffset % 16 == 0 })
+        else { return nil }
+        if let spec = lists?.spec, spec.queryBlock % 64 != 0 || spec.keyBlock % 64 != 0 {
+            return nil
+        }
+        let isLarge = lists == nil && dim > 64 && min(q.shape[0], k.shape[0]) >= 1024
+        return .hopper(dim: dim > 64 ? 128 : 64, groups: isLarge ? 2 : 1)
     }
 
     /// The tile for these operands, of which the first is q, and they as its kernels read them.

@@ -6,12 +6,31 @@ internal import Tensors
 enum BranchGradients {
     static let unit = KernelUnit(
         "branch_gradient.cu",
-        kernels: [64, 128].flatMap { dim in
-            [
-                "branch_features", "branch_jacobian", "branch_quotient", "branch_moved",
-                "head_product", "outer_parts",
-            ].map { "\($0)<\(dim)>" }
-        } + ["branch_join"])
+        kernels: [64, 128].flatMap { kernels($0) } + ["branch_join"])
+
+    /// On the tensor cores what comes from outside is bf16.
+    private static func kernels(_ dim: Int) -> [String] {
+        let steps = ["branch_jacobian", "branch_quotient", "branch_moved"]
+        return steps.map { "\($0)<\(dim)>" } + [
+            features(dim, "float"), features(dim, "bf16"),
+            product(dim, isTensor: false, "float"), product(dim, isTensor: true, "float"),
+            product(dim, isTensor: true, "bf16"),
+            outer(dim, isTensor: false, "float", "float"),
+            outer(dim, isTensor: true, "float", "float"),
+            outer(dim, isTensor: true, "float", "bf16"),
+            outer(dim, isTensor: true, "bf16", "float"),
+        ]
+    }
+
+    static func features(_ dim: Int, _ type: String) -> String {
+        "branch_features<\(dim), \(type)>"
+    }
+    static func product(_ dim: Int, isTensor: Bool, _ a: String) -> String {
+        "head_product<\(dim), \(isTensor), \(a)>"
+    }
+    static func outer(_ dim: Int, isTensor: Bool, _ a: String, _ b: String) -> String {
+        "outer_parts<\(dim), \(isTensor), \(a), \(b)>"
+    }
 
     static let units = [unit]
 
@@ -26,8 +45,8 @@ enum BranchGradients {
     {
         let chunks = min(ceilDivide(tokens, 64), max(1, 2 * multiprocessors / heads))
         return LaunchShape(
-            grid: Extents(chunks, heads), block: 256, sharedBytes: 4 * (dim * dim + 64 * (dim + 4))
-        )
+            grid: Extents(chunks, heads), block: 256,
+            sharedBytes: 4 * (dim * (dim + 8) + 64 * (dim + 4)))
     }
 
     /// Tokens of a part of a sum over tokens, and how many parts there are, whatever the card.
@@ -44,9 +63,12 @@ extension CUDABackend {
         let sums = blockGradients(
             o.q, o.k, o.v, o.cotangent, scale: 1 / Float(dim).squareRoot(),
             lists: blockLists(o.q, o.k, o.spec))
-        let (q, k, v, g) = (full(o.q), full(o.k), full(o.v), full(o.cotangent))
+        var operands = [o.q, o.k, o.v, o.cotangent]
+        let isTensor = operands.allSatisfy { $0.dtype == .bf16 && $0.byteOffset % 8 == 0 }
+        if !isTensor { operands = operands.map(full) }
+        let (q, k, v, g) = (operands[0], operands[1], operands[2], operands[3])
         let weight = full(o.projection.matrix)
-        let branch = BranchWork(self, q, "sparseAttentionGradient")
+        let branch = BranchWork(self, q, isTensor: isTensor, "sparseAttentionGradient")
         let (cq, ck) = (branch.features(q), branch.features(k))
         let state = branch.outer(ck, v)
         let keySum = branch.sum(ck)
@@ -77,7 +99,7 @@ extension CUDABackend {
         let (tq, tk, tv) = (
             o.queryTangent.map(full), o.keyTangent.map(full), o.valueTangent.map(full)
         )
-        let branch = BranchWork(self, q, "sparseAttentionTangent")
+        let branch = BranchWork(self, q, isTensor: false, "sparseAttentionTangent")
         let (cq, ck) = (branch.features(q), branch.features(k))
         let tcq = branch.jacobian(cq, tq)
         let tck = branch.jacobian(ck, tk)
@@ -93,17 +115,20 @@ extension CUDABackend {
     }
 }
 
-/// The steps of the linear branch's derivatives on one device. Activations: f32 [tokens, heads, dim]
+/// The steps of the linear branch's derivatives on one device. Activations: f32 [tokens, heads, dim]; what comes from
+/// outside may be bf16 where products are made on the tensor cores.
 private struct BranchWork {
     private let device: CUDABackend
+    private let isTensor: Bool
     private let shape: Shape
     private var tokens: Int { shape[0] }
     private var heads: Int { shape[1] }
     private var dim: Int { shape[2] }
     private var rows: Int { shape[0] * shape[1] }
 
-    init(_ device: CUDABackend, _ q: Tensor, _ operation: String) {
+    init(_ device: CUDABackend, _ q: Tensor, isTensor: Bool, _ operation: String) {
         self.device = device
+        self.isTensor = isTensor
         shape = q.shape
         ensure(
             shape[2] == 64 || shape[2] == 128,
@@ -119,7 +144,8 @@ private struct BranchWork {
     /// Softmax over the width of each head.
     func features(_ x: Tensor) -> Tensor {
         let out = device.tensor(shape, .f32)
-        let run: Kernel<DevicePointer, DevicePointer, Int64> = kernel("branch_features<\(dim)>")
+        let run: Kernel<DevicePointer, DevicePointer, Int64> = kernel(
+            BranchGradients.features(dim, CUDABackend.typeName(x.dtype)))
         run(BranchGradients.rowShape(rows), out.pointer, x.pointer, Int64(rows))
         return out
     }
@@ -163,7 +189,9 @@ private struct BranchWork {
         let run:
             Kernel<
                 DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32, Int32, Int32
-            > = kernel("head_product<\(dim)>")
+            > = kernel(
+                BranchGradients.product(
+                    dim, isTensor: isTensor, CUDABackend.typeName(a.dtype)))
         run(
             BranchGradients.productShape(
                 tokens: tokens, heads: heads, dim: dim,
@@ -182,10 +210,14 @@ private struct BranchWork {
         let part = BranchGradients.parts(tokens: tokens)
         let parts = device.storage(byteCount: heads * part.count * size * 4)
         let run: Kernel<DevicePointer, DevicePointer, DevicePointer, Int32, Int32, Int32> =
-            kernel("outer_parts<\(dim)>")
+            kernel(
+                BranchGradients.outer(
+                    dim, isTensor: isTensor, CUDABackend.typeName(a.dtype),
+                    CUDABackend.typeName(b.dtype)))
         run(
             LaunchShape(
-                grid: Extents(part.count, heads), block: 256, sharedBytes: 4 * 64 * dim),
+                grid: Extents(part.count, heads), block: 256,
+                sharedBytes: 4 * 64 * (dim + 8)),
             parts.location, a.pointer, b.pointer, Int32(tokens), Int32(heads),
             Int32(part.tokens))
         let groups = overHeads ? 1 : heads
