@@ -140,7 +140,7 @@ let package = Package(
             name: "Benchmarks",
             dependencies: [
                 "Ground", "Tensors", "CPU", "CUDA", "Checkpoints", "Tokenizers", "Models", "Media",
-                "Families", "Runs", "Catalog", system,
+                "Families", "Runs", "Catalog", "Training", system,
             ],
             swiftSettings: swift),
         .target(
@@ -218,7 +218,7 @@ let package = Package(
             name: "BenchmarksTests",
             dependencies: [
                 "Ground", "Benchmarks", "CPU", "Tensors", "Checkpoints", "Tokenizers", "Models",
-                "Families", "Runs", "Catalog",
+                "Families", "Runs", "Catalog", "Training",
             ],
             swiftSettings: tests),
         .testTarget(

@@ -9,6 +9,8 @@ public enum BenchError: Error, Sendable, Hashable {
     case memory(model: String, part: String, neededBytes: Int, presentBytes: Int)
     /// More tokens than the model takes.
     case tokens(Int, most: Int)
+    /// The recipe does not train such a model, or not on this device.
+    case training(model: String, device: String)
 }
 
 extension BenchError: CustomStringConvertible {
@@ -19,6 +21,9 @@ extension BenchError: CustomStringConvertible {
                 + "\(describe(bytes: present)); measure other stages, or a smaller model"
         case .tokens(let count, let most):
             "\(count) tokens are more than the model takes (\(most))"
+        case .training(let model, let device):
+            "this recipe does not train \(model) on \(device): models that take a picture are trained "
+                + "by lora alone, and the device needs kernels for gradients"
         }
     }
 }

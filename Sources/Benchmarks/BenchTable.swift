@@ -5,6 +5,7 @@ public import Ground
 public import Runs
 import SystemPackage
 import Tensors
+public import Training
 
 /// All figures, with the settings of the run that they belong to.
 public struct BenchTable {
@@ -21,9 +22,14 @@ public struct BenchTable {
         /// The time to open the device, kernels included.
         public let openingMilliseconds: Double
         public let devices: Int
+        /// The recipe whose iterations were measured; nil for a run that makes a video.
+        public let training: String?
+        /// Samples of an iteration.
+        public let batch: Int?
 
         private enum CodingKeys: String, CodingKey {
-            case record, program, machine, devices, model, width, height, frames, steps, attention,
+            case record, program, machine, devices, training, batch, model, width, height, frames,
+                steps, attention,
                 linears
             case precision, topK, openingMilliseconds
         }
@@ -34,22 +40,30 @@ public struct BenchTable {
         ///   - model: the model's name.
         ///   - request: what was made.
         ///   - openingSeconds: the time to open the device.
-        /// - Parameter devices: that computed together.
+        ///   - devices: that computed together.
+        ///   - training: the settings of the training run whose iterations were measured.
         public init(
             program: String, _ machine: Machine, _ model: String, _ request: Request,
-            openingSeconds: Double, devices: Int = 1
+            openingSeconds: Double, devices: Int = 1, training: TrainingSettings? = nil
         ) {
             self.devices = devices
+            self.training = training?.recipe.rawValue
+            batch = training?.batch
             let arithmetic = request.arithmetic
             self.program = program
             self.machine = machine
             self.model = model
             (width, height, frames) = (request.width, request.height, request.frames)
             steps = request.sampling.steps
-            attention = arithmetic.attention.rawValue
             linears = arithmetic.linears.rawValue
             precision = arithmetic.precision.rawValue
-            topK = arithmetic.attention == .original ? nil : arithmetic.topK
+            if let training {
+                attention = (training.topK == nil ? AttentionChoice.original : .sla).rawValue
+                topK = training.topK
+            } else {
+                attention = arithmetic.attention.rawValue
+                topK = arithmetic.attention == .original ? nil : arithmetic.topK
+            }
             openingMilliseconds = openingSeconds * 1000
         }
     }
@@ -64,9 +78,10 @@ public struct BenchTable {
         public var milliseconds, bestMilliseconds, coldMilliseconds: Double?
         /// An operation's share of its stage's time.
         public var shareOfStage: Double?
-        public var teraflops, gigabytesPerSecond: Double?
+        /// Of a stage, the arithmetic of one run in units of 10^12 operations; then rates.
+        public var teraflop, teraflops, gigabytesPerSecond: Double?
         public var shareOfCeiling: Double?
-        public var peakBytes: Int?
+        public var peakBytes, plannedBytes: Int?
         public var digest: String?
     }
 
@@ -97,10 +112,12 @@ public struct BenchTable {
                     record: "stage", stage: figures.name, milliseconds: figures.seconds * 1000,
                     bestMilliseconds: figures.warm.min().map { $0 * 1000 },
                     coldMilliseconds: figures.cold.map { $0 * 1000 },
+                    teraflop: figures.cost.map { Double($0.flops) / 1e12 },
                     teraflops: figures.cost.map { $0.teraflops(in: figures.seconds) },
                     gigabytesPerSecond: figures.cost.map { $0.gigabytes(in: figures.seconds) },
                     shareOfCeiling: figures.floor.map { $0 / figures.seconds },
-                    peakBytes: figures.peakBytes, digest: figures.digest))
+                    peakBytes: figures.peakBytes, plannedBytes: figures.plannedBytes,
+                    digest: figures.digest))
         case .operations(let operations, let stage):
             let total = operations.reduce(0) { $0 + $1.seconds }
             for entry in operations {

@@ -18,6 +18,8 @@ public struct StageFigures: Sendable {
     public var warm: [Double] = []
     /// The most device memory used during the stage, weights included.
     public var peakBytes = 0
+    /// The same by the count; nil where nothing was counted.
+    public var plannedBytes: Int?
     /// Arithmetic and memory traffic of one run, and its least time in seconds (`floor`); nil if operations were not
     /// measured.
     public var cost: Operation.Cost?

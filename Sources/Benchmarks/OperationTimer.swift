@@ -85,6 +85,8 @@ public struct TimedOperation: Sendable {
 /// Passes operations on, with a mark of the stopwatch before and after each.
 final class OperationTimer: ForwardingBackend {
     private let stopwatch: any Stopwatch
+    /// Whether operations are timed as they pass.
+    var isTiming = true
     private var calls: [(key: TimedOperation.Key, start: Int, end: Int, cost: Operation.Cost)] = []
 
     init(_ base: any Backend, _ stopwatch: any Stopwatch) {
@@ -93,7 +95,7 @@ final class OperationTimer: ForwardingBackend {
     }
 
     override func run(_ operation: Operation) -> [Tensor] {
-        if operation.isView { return super.run(operation) }
+        if operation.isView || !isTiming { return super.run(operation) }
         let start = stopwatch.mark()
         let results = super.run(operation)
         let end = stopwatch.mark()

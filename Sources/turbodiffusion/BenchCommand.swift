@@ -12,6 +12,7 @@ import Models
 import Runs
 import Tensors
 import Terminal
+import Training
 
 struct BenchCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -26,6 +27,7 @@ struct BenchCommand: AsyncParsableCommand {
 
             Example:
               turbodiffusion bench --model Wan2.1-14B --resolution 720p
+              turbodiffusion bench --model Wan2.1-14B --train lora --sla-topk 0.1
             """)
 
     @Option(
@@ -66,6 +68,10 @@ struct BenchCommand: AsyncParsableCommand {
     var threads: Int?
     @Option(help: "What to measure: all, text, transformer, decode, encode or load.")
     var stage = BenchStage.all
+    @Option(help: "Measure iterations of training in place of a run: sla, rcm or lora.")
+    var train: TrainingSettings.Recipe?
+    @Option(help: "With --train: samples of an iteration.")
+    var batchSize = 1
     @Flag(inversion: .prefixedNo, help: "Measure each operation too.")
     var operations = true
     @Option(name: .customLong("repeat"), help: "Timed runs after the first one.")
@@ -91,6 +97,14 @@ struct BenchCommand: AsyncParsableCommand {
     func validate() throws {
         try checkThreads(threads)
         try Machines.check(device, devices)
+        if train != nil, simulate || devices != nil || stage != .all {
+            throw ValidationError(
+                "--train measures iterations on one device: leave out --devices, --stage and --simulate"
+            )
+        }
+        if batchSize < 1 {
+            throw ValidationError("--batch-size must be at least 1, not \(batchSize)")
+        }
         if repeats < 1 { throw ValidationError("--repeat must be at least 1, not \(repeats)") }
         if let tokens, tokens < 1 {
             throw ValidationError("--tokens must be at least 1, not \(tokens)")
@@ -102,6 +116,7 @@ struct BenchCommand: AsyncParsableCommand {
         let request = try request(model)
         if simulate { return try showSimulation(model, request) }
         if let output { try BenchTable.checkWritable(output) }
+        if let train { return try measure(train, model, request) }
         let start = ContinuousClock.now
         var options = DeviceOptions()
         options.threads = threads
@@ -139,6 +154,39 @@ struct BenchCommand: AsyncParsableCommand {
             let ceilings: Ceilings? = device.backend.membership.share(nil)
             try bench.measure(against: ceilings) { _ in }
         }
+    }
+
+    /// Iterations of a recipe.
+    private func measure(
+        _ recipe: TrainingSettings.Recipe, _ model: BenchModel, _ request: Request
+    ) throws {
+        var settings = TrainingSettings(recipe)
+        settings.batch = batchSize
+        settings.seed = seed
+        settings.isHalf = precision == .bf16
+        if recipe != .rcm, let slaTopk { settings.topK = slaTopk }
+        var request = request
+        // Only a LoRA's base may be quantised.
+        if recipe != .lora { request.arithmetic.linears = .stored }
+        let start = ContinuousClock.now
+        var options = DeviceOptions()
+        options.threads = threads
+        let backend = try device.open(options) { Output.note("\($0)") }
+        let opening = (ContinuousClock.now - start) / .seconds(1)
+        let bench = try TrainingBench(
+            model, request, settings, on: backend, tokens: tokens, repeats: repeats)
+        try bench.plan.require(on: device)
+        let printer = BenchPrinter(
+            .init(
+                program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),
+                model.name, request, openingSeconds: opening, training: settings),
+            json: json)
+        let ceilings = operations ? try Ceilings.measure(backend, threads: threads) : nil
+        if let ceilings { printer.show(ceilings) }
+        if !json { Output.line("planned    \(bench.plan.words)") }
+        try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
+        printer.finish()
+        if let output { try printer.table.write(to: output) }
     }
 
     private func showSimulation(_ model: BenchModel, _ request: Request) throws {
@@ -202,6 +250,7 @@ struct BenchCommand: AsyncParsableCommand {
 }
 
 extension BenchStage: ExpressibleByArgument {}
+extension TrainingSettings.Recipe: ExpressibleByArgument {}
 extension Route: ExpressibleByArgument {}
 
 /// The form of the linear layers in the transformer's blocks.

@@ -187,19 +187,9 @@ struct TrainingRun {
         let plan = try TrainingPlan(
             settings, inputs.models, try inputs.outlined(), isGPU: device.isGPU,
             processes: place?.count ?? 1)
-        let words =
-            "\(fixed(Double(plan.parameters) / 1e6, 2)) M numbers are trained, at most "
-            + "\(describe(bytes: plan.memory)) of memory, "
-            + "\(fixed(Double(plan.flops) / 1e12, 3)) TFLOP in the heaviest iteration"
-            + (place == nil ? "" : " of each process")
+        let words = plan.words + (place == nil ? "" : " of each process")
         if options.dryRun { Output.line(words) } else if place?.isFirst ?? true { note(words) }
-        let free = device.isGPU ? device.freeMemory : HostMemory.current.available
-        if let free, free < plan.memory {
-            throw UserError(
-                "train.memory",
-                "an iteration takes \(describe(bytes: plan.memory)), \(describe(bytes: free)) are "
-                    + "free: try --checkpoint block, a smaller --batch-size or --latent-frames")
-        }
+        try plan.require(on: device)
     }
 
     // MARK: Processes
@@ -324,6 +314,26 @@ struct TrainingRun {
 
     private func note(_ text: String) {
         if !options.quiet { Output.note(text.printable) }
+    }
+}
+
+extension TrainingPlan {
+    /// What an iteration takes.
+    var words: String {
+        "\(fixed(Double(parameters) / 1e6, 2)) M numbers are trained, at most "
+            + "\(describe(bytes: memory)) of memory, "
+            + "\(fixed(Double(flops) / 1e12, 3)) TFLOP in the heaviest iteration"
+    }
+
+    /// Throws where it does not fit.
+    func require(on device: DeviceChoice) throws {
+        let free = device.isGPU ? device.freeMemory : HostMemory.current.available
+        if let free, free < memory {
+            throw UserError(
+                "train.memory",
+                "an iteration takes \(describe(bytes: memory)), \(describe(bytes: free)) are "
+                    + "free: try --checkpoint block, a smaller --batch-size or --latent-frames")
+        }
     }
 }
 

@@ -10,6 +10,14 @@ public protocol SampleSource: AnyObject {
     func sample(_ index: Int) throws -> Sample
 }
 
+/// One sample over and over.
+public final class RepeatedSample: SampleSource {
+    private let one: Sample
+    public let count: Int
+    public init(_ one: Sample, count: Int) { (self.one, self.count) = (one, count) }
+    public func sample(_ index: Int) -> Sample { one }
+}
+
 /// Samples of tar shards, cut to some latent frames.
 public final class ShardSamples: SampleSource {
     private let shards: TarShards

@@ -32,7 +32,7 @@ public struct TrainingPlan: Sendable, Hashable {
         outlines.student = models.student.map { Outline(of: $0) }
         let device = NullBackend(workspace: { isGPU ? Self.workspace(of: $0) : 0 })
         let trainer = try Trainer(
-            settings, outlines, Repeated(sample, count: settings.batch), on: device)
+            settings, outlines, RepeatedSample(sample, count: settings.batch), on: device)
         parameters =
             trainer.student.parameters.elementCount
             + (trainer.critic?.parameters.elementCount ?? 0)
@@ -69,13 +69,5 @@ public struct TrainingPlan: Sendable, Hashable {
         case .training(.sparseAttentionTangent(let o)): return 4 * 13 * o.q.shape.count
         default: return 0
         }
-    }
-
-    /// One sample over and over.
-    private final class Repeated: SampleSource {
-        private let one: Sample
-        let count: Int
-        init(_ one: Sample, count: Int) { (self.one, self.count) = (one, count) }
-        func sample(_ index: Int) -> Sample { one }
     }
 }
