@@ -55,6 +55,39 @@ import Testing
         #expect(64 % tile.owned == 0 && 64 % tile.visited == 0)
     }
 
+    @Test(arguments: AttentionGradients.hopperTiles)
+    func hoppersTilesFitAMultiprocessor(tile: AttentionGradients.Tile) {
+        let passes: [AttentionGradients.Pass] = [.reverseStatistics, .queryGradient, .keyGradient]
+        for pass in passes {
+            // Two blocks of 64 rows, or one of 128, with the kibibyte that the system takes of each.
+            #expect((tile.sharedBytes(pass) + 1024) * (128 / tile.owned) <= 228 * 1024)
+            #expect(AttentionGradients.sm90.kernels.contains(tile.kernel(pass)))
+            let shape = tile.shape(pass, rows: tile.owned + 1, heads: 3, parts: 5)
+            #expect(shape.grid.x == 2 && shape.grid.y == 3 && shape.grid.z == 5)
+            #expect(shape.block.x == 2 * tile.owned)
+        }
+        #expect(tile.statistics(1) == 128 && tile.statistics(128) == 128)
+        #expect(tile.statistics(32_760) == 32_768)
+    }
+
+    @Test func weightsSumInPartsByTheirShapes() {
+        func parts(_ rows: Int, _ outputs: Int, _ inputs: Int) -> Int {
+            let chunk = WeightGradients.chunk(rows: rows, outputs: outputs, inputs: inputs)
+            return ceilDivide(rows, chunk * WeightGradients.rows)
+        }
+        for (rows, outputs, inputs) in [
+            (1, 64, 96), (300, 128, 96), (1296, 256, 1024), (32_760, 16, 5120),
+            (32_760, 13_824, 5120),
+        ] {
+            let count = parts(rows, outputs, inputs)
+            #expect((1...32).contains(count))
+            // The plan of a training run reckons with the operands in f32.
+            #expect(count == 1 || count * outputs * inputs <= rows * (outputs + inputs))
+        }
+        #expect(parts(32_760, 1536, 1536) == 5)
+        #expect(parts(1, 1536, 1536) == 1)
+    }
+
     @Test func tilesSuitTheirOperands() {
         func tile(_ dim: Int, _ isHalf: Bool, _ blocks: (Int, Int)? = nil)
             -> AttentionGradients.Tile?

@@ -162,22 +162,22 @@ DEVICE void load_rows(float* tile, const T* x, int count, int first, int end, in
 
 /// out (+)= a B of each head. b: [heads, kDim, kDim], or one matrix for all heads if `shared_matrix`; B is its transpose
 /// if `turned`. grid (chunks, heads): a block keeps B and takes every gridDim.x-th tile of 64 tokens.
-/// Shared memory: B, as kDim rows of kDim + 8 floats, and 64 rows of kDim + 4
+/// Shared memory: B, and 64 rows of kDim + 4 floats
 template <int kDim, bool kTensor, typename A>
 __global__ void __launch_bounds__(kThreads)
 head_product(float* out, const A* a, const float* b, int tokens, int heads, int shared_matrix, int turned,
              int adds) {
-    constexpr int kRows = 64;
-    // No two lanes of a warp read a bank at once.
-    constexpr int kWide = kDim + 8, kStride = kDim + 4;
+    constexpr int kRows = 64, kStride = kDim + 4;
+    // Where B's number lies: no two lanes of a warp read a bank at once.
+    auto place = [](int r, int c) { return r * kDim + (c ^ r % 4 * 8); };
     extern __shared__ __align__(16) u8 shared[];
     float* matrix = reinterpret_cast<float*>(shared);
-    float* tile = matrix + kDim * kWide;
+    float* tile = matrix + kDim * kDim;
     const int head = blockIdx.y;
     const float* from = b + (shared_matrix ? 0 : i64(head) * kDim * kDim);
     for (int i = threadIdx.x; i < kDim * kDim; i += kThreads) {
         const int r = i / kDim, c = i % kDim;
-        matrix[turned ? c * kWide + r : r * kWide + c] = kTensor ? round_tf32(from[i]) : from[i];
+        matrix[turned ? place(c, r) : place(r, c)] = kTensor ? round_tf32(from[i]) : from[i];
     }
     for (int first = blockIdx.x * kRows; first < tokens; first += gridDim.x * kRows) {
         __syncthreads();
@@ -187,16 +187,19 @@ head_product(float* out, const A* a, const float* b, int tokens, int heads, int 
             // A warp has 16 rows and half of the columns.
             constexpr int kTiles = kDim / 16;
             const int row = warp_id() % 4 * 16 + lane_id() / 4, column = warp_id() / 4 * (kDim / 2);
+            int across[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) across[j] = column + (8 * j ^ lane_id() % 4 * 8) + lane_id() / 4;
             float sums[kTiles][4] = {};
 #pragma unroll 4
             for (int d = lane_id() % 4; d < kDim; d += 8) {
                 const float* x = tile + row * kStride + d;
                 const u32 left[4] = {__float_as_uint(x[0]), __float_as_uint(x[8 * kStride]), __float_as_uint(x[4]),
                                      __float_as_uint(x[8 * kStride + 4])};
-                const float* y = matrix + d * kWide + column + lane_id() / 4;
 #pragma unroll
                 for (int j = 0; j < kTiles; ++j) {
-                    mma_m16n8k8_tf32(sums[j], left, __float_as_uint(y[8 * j]), __float_as_uint(y[4 * kWide + 8 * j]));
+                    const float* y = matrix + d * kDim + across[j % 4] + j / 4 * 32;
+                    mma_m16n8k8_tf32(sums[j], left, __float_as_uint(y[0]), __float_as_uint(y[4 * kDim]));
                 }
             }
 #pragma unroll
@@ -206,10 +209,10 @@ head_product(float* out, const A* a, const float* b, int tokens, int heads, int 
                     out + (i64(first + row + 8 * h) * heads + head) * kDim + column + 2 * (lane_id() % 4);
 #pragma unroll
                 for (int j = 0; j < kTiles; ++j) {
-                    float2& place = *reinterpret_cast<float2*>(to + 8 * j);
+                    float2& old = *reinterpret_cast<float2*>(to + 8 * j);
                     float2 sum = make_float2(sums[j][2 * h], sums[j][2 * h + 1]);
-                    if (adds) sum.x += place.x, sum.y += place.y;
-                    place = sum;
+                    if (adds) sum.x += old.x, sum.y += old.y;
+                    old = sum;
                 }
             }
         } else {
@@ -220,7 +223,7 @@ head_product(float* out, const A* a, const float* b, int tokens, int heads, int 
             for (int d = 0; d < kDim; d += 4) {
                 float4 y[4];
 #pragma unroll
-                for (int e = 0; e < 4; ++e) y[e] = *reinterpret_cast<const float4*>(matrix + (d + e) * kWide + column);
+                for (int e = 0; e < 4; ++e) y[e] = *reinterpret_cast<const float4*>(matrix + place(d + e, column));
 #pragma unroll
                 for (int i = 0; i < kHigh; ++i) {
                     const float4 x = *reinterpret_cast<const float4*>(tile + (row + i) * kStride + d);

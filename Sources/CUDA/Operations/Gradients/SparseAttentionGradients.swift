@@ -46,7 +46,7 @@ enum BranchGradients {
         let chunks = min(ceilDivide(tokens, 64), max(1, 2 * multiprocessors / heads))
         return LaunchShape(
             grid: Extents(chunks, heads), block: 256,
-            sharedBytes: 4 * (dim * (dim + 8) + 64 * (dim + 4)))
+            sharedBytes: 4 * (dim * dim + 64 * (dim + 4)))
     }
 
     /// Tokens of a part of a sum over tokens, and how many parts there are, whatever the card.
