@@ -125,14 +125,19 @@ public final class Net {
 
     private func size(_ x: Tensor) -> Extent { Extent(t: x.shape[1], h: x.shape[2], w: x.shape[3]) }
 
-    /// In which passes a batch is taken: as many samples at once as fill a device.
+    /// In which passes a batch is taken: as many samples at once as fill a device. Processes that share out tokens take
+    /// sample after sample.
     func passes(_ count: Int, of shape: Shape) -> [Range<Int>] {
-        let patch = options.patch
-        let tokens = shape[1] * (shape[2] / patch) * (shape[3] / patch)
-        let size = max(1, min(count, Self.passTokens / max(1, tokens)))
+        let most = device.membership.isAlone ? count : 1
+        let size = max(1, min(most, Self.passTokens / max(1, tokens(of: shape))))
         return stride(from: 0, to: count, by: size).map { $0..<min($0 + size, count) }
     }
     private static let passTokens = 65_000
+
+    /// shape: of latents, [C, T, H, W]
+    func tokens(of shape: Shape) -> Int {
+        shape[1] * (shape[2] / options.patch) * (shape[3] / options.patch)
+    }
 
     private func context(
         _ model: WanTransformer, _ text: Text, _ x: Tensor, on device: any Backend
@@ -345,9 +350,7 @@ public final class Net {
         let state = blocks(
             of: model, model.embed([input] + given, on: device), modulation, context, recorder,
             on: device)
-        let result = device.unpatchify(
-            model.project(state, modulation, on: device), size: size(x),
-            patch: model.config.patch)
+        let result = model.latents(state, modulation, context, size: size(x), on: device)
         return Recorded(
             velocity: device.read(result), result: result, input: input, recorder: recorder,
             device: self.device)

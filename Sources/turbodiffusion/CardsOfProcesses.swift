@@ -34,4 +34,7 @@ final class CardsOfProcesses: CardCollectives {
     func spread(_ tensors: [(tensor: Tensor, owner: Int)]) throws -> [Tensor] {
         try group.spread(tensors)
     }
+    func carryOut(_ operation: any Collective, first: Int) throws -> Tensor {
+        try group.carryOut(operation, first: first)
+    }
 }

@@ -52,6 +52,10 @@ struct TrainOptions: ParsableArguments {
     @Option(help: "Passes whose gradients add up before a step.")
     var accumulate: Int?
 
+    @Option(
+        help: "Processes that share out the tokens of each sample (default: 1).")
+    var sequenceParallel: Int?
+
     @Option(help: "Learning rate.")
     var lr: Double?
 
@@ -160,6 +164,7 @@ struct TrainOptions: ParsableArguments {
         if let iterations { settings.iterations = iterations }
         if let batchSize { settings.batch = batchSize }
         if let accumulate { settings.accumulation = accumulate }
+        if let sequenceParallel { settings.sequenceParallel = sequenceParallel }
         if let lr { settings.optimizer.learningRate = lr }
         if let warmup { settings.warmup = warmup }
         if let clip { settings.largestNorm = clip }

@@ -101,7 +101,9 @@ struct TrainingRun {
         try folder.write(settings, files)
         note(
             "on \(device.name); \(inputs.samples.count) samples"
-                + (place.map { ", \($0.count) processes" } ?? ""))
+                + (place.map { ", \($0.count) processes" } ?? "")
+                + (settings.sequenceParallel > 1
+                    ? ", \(settings.sequenceParallel) for each sample's tokens" : ""))
         let validation = try options.validateEvery.map { _ in
             try Validation(options, settings, inputs, on: device)
         }
@@ -243,6 +245,9 @@ struct TrainingRun {
         }
         func validate() async throws {
             guard let validation else { return }
+            // The other processes do not sample.
+            trainer.isApart = true
+            defer { trainer.isApart = false }
             let figures = try await validation.run(trainer, in: folder)
             try curves.add(figures, iteration: trainer.iteration)
             note(
@@ -332,7 +337,8 @@ extension TrainingPlan {
             throw UserError(
                 "train.memory",
                 "an iteration takes \(describe(bytes: memory)), \(describe(bytes: free)) are "
-                    + "free: try --checkpoint block, a smaller --batch-size or --latent-frames")
+                    + "free: try --checkpoint block, a smaller --batch-size or --latent-frames, or more "
+                    + "processes with --sequence-parallel")
         }
     }
 }

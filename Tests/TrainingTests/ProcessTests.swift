@@ -40,7 +40,7 @@ private final class Box: Sendable {
 }
 
 /// Runs `body` once for each rank, each on a thread of its own, and returns what they return.
-private func together<Value: Sendable>(
+func together<Value: Sendable>(
     _ count: Int, _ body: @escaping @Sendable (ProcessPlace) throws -> Value
 ) throws -> [Result<Value, any Error>] {
     let work = Work(count, try Listener("127.0.0.1", port: 0).port, body)

@@ -46,9 +46,9 @@ func moved(_ a: Tensor, _ h: Float, _ b: Tensor) -> Tensor {
 }
 
 /// A transformer of two blocks with random weights.
-func randomParameters(seed: UInt64, isSparse: Bool) -> Parameters {
+func randomParameters(seed: UInt64, isSparse: Bool, dim: Int = 32) -> Parameters {
     let sizes = WanTransformerArchitecture(
-        dim: 32, layers: 2, feedForward: 48, heads: 2, inputChannels: 4, outputChannels: 4,
+        dim: dim, layers: 2, feedForward: 48, heads: 2, inputChannels: 4, outputChannels: 4,
         textDim: 12, frequencyDim: 16, hasSparseLinearAttention: isSparse)
     var random = Random(seed)
     let tensors = DetectedModel.wanTransformer(sizes).tensors().map { expected in

@@ -16,7 +16,7 @@ typedef struct {
     char internal[128];
 } ncclUniqueId;
 
-enum { NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9, NCCL_SUM = 0 };
+enum { NCCL_UINT8 = 1, NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9, NCCL_SUM = 0 };
 
 // F(name, parameters); every function returns an ncclResult.
 #define NCCL_FUNCTIONS(F)                                                                           \
@@ -33,7 +33,10 @@ enum { NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9, NCCL_SUM = 0 };
        ncclComm comm, CUstream stream))                                                             \
     F(ncclBroadcast,                                                                                \
       (const void *source, void *target, size_t count, int type, int root, ncclComm comm,           \
-       CUstream stream))
+       CUstream stream))                                                                            \
+    F(ncclSend,                                                                                     \
+      (const void *source, size_t count, int type, int peer, ncclComm comm, CUstream stream))       \
+    F(ncclRecv, (void *target, size_t count, int type, int peer, ncclComm comm, CUstream stream))
 
 struct nccl {
     const char *_Nonnull (*_Nonnull ncclGetErrorString)(ncclResult result);

@@ -21,12 +21,12 @@ extension Definitions {
         guard let given = given as? [Given] else { return result }
         for (giver, given) in given.enumerated() {
             if let transfer = o.transfer(from: giver, to: o.member) {
-                copy(transfer, from: given.tensor.hostAddress, to: result.hostAddress)
+                transfer.copy(from: given.tensor.hostAddress, to: result.hostAddress)
             }
             if let transfer = o.scaleTransfer(from: giver, to: o.member),
                 let from = given.tensor.scales?.hostPointer, let to = scales?.hostPointer
             {
-                copy(transfer, from: from, to: to)
+                transfer.copy(from: from, to: to)
             }
         }
         return withExtendedLifetime(given) { result }
@@ -35,18 +35,8 @@ extension Definitions {
     func joinRows(_ o: Operation.JoinRows) -> Tensor {
         let result = memory.tensor(o.results[0].shape, o.x.dtype)
         for part in o.parts {
-            copy(part.transfer, from: part.tensor.hostAddress, to: result.hostAddress)
+            part.transfer.copy(from: part.tensor.hostAddress, to: result.hostAddress)
         }
         return result
-    }
-
-    private func copy(
-        _ transfer: Transfer, from: UnsafeMutableRawPointer, to: UnsafeMutableRawPointer
-    ) {
-        let (source, target) = (transfer.source, transfer.target)
-        for row in 0..<transfer.rows {
-            (to + target.offset + row * target.pitch).copyMemory(
-                from: from + source.offset + row * source.pitch, byteCount: transfer.width)
-        }
     }
 }

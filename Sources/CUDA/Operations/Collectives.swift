@@ -276,7 +276,8 @@ extension CUDABackend {
         }
     }
 
-    private func copy(
+    /// Queues a transfer within this GPU, or to a peer's memory.
+    func copy(
         _ transfer: Transfer, _ from: DevicePointer, _ to: DevicePointer, in stream: Stream,
         _ route: Route
     ) {

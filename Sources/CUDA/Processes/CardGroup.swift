@@ -141,4 +141,69 @@ public final class CardGroup {
         }
         return results
     }
+
+    /// A collective of processes of neighbouring ranks, whose first member is process `first`: what goes to others and
+    /// does not lie in one piece is packed before and unpacked behind. → on the device
+    public func carryOut(_ o: any Collective, first: Int) throws -> Tensor {
+        let type = o.results[0]
+        let (stream, x) = (backend.context.stream, o.x.pointer)
+        let result = backend.tensor(type.shape, type.dtype)
+        func copy(_ transfer: Transfer, _ from: DevicePointer, _ to: DevicePointer) {
+            backend.copy(transfer, from, to, in: stream, .kernel)
+        }
+        if let own = o.transfer(from: o.member, to: o.member) { copy(own, x, result.pointer) }
+        struct Piece {
+            let member: Int
+            let transfer: Transfer
+            /// Where its bytes are in one piece.
+            let place: DevicePointer
+            /// nil: in the tensor itself.
+            let scratch: DeviceStorage?
+            var address: UnsafeMutableRawPointer {
+                UnsafeMutableRawPointer(bitPattern: UInt(place.address))!
+            }
+        }
+        func piece(
+            _ member: Int, _ transfer: Transfer?, _ part: Transfer.Place?, in tensor: DevicePointer
+        ) -> Piece? {
+            guard let transfer, let part else { return nil }
+            if transfer.rows == 1 || part.pitch == transfer.width {
+                return Piece(
+                    member: member, transfer: transfer, place: tensor + part.offset, scratch: nil)
+            }
+            let scratch = backend.storage(byteCount: transfer.byteCount)
+            return Piece(
+                member: member, transfer: transfer, place: scratch.location, scratch: scratch)
+        }
+        let others = (0..<o.members).filter { $0 != o.member }
+        let sent = others.compactMap { member in
+            let transfer = o.transfer(from: o.member, to: member)
+            return piece(member, transfer, transfer?.source, in: x)
+        }
+        let taken = others.compactMap { member in
+            let transfer = o.transfer(from: member, to: o.member)
+            return piece(member, transfer, transfer?.target, in: result.pointer)
+        }
+        for piece in sent where piece.scratch != nil {
+            copy(piece.transfer.packing, x, piece.place)
+        }
+        try together {
+            for piece in sent {
+                try library.check(
+                    library.functions.ncclSend(
+                        piece.address, piece.transfer.byteCount, Int32(NCCL_UINT8),
+                        Int32(first + piece.member), communicator, stream.handle), "ncclSend")
+            }
+            for piece in taken {
+                try library.check(
+                    library.functions.ncclRecv(
+                        piece.address, piece.transfer.byteCount, Int32(NCCL_UINT8),
+                        Int32(first + piece.member), communicator, stream.handle), "ncclRecv")
+            }
+        }
+        for piece in taken where piece.scratch != nil {
+            copy(piece.transfer.unpacking, piece.place, result.pointer)
+        }
+        return withExtendedLifetime((sent, taken)) { result }
+    }
 }

@@ -138,11 +138,21 @@ extension WanTransformer {
         let shape = parts[0].shape
         var x = embed(parts, on: device)
         for index in blocks.indices { step(&x, block: index, modulation, context, on: device) }
-        let answers = device.gather(
-            project(x, modulation, on: device),
-            device.membership.sequence(context.positions.tokens))
-        return device.unpatchify(
-            answers, size: Extent(t: shape[1], h: shape[2], w: shape[3]), patch: config.patch)
+        return latents(
+            x, modulation, context, size: Extent(t: shape[1], h: shape[2], w: shape[3]), on: device)
+    }
+
+    /// The head, then all devices' rows as latents. x: own [tokens, dim] → f32 [outputChannels, T, H, W]
+    /// - Parameter size: of the latents.
+    public func latents(
+        _ x: Tensor, _ modulation: Modulation, _ context: Context, size: Extent,
+        on device: any Backend
+    ) -> Tensor {
+        device.unpatchify(
+            device.gather(
+                project(x, modulation, on: device),
+                device.membership.sequence(context.positions.tokens)),
+            size: size, patch: config.patch)
     }
 
     /// parts: [C_i, T, H, W] → own tokens of T * H/p * W/p, [tokens, dim]

@@ -14,6 +14,24 @@ public struct Transfer: Sendable, Hashable {
     public var source, target: Place
 
     public var byteCount: Int { rows * width }
+
+    /// The first half of its way through memory where one run follows the other, for what carries bytes in one piece.
+    public var packing: Transfer { with(target: Place(offset: 0, pitch: width)) }
+    /// The second half.
+    public var unpacking: Transfer { with(source: Place(offset: 0, pitch: width)) }
+
+    private func with(source: Place? = nil, target: Place? = nil) -> Transfer {
+        Transfer(
+            rows: rows, width: width, source: source ?? self.source, target: target ?? self.target)
+    }
+
+    /// Carries it out in host memory.
+    public func copy(from: UnsafeRawPointer, to: UnsafeMutableRawPointer) {
+        for row in 0..<rows {
+            (to + target.offset + row * target.pitch).copyMemory(
+                from: from + source.offset + row * source.pitch, byteCount: width)
+        }
+    }
 }
 
 /// An operation whose result is made of parts of all devices' tensors. Nothing is computed.

@@ -205,7 +205,7 @@ final class AdaptedBackend: ForwardingBackend {
 
 extension Operation {
     /// The same without quantising what it gives.
-    fileprivate var withPlainResult: Operation {
+    var withPlainResult: Operation {
         switch self {
         case .linear(var o):
             o.format = .plain

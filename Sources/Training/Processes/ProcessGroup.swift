@@ -10,6 +10,8 @@ public protocol CardCollectives: AnyObject {
     func sums(_ tensors: [(tensor: Tensor, owner: Int)]) throws -> [Tensor?]
     /// Gives tensors of their owners to all; the others' only tell shape and dtype. → on the device
     func spread(_ tensors: [(tensor: Tensor, owner: Int)]) throws -> [Tensor]
+    /// A collective of processes of neighbouring ranks, whose first member is process `first`. → on the device
+    func carryOut(_ operation: any Collective, first: Int) throws -> Tensor
 }
 
 /// This process among those of a run, each connected to each by TCP.
@@ -19,7 +21,7 @@ public protocol CardCollectives: AnyObject {
 public final class ProcessGroup {
     public let place: ProcessPlace
     /// By rank; nil for this process.
-    private let connections: [Connection?]
+    let connections: [Connection?]
     /// Takes over what concerns tensors, where the devices can reach each other.
     public var cards: (any CardCollectives)?
     /// Bytes that are in flight at once.
@@ -363,10 +365,10 @@ public final class ProcessGroup {
 
 extension Tensor {
     /// The elements of a host tensor; valid as long as its storage.
-    fileprivate var rawBytes: UnsafeRawBufferPointer {
+    var rawBytes: UnsafeRawBufferPointer {
         UnsafeRawBufferPointer(start: hostAddress, count: byteCount)
     }
-    fileprivate var mutableBytes: UnsafeMutableRawBufferPointer {
+    var mutableBytes: UnsafeMutableRawBufferPointer {
         UnsafeMutableRawBufferPointer(start: hostAddress, count: byteCount)
     }
 }

@@ -65,6 +65,8 @@ public final class Trainer {
     private var usual: (channels: Int, width: Int)?
     /// The processes of the run; nil: this one is alone.
     public let group: ProcessGroup?
+    /// What nets compute with where processes share out tokens.
+    private let sequence: SequenceDevice?
 
     private enum Recipe {
         case whiteBox(WhiteBox)
@@ -115,12 +117,20 @@ public final class Trainer {
     }
 
     /// - Parameter group: the processes that train the model together; each calls the same methods in the same order.
-    /// - Throws: `DataError` where there are too few samples, `CheckpointError`.
+    /// - Throws: `DataError` where there are too few samples or too many processes for one, `CheckpointError`.
     public init(
         _ settings: TrainingSettings, _ models: TrainingModels, _ samples: any SampleSource,
         on device: any Backend, group: ProcessGroup? = nil
     ) throws {
-        let batch = try Self.batch(settings, of: samples.count, group?.place.count ?? 1)
+        // A plan's device stands for a process of a group by itself.
+        let batch = try Self.batch(
+            settings, of: samples.count, group?.place.count ?? device.membership.count)
+        try Self.checkHeads(settings, models)
+        sequence = group.flatMap {
+            settings.sequenceParallel == 1
+                ? nil : SequenceDevice(device, $0, members: settings.sequenceParallel)
+        }
+        let netDevice = sequence ?? device
         patch = models.options.patch
         self.settings = settings
         self.samples = samples
@@ -145,7 +155,7 @@ public final class Trainer {
                 checkpoint, options, activations: dtype,
                 timestepType: models.roundsTimesteps ? .bf16 : .f32,
                 recomputation: settings.recomputation, adapters: adapters, linearFormat: format,
-                on: device)
+                on: netDevice)
         }
         let start = models.student ?? models.teacher
         let teacher = net(models.teacher, dense)
@@ -200,16 +210,44 @@ public final class Trainer {
     }
 
     /// Samples of a pass of all processes.
-    /// - Throws: `DataError` where the data set has fewer.
+    /// - Throws: `DataError` where the data set has fewer, or where processes that share out tokens do not add up.
     @discardableResult
     public static func batch(
         _ settings: TrainingSettings, of samples: Int, _ processes: Int
     ) throws(DataError) -> Int {
-        let batch = settings.batch * processes
+        let members = settings.sequenceParallel
+        guard processes % members == 0 else {
+            throw DataError(
+                "\(members) processes are to share out a sample's tokens (--sequence-parallel), but "
+                    + "the run has \(processes): expected a multiple of \(members)")
+        }
+        let batch = settings.batch * (processes / members)
         guard samples >= batch else {
             throw DataError("the data set has \(samples) samples, fewer than a batch of \(batch)")
         }
         return batch
+    }
+
+    /// In self-attention each process has some heads.
+    private static func checkHeads(_ settings: TrainingSettings, _ models: TrainingModels) throws {
+        let members = settings.sequenceParallel
+        guard members > 1,
+            case .wanTransformer(let sizes) = try CheckpointSummary(
+                models.teacher, heads: models.options.heads, patch: models.options.patch
+            ).require(.wanTransformer)
+        else { return }
+        guard sizes.heads >= members else {
+            throw DataError(
+                "--sequence-parallel is \(members), but the transformer has \(sizes.heads) heads: "
+                    + "expected at most \(sizes.heads)")
+        }
+    }
+
+    /// Whether nets compute whole samples in this process, by itself: for passes that the others do not make. Only where
+    /// processes share out tokens.
+    public var isApart: Bool {
+        get { sequence?.isApart ?? false }
+        set { sequence?.isApart = newValue }
     }
 
     private var schedule: LearningRateSchedule {
@@ -236,6 +274,7 @@ public final class Trainer {
             case .rcm(let rcm): result.add(try rcm.step(batch, iteration: iteration, draws))
             }
         }
+        try sequence?.check()
         let sums = try sum(result, of: trained, pausing: pausing)
         var (gradients, norm) = (sums.gradients, sums.norm)
         if settings.asReference, !norm.isFinite {
@@ -275,12 +314,15 @@ public final class Trainer {
     /// original takes rCM's mean over processes, too.
     private var share: Double {
         let isMean = settings.recipe != .rcm || settings.asReference
-        return 1 / Double(settings.accumulation * (isMean ? group?.place.count ?? 1 : 1))
+        return 1 / Double(settings.accumulation * (isMean ? groups : 1))
     }
+
+    /// Processes that share out tokens count as one.
+    private var groups: Int { group.map { $0.place.count / settings.sequenceParallel } ?? 1 }
 
     /// This process's samples of a pass, and the number of the first one among all samples of the iteration.
     private func batch(_ part: Int) throws -> (samples: [Sample], first: Int) {
-        let place = settings.batch * (group?.place.rank ?? 0)
+        let place = settings.batch * ((group?.place.rank ?? 0) / settings.sequenceParallel)
         let numbers = order.batch(iteration * settings.accumulation + part)
         let found = try numbers[place..<place + settings.batch].map(samples.sample)
         try check(found)
@@ -312,6 +354,15 @@ public final class Trainer {
                     "the samples of a batch have different sizes, \(batch[0].latents.shape) and "
                         + "\(shape): --batch-size 1 takes them one by one")
             }
+            let (tokens, membership) = (
+                student.net.tokens(of: shape), student.net.device.membership
+            )
+            guard membership.sequence(tokens).smallest > 0 else {
+                let blocks = max(1, tokens / Int8Blocks.side)
+                throw DataError(
+                    "--sequence-parallel is \(membership.count), but a sample's \(tokens) tokens make "
+                        + "\(blocks) blocks of \(Int8Blocks.side): expected at most \(blocks)")
+            }
         }
     }
 
@@ -325,7 +376,8 @@ public final class Trainer {
 
     /// Adds up what all processes have found.
     private func sum(_ result: StepResult, of trained: TrainedNet, pausing: Bool) throws -> Sums {
-        let loss = result.losses.reduce(0, +)
+        // Processes that share out tokens find the same loss: the first one tells it.
+        let loss = (sequence?.membership.isFirst ?? true) ? result.losses.reduce(0, +) : 0
         guard let group, let sharing = trained.sharing else {
             return Sums(
                 gradients: result.gradients, norm: try norm(result.gradients, of: trained),

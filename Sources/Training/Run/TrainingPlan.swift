@@ -30,7 +30,9 @@ public struct TrainingPlan: Sendable, Hashable {
         var outlines = models
         outlines.teacher = Outline(of: models.teacher)
         outlines.student = models.student.map { Outline(of: $0) }
-        let device = NullBackend(workspace: { isGPU ? Self.workspace(of: $0) : 0 })
+        let device = NullBackend(
+            workspace: { isGPU ? Self.workspace(of: $0) : 0 },
+            membership: Self.largest(sample.latents.shape, settings, models))
         let trainer = try Trainer(
             settings, outlines, RepeatedSample(sample, count: settings.batch), on: device)
         parameters =
@@ -53,6 +55,18 @@ public struct TrainingPlan: Sendable, Hashable {
         memory = device.memory.peak - shared / processes * (processes - 1) + sums
     }
 
+    /// The process with the most of a sample's tokens. shape: of the latents
+    private static func largest(
+        _ shape: Shape, _ settings: TrainingSettings, _ models: TrainingModels
+    ) -> Membership {
+        let count = settings.sequenceParallel
+        let patch = models.options.patch
+        let shares = Membership(index: 0, of: count).sequence(
+            shape[1] * (shape[2] / patch) * (shape[3] / patch))
+        let index = shares.ranges.indices.max { shares[$0].count < shares[$1].count }
+        return Membership(index: index ?? 0, of: count)
+    }
+
     /// Bytes that a GPU needs beside operands and results: transposed matrices of products, and the f32 tensors of
     /// attention's derivatives, which are as large as its operands.
     static func workspace(of operation: Operation) -> Int {
@@ -67,6 +81,8 @@ public struct TrainingPlan: Sendable, Hashable {
         // q, k, v, g; dq, dk, dv; both features, y and the shares of its sums, and one more product.
         case .training(.sparseAttentionGradient(let o)): return 4 * 13 * o.q.shape.count
         case .training(.sparseAttentionTangent(let o)): return 4 * 13 * o.q.shape.count
+        // What is packed for other processes, or comes packed.
+        case .exchange(let o): return o.x.byteCount
         default: return 0
         }
     }

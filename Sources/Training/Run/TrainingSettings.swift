@@ -21,6 +21,8 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
     /// Samples of one pass, and passes whose gradients add up before a step.
     public var batch = 1
     public var accumulation = 1
+    /// Processes that share out the tokens of each sample.
+    public var sequenceParallel = 1
     public var seed: UInt64 = 0
     /// Latent frames of a sample; nil: all.
     public var frames: Int?
@@ -156,6 +158,9 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if iterations < 1 { return wrong("iterations", iterations, "1 or more") }
         for (name, count) in [("batch", batch), ("accumulation", accumulation)]
         where !(1...1 << 20).contains(count) { return wrong(name, count, "1 to \(1 << 20)") }
+        if !(1...ProcessPlace.most).contains(sequenceParallel) {
+            return wrong("sequenceParallel", sequenceParallel, "1 to \(ProcessPlace.most)")
+        }
         if saveEvery < 1 { return wrong("saveEvery", saveEvery, "1 or more") }
         if kept < 1 { return wrong("kept", kept, "1 or more") }
         if warmup < 0 { return wrong("warmup", warmup, "0 or more") }

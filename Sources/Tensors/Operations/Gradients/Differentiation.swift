@@ -36,6 +36,8 @@ extension Operation {
         case .concatenate(let o): o
         case .patchify(let o): o
         case .unpatchify(let o): o
+        case .exchange(let o) where o.x.format == .plain: o
+        case .gather(let o) where o.axis == 0: o
         case .training(.activate(let o)) where o.factor == nil: o
         case .training(.rotate(let o)): o
         case .training(.scaleColumns(let o)): o
