@@ -30,17 +30,14 @@ struct TrainSLACommand: AsyncParsableCommand {
 
     @OptionGroup var options: TrainOptions
 
-    @Option(
-        name: .customLong("sla-topk"),
-        help: "Share of the key blocks attended exactly (default: 0.1).")
-    var topK: Double?
+    @OptionGroup var attention: TrainedAttention
 
     @Flag(help: "Write -quant checkpoints too: linear layers in int8.")
     var quant = false
 
     func run() async throws {
         try await TrainingRun(options, .sla, isQuantized: quant).run { settings in
-            if let topK { settings.topK = topK }
+            attention.apply(to: &settings)
         }
     }
 }
@@ -127,12 +124,7 @@ struct TrainLoRACommand: AsyncParsableCommand {
             "Layers, by the ends of their names, separated by commas (default: all in the blocks).")
     var targets: String?
 
-    @Option(
-        name: .customLong("sla-topk"),
-        help:
-            "Use sparse-linear attention with this share of key blocks; the transformer must have it."
-    )
-    var topK: Double?
+    @OptionGroup var attention: TrainedAttention
 
     @Option(
         help: "comfyui, or peft: a folder with adapter_model.safetensors and adapter_config.json.")
@@ -186,7 +178,7 @@ struct TrainLoRACommand: AsyncParsableCommand {
             if let boundary { settings.boundary = boundary }
             if let rank { (settings.rank, settings.alpha) = (rank, nil) }
             if let alpha { settings.alpha = alpha }
-            if let topK { settings.topK = topK }
+            attention.apply(to: &settings)
             if let adapterLayout { settings.layout = adapterLayout }
             if let targets {
                 settings.targets = targets.split(separator: ",").map(String.init)

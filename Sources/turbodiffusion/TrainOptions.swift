@@ -211,3 +211,38 @@ enum ExpertChoice: String, ExpressibleByArgument, CaseIterable {
         }
     }
 }
+
+/// Sparse-linear attention as it is trained.
+struct TrainedAttention: ParsableArguments {
+    @Option(
+        name: .customLong("sla-topk"),
+        help: """
+            Share of the key blocks attended exactly (default: 0.1 for sla; lora attends to all keys unless it is \
+            given, and its transformer must have sparse-linear attention).
+            """)
+    var topK: Double?
+
+    @Option(
+        name: .customLong("sla-blocks"),
+        help: """
+            Queries x keys of a block (default: 64x64, as published models are trained). Videos are made with \
+            128x64: what is trained for that by little data scores higher.
+            """)
+    var blocks: AttentionBlocks?
+
+    func apply(to settings: inout TrainingSettings) {
+        if let topK { settings.topK = topK }
+        if let blocks { (settings.queryBlock, settings.keyBlock) = (blocks.queries, blocks.keys) }
+    }
+}
+
+/// `QUERIESxKEYS`.
+struct AttentionBlocks: ExpressibleByArgument, Equatable {
+    let queries, keys: Int
+
+    init?(argument: String) {
+        let sides = argument.lowercased().split(separator: "x").map { Int($0) }
+        guard sides.count == 2, let queries = sides[0], let keys = sides[1] else { return nil }
+        (self.queries, self.keys) = (queries, keys)
+    }
+}

@@ -76,7 +76,7 @@ struct TrainingRun {
             throw UserError(
                 "train.blocks",
                 "blocks of \(settings.queryBlock) x \(settings.keyBlock): a GPU takes multiples of "
-                    + "64 (queryBlock, keyBlock); smaller ones run with --device cpu")
+                    + "64 (--sla-blocks); smaller ones run with --device cpu")
         }
         try inputs.prepare(on: device)
         let group = try place.map {
