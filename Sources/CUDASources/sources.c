@@ -149,6 +149,12 @@ static const char attention_gradient_cuh[] = {
 static const char attention_gradient_mma_cu[] = {
 #embed "Kernels/attention_gradient_mma.cu"
     , 0};
+static const char attention_gradient_sm90_cu[] = {
+#embed "Kernels/attention_gradient_sm90.cu"
+    , 0};
+static const char weight_gradient_sm90_cu[] = {
+#embed "Kernels/weight_gradient_sm90.cu"
+    , 0};
 
 #define SOURCE(name, text) {name, text, sizeof text - 1}
 
@@ -202,6 +208,8 @@ static const struct cuda_source sources[] = {
     SOURCE("branch_gradient.cu", branch_gradient_cu),
     SOURCE("attention_gradient.cuh", attention_gradient_cuh),
     SOURCE("attention_gradient_mma.cu", attention_gradient_mma_cu),
+    SOURCE("attention_gradient_sm90.cu", attention_gradient_sm90_cu),
+    SOURCE("weight_gradient_sm90.cu", weight_gradient_sm90_cu),
 };
 
 int cuda_source_count(void) { return sizeof sources / sizeof sources[0]; }
