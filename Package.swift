@@ -252,8 +252,7 @@ let package = Package(
             dependencies: [
                 "turbodiffusion", "CPU", "Tensors", "Checkpoints", "Models", "Runs", "Families",
                 "Catalog", "Delivery", "Media", "Benchmarks", "Devices", "Ground", "Service",
-                system,
-                arguments,
+                "Training", system, arguments,
             ],
             exclude: ["Help"], swiftSettings: tests),
         .testTarget(

@@ -68,7 +68,7 @@ struct BenchCommand: AsyncParsableCommand {
     var threads: Int?
     @Option(help: "What to measure: all, text, transformer, decode, encode or load.")
     var stage = BenchStage.all
-    @Option(help: "Measure iterations of training in place of a run: sla, rcm or lora.")
+    @Option(help: "Measure iterations of training in place of a run.")
     var train: TrainingSettings.Recipe?
     @Option(help: "With --train: samples of an iteration.")
     var batchSize = 1

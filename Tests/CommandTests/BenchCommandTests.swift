@@ -7,6 +7,7 @@ import Families
 import Runs
 import Tensors
 import Testing
+import Training
 
 @testable import turbodiffusion
 
@@ -42,6 +43,19 @@ import Testing
                 == Arithmetic(
                     precision: .f32, linears: .stored, attention: .original, topK: 0.5,
                     norms: .reference))
+    }
+
+    @Test("iterations of training are measured whole, on one device")
+    func training() throws {
+        let command = try BenchCommand.parse(["--train", "lora", "--batch-size", "2"])
+        #expect(command.train == .lora && command.batchSize == 2)
+        for options in [
+            ["--stage", "text"], ["--devices", "cpu,cpu"], ["--simulate"], ["--batch-size", "0"],
+        ] {
+            #expect(throws: (any Error).self) {
+                try BenchCommand.parse(["--train", "sla"] + options)
+            }
+        }
     }
 
     @Test("an unknown model is refused with the known ones")
