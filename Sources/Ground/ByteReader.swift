@@ -1,38 +1,39 @@
 /// Reading numbers and text from untrusted bytes, never past their end.
 
-/// Reads little-endian numbers one after another.
+/// Reads little-endian numbers one after another. Everything is inlined: headers consist of a hundred thousand numbers.
 public struct ByteReader {
     public let bytes: UnsafeRawBufferPointer
-    public private(set) var position: Int
+    @usableFromInline var next: Int
+    @inlinable public var position: Int { next }
 
-    public init(_ bytes: UnsafeRawBufferPointer, at position: Int = 0) {
+    @inlinable public init(_ bytes: UnsafeRawBufferPointer, at position: Int = 0) {
         self.bytes = bytes
-        self.position = position
+        next = position
     }
 
-    public var remaining: Int { bytes.count - position }
+    @inlinable public var remaining: Int { bytes.count - position }
 
     /// The next number; nil past the end.
-    public mutating func integer<T: FixedWidthInteger>(_ type: T.Type) -> T? {
+    @inlinable public mutating func integer<T: FixedWidthInteger>(_ type: T.Type) -> T? {
         guard remaining >= MemoryLayout<T>.size else { return nil }
-        defer { position += MemoryLayout<T>.size }
+        defer { next += MemoryLayout<T>.size }
         return T(littleEndian: bytes.loadUnaligned(fromByteOffset: position, as: T.self))
     }
 
     /// The next number as an `Int`; nil past the end, and if it does not fit.
-    public mutating func count<T: FixedWidthInteger>(_ type: T.Type) -> Int? {
+    @inlinable public mutating func count<T: FixedWidthInteger>(_ type: T.Type) -> Int? {
         integer(type).flatMap { Int(exactly: $0) }
     }
 
     /// Skips the next `count` bytes and returns their range; nil past the end.
-    public mutating func take(_ count: Int) -> Range<Int>? {
+    @inlinable public mutating func take(_ count: Int) -> Range<Int>? {
         guard count >= 0, count <= remaining else { return nil }
-        defer { position += count }
+        defer { next += count }
         return position..<position + count
     }
 
     /// The bytes of a range, which must lie within `bytes`.
-    public func slice(_ range: Range<Int>) -> UnsafeRawBufferPointer {
+    @inlinable public func slice(_ range: Range<Int>) -> UnsafeRawBufferPointer {
         UnsafeRawBufferPointer(rebasing: bytes[range])
     }
 

@@ -91,7 +91,7 @@ struct ZipArchive {
     private mutating func readMember(
         _ reader: inout ByteReader, end: Int
     ) throws(CheckpointError) {
-        let broken = file.fail("the zip directory is damaged")
+        var broken: CheckpointError { file.fail("the zip directory is damaged") }
         guard end - reader.position >= 46, reader.integer(UInt32.self) == 0x0201_4B50,
             reader.take(4) != nil, let flags = reader.integer(UInt16.self),
             let method = reader.integer(UInt16.self), reader.take(4) != nil,
