@@ -20,8 +20,14 @@ struct FrameDecoding {
 
         /// Waits for the frames.
         func frames() throws -> FrameChunk {
-            let bytes = try bytes.wait().withElements(UInt8.self) { Array($0) }
-            return FrameChunk(
+            frames(try bytes.wait().withElements(UInt8.self) { Array($0) })
+        }
+
+        /// The frames without their bytes, for a run that is only planned.
+        var outline: FrameChunk { frames([]) }
+
+        private func frames(_ bytes: [UInt8]) -> FrameChunk {
+            FrameChunk(
                 sample: sample, width: shape[2], height: shape[1], count: shape[0],
                 format: format, bytes: bytes)
         }

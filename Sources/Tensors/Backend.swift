@@ -23,6 +23,8 @@ public protocol Backend: AnyObject {
     func supports(_ format: LinearFormat) -> Bool
     /// Whether the operations of `Operation.Training` are on this device.
     var supportsTraining: Bool { get }
+    /// Whether the numbers of tensors matter to it. Where only their sizes do, nobody need make them.
+    var readsNumbers: Bool { get }
 
     /// Starts an operation whose arguments are known to fit each other, without waiting for the device.
     /// - Returns: tensors of the shapes and types in `operation.facts.results`.
@@ -79,10 +81,20 @@ extension Backend {
     public func supports(_ arithmetic: SparseAttention.Arithmetic) -> Bool { true }
     public func supports(_ format: LinearFormat) -> Bool { true }
     public var supportsTraining: Bool { true }
+    public var readsNumbers: Bool { true }
 
     /// Copies a host tensor that belongs to no group to this device.
     public func place(_ host: Tensor, as dtype: DType) -> Tensor {
         place(host, as: dtype, in: nil)
+    }
+
+    /// Copies numbers that the host computes to this device, which are computed only if it reads them.
+    /// - Parameter make: makes a host tensor of this shape.
+    public func place(_ shape: Shape, as dtype: DType, _ make: () -> Tensor) -> Tensor {
+        guard readsNumbers else { return place(.outline(shape, dtype), as: dtype) }
+        let made = make()
+        ensure(made.shape == shape, "place: \(shape) promised, \(made.shape) made")
+        return place(made, as: dtype)
     }
 
     public func place(

@@ -17,6 +17,7 @@ open class ForwardingBackend: Backend {
     }
     open func supports(_ format: LinearFormat) -> Bool { base.supports(format) }
     open var supportsTraining: Bool { base.supportsTraining }
+    open var readsNumbers: Bool { base.readsNumbers }
 
     open func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
         base.place(host, as: dtype, in: group)

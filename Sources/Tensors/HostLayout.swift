@@ -10,6 +10,11 @@ extension Tensor {
         return out
     }
 
+    /// A tensor of a size and no memory: for devices to which only sizes matter.
+    public static func outline(_ shape: Shape, _ dtype: DType) -> Tensor {
+        Tensor(shape, dtype, storage: Storage(byteCount: shape.count * dtype.byteCount))
+    }
+
     /// The kernel of a convolution, with its input channels moved to the last axis.
     /// [out, in, kernelTime, kernelHeight, kernelWidth] → [out, kernelTime, kernelHeight, kernelWidth, in]
     public func kernelChannelsLast() -> Tensor {

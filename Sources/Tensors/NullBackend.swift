@@ -7,6 +7,7 @@ import Ground
 /// output written once.
 public final class NullBackend: Backend {
     public let name = "no device"
+    public let readsNumbers = false
     public let membership: Membership
     /// Work since the last `resetCounts()`, by name of operation.
     public private(set) var counts: [String: Operation.Cost] = [:]
@@ -167,6 +168,20 @@ public final class NullBackend: Backend {
 
     /// Zeros.
     public func read(_ x: Tensor) -> Tensor { .zeros(x.shape, x.dtype) }
+
+    /// Zeros that are made when somebody waits for them.
+    private final class Zeros: HostCopy {
+        private let shape: Shape
+        private let dtype: DType
+
+        init(like x: Tensor) {
+            (shape, dtype) = (x.shape, x.dtype)
+            super.init()
+        }
+        override func wait() -> Tensor { .zeros(shape, dtype) }
+    }
+
+    public func beginRead(_ x: Tensor) -> HostCopy { Zeros(like: x) }
 
     /// False: the values are unknown.
     public func equalBits(_ a: Tensor, _ b: Tensor) -> Bool { false }

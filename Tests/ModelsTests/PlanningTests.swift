@@ -74,6 +74,53 @@ import Testing
         #expect(elapsed < .seconds(1))
     }
 
+    /// Computes nothing, and notes the largest array of numbers that the host has made for it.
+    private final class Watched: ForwardingBackend {
+        private(set) var largest = 0
+        init() { super.init(NullBackend()) }
+
+        override func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
+            if host.isOnHost { largest = max(largest, host.byteCount) }
+            return super.place(host, as: dtype, in: group)
+        }
+    }
+
+    @Test("nobody makes numbers for a device that reads none")
+    func nothingIsMade() throws {
+        let device = Watched()
+        func weights(_ model: DetectedModel) -> Weights {
+            Weights(Outline(model, numbers: .bf16), on: device, activations: .bf16)
+        }
+        let textEncoder = try UMT5(weights(.umT5(.xxl)))
+        let text = textEncoder([1, 2, 3], on: device)
+        #expect(text.rows.shape == [512, 4096])
+        let net = try WanTransformer(
+            weights(.wanTransformer(.wan21T2V14B)), WanTransformerOptions())
+        let size = Extent(t: 21, h: 90, w: 160)
+        let context = net.prepare(text, size: size, on: device)
+        let noise: Tensor = device.place([16, size.t, size.h, size.w], as: .f32) {
+            Issue.record("made for nobody")
+            return .zeros([16, size.t, size.h, size.w], .f32)
+        }
+        let latents = net([noise], timestep: 900, context, on: device)
+        let vae = weights(.wanVAE(WanVAEArchitecture()))
+        let encoder = try WanVAE.Encoder(vae)
+        let picture = device.place([720, 1280, 3], as: .bf16) {
+            Issue.record("made for nobody")
+            return .zeros([720, 1280, 3], .bf16)
+        }
+        _ = encoder.encodeImage(picture, frameCount: 9, on: device)
+        // A timestep's sinusoid is all there is.
+        #expect(device.largest <= 4096, "\(device.largest) bytes")
+
+        // What is read is made only when somebody waits for it.
+        var decoding = try WanVAE.Decoder(vae)(latents, on: device)
+        let first = decoding.next()
+        let copy = device.beginRead(try #require(first))
+        #expect(copy.isComplete && !copy.isAsynchronous)
+        #expect(try copy.wait().shape == [1, 720, 1280, 3])
+    }
+
     @Test("umT5-xxl keeps its vocabulary on the host")
     func textEncoder() throws {
         let device = NullBackend()

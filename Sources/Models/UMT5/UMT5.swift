@@ -50,8 +50,9 @@ public struct UMT5 {
         x = device.rmsNorm(
             x, weight: norm, epsilon: UMT5.epsilon, kind: .exact, format: .plain)
         if ids.count < textLength {
-            let zeros = Tensor.zeros([textLength - ids.count, config.dim], activations)
-            x = device.concatenate([x, device.place(zeros, as: activations)])
+            let padding: Shape = [textLength - ids.count, config.dim]
+            let zeros = device.place(padding, as: activations) { .zeros(padding, activations) }
+            x = device.concatenate([x, zeros])
         }
         return TextEmbedding(rows: x, count: ids.count)
     }

@@ -33,38 +33,43 @@ package enum RotaryEmbedding {
         let own = device.membership.sequence(tokens)[device.membership.index]
         let spatial = headDim / 6
         let pairs = (t: headDim / 2 - 2 * spatial, h: spatial, w: spatial)
-        let angles = (
-            t: angles(size.t, pairs.t), h: angles(size.h, pairs.h), w: angles(size.w, pairs.w)
-        )
+        let shape: Shape = [own.count, headDim / 2]
+        let rope = RotaryTable(
+            cosine: device.place(shape, as: .f32) { table(size, pairs, samples, cos).slice(own) },
+            sine: device.place(shape, as: .f32) { table(size, pairs, samples, sin).slice(own) })
+        return Positions(rope: rope, tokens: tokens, samples: samples)
+    }
 
-        func table(_ function: (Double) -> Double) -> Tensor {
-            let t = angles.t.map { Float(function(Double($0))) }
-            let h = angles.h.map { Float(function(Double($0))) }
-            let w = angles.w.map { Float(function(Double($0))) }
-            let out = Tensor.host([tokens, headDim / 2], .f32)
-            out.withMutable(Float.self) { rows in
-                guard var row = rows.baseAddress else { return }
-                func append(_ values: [Float], _ position: Int, _ count: Int) {
-                    values.withUnsafeBufferPointer {
-                        row.update(from: $0.baseAddress! + position * count, count: count)
-                    }
-                    row += count
+    /// A function of the angles of all tokens. → f32 [t * h * w * samples, pairs of all axes]
+    private static func table(
+        _ size: Extent, _ pairs: (t: Int, h: Int, w: Int), _ samples: Int,
+        _ function: (Double) -> Double
+    ) -> Tensor {
+        func values(_ positions: Int, _ pairs: Int) -> [Float] {
+            angles(positions, pairs).map { Float(function(Double($0))) }
+        }
+        let (t, h, w) = (values(size.t, pairs.t), values(size.h, pairs.h), values(size.w, pairs.w))
+        let out = Tensor.host(
+            [size.t * size.h * size.w * samples, pairs.t + pairs.h + pairs.w], .f32)
+        out.withMutable(Float.self) { rows in
+            guard var row = rows.baseAddress else { return }
+            func append(_ values: [Float], _ position: Int, _ count: Int) {
+                values.withUnsafeBufferPointer {
+                    row.update(from: $0.baseAddress! + position * count, count: count)
                 }
-                for frame in 0..<size.t {
-                    for line in 0..<size.h {
-                        for column in 0..<size.w * samples {
-                            append(t, frame, pairs.t)
-                            append(h, line, pairs.h)
-                            append(w, column / samples, pairs.w)
-                        }
+                row += count
+            }
+            for frame in 0..<size.t {
+                for line in 0..<size.h {
+                    for column in 0..<size.w * samples {
+                        append(t, frame, pairs.t)
+                        append(h, line, pairs.h)
+                        append(w, column / samples, pairs.w)
                     }
                 }
             }
-            return device.place(out.slice(own), as: .f32)
         }
-        return Positions(
-            rope: RotaryTable(cosine: table(cos), sine: table(sin)), tokens: tokens,
-            samples: samples)
+        return out
     }
 
     /// [positions * pairs]; the products are rounded to f32, as in the original.

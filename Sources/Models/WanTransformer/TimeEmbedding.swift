@@ -38,7 +38,9 @@ package struct TimeEmbedding {
         }
         let device = weights.device
         func ones(_ shape: Shape) -> Tensor {
-            device.place(Tensor([Float](repeating: 1, count: shape.count), shape), as: .f32)
+            device.place(shape, as: .f32) {
+                Tensor([Float](repeating: 1, count: shape.count), shape)
+            }
         }
         blockOffsets = device.concatenate(offsets)
         headOffsets = try weights["head"].tensor("modulation", [2, dim], as: .f32)

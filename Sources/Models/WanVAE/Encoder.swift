@@ -106,9 +106,8 @@ extension WanVAE {
                         done: means.count, count: count, stageRuns: stream.runsComputed))
             }
             report()
-            let grey = device.place(
-                .zeros([step] + Shape(first.shape.dimensions.dropFirst()), activations),
-                as: activations)
+            let pause = [step] + Shape(first.shape.dimensions.dropFirst())
+            let grey = device.place(pause, as: activations) { .zeros(pause, activations) }
             for chunk in 1..<count {
                 means.append(stream(grey, isRepeated: chunk > 1))
                 report()

@@ -94,7 +94,7 @@ final class Operands {
     ) -> Tensor {
         let shape = Shape(axes.map(\.keptCount))
         let whole = axes.reduce(1) { $0 * $1.count }
-        if device is NullBackend { return device.place(.size(shape, dtype), as: dtype) }
+        if !device.readsNumbers { return device.place(.outline(shape, dtype), as: dtype) }
         let numbers = (0..<min(whole, Self.period)).map { _ in random.normal() * scale + offset }
         func placed(_ values: [Float], _ shape: Shape) -> Tensor {
             device.place(Tensor(values, shape).converted(to: dtype), as: dtype)
@@ -119,7 +119,7 @@ final class Operands {
     /// Normal numbers in a tensor that stays on the host.
     func host(_ shape: [Int], _ dtype: DType) -> Tensor {
         let shape = Shape(shape)
-        if device is NullBackend { return .size(shape, dtype) }
+        if !device.readsNumbers { return .outline(shape, dtype) }
         return Tensor((0..<shape.count).map { _ in random.normal() }, shape).converted(to: dtype)
     }
 
@@ -194,13 +194,6 @@ final class Operands {
                 runs.append(number..<number + 1)
             }
         }
-    }
-}
-
-extension Tensor {
-    /// A tensor without memory, for a backend that computes nothing.
-    fileprivate static func size(_ shape: Shape, _ dtype: DType) -> Tensor {
-        Tensor(shape, dtype, storage: Storage(byteCount: shape.count * dtype.byteCount))
     }
 }
 
