@@ -62,8 +62,23 @@ public enum DetectedModel: Sendable, Hashable {
     public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
         switch self {
         case .wanTransformer(let model): model.tensors(storedAs: checkpoint)
-        case .umT5(let model): model.tensors()
+        case .umT5(let model): model.tensors(storedAs: checkpoint)
         case .wanVAE(let model): model.tensors()
+        }
+    }
+
+    /// The number of blocks, the linear layers of each that quantisation replaces, and which of these read the same input.
+    /// Nothing of an autoencoder is quantised.
+    var quantizable: (blocks: Int, layers: [String], sharing: [[String]]) {
+        switch self {
+        case .wanTransformer(let model):
+            (
+                model.layers, WanTransformerArchitecture.linears,
+                WanTransformerArchitecture.sharedInputs
+            )
+        case .umT5(let model):
+            (model.layers, UMT5Architecture.linears, UMT5Architecture.sharedInputs)
+        case .wanVAE: (0, [], [])
         }
     }
 

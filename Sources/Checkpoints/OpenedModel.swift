@@ -1,9 +1,15 @@
 /// Opening the checkpoint of a model: whatever its header can reveal is checked before any work.
 
-import Tensors
+import Ground
+import Synchronization
+public import Tensors
 
 /// A checkpoint that holds a complete model which this program can run.
-public struct OpenedModel {
+///
+/// Threads may share it: what is opened here only reads mapped files.
+public final class OpenedModel: @unchecked Sendable {
+    /// The file as it is, whose checksums can be compared.
+    public let file: any Checkpoint
     /// The checkpoint, in original names and in forms that models take.
     public let checkpoint: any Checkpoint
     public let model: DetectedModel
@@ -12,10 +18,12 @@ public struct OpenedModel {
     /// Decisions that a user should know of: that an average was preferred, for example.
     public let notes: [String]
 
+    /// - Parameter file: nil: the checkpoint itself.
     public init(
-        checkpoint: any Checkpoint, model: DetectedModel, unused: [String] = [],
-        notes: [String] = []
+        file: (any Checkpoint)? = nil, checkpoint: any Checkpoint, model: DetectedModel,
+        unused: [String] = [], notes: [String] = []
     ) {
+        self.file = file ?? checkpoint
         self.checkpoint = checkpoint
         self.model = model
         self.unused = unused
@@ -23,7 +31,8 @@ public struct OpenedModel {
     }
 }
 
-/// Opens a file, an index or a folder as a model of `kind`.
+/// Opens a file, an index or a folder as a model of `kind`. What somebody still holds is not opened twice, unless the file
+/// has been replaced or written to.
 /// - Parameters:
 ///   - heads: needed for a transformer whose head width is not 128 and cannot be told from the file.
 ///   - patch: for a transformer, rows and columns of latents that make one token.
@@ -32,8 +41,34 @@ public struct OpenedModel {
 public func openModel(
     _ path: String, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
 ) throws(CheckpointError) -> OpenedModel {
-    try modelFile(try openCheckpoint(path), kind, heads: heads, patch: patch)
+    guard let stamp = FileStamp(path) else {
+        return try modelFile(try openCheckpoint(path), kind, heads: heads, patch: patch)
+    }
+    let key = OpenedKey(stamp: stamp, kind: kind, heads: heads, patch: patch)
+    // Whoever asks for the same file meanwhile waits for it instead of reading it too.
+    return try openedModels.withLock { models throws(CheckpointError) in
+        if let model = models[key]?.model { return model }
+        let model = try modelFile(
+            try openCheckpoint(path), kind, heads: heads, patch: patch)
+        models = models.filter { $0.value.model != nil }
+        models[key] = HeldModel(model: model)
+        return model
+    }
 }
+
+private struct OpenedKey: Hashable {
+    let stamp: FileStamp
+    let kind: DetectedModel.Kind
+    let heads: Int?
+    let patch: Int
+}
+
+private struct HeldModel: Sendable {
+    weak let model: OpenedModel?
+}
+
+/// The models that are open, by what they were opened from.
+private let openedModels = Mutex<[OpenedKey: HeldModel]>([:])
 
 /// Checks that an opened checkpoint is a model of `kind`; see `openModel`.
 public func modelFile(
@@ -60,9 +95,10 @@ public func modelFile(
         }
         throw .dtype(wrong.name, in: stored.path, expected: wrong.type, found: wrong.dtype)
     }
-    if case .wanTransformer(let sizes) = model { try requireSharedForms(sizes, checkpoint) }
+    try requireSharedForms(model, checkpoint)
     return OpenedModel(
-        checkpoint: checkpoint, model: model, unused: summary.surplus, notes: whole.notes)
+        file: whole, checkpoint: checkpoint, model: model, unused: summary.surplus,
+        notes: whole.notes)
 }
 
 /// Extracts a model from a file that holds a whole pipeline, such as ComfyUI's all-in-one
@@ -87,10 +123,11 @@ private func part(
 
 /// Checks that layers which share an input take it in the same format.
 private func requireSharedForms(
-    _ model: WanTransformerArchitecture, _ file: any Checkpoint
+    _ model: DetectedModel, _ file: any Checkpoint
 ) throws(CheckpointError) {
-    for block in 0..<model.layers {
-        for group in WanTransformerArchitecture.sharedInputs {
+    let (blocks, _, sharing) = model.quantizable
+    for block in 0..<blocks {
+        for group in sharing {
             let forms = group.map { layer in
                 (layer, LinearFormat.stored("blocks.\(block).\(layer)", in: file) ?? .plain)
             }
@@ -118,17 +155,23 @@ func nearestNames(to name: String, in file: any Checkpoint) -> [String] {
         .sorted { $0.0 > $1.0 }.prefix(3).map(\.1)
 }
 
-/// The error for the first tensor of a file whose bytes do not have the checksum stored in the file; nil if
-/// there is none, if the file has no checksums, or if it cannot be opened.
-/// - Parameter isWanted: asked before each tensor; false ends the search.
-public func damage(in path: String, while isWanted: () -> Bool) -> CheckpointError? {
-    guard let file = try? openCheckpoint(path) else { return nil }
-    for name in file.names where isWanted() {
-        do throws(CheckpointError) {
-            try file.verify(name)
-        } catch {
-            return error
-        }
+extension OpenedModel {
+    /// The forms in which its linear layers are stored.
+    public var linearFormats: Set<LinearFormat> {
+        Set(checkpoint.names.map { LinearFormat(codes: splitLeaf($0).leaf) ?? .plain })
     }
-    return nil
+
+    /// The error for the first tensor whose bytes do not have the checksum stored in the file; nil if there is none, or
+    /// if the file has no checksums.
+    /// - Parameter isWanted: asked before each tensor; false ends the search.
+    public func damage(while isWanted: () -> Bool) -> CheckpointError? {
+        for name in file.names where isWanted() {
+            do throws(CheckpointError) {
+                try file.verify(name)
+            } catch {
+                return error
+            }
+        }
+        return nil
+    }
 }

@@ -22,6 +22,15 @@ public enum LinearChoice: String, Codable, Sendable, CaseIterable {
     /// Dense ones are quantised while loading.
     case int8, fp8
 
+    /// The form that a file has.
+    public init(_ format: LinearFormat) {
+        switch format {
+        case .plain: self = .stored
+        case .int8Blocks: self = .int8
+        case .fp8Rows: self = .fp8
+        }
+    }
+
     public var format: LinearFormat {
         switch self {
         case .stored: .plain

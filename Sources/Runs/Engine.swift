@@ -1,5 +1,6 @@
 /// One device, or a group of devices that make each video together, the models on them, and the runs that they execute.
 
+import Checkpoints
 import Families
 import Ground
 import Media
@@ -165,11 +166,14 @@ public actor Engine {
         }
         let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
         if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
+        let files = try missing.map { (path: run.models.path($0), opened: try run.models.file($0)) }
+        // The form that was asked for is known to be possible; files may hold others.
+        for format in files.flatMap(\.opened.linearFormats) where !device.backend.supports(format) {
+            throw RunError.unsupported(linears: LinearChoice(format), device: device.backend.name)
+        }
         resident.beginOnFollowers(run, id: handle.id, handle.cancellation)
         let tell = handle.tell
-        resident.readAheads[handle.id] = ReadAhead(missing.map(run.models.path)) {
-            tell(.notice(.damaged($0)))
-        }
+        resident.readAheads[handle.id] = ReadAhead(files) { tell(.notice(.damaged($0))) }
         return try Walk(
             run, resident.pool, on: device, cancellation: handle.cancellation, tell: handle.tell)
     }

@@ -17,21 +17,25 @@ final class ReadAhead: Sendable {
         let value = Atomic(true)
     }
 
-    /// - Parameter paths: checkpoints in the order of their use: files, or folders of files. Reading ends at the first
-    ///   that does not fit into the available memory: its pages would displace others that are needed sooner.
+    /// - Parameter models: in the order of their use: their paths, which are files or folders of files, and what was
+    ///   opened there. Reading ends at the first that does not fit into the available memory: its pages would displace
+    ///   others that are needed sooner.
     /// - Parameter damaged: is given a message for every file whose checksum is wrong.
-    init(_ paths: [String], damaged: @escaping @Sendable (String) -> Void) {
+    init(
+        _ models: [(path: String, opened: OpenedModel)],
+        damaged: @escaping @Sendable (String) -> Void
+    ) {
         let isWanted = Wanted()
         self.isWanted = isWanted
         DispatchQueue.global(qos: .utility).async {
             // 2 GiB are left for the process itself.
             var left = HostMemory.current.available - (2 << 30)
-            for file in paths.flatMap(Self.files) {
+            for file in models.flatMap({ Self.files($0.path) }) {
                 left -= Self.read(file, upTo: left) { isWanted.value.load(ordering: .relaxed) }
                 if left < 0 { return }
             }
-            for path in paths {
-                let error = damage(in: path) { isWanted.value.load(ordering: .relaxed) }
+            for model in models {
+                let error = model.opened.damage { isWanted.value.load(ordering: .relaxed) }
                 if let error { damaged(error.description) }
             }
         }

@@ -7,7 +7,8 @@ public import Tensors
 /// Everything about a run, decided before its first stage. It computes nothing itself.
 public struct Run: Sendable {
     public let request: Request
-    public let models: any ModelSource & Sendable
+    /// What is opened of them stays open as long as the run or a copy of it exists.
+    public let models: OpenedModels
     public var options: RunOptions
     public var noise: NoiseSource
     /// The number of videos, and the size of each one's latents: from the request, or from the file of latents that the
@@ -29,7 +30,7 @@ public struct Run: Sendable {
         _ options: RunOptions = RunOptions(), noise: NoiseSource? = nil
     ) throws {
         self.request = request
-        self.models = models
+        self.models = OpenedModels(models)
         self.options = options
         self.noise = noise ?? .seeded(PhiloxNoise(seed: request.seed))
         let geometry = models.family.geometry

@@ -139,10 +139,15 @@ struct Generation {
     ) {
         let run = try Run(request, models, options)
         // What was named comes first: another file would not help where this one is none.
+        let parts = try run.parts
         for (file, path) in modelChoice.files where file != .tokenizer && FilePath(path).exists {
-            _ = try openCheckpoint(path)
+            if let part = parts.first(where: { ModelSet.files(for: [$0]).contains(file) }) {
+                _ = try run.models.file(part)
+            } else {
+                _ = try openCheckpoint(path)
+            }
         }
-        let files = ModelSet.files(for: try run.parts)
+        let files = ModelSet.files(for: parts)
         if execution.dryRun,
             let planned = PlannedModel(models, needing: files, in: catalog)
         {

@@ -1,4 +1,4 @@
-/// `turbodiffusion quantize`: a plain transformer checkpoint → an 8-bit one.
+/// `turbodiffusion quantize`: a plain checkpoint → an 8-bit one.
 
 import ArgumentParser
 import Checkpoints
@@ -11,11 +11,12 @@ struct QuantizeCommand: AsyncParsableCommand {
 
     static let configuration = CommandConfiguration(
         commandName: "quantize",
-        abstract: "Quantise the linear layers of a transformer checkpoint.",
+        abstract: "Quantise the linear layers of a transformer or of a text encoder.",
         discussion: """
             Every linear layer in the blocks is quantised, except proj_l. int8 uses blocks of \
             128x128 and is, byte for byte, what modify_model.py --quant_linear makes; fp8 (e4m3) \
-            has one scale per row.
+            has one scale per row. A text encoder then takes half the time to load and half the \
+            memory: give the file to --text_encoder_path.
 
             --center-text loses less in int8, at no cost: the origin of the embedded text moves to \
             the row of its padding, which then is zero and exact, and the biases of cross attention's \

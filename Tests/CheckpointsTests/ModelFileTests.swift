@@ -1,6 +1,7 @@
 // Problems that a header reveals are reported before any work: missing parts, foreign parts, another family.
 
 import Checkpoints
+import Glibc
 import Ground
 import Tensors
 import Testing
@@ -44,6 +45,47 @@ struct ModelFileTests {
         let file = try Self.open(
             Self.net, [("freqs", [4], .f32), ("blocks.0.ffn.0._extra_state", [2], .u8)])
         #expect(file.unused == ["freqs", "blocks.0.ffn.0._extra_state"])
+    }
+
+    @Test("a model that somebody holds is opened once, until its file is replaced")
+    func openedOnce() throws {
+        let folder = try TemporaryFolder()
+        let path = folder.path + "/net.safetensors"
+        func open(heads: Int? = nil) throws -> OpenedModel {
+            try openModel(path, .wanTransformer, heads: heads)
+        }
+        try writeCheckpoint(randomTransformer(Self.net), to: path)
+        let first = try open()
+        #expect(try open() === first)
+        let count = try mappings(of: path)
+        #expect(count == 1)
+        #expect(try open(heads: 2) !== first)
+
+        try writeCheckpoint(randomTransformer(Self.net, seed: 2), to: path, overwrite: true)
+        let second = try open()
+        #expect(second !== first)
+        #expect(try !areEqual(second.checkpoint, first.checkpoint))
+        // Whoever has opened the old one keeps it.
+        #expect(try areEqual(first.checkpoint, randomTransformer(Self.net)))
+
+        weak var released: OpenedModel?
+        do {
+            let third = try open(heads: 4)
+            released = third
+        }
+        #expect(released == nil)
+    }
+
+    /// How often a file is mapped into this process now.
+    private func mappings(of path: String) throws -> Int {
+        let maps = try #require(fopen("/proc/self/maps", "r"))
+        var (count, line, size) = (0, UnsafeMutablePointer<CChar>?.none, 0)
+        while getline(&line, &size, maps) > 0 {
+            if let line, String(cString: line).hasSuffix(path + "\n") { count += 1 }
+        }
+        free(line)
+        fclose(maps)
+        return count
     }
 
     @Test("tensors that would change the model are refused by name")

@@ -147,8 +147,54 @@ struct ToolTests {
                 try quantized(norm, to: .int8Blocks).checkpoint, to: folder.path + "/x.safetensors")
         }
         #expect(throws: CheckpointError.self) {
-            try quantized(Outline(UMT5Architecture.nano.tensors()), to: .int8Blocks)
+            try quantized(Outline(WanVAEArchitecture().tensors()), to: .int8Blocks)
         }
+    }
+
+    @Test(
+        "a text encoder: its linear layers alone, read like a transformer's",
+        arguments: [LinearFormat.int8Blocks, .fp8Rows])
+    func quantizedTextEncoder(format: LinearFormat) throws {
+        let model = UMT5Architecture(
+            vocabulary: 40, dim: 128, attentionDim: 128, feedForward: 256, heads: 2, layers: 2)
+        var random = SplitMix64(seed: 4)
+        let plain = MemoryCheckpoint(
+            model.tensors().map {
+                ($0.name, Tensor.random(Shape($0.shape), .bf16, using: &random))
+            })
+        let result = try quantized(plain, to: format)
+        #expect(result.layers.count == 14 && result.skipped.isEmpty)
+        let opened = try modelFile(result.checkpoint, .umT5)
+        #expect(opened.model == .umT5(model) && opened.unused.isEmpty)
+        #expect(opened.linearFormats == [.plain, format])
+        // Tables stay as they are.
+        for name in ["token_embedding.weight", "blocks.1.pos_embedding.embedding.weight"] {
+            #expect(try result.checkpoint.tensor(name)?.bytes == plain.tensor(name)?.bytes)
+        }
+        let weights = Weights(result.checkpoint, on: NullBackend(), activations: .bf16)
+        let layer = try weights["blocks"][1]["ffn"]["gate"][0].linear(from: 128, to: 256)
+        #expect(layer.weight.inputFormat == format)
+        // Numbers up to 1: half a step of fp8, or the step that int8's largest number lacks.
+        let back = try dequantized(result.checkpoint, to: .f32)
+        let name = "blocks.0.attn.q.weight"
+        let a = try #require(try plain.tensor(name)).floats()
+        let b = try #require(try back.tensor(name)).floats()
+        let step: Float = format == .fp8Rows ? 1 / 16 : 1 / 128
+        #expect(zip(a, b).allSatisfy { ($0 - $1).magnitude <= step * 1.0001 })
+
+        #expect(throws: CheckpointError.self) { try quantized(result.checkpoint, to: format) }
+        #expect(throws: CheckpointError.self) {
+            try quantized(plain, to: format, centresText: true)
+        }
+        // q, k and v read the same input.
+        func belongs(_ name: String) -> Bool { name.hasPrefix("blocks.0.attn.q") }
+        let tensors =
+            try plain.names.filter { !belongs($0) }.map { ($0, try #require(try plain.tensor($0))) }
+            + result.checkpoint.names.filter(belongs).map {
+                ($0, try #require(try result.checkpoint.tensor($0)))
+            }
+        let mixed = MemoryCheckpoint(tensors)
+        #expect(throws: CheckpointError.self) { try modelFile(mixed, .umT5) }
     }
 
     // MARK: Merging

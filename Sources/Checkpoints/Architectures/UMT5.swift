@@ -3,6 +3,8 @@
 /// Names and shapes as in
 /// https://github.com/thu-ml/TurboDiffusion/blob/aaecff5/turbodiffusion/rcm/utils/umt5.py
 
+import Tensors
+
 /// The sizes of a umT5 encoder, detected from its tensors.
 public struct UMT5Architecture: Sendable, Hashable {
     public var vocabulary: Int
@@ -45,14 +47,18 @@ public struct UMT5Architecture: Sendable, Hashable {
 
     init?(detecting checkpoint: any Checkpoint) {
         func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
+        func outputs(_ layer: String) -> Int? {
+            ["weight", "int8_weight", "fp8_weight"].lazy
+                .compactMap { shape("blocks.0.\(layer).\($0)") }.first?.first
+        }
         guard let embedding = shape("token_embedding.weight"), embedding.count == 2 else {
             return nil
         }
         let positions = shape("blocks.0.pos_embedding.embedding.weight") ?? []
         self.init(
             vocabulary: embedding[0], dim: embedding[1],
-            attentionDim: shape("blocks.0.attn.q.weight")?.first ?? embedding[1],
-            feedForward: shape("blocks.0.ffn.fc1.weight")?.first ?? 4 * embedding[1],
+            attentionDim: outputs("attn.q") ?? embedding[1],
+            feedForward: outputs("ffn.fc1") ?? 4 * embedding[1],
             heads: positions.count == 2 ? positions[1] : max(embedding[1] / 64, 1),
             layers: countEntries("blocks.", in: checkpoint),
             buckets: positions.first ?? 32)
@@ -61,20 +67,33 @@ public struct UMT5Architecture: Sendable, Hashable {
         }
     }
 
+    /// The linear layers of a block, which quantisation replaces.
+    static let linears =
+        ["q", "k", "v", "o"].map { "attn.\($0)" } + ["ffn.gate.0", "ffn.fc1", "ffn.fc2"]
+
+    /// Layers that read the same input, which has one format.
+    static let sharedInputs = [["attn.q", "attn.k", "attn.v"], ["ffn.gate.0", "ffn.fc1"]]
+
     /// The tensors of this model, in the order of the original's state dictionary.
-    public func tensors() -> [ExpectedTensor] {
+    /// - Parameter checkpoint: each linear layer is expected in the form that it has in this checkpoint; nil: plain.
+    public func tensors(storedAs checkpoint: (any Checkpoint)? = nil) -> [ExpectedTensor] {
         var list = [ExpectedTensor("token_embedding.weight", [vocabulary, dim])]
         for block in 0..<layers {
             func add(_ name: String, _ shape: [Int]) {
                 list.append(ExpectedTensor("blocks.\(block).\(name)", shape))
             }
+            func linear(_ name: String, _ outputs: Int, _ inputs: Int) {
+                let layer = "blocks.\(block).\(name)"
+                let form = checkpoint.flatMap { LinearFormat.stored(layer, in: $0) } ?? .plain
+                list += form.tensors(layer, outputs, inputs)
+            }
             add("norm1.weight", [dim])
-            for name in ["q", "k", "v"] { add("attn.\(name).weight", [attentionDim, dim]) }
-            add("attn.o.weight", [dim, attentionDim])
+            for name in ["q", "k", "v"] { linear("attn.\(name)", attentionDim, dim) }
+            linear("attn.o", dim, attentionDim)
             add("norm2.weight", [dim])
-            add("ffn.gate.0.weight", [feedForward, dim])
-            add("ffn.fc1.weight", [feedForward, dim])
-            add("ffn.fc2.weight", [dim, feedForward])
+            linear("ffn.gate.0", feedForward, dim)
+            linear("ffn.fc1", feedForward, dim)
+            linear("ffn.fc2", dim, feedForward)
             add("pos_embedding.embedding.weight", [buckets, heads])
         }
         list.append(ExpectedTensor("norm.weight", [dim]))

@@ -1,4 +1,4 @@
-/// Plain transformer checkpoints → the original's `-quant` layout, or fp8 rows.
+/// Plain checkpoints of transformers and text encoders → the original's `-quant` layout, or fp8 rows.
 
 import Ground
 public import Tensors
@@ -12,25 +12,39 @@ public struct QuantizedCheckpoint {
     public let skipped: [String]
 }
 
-/// Quantises every linear layer in the blocks of a Wan transformer except `proj_l`. The norms become
-/// f32 and the patch embedding a matrix, as with the original's `modify_model.py --quant_linear`.
+/// Quantises every linear layer in the blocks of a Wan transformer, except `proj_l`, or of a umT5 encoder. The norms
+/// become f32 and the patch embedding a matrix, as with the original's `modify_model.py --quant_linear`.
 /// - Parameters:
 ///   - format: `.int8` (128x128 blocks) or `.fp8` (rows).
 ///   - centresText: whether the embedded text gets its padding as origin first, which changes a few biases and makes
 ///     int8 closer to the plain model; without it the result is the original's.
-/// - Throws: `.wrongModel`, or `.incompatible` if the layers are already quantised.
+/// - Throws: `.wrongModel`, or `.incompatible` if the layers are already quantised, or the text of something else than
+///   a transformer is to be centred.
 public func quantized(
     _ base: any Checkpoint, to format: LinearFormat, centresText: Bool = false
 ) throws(CheckpointError) -> QuantizedCheckpoint {
     ensure(format != .plain, "quantized: .plain is no quantised format")
-    try CheckpointSummary(base).require(.wanTransformer)
+    let summary = CheckpointSummary(base)
+    let model: DetectedModel
+    if let found = summary.model, found.kind == .umT5 {
+        model = found
+    } else {
+        model = try summary.require(.wanTransformer)
+    }
     var base = try inOriginalNames(base)
     if let name = base.names.first(where: isQuantized) {
         throw .incompatible(
             path: base.path, reason: "'\(name)': the checkpoint is already quantised")
     }
-    if centresText { base = try centredText(base) }
-    return try quantized(inOriginalNames: base, to: format)
+    if centresText {
+        guard model.kind == .wanTransformer else {
+            throw .incompatible(
+                path: base.path,
+                reason: "the origin of the embedded text is moved in transformers only")
+        }
+        base = try centredText(base)
+    }
+    return try quantized(inOriginalNames: base, to: format, model.quantizable.layers)
 }
 
 private func isQuantized(_ name: String) -> Bool {
@@ -38,14 +52,14 @@ private func isQuantized(_ name: String) -> Bool {
 }
 
 private func quantized(
-    inOriginalNames base: any Checkpoint, to format: LinearFormat
+    inOriginalNames base: any Checkpoint, to format: LinearFormat, _ linears: [String]
 ) throws(CheckpointError) -> QuantizedCheckpoint {
     var entries: [DerivedCheckpoint.Entry] = []
     var layers: [String] = []
     var skipped: [String] = []
     for info in base.infos {
         let name = info.name
-        guard isBlockLinear(info) else {
+        guard isBlockLinear(info, linears) else {
             let isNorm = name.hasPrefix("blocks.") && name.contains("norm")
             let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
             let (rows, columns) = foldedExtents(info.shape)
@@ -74,10 +88,11 @@ private func quantized(
             path: base.path, metadata: base.metadata, entries), layers: layers, skipped: skipped)
 }
 
-/// Whether this is the weight matrix of a linear layer that quantisation replaces.
-func isBlockLinear(_ info: TensorInfo) -> Bool {
-    info.name.hasPrefix("blocks.") && info.name.hasSuffix(".weight") && info.shape.count == 2
-        && info.dtype.isFloatingPoint && !info.name.contains("proj_l")
+/// Whether this is the weight matrix of one of these layers of a block.
+private func isBlockLinear(_ info: TensorInfo, _ layers: [String]) -> Bool {
+    let parts = info.name.split(separator: ".", maxSplits: 2)
+    return parts.count == 3 && parts[0] == "blocks" && info.shape.count == 2
+        && info.dtype.isFloatingPoint && layers.contains { parts[2] == $0 + ".weight" }
 }
 
 /// Entries for the codes and scales of one layer. `make` computes both together; the scales are kept,
