@@ -126,11 +126,14 @@ extension Run {
     ) throws -> LoadedModel {
         let arithmetic = request.arithmetic
         let source = part.isTransformer ? try adapted(checkpoint, part).checkpoint : checkpoint
+        // The members of a group meet when a deferred weight comes, and only the first has a text encoder.
+        let isDeferred =
+            part.isTransformer || part == .textEncoder && device.membership.isAlone
         let weights = Weights(
             isPlanned ? Outline(of: source) : source, on: device,
             activations: arithmetic.precision.dtype,
             linearFormat: part.isTransformer ? arithmetic.linears.format : .plain,
-            in: WeightSet(isDeferred: part.isTransformer && options.defersWeights))
+            in: WeightSet(isDeferred: isDeferred && options.defersWeights))
         let model: LoadedModel =
             switch part {
             case .textEncoder: .textEncoder(try UMT5(weights))

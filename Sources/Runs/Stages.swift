@@ -53,7 +53,12 @@ extension Walk {
                 Array(tokens.ids.prefix(tokens.count)), textLength: run.family.textLength,
                 on: device)
         }
-        return (encode(prompt), inputs.negativePrompt.map(encode))
+        let groups = encoder.groups.count * (inputs.negativePrompt == nil ? 1 : 2)
+        return device.countingGroups { done in
+            tell(.stageProgress(.encodeText, fraction: Double(done) / Double(groups)))
+        } _: {
+            (encode(prompt), inputs.negativePrompt.map(encode))
+        }
     }
 
     /// The first device of a group encodes the prompts for all of them.
@@ -79,7 +84,8 @@ extension Walk {
     func encodeImage(_ state: RunState) throws -> Tensor {
         guard let image = inputs?.image else { programmingError("encodeImage without a picture") }
         let picture = device.place(
-            normalized(image), as: run.request.arithmetic.precision.dtype)
+            [image.height, image.width, 3], as: run.request.arithmetic.precision.dtype
+        ) { normalized(image) }
         let latents = state.imageEncoder.encodeImage(
             picture, frameCount: run.request.frames, on: device
         ) {
@@ -201,10 +207,13 @@ package func firstFrameConditioning(
 ) -> Tensor {
     let frame = latents.shape[2] * latents.shape[3]
     let shape: Shape = [maskChannels, latents.shape[1], latents.shape[2], latents.shape[3]]
-    var mask = [Float](repeating: 0, count: shape.count)
-    for channel in 0..<maskChannels {
-        let start = channel * latents.shape[1] * frame
-        for index in start..<start + frame { mask[index] = 1 }
+    let mask = device.place(shape, as: .f32) {
+        var mask = [Float](repeating: 0, count: shape.count)
+        for channel in 0..<maskChannels {
+            let start = channel * latents.shape[1] * frame
+            for index in start..<start + frame { mask[index] = 1 }
+        }
+        return Tensor(mask, shape)
     }
-    return device.concatenate([device.place(Tensor(mask, shape), as: .f32), latents])
+    return device.concatenate([mask, latents])
 }
