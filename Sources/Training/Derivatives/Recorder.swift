@@ -19,6 +19,10 @@ public final class Recorder: ForwardingBackend {
     private var dependent: Set<Tensor.Identity> = []
     private var isKeeping = true
     private let names: [UInt64: String]
+    /// What placed tensors are called that no operation has used yet.
+    private var unused: [Tensor.Identity: String] = [:]
+    /// What placed tensors are called, by the entry that uses them first.
+    private var firstUses: [Int: [String]] = [:]
 
     /// What placed tensors are called, and as what they lie on the device: those whose memory `names` knows.
     public private(set) var placed: [String: Tensor] = [:]
@@ -48,7 +52,14 @@ public final class Recorder: ForwardingBackend {
     private func dependsOnWatched(_ operation: Operation) -> Bool {
         var found = false
         var facts = operation.facts
-        facts.visit { tensor, _ in found = found || dependent.contains(tensor.identity) }
+        facts.visit { tensor, _ in
+            guard dependent.contains(tensor.identity) else { return }
+            found = true
+            // The operations of a segment come before its entry does.
+            if let name = unused.removeValue(forKey: tensor.identity) {
+                firstUses[entries.count, default: []].append(name)
+            }
+        }
         return found
     }
 
@@ -82,6 +93,7 @@ public final class Recorder: ForwardingBackend {
     private func note(_ host: Tensor, _ tensor: Tensor) {
         guard let name = names[host.storage.serial] else { return }
         placed[name] = tensor
+        unused[tensor.identity] = name
         watch(tensor)
     }
 
@@ -89,16 +101,25 @@ public final class Recorder: ForwardingBackend {
 
     /// The derivatives of sum <value, cotangent> by what is watched; they are taken from the result. What was recorded
     /// is forgotten on the way.
-    /// - Parameter cotangents: shape and dtype of their values.
-    public func backward(_ cotangents: [(value: Tensor, cotangent: Tensor)]) -> Gradients {
+    /// - Parameters:
+    ///   - cotangents: shape and dtype of their values.
+    ///   - finished: is told what placed tensors are called to whose derivatives nothing more will be added.
+    public func backward(
+        _ cotangents: [(value: Tensor, cotangent: Tensor)],
+        finished: ([String], Gradients) -> Void = { _, _ in }
+    ) -> Gradients {
         let gradients = Gradients(on: base) { [self] in dependent.contains($0.identity) }
         for (value, cotangent) in cotangents { gradients.add(cotangent, to: value) }
-        walkBack(gradients)
+        walkBack(gradients) {
+            if let names = firstUses.removeValue(forKey: $0) { finished(names, gradients) }
+        }
         return gradients
     }
 
-    private func walkBack(_ gradients: Gradients) {
+    /// - Parameter done: is called with the number of each entry that has been dealt with.
+    private func walkBack(_ gradients: Gradients, done: (Int) -> Void = { _ in }) {
         while let entry = entries.popLast() {
+            defer { done(entries.count) }
             switch entry {
             case .operation(let operation, let result):
                 guard let cotangent = gradients.take(result) else { continue }
