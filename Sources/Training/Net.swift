@@ -55,6 +55,8 @@ public final class Net {
     public let device: any Backend
     /// Where the weights of nets are placed: those of a checkpoint that is not trained once.
     private let weightDevice: any Backend
+    /// Sums gradients over processes as soon as they are complete, where trained weights are split.
+    private let reducer: ShardedNet?
     public let recomputation: Recomputation
     /// Adapters that are trained in place of the checkpoint's own tensors.
     public let adapters: LowRankAdapters?
@@ -70,11 +72,23 @@ public final class Net {
     }
 
     /// - Parameter checkpoint: `Parameters` where they are trained.
-    public init(
+    public convenience init(
         _ checkpoint: any Checkpoint, _ options: WanTransformerOptions, activations: DType,
         timestepType: DType? = nil, recomputation: Recomputation = .none,
         adapters: LowRankAdapters? = nil, linearFormat: LinearFormat = .plain,
         on device: any Backend
+    ) {
+        self.init(
+            checkpoint, options, activations: activations, timestepType: timestepType,
+            recomputation: recomputation, adapters: adapters, linearFormat: linearFormat,
+            shards: nil, on: device)
+    }
+
+    /// - Parameter shards: of the checkpoint's tensors, on a device that `device` is or forwards to; nil: all are here.
+    init(
+        _ checkpoint: any Checkpoint, _ options: WanTransformerOptions, activations: DType,
+        timestepType: DType?, recomputation: Recomputation, adapters: LowRankAdapters?,
+        linearFormat: LinearFormat, shards: Shards?, on device: any Backend
     ) {
         self.checkpoint = checkpoint
         self.options = options
@@ -84,14 +98,26 @@ public final class Net {
         self.adapters = adapters
         self.linearFormat = linearFormat
         self.device = device
-        named = NamedCheckpoint(checkpoint)
-        weightDevice =
-            adapters == nil && checkpoint is Parameters
-            ? device : PlacedOnce(device, names: named)
+        let named = NamedCheckpoint(checkpoint)
+        self.named = named
+        let trained = adapters == nil ? checkpoint as? Parameters : nil
+        if let shards {
+            let sharded = ShardedNet(shards, isConstant: trained == nil, on: device) {
+                trained?.name(of: $0) ?? named.name(of: $0)
+            }
+            weightDevice = sharded
+            reducer = trained == nil ? nil : sharded
+        } else {
+            weightDevice = trained == nil ? PlacedOnce(device, names: named) : device
+            reducer = nil
+        }
     }
 
     /// The parameters, where this net has some to train.
     public var parameters: Parameters? { adapters?.parameters ?? checkpoint as? Parameters }
+
+    /// Whether the parameters are split over processes.
+    var isSharded: Bool { reducer != nil }
 
     /// Whether the checkpoint's own tensors are trained.
     private var isTrained: Bool { adapters == nil && checkpoint is Parameters }
@@ -129,12 +155,16 @@ public final class Net {
     /// sample after sample.
     func passes(_ count: Int, of shape: Shape) -> [Range<Int>] {
         let most = device.membership.isAlone ? count : 1
-        let size = max(1, min(most, Self.passTokens / max(1, tokens(of: shape))))
+        let size = max(
+            1, min(most, Self.passTokens / max(1, tokens(of: shape), leastTokens)))
         return stride(from: 0, to: count, by: size).map { $0..<min($0 + size, count) }
     }
-    private static let passTokens = 65_000
 
-    /// shape: of latents, [C, T, H, W]
+    private static let passTokens = 65_000
+    /// The tokens that samples count as at least, so that all processes take as many passes.
+    var leastTokens = 0
+
+    /// The tokens of latents [C, T, H, W].
     func tokens(of shape: Shape) -> Int {
         shape[1] * (shape[2] / options.patch) * (shape[3] / options.patch)
     }
@@ -315,18 +345,26 @@ public final class Net {
         public let velocity: Tensor
         fileprivate let result, input: Tensor
         fileprivate let recorder: Recorder
+        fileprivate let reducer: ShardedNet?
         fileprivate let device: any Backend
 
         /// The derivatives of sum <velocity, cotangent>. cotangent: f32, as the velocity
-        /// → by the parameters' names, f32 on the device, in the parameters' shapes; by the latents where they were
-        /// watched, f32 [C, T, H, W]
+        /// → by the parameters' names, f32 on the device, in the parameters' shapes, where weights are split sums over
+        /// processes of own parameters; by the latents where they were watched, f32 [C, T, H, W]
         public func gradients(_ cotangent: Tensor) -> (
             parameters: [String: Tensor], latents: Tensor?
         ) {
-            let sums = recorder.backward([(result, device.place(cotangent, as: .f32))])
             var found: [String: Tensor] = [:]
+            let placed = recorder.placed
+            let sums = recorder.backward([(result, device.place(cotangent, as: .f32))]) {
+                names, sums in
+                guard let reducer else { return }
+                let complete = names.map { ($0, placed[$0]!.shape, sums.take(placed[$0]!)) }
+                found.merge(reducer.sums(complete)) { _, new in new }
+            }
+            if reducer != nil { return (found, sums.take(input)) }
             // In the order of names: the same memory each time.
-            for (name, tensor) in recorder.placed.sorted(by: { $0.key < $1.key }) {
+            for (name, tensor) in placed.sorted(by: { $0.key < $1.key }) {
                 found[name] = sums.take(tensor)
             }
             return (found, sums.take(input))
@@ -353,7 +391,7 @@ public final class Net {
         let result = model.latents(state, modulation, context, size: size(x), on: device)
         return Recorded(
             velocity: device.read(result), result: result, input: input, recorder: recorder,
-            device: self.device)
+            reducer: reducer, device: self.device)
     }
 
     /// Velocities of samples of one size, from one pass that remembers how they were made.
@@ -383,7 +421,7 @@ public final class Net {
         let result = answers(model, state, modulation, xs, on: device)
         let recorded = Recorded(
             velocity: device.read(result), result: result, input: result, recorder: recorder,
-            device: self.device)
+            reducer: reducer, device: self.device)
         return RecordedBatch(velocities: apart(recorded.velocity, xs.count)) { cotangents in
             recorded.gradients(self.joined(cotangents)).parameters
         }

@@ -17,6 +17,7 @@ public final class Parameters: Checkpoint {
     public let dtype: DType
     private var seen: [String: Tensor] = [:]
     private var infos: [String: TensorInfo] = [:]
+    private var serials: (version: Int, names: [UInt64: String]) = (0, [:])
     /// Grows with every change.
     public private(set) var version = 0
 
@@ -24,33 +25,49 @@ public final class Parameters: Checkpoint {
     /// - Parameters:
     ///   - dtype: bf16 for mixed precision: masters start from the rounded numbers, as the original's do.
     ///   - missing: tensors that start at zero where the checkpoint has none, such as SLA's projections.
+    ///   - isKept: whose numbers this process keeps; of the others only shapes are known.
     public init(
-        _ checkpoint: any Checkpoint, as dtype: DType, missing: [(name: String, shape: Shape)] = []
+        _ checkpoint: any Checkpoint, as dtype: DType,
+        missing: [(name: String, shape: Shape)] = [],
+        keeping isKept: (String) -> Bool = { _ in true }
     ) throws(CheckpointError) {
         path = checkpoint.path
         self.dtype = dtype
         let absent = missing.filter { checkpoint.info($0.name) == nil }
         names = checkpoint.names + absent.map(\.name)
         for name in checkpoint.names {
-            guard let tensor = try checkpoint.tensor(name), tensor.dtype.isFloatingPoint else {
+            guard let info = checkpoint.info(name), info.dtype.isFloatingPoint else {
                 throw .dtype(
                     name, in: checkpoint.path, expected: "floating point",
                     found: checkpoint.info(name)?.dtype.description ?? "nothing")
             }
+            let shape = Shape(info.shape)
+            guard isKept(name), let tensor = try checkpoint.tensor(name) else {
+                outline(name, shape)
+                continue
+            }
             guard tensor.isOnHost else {
                 // An outline's: a plan needs no numbers.
-                func unmade(_ dtype: DType) -> Tensor {
-                    let count = tensor.shape.count * dtype.byteCount
-                    return Tensor(tensor.shape, dtype, storage: Storage(byteCount: count))
-                }
-                set(name, unmade(.f32), seen: unmade(dtype))
+                set(name, Self.unmade(shape, .f32), seen: Self.unmade(shape, dtype))
                 continue
             }
             // A copy: the tensors of files may be mapped, and `converted` gives f32 back as it is.
             set(name, Tensor(tensor.converted(to: dtype).floats(), tensor.shape))
         }
-        for (name, shape) in absent { set(name, .zeros(shape, .f32)) }
+        for (name, shape) in absent {
+            if isKept(name) { set(name, .zeros(shape, .f32)) } else { outline(name, shape) }
+        }
         version = 0
+    }
+
+    private static func unmade(_ shape: Shape, _ dtype: DType) -> Tensor {
+        Tensor(shape, dtype, storage: Storage(byteCount: shape.count * dtype.byteCount))
+    }
+
+    /// Notes a parameter whose numbers another process keeps.
+    private func outline(_ name: String, _ shape: Shape) {
+        seen[name] = Self.unmade(shape, dtype)
+        infos[name] = TensorInfo(name: name, shape: shape.dimensions, dtype: dtype)
     }
 
     /// Some tensors by name.
@@ -80,6 +97,9 @@ public final class Parameters: Checkpoint {
         version += 1
     }
 
+    /// Says that numbers which other processes keep have changed.
+    func othersMoved() { version += 1 }
+
     /// Lets go of masters that other processes keep.
     func keepMasters(where isOwn: (String) -> Bool) {
         masters = masters.filter { isOwn($0.key) }
@@ -91,6 +111,14 @@ public final class Parameters: Checkpoint {
     /// Names by the memory of what the net sees: how a recorder knows them.
     public var namesByStorage: [UInt64: String] {
         Dictionary(uniqueKeysWithValues: seen.map { ($1.storage.serial, $0) })
+    }
+
+    /// What a tensor is called that `tensor` gave.
+    func name(of tensor: Tensor) -> String? {
+        if serials.version != version || serials.names.isEmpty {
+            serials = (version, namesByStorage)
+        }
+        return serials.names[tensor.storage.serial]
     }
 
     public var elementCount: Int { infos.values.reduce(0) { $0 + $1.shape.reduce(1, *) } }

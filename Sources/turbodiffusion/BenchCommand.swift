@@ -175,7 +175,9 @@ struct BenchCommand: AsyncParsableCommand {
         let opening = (ContinuousClock.now - start) / .seconds(1)
         let bench = try TrainingBench(
             model, request, settings, on: backend, tokens: tokens, repeats: repeats)
-        try bench.plan.require(on: device)
+        try bench.plan.require(on: device) {
+            "a smaller --batch-size, fewer --num-frames, or a lower --resolution"
+        }
         let printer = BenchPrinter(
             .init(
                 program: "turbodiffusion \(TurboDiffusion.programVersion)", Machine(backend),

@@ -77,6 +77,10 @@ struct TrainOptions: ParsableArguments {
     @Option(help: "block: compute blocks again on the way back; none: keep everything.")
     var checkpoint: Recomputation?
 
+    @Option(
+        help: "none: processes share out masters and moments; full: weights and gradients, too.")
+    var shard: Sharding?
+
     @Flag(
         name: .customLong("8bit-moments"),
         help: "Keep the optimiser's moments in 8 bits between steps, in the host's memory.")
@@ -172,6 +176,7 @@ struct TrainOptions: ParsableArguments {
         if let seed { settings.seed = seed }
         if let precision { settings.isHalf = precision == .bf16 }
         if let checkpoint { settings.recomputation = checkpoint }
+        if let shard { settings.shard = shard }
         if let saveEvery { settings.saveEvery = saveEvery }
         if let keep { settings.kept = keep }
     }
@@ -180,6 +185,7 @@ struct TrainOptions: ParsableArguments {
 enum TrainingPrecision: String, ExpressibleByArgument, CaseIterable { case bf16, f32 }
 
 extension Recomputation: ExpressibleByArgument {}
+extension Sharding: ExpressibleByArgument {}
 extension TrainingSettings.Preset: ExpressibleByArgument {}
 
 extension LowRankAdapters.Layout: ExpressibleByArgument {}

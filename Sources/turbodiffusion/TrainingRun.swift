@@ -97,17 +97,22 @@ struct TrainingRun {
                 "the processes found different checkpoints in \(options.output): all of them need "
                     + "the same folder")
         }
-        guard isFirst else { return try follow(trainer) }
+        func validation() throws -> Validation? {
+            try options.validateEvery.map { _ in
+                try Validation(options, settings, inputs, on: device)
+            }
+        }
+        guard isFirst else {
+            // Weights that are split are gathered from all.
+            return try follow(trainer, settings.shard == .full ? try validation() : nil)
+        }
         try folder.write(settings, files)
         note(
             "on \(device.name); \(inputs.samples.count) samples"
                 + (place.map { ", \($0.count) processes" } ?? "")
                 + (settings.sequenceParallel > 1
                     ? ", \(settings.sequenceParallel) for each sample's tokens" : ""))
-        let validation = try options.validateEvery.map { _ in
-            try Validation(options, settings, inputs, on: device)
-        }
-        try await lead(trainer, folder, validation)
+        try await lead(trainer, folder, try validation())
     }
 
     // MARK: Settings
@@ -186,12 +191,23 @@ struct TrainingRun {
         _ settings: TrainingSettings, _ inputs: TrainingInputs, _ device: DeviceChoice,
         _ place: ProcessPlace?
     ) throws {
-        let plan = try TrainingPlan(
-            settings, inputs.models, try inputs.outlined(), isGPU: device.isGPU,
-            processes: place?.count ?? 1)
+        let sample = try inputs.outlined()
+        func planned(_ shard: Sharding) throws -> TrainingPlan {
+            var settings = settings
+            settings.shard = shard
+            return try TrainingPlan(
+                settings, inputs.models, sample, isGPU: device.isGPU, processes: place?.count ?? 1)
+        }
+        let plan = try planned(settings.shard)
         let words = plan.words + (place == nil ? "" : " of each process")
         if options.dryRun { Output.line(words) } else if place?.isFirst ?? true { note(words) }
-        try plan.require(on: device)
+        try plan.require(on: device) {
+            let others = "--checkpoint block, a smaller --batch-size or --latent-frames, or more "
+                + "processes with --sequence-parallel"
+            guard place != nil, settings.shard == .none else { return others }
+            let memory = try planned(.full).memory
+            return "--shard full, with which it takes \(describe(bytes: memory)), \(others)"
+        }
     }
 
     // MARK: Processes
@@ -206,14 +222,19 @@ struct TrainingRun {
             )
         }
         // What differs between machines, such as where the files are, does not count.
-        let purpose = "\(settings), \(samples) samples"
+        var purpose = "\(settings), \(samples) samples"
+        if settings.shard == .full, let every = options.validateEvery {
+            // All take part in it then.
+            let steps = options.validateSteps.map { "\($0)" } ?? ""
+            purpose += ", \(options.validateSamples) validated in \(steps) every \(every)"
+        }
         let group = try ProcessGroup.join(place, purpose: purpose)
         group.cards = try CardsOfProcesses.open(group, device) { if place.isFirst { note($0) } }
         return group
     }
 
     /// What a process does that is not the first: the same steps, without a word.
-    private func follow(_ trainer: Trainer) throws {
+    private func follow(_ trainer: Trainer, _ validation: Validation?) throws {
         Interruption.pauses()
         while trainer.iteration < trainer.settings.iterations {
             let report = try trainer.step(pausing: Interruption.isPausing)
@@ -222,6 +243,9 @@ struct TrainingRun {
                 throw ExitCode(130)
             }
             if trainer.iteration % trainer.settings.saveEvery == 0 { _ = try trainer.state() }
+            if let validation, let every = options.validateEvery, trainer.iteration % every == 0 {
+                try validation.accompany(trainer)
+            }
         }
         if trainer.iteration % trainer.settings.saveEvery != 0 { _ = try trainer.state() }
         for average in [false, true] { _ = try trainer.exported(average: average) }
@@ -245,9 +269,6 @@ struct TrainingRun {
         }
         func validate() async throws {
             guard let validation else { return }
-            // The other processes do not sample.
-            trainer.isApart = true
-            defer { trainer.isApart = false }
             let figures = try await validation.run(trainer, in: folder)
             try curves.add(figures, iteration: trainer.iteration)
             note(
@@ -331,15 +352,14 @@ extension TrainingPlan {
     }
 
     /// Throws where it does not fit.
-    func require(on device: DeviceChoice) throws {
+    /// - Parameter advice: what may be tried then.
+    func require(on device: DeviceChoice, advice: () throws -> String) throws {
         let free = device.isGPU ? device.freeMemory : HostMemory.current.available
-        if let free, free < memory {
-            throw UserError(
-                "train.memory",
-                "an iteration takes \(describe(bytes: memory)), \(describe(bytes: free)) are "
-                    + "free: try --checkpoint block, a smaller --batch-size or --latent-frames, or more "
-                    + "processes with --sequence-parallel")
-        }
+        guard let free, free < memory else { return }
+        throw UserError(
+            "train.memory",
+            "an iteration takes \(describe(bytes: memory)), \(describe(bytes: free)) are free: "
+                + "try \(try advice())")
     }
 }
 

@@ -26,6 +26,7 @@ final class Validation {
     /// For each prompt, where it is known what it asks for.
     private let captions: [Caption?]
     private var teacher: [Video]?
+    private var hasAccompanied = false
     private var writesVideos = true
 
     init(
@@ -94,11 +95,11 @@ final class Validation {
         if let teacher {
             wanted = teacher
         } else {
-            wanted = try videos(trainer.teacher, teacherSampling)
+            wanted = try videos(try latents(trainer.teacher, teacherSampling, trainer))
             try await write(wanted, "teacher", in: place)
             teacher = wanted
         }
-        let made = try videos(trainer.student.net, sampling)
+        let made = try videos(try latents(trainer.student.net, sampling, trainer))
         try await write(made, RunFolder.name(trainer.iteration), in: place)
         let error =
             zip(made, wanted).reduce(0.0) {
@@ -113,6 +114,13 @@ final class Validation {
         return figures
     }
 
+    /// Takes part in what the first process validates, where nets are split over the processes.
+    func accompany(_ trainer: Trainer) throws {
+        if !hasAccompanied { _ = try latents(trainer.teacher, teacherSampling, trainer) }
+        hasAccompanied = true
+        _ = try latents(trainer.student.net, sampling, trainer)
+    }
+
     /// Per cent of the attributes that the videos show as asked for.
     private func score(_ videos: [Video]) -> Double? {
         guard let classifier else { return nil }
@@ -125,8 +133,14 @@ final class Validation {
 
     // MARK: Videos
 
-    private func videos(_ net: Net, _ sampling: Sampling) throws -> [Video] {
-        try samples.enumerated().map { index, sample in
+    private func videos(_ latents: [Tensor]) throws -> [Video] { try latents.map(decoded) }
+
+    /// → f32 [C, T, H, W] of each sample
+    private func latents(_ net: Net, _ sampling: Sampling, _ trainer: Trainer) throws -> [Tensor] {
+        // Whole samples: the other processes do not sample, or do all of it, too.
+        trainer.isApart = true
+        defer { trainer.isApart = false }
+        let made = try samples.enumerated().map { index, sample in
             let draws = SeededDraws(seed: settings.seed, iteration: .max, part: index)
             let shape = sample.latents.shape
             func noise() -> Tensor { draws.noise(1, shape)[0].tensor.reshaped([1] + shape) }
@@ -153,8 +167,10 @@ final class Validation {
                             on: device), latents.shape)
                 }
             }
-            return try decoded(device.reshape(denoiser.latents(on: device), shape))
+            return device.reshape(denoiser.latents(on: device), shape)
         }
+        try trainer.checkProcesses()
+        return made
     }
 
     /// latents: f32 [C, T, H, W]

@@ -45,10 +45,10 @@ func moved(_ a: Tensor, _ h: Float, _ b: Tensor) -> Tensor {
     Tensor(zip(a.floats(), b.floats()).map { $0 + h * $1 }, a.shape)
 }
 
-/// A transformer of two blocks with random weights.
-func randomParameters(seed: UInt64, isSparse: Bool, dim: Int = 32) -> Parameters {
+/// A transformer with random weights, of two blocks where nothing else is said.
+func randomParameters(seed: UInt64, isSparse: Bool, dim: Int = 32, layers: Int = 2) -> Parameters {
     let sizes = WanTransformerArchitecture(
-        dim: dim, layers: 2, feedForward: 48, heads: 2, inputChannels: 4, outputChannels: 4,
+        dim: dim, layers: layers, feedForward: 48, heads: 2, inputChannels: 4, outputChannels: 4,
         textDim: 12, frequencyDim: 16, hasSparseLinearAttention: isSparse)
     var random = Random(seed)
     let tensors = DetectedModel.wanTransformer(sizes).tensors().map { expected in

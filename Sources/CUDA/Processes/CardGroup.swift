@@ -129,6 +129,7 @@ public final class CardGroup {
                     switch result.dtype {
                     case .f32: NCCL_FLOAT32
                     case .bf16: NCCL_BFLOAT16
+                    case .i8, .f8e4m3: NCCL_UINT8
                     default:
                         throw NCCLError(description: "\(result) cannot be given to other processes")
                     }

@@ -13,7 +13,8 @@ public final class MovingAverage {
     public init(_ parameters: Parameters, rate: Double, on device: any Backend) {
         self.rate = rate
         self.device = device
-        for name in parameters.names {
+        // Other processes keep the others.
+        for name in parameters.names where parameters.masters[name] != nil {
             values[name] = device.cast(
                 device.place(parameters.tensor(name)!, as: parameters.dtype), to: .f32)
         }
@@ -47,7 +48,6 @@ public final class MovingAverage {
     }
 
     func update(_ parameters: Parameters, _ names: [String], weight beta: Double) {
-        // Other processes keep the others.
         for name in names where values[name] != nil {
             let now = device.cast(
                 device.place(parameters.tensor(name)!, as: parameters.dtype), to: .f32)

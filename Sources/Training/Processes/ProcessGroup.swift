@@ -220,6 +220,12 @@ public final class ProcessGroup {
         }
     }
 
+    /// The largest of all processes' numbers.
+    func largest(_ value: Int) throws(ProcessError) -> Int {
+        let own = (0..<place.count).map { $0 == place.rank ? Double(value) : 0 }
+        return Int(try sum(own).max() ?? 0)
+    }
+
     /// Some bytes of the first process, in all.
     public func fromFirst(_ bytes: [UInt8]) throws(ProcessError) -> [UInt8] {
         guard place.isFirst else {

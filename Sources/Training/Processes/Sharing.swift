@@ -5,22 +5,43 @@ import Checkpoints
 import Ground
 import Tensors
 
+/// What the processes of a run share out.
+public enum Sharding: String, Sendable, Hashable, Codable, CaseIterable {
+    /// Masters, moments and averages, as ZeRO-1 does.
+    case none
+    /// Weights of all nets and gradients, too, as FSDP and ZeRO-3 do.
+    case full
+}
+
 /// Who keeps which parameters of a net.
 final class Sharing {
     let group: ProcessGroup
     private let parameters: Parameters
     private let owners: [String: Int]
     private let device: any Backend
+    /// Whether what nets see is split, too: gradients come as sums of own parameters then.
+    private let isSharded: Bool
     /// Those that had a gradient last, in the parameters' order.
     private var moved: [String] = []
 
-    init(_ parameters: Parameters, _ group: ProcessGroup, on device: any Backend) {
+    init(
+        _ parameters: Parameters, _ group: ProcessGroup, on device: any Backend, isSharded: Bool
+    ) {
         self.group = group
         self.parameters = parameters
         self.device = device
-        owners = Self.owners(
-            parameters.names.map { ($0, parameters.info($0)!.shape.reduce(1, *)) },
-            count: group.place.count)
+        self.isSharded = isSharded
+        owners = Self.owners(of: parameters, count: group.place.count)
+    }
+
+    /// - Parameter missing: tensors beside the checkpoint's own.
+    static func owners(
+        of checkpoint: any Checkpoint, missing: [(name: String, shape: Shape)] = [], count: Int
+    ) -> [String: Int] {
+        let absent = missing.filter { checkpoint.info($0.name) == nil }
+        return owners(
+            checkpoint.names.map { ($0, checkpoint.info($0)!.shape.reduce(1, *)) }
+                + absent.map { ($0.name, $0.shape.count) }, count: count)
     }
 
     /// The largest tensors first, each to whoever has least so far: the same in all processes.
@@ -36,6 +57,9 @@ final class Sharing {
     }
 
     func isOwn(_ name: String) -> Bool { owners[name] == group.place.rank }
+
+    /// Whether this process has what nets see of a parameter.
+    func isSeen(_ name: String) -> Bool { !isSharded || isOwn(name) }
 
     /// The parameters of the list, as the group takes them. A tensor of another process only tells its shape and type.
     private func owned(_ names: [String], _ dtype: DType, _ values: (String) -> Tensor?)
@@ -56,6 +80,7 @@ final class Sharing {
     /// Sums gradients over all processes. A parameter has one where any process has one.
     /// - Returns: those of own parameters, f32.
     func sum(_ gradients: [String: Tensor]) throws -> [String: Tensor] {
+        if isSharded { return gradients }
         let flags = try group.sum(parameters.names.map { gradients[$0] == nil ? 0 : 1 })
         moved = zip(parameters.names, flags).compactMap { $1 > 0 ? $0 : nil }
         return try group.sums(
@@ -67,6 +92,7 @@ final class Sharing {
 
     /// Gives all processes what nets see of the parameters that had a gradient last.
     func spread() throws {
+        if isSharded { return parameters.othersMoved() }
         let found = try group.spread(
             owned(moved, parameters.dtype) { parameters.tensor($0) }, on: device)
         for (name, tensor) in found { parameters.see(name, tensor) }

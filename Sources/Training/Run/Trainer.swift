@@ -67,6 +67,8 @@ public final class Trainer {
     public let group: ProcessGroup?
     /// What nets compute with where processes share out tokens.
     private let sequence: SequenceDevice?
+    /// What keeps the weights of nets where they are split over the processes.
+    private let shards: ShardedDevice?
 
     private enum Recipe {
         case whiteBox(WhiteBox)
@@ -87,13 +89,15 @@ public final class Trainer {
 
         init(
             _ net: Net, _ settings: Adam.Settings, averageRate: Double?,
-            hasEightBitMoments: Bool, _ group: ProcessGroup?
+            hasEightBitMoments: Bool, _ group: ProcessGroup?, on device: any Backend
         ) {
-            moments = hasEightBitMoments ? EightBitMoments(on: net.device) : nil
+            moments = hasEightBitMoments ? EightBitMoments(on: device) : nil
             self.net = net
-            optimizer = Adam(settings, on: net.device)
-            average = averageRate.map { MovingAverage(net.parameters!, rate: $0, on: net.device) }
-            sharing = group.map { Sharing(net.parameters!, $0, on: net.device) }
+            optimizer = Adam(settings, on: device)
+            average = averageRate.map { MovingAverage(net.parameters!, rate: $0, on: device) }
+            sharing = group.map {
+                Sharing(net.parameters!, $0, on: device, isSharded: net.isSharded)
+            }
             keepOwn()
         }
 
@@ -118,24 +122,36 @@ public final class Trainer {
 
     /// - Parameter group: the processes that train the model together; each calls the same methods in the same order.
     /// - Throws: `DataError` where there are too few samples or too many processes for one, `CheckpointError`.
-    public init(
+    public convenience init(
         _ settings: TrainingSettings, _ models: TrainingModels, _ samples: any SampleSource,
         on device: any Backend, group: ProcessGroup? = nil
+    ) throws {
+        try self.init(
+            settings, models, samples, on: device, group: group,
+            shards: settings.shard == .full ? group.map { ShardedDevice(device, $0) } : nil)
+    }
+
+    /// - Parameter shards: above `device`, where weights are split.
+    init(
+        _ settings: TrainingSettings, _ models: TrainingModels, _ samples: any SampleSource,
+        on device: any Backend, group: ProcessGroup?, shards: ShardedDevice?
     ) throws {
         // A plan's device stands for a process of a group by itself.
         let batch = try Self.batch(
             settings, of: samples.count, group?.place.count ?? device.membership.count)
         try Self.checkHeads(settings, models)
+        let whole: any Backend = shards ?? device
         sequence = group.flatMap {
             settings.sequenceParallel == 1
-                ? nil : SequenceDevice(device, $0, members: settings.sequenceParallel)
+                ? nil : SequenceDevice(whole, $0, members: settings.sequenceParallel)
         }
-        let netDevice = sequence ?? device
+        let netDevice = sequence ?? whole
         patch = models.options.patch
         self.settings = settings
         self.samples = samples
         self.device = device
         self.group = group
+        self.shards = shards
         order = SampleOrder(count: samples.count, batch: batch, seed: settings.seed)
         let dtype: DType = settings.isHalf ? .bf16 : .f32
         var dense = models.options
@@ -155,7 +171,22 @@ public final class Trainer {
                 checkpoint, options, activations: dtype,
                 timestepType: models.roundsTimesteps ? .bf16 : .f32,
                 recomputation: settings.recomputation, adapters: adapters, linearFormat: format,
-                on: netDevice)
+                shards: shards.map {
+                    Shards(
+                        device: $0,
+                        owners: Sharing.owners(of: checkpoint, count: $0.exchange.count))
+                }, on: netDevice)
+        }
+        func parameters(
+            _ checkpoint: any Checkpoint, missing: [(name: String, shape: Shape)] = []
+        ) throws -> Parameters {
+            guard let exchange = shards?.exchange else {
+                return try Parameters(checkpoint, as: dtype, missing: missing)
+            }
+            let owners = Sharing.owners(of: checkpoint, missing: missing, count: exchange.count)
+            return try Parameters(checkpoint, as: dtype, missing: missing) {
+                owners[$0] == exchange.rank
+            }
         }
         let start = models.student ?? models.teacher
         let teacher = net(models.teacher, dense)
@@ -166,8 +197,8 @@ public final class Trainer {
         case .sla:
             let sizes = try teacher.model().config
             let missing = SparseProjection.parameters(layers: sizes.layers, headDim: sizes.headDim)
-            trained = net(try Parameters(start, as: dtype, missing: missing), sparse)
-        case .rcm: trained = net(try Parameters(start, as: dtype), dense)
+            trained = net(try parameters(start, missing: missing), sparse)
+        case .rcm: trained = net(try parameters(start), dense)
         case .lora:
             let fresh = LowRankAdapters(
                 of: start, rank: settings.rank, alpha: settings.alpha ?? Double(settings.rank),
@@ -183,28 +214,30 @@ public final class Trainer {
         self.adapters = adapters
         student = TrainedNet(
             trained, settings.optimizer, averageRate: settings.averageRate,
-            hasEightBitMoments: settings.hasEightBitMoments, group)
+            hasEightBitMoments: settings.hasEightBitMoments, group, on: device)
+        // All processes go the same way, back too, so that each is there when a unit is gathered.
+        let keepsPoison = settings.asReference || shards != nil
         switch settings.recipe {
         case .sla:
             critic = nil
             recipe = .whiteBox(
                 WhiteBox(
                     student: trained, teacher: teacher, times: settings.times,
-                    lossScale: settings.lossScale, keepsPoison: settings.asReference))
+                    lossScale: settings.lossScale, keepsPoison: keepsPoison))
         case .lora:
             critic = nil
             recipe = .whiteBox(
                 WhiteBox(
                     student: trained, teacher: models.student == nil ? nil : teacher,
                     times: settings.times, lossScale: settings.lossScale, noise: settings.noise,
-                    keepsPoison: settings.asReference))
+                    keepsPoison: keepsPoison))
         case .rcm:
-            let fake = net(try Parameters(models.teacher, as: dtype), dense)
+            let fake = net(try parameters(models.teacher), dense)
             critic = TrainedNet(
                 fake, settings.criticOptimizer, averageRate: nil,
-                hasEightBitMoments: settings.hasEightBitMoments, group)
+                hasEightBitMoments: settings.hasEightBitMoments, group, on: device)
             var rcm = settings.rcm
-            if settings.asReference { rcm.keepsPoison = true }
+            if keepsPoison { rcm.keepsPoison = true }
             recipe = .rcm(RCM(student: trained, teacher: teacher, critic: fake, rcm))
         }
     }
@@ -265,7 +298,7 @@ public final class Trainer {
             trained = isStudent ? student : critic ?? student
             averaging = isStudent ? turns.effective(iteration) : nil
         }
-        let result = StepResult(on: device)
+        let result = StepResult(on: student.net.device)
         for part in 0..<settings.accumulation {
             let (batch, first) = try batch(part)
             let draws = SampleDraws(seed: settings.seed, iteration: iteration, first: first)
@@ -274,7 +307,7 @@ public final class Trainer {
             case .rcm(let rcm): result.add(try rcm.step(batch, iteration: iteration, draws))
             }
         }
-        try sequence?.check()
+        try checkProcesses()
         let sums = try sum(result, of: trained, pausing: pausing)
         var (gradients, norm) = (sums.gradients, sums.norm)
         if settings.asReference, !norm.isFinite {
@@ -305,9 +338,16 @@ public final class Trainer {
             }
             try trained.sharing?.spread()
         }
+        shards?.drop()
         iteration += 1
         try device.synchronize()
         return report
+    }
+
+    /// Throws where weights that are split could not be gathered: what nets have given since then means nothing.
+    public func checkProcesses() throws {
+        try sequence?.check()
+        try shards?.check()
     }
 
     /// By what sums over passes and processes count. Losses of rCM are sums over samples, those of the others means; the
@@ -326,6 +366,10 @@ public final class Trainer {
         let numbers = order.batch(iteration * settings.accumulation + part)
         let found = try numbers[place..<place + settings.batch].map(samples.sample)
         try check(found)
+        if shards != nil, settings.batch > 1, let group {
+            let shape = found[0].latents.shape
+            student.net.leastTokens = try group.largest(student.net.tokens(of: shape))
+        }
         return (found, part * order.batch + place)
     }
 
@@ -479,7 +523,7 @@ extension Trainer {
                 if trained.average != nil, state.info("\(role).ema.\(name)") == nil {
                     throw .missing("\(role).ema.\(name)", in: state.path, nearest: [])
                 }
-                parameters.set(name, master)
+                if trained.sharing?.isSeen(name) ?? true { parameters.set(name, master) }
                 // What others keep is not placed first and dropped then.
                 guard trained.sharing?.isOwn(name) ?? true else { continue }
                 means[name] = try read("exp_avg", name).map { device.place($0, as: .f32) }
@@ -497,7 +541,9 @@ extension Trainer {
                 trained.average?.restore(averages)
                 trained.keepOwn()
             }
+            parameters.othersMoved()
         }
+        shards?.drop()
         self.iteration = iteration
     }
 

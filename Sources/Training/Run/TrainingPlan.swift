@@ -16,7 +16,8 @@ public struct TrainingPlan: Sendable, Hashable {
     /// - Parameters:
     ///   - sample: a sample of the data set; only its sizes matter.
     ///   - isGPU: whether the scratch memory of a GPU's gradients counts too.
-    ///   - processes: that share masters, moments and averages; the plan is one process's.
+    ///   - processes: that share masters, moments and averages, and with `shard` weights and gradients, too; the plan is
+    ///     one process's.
     public init(
         _ settings: TrainingSettings, _ models: TrainingModels, _ sample: Sample,
         isGPU: Bool = false, processes: Int = 1
@@ -33,8 +34,11 @@ public struct TrainingPlan: Sendable, Hashable {
         let device = NullBackend(
             workspace: { isGPU ? Self.workspace(of: $0) : 0 },
             membership: Self.largest(sample.latents.shape, settings, models))
+        let isSharded = settings.shard == .full && processes > 1
         let trainer = try Trainer(
-            settings, outlines, RepeatedSample(sample, count: settings.batch), on: device)
+            settings, outlines, RepeatedSample(sample, count: settings.batch), on: device,
+            group: nil,
+            shards: isSharded ? ShardedDevice(device, PlannedProcesses(processes)) : nil)
         parameters =
             trainer.student.parameters.elementCount
             + (trainer.critic?.parameters.elementCount ?? 0)
@@ -43,6 +47,11 @@ public struct TrainingPlan: Sendable, Hashable {
             device.resetCounts()
             _ = try trainer.step()
             flops = max(flops, device.total.flops)
+        }
+        if isSharded {
+            // The walk was that of one process.
+            memory = device.memory.peak
+            return
         }
         // Moments in f32 (in 8 bits they are not there at the peak), masters beside bf16 weights (in f32 the net
         // sees the masters, which all keep), and the student's average.

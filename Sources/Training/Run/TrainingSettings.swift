@@ -29,6 +29,7 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
     /// bf16: parameters and activations in bf16, masters and moments in f32.
     public var isHalf = true
     public var recomputation = Recomputation.block
+    public var shard = Sharding.none
     public var optimizer: Adam.Settings
     /// Moments in 8 bits between the steps.
     public var hasEightBitMoments = false

@@ -1,0 +1,109 @@
+/// The weights of one net, split over processes.
+
+import Ground
+import Tensors
+
+/// Which process keeps which tensors of a net, and the device that gathers them.
+struct Shards {
+    let device: ShardedDevice
+    /// By the names of the checkpoint's tensors.
+    let owners: [String: Int]
+}
+
+/// Places the weights of a net as outlines, and keeps those of this process. What is placed in one group is one unit,
+/// such as a block; what is in no group is another.
+final class ShardedNet: ForwardingBackend {
+    private struct Key: Hashable {
+        let name: String
+        let dtype: DType
+        let format: LinearFormat
+    }
+    private let shards: Shards
+    private let isConstant: Bool
+    private let nameOf: (Tensor) -> String?
+    private var units: [String: ShardedDevice.Unit] = [:]
+    private var outlines: [Key: LinearWeight] = [:]
+
+    /// - Parameters:
+    ///   - isConstant: whether the weights are placed once; otherwise each placing brings new numbers.
+    ///   - nameOf: what a tensor of the checkpoint is called; nil for tensors from elsewhere.
+    ///   - base: the shards' device, or one above it.
+    init(
+        _ shards: Shards, isConstant: Bool, on base: any Backend,
+        nameOf: @escaping (Tensor) -> String?
+    ) {
+        self.shards = shards
+        self.isConstant = isConstant
+        self.nameOf = nameOf
+        super.init(base)
+    }
+
+    override func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
+        outline(host, as: dtype, .plain, in: group) { .dense($0.place(host, as: dtype)) }?.matrix
+            ?? super.place(host, as: dtype, in: group)
+    }
+
+    override func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?)
+        -> LinearWeight
+    {
+        outline(weight.matrix, as: dtype, weight.inputFormat, in: group) {
+            $0.place(weight, as: dtype, in: nil)
+        } ?? super.place(weight, as: dtype, in: group)
+    }
+
+    override func place(_ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?)
+        -> LinearWeight
+    {
+        outline(weight, as: weight.dtype, format, in: group) {
+            $0.place(weight, quantizedTo: format, in: nil)
+        } ?? super.place(weight, quantizedTo: format, in: group)
+    }
+
+    /// - Parameter place: places the weight on a device.
+    /// - Returns: nil for what is no weight of the net.
+    private func outline(
+        _ host: Tensor, as dtype: DType, _ format: LinearFormat, in group: WeightGroup?,
+        _ place: (any Backend) -> LinearWeight
+    ) -> LinearWeight? {
+        guard let name = nameOf(host), let owner = shards.owners[name] else { return nil }
+        let device = shards.device
+        let key = Key(name: name, dtype: dtype, format: format)
+        let known = outlines[key]
+        if let known, isConstant { return known }
+        let outline = known ?? place(NullBackend())
+        if known == nil {
+            let unit = units[group?.name ?? ""] ?? ShardedDevice.Unit()
+            units[group?.name ?? ""] = unit
+            for tensor in outline.tensors { device.add(tensor, owner: owner, to: unit) }
+            outlines[key] = outline
+        }
+        if owner == device.exchange.rank {
+            for (own, outline) in zip(place(base).tensors, outline.tensors) {
+                device.keep(own, as: outline)
+            }
+        }
+        return outline
+    }
+
+    /// Sums gradients that are complete over all processes. gradients: by the names of the parameters, nil for zeros;
+    /// equal names and order in all processes → own ones
+    func sums(_ gradients: [(name: String, shape: Shape, gradient: Tensor?)]) -> [String: Tensor] {
+        shards.device.sums(
+            gradients.map { name, shape, gradient in
+                ProcessGroup.Owned(
+                    name: name,
+                    tensor: gradient ?? base.place(.zeros(shape, .f32), as: .f32),
+                    owner: shards.owners[name]!)
+            })
+    }
+}
+
+extension LinearWeight {
+    /// The elements and their scales.
+    fileprivate var tensors: [Tensor] {
+        switch self {
+        case .dense(let matrix): [matrix]
+        case .int8Blocks(let matrix, let scale), .fp8Rows(let matrix, let scale): [matrix, scale]
+        }
+    }
+}
