@@ -202,7 +202,8 @@ struct TrainingRun {
         let words = plan.words + (place == nil ? "" : " of each process")
         if options.dryRun { Output.line(words) } else if place?.isFirst ?? true { note(words) }
         try plan.require(on: device) {
-            let others = "--checkpoint block, a smaller --batch-size or --latent-frames, or more "
+            let others =
+                "--checkpoint block, a smaller --batch-size or --latent-frames, or more "
                 + "processes with --sequence-parallel"
             guard place != nil, settings.shard == .none else { return others }
             let memory = try planned(.full).memory
