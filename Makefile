@@ -85,9 +85,10 @@ release: dist
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
-# Leaks are not looked for: what Swift keeps to the end is none.
+# Leaks are not looked for: what Swift keeps to the end is none. A trap that a test provokes is told without the minute that a
+# backtrace through the sanitizer takes.
 sanitize: swift packages
-	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 swift test --sanitize=address \
+	TURBODIFFUSION_SANITIZED=1 SWIFT_BACKTRACE=enable=no ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 swift test --sanitize=address \
 	    -c release -Xswiftc -enable-testing --scratch-path .build-sanitize $(if $(ONLY),--filter '$(ONLY)')
 
 fuzz: swift

@@ -68,7 +68,7 @@ public final class Trainer {
     /// What nets compute with where processes share out tokens.
     private let sequence: SequenceDevice?
     /// What keeps the weights of nets where they are split over the processes.
-    private let shards: ShardedDevice?
+    let shards: ShardedDevice?
 
     private enum Recipe {
         case whiteBox(WhiteBox)
