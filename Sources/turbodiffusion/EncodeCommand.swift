@@ -96,8 +96,7 @@ struct FrameSize: ExpressibleByArgument {
     let width, height: Int
 
     init?(argument: String) {
-        let sides = argument.lowercased().split(separator: "x").map { Int($0) }
-        guard sides.count == 2, let width = sides[0], let height = sides[1],
+        guard let (width, height) = pair(argument),
             (1...Resolution.longestSide).contains(width),
             (1...Resolution.longestSide).contains(height)
         else { return nil }

@@ -28,6 +28,14 @@ struct ByteCount: Sendable, Equatable {
     }
 }
 
+/// `832x480`: two numbers; nil for anything else.
+func pair(_ text: String) -> (Int, Int)? {
+    let numbers = text.lowercased().split(separator: "x", omittingEmptySubsequences: false)
+        .map { Int($0) }
+    guard numbers.count == 2, let first = numbers[0], let second = numbers[1] else { return nil }
+    return (first, second)
+}
+
 /// `--seed`: a number, or a random one that is drawn when the request is made.
 enum Seed: ExpressibleByArgument, Equatable {
     case number(UInt64)

@@ -148,9 +148,7 @@ struct RequestBuilder {
 extension ContentOptions {
     /// `WIDTHxHEIGHT`.
     var pixels: (width: Int, height: Int)? {
-        let parts = resolution?.lowercased().split(separator: "x").map { Int($0) } ?? []
-        guard parts.count == 2, let width = parts[0], let height = parts[1] else { return nil }
-        return (width, height)
+        resolution.flatMap { pair($0) }
     }
 }
 

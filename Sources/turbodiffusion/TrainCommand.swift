@@ -37,7 +37,7 @@ struct TrainSLACommand: AsyncParsableCommand {
 
     func run() async throws {
         try await TrainingRun(options, .sla, isQuantized: quant).run { settings in
-            attention.apply(to: &settings)
+            try attention.apply(to: &settings)
         }
     }
 }
@@ -178,7 +178,7 @@ struct TrainLoRACommand: AsyncParsableCommand {
             if let boundary { settings.boundary = boundary }
             if let rank { (settings.rank, settings.alpha) = (rank, nil) }
             if let alpha { settings.alpha = alpha }
-            attention.apply(to: &settings)
+            try attention.apply(to: &settings)
             if let adapterLayout { settings.layout = adapterLayout }
             if let targets {
                 settings.targets = targets.split(separator: ",").map(String.init)

@@ -231,24 +231,30 @@ struct TrainedAttention: ParsableArguments {
     @Option(
         name: .customLong("sla-blocks"),
         help: """
-            Queries x keys of a block (default: 64x64, as published models are trained). Videos are made with \
-            128x64: what is trained for that by little data scores higher.
+            Queries x keys of a block (default: 64x64, as published models are trained). SLA makes videos with \
+            128x64, SageSLA on Hopper with 64x128.
             """)
     var blocks: AttentionBlocks?
 
-    func apply(to settings: inout TrainingSettings) {
+    func apply(to settings: inout TrainingSettings) throws {
         if let topK { settings.topK = topK }
-        if let blocks { (settings.queryBlock, settings.keyBlock) = (blocks.queries, blocks.keys) }
+        if let blocks {
+            guard settings.topK != nil else {
+                throw UserError(
+                    "train.blocks",
+                    "--sla-blocks needs --sla-topk: attention to all keys has no blocks")
+            }
+            (settings.queryBlock, settings.keyBlock) = (blocks.queries, blocks.keys)
+        }
     }
 }
 
 /// `QUERIESxKEYS`.
-struct AttentionBlocks: ExpressibleByArgument, Equatable {
+struct AttentionBlocks: ExpressibleByArgument {
     let queries, keys: Int
 
     init?(argument: String) {
-        let sides = argument.lowercased().split(separator: "x").map { Int($0) }
-        guard sides.count == 2, let queries = sides[0], let keys = sides[1] else { return nil }
+        guard let (queries, keys) = pair(argument) else { return nil }
         (self.queries, self.keys) = (queries, keys)
     }
 }

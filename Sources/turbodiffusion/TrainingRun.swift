@@ -36,7 +36,7 @@ struct TrainingRun {
     }
 
     /// - Parameter change: puts the recipe's own options into the settings.
-    func run(_ change: (inout TrainingSettings) -> Void) async throws {
+    func run(_ change: (inout TrainingSettings) throws -> Void) async throws {
         let place = try ProcessPlace.read(environment)
         let isFirst = place?.isFirst ?? true
         var (settings, files) = try self.settings(change)
@@ -117,7 +117,7 @@ struct TrainingRun {
 
     // MARK: Settings
 
-    private func settings(_ change: (inout TrainingSettings) -> Void) throws -> (
+    private func settings(_ change: (inout TrainingSettings) throws -> Void) throws -> (
         TrainingSettings, TrainingFiles
     ) {
         var settings = TrainingSettings(recipe)
@@ -152,7 +152,7 @@ struct TrainingRun {
             if let config = options.config { try SettingsFile(config).apply(to: &settings) }
         }
         options.apply(to: &settings)
-        change(&settings)
+        try change(&settings)
         if let fault = settings.fault { throw UserError("train.settings", fault) }
         files.model = options.model ?? files.model
         files.teacher = options.teacher ?? files.teacher

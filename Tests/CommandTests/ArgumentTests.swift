@@ -56,6 +56,16 @@ let projectFolder = "/" + #filePath.split(separator: "/").dropLast(3).joined(sep
         #expect(throws: ValidationError.self) { try ByteCount(text) }
     }
 
+    @Test("two numbers with an x between them")
+    func pairs() {
+        #expect(pair("832x480")! == (832, 480) && pair("64X128")! == (64, 128))
+        for text in [
+            "", "x", "64", "64x", "x64", "64xx64", "x64x64", "64x64x64", "64x6.4", "64×64",
+        ] {
+            #expect(pair(text) == nil, "\(text)")
+        }
+    }
+
     @Test("LoRA files with strengths")
     func loras() {
         #expect(LoRAArgument(argument: "a.safetensors")?.strength == 1)
