@@ -70,6 +70,20 @@ import Testing
         #expect(tile.statistics(32_760) == 32_768)
     }
 
+    @Test func hoppersTilesSuitTheirOperands() {
+        typealias Tile = AttentionGradients.Tile
+        func tile(_ dim: Int, _ queries: Int, _ keys: Int, _ blocks: (Int, Int)? = nil) -> Tile? {
+            AttentionGradients.hopperTile(dim: dim, queries: queries, keys: keys, blocks: blocks)
+        }
+        let (small, large) = (Tile.hopper(dim: 128, groups: 1), Tile.hopper(dim: 128, groups: 2))
+        #expect(tile(128, 1024, 1024) == large && tile(96, 32_760, 32_760) == large)
+        #expect(tile(128, 1023, 4096) == small && tile(72, 32_760, 512) == small)
+        #expect(tile(128, 32_760, 32_760, (64, 64)) == small)
+        #expect(tile(128, 32_760, 32_760, (128, 64)) == small)
+        #expect(tile(128, 32_760, 32_760, (64, 32)) == nil)
+        for dim in [32, 64, 68, 100, 136, 256] { #expect(tile(dim, 2048, 2048) == nil) }
+    }
+
     @Test func weightsSumInPartsByTheirShapes() {
         func parts(_ rows: Int, _ outputs: Int, _ inputs: Int) -> Int {
             let chunk = WeightGradients.chunk(rows: rows, outputs: outputs, inputs: inputs)

@@ -1,5 +1,6 @@
 // Gradients of attention of bf16 tensors on Hopper: what attention_gradient_mma.cu computes, on wgmma, with tiles loaded
-// by bulk tensor copies. Head dimension up to 64 or 128.
+// by bulk tensor copies. Head dimension 72 to 128: with own rows in registers heads of 64 are compiled wrongly by ptxas of
+// CUDA 12.9 and 13.0, which gives D the registers of G's fragments although the next tile reads them again.
 //
 // A warpgroup owns 64 rows of one head; all warpgroups of a block of threads visit the same tiles of 64 rows of the other
 // side, which one thread loads into a ring. A warpgroup adds a tile's products to its sums while it computes the next

@@ -140,9 +140,7 @@ enum AttentionGradients {
         kernels: halfTiles.flatMap { tile in Pass.allCases.map { tile.kernel($0) } })
 
     /// Tiles of 128 rows read the other side half as often; lists and few rows want those of 64.
-    static let hopperTiles: [Tile] = [
-        .hopper(dim: 64, groups: 1), .hopper(dim: 128, groups: 1), .hopper(dim: 128, groups: 2),
-    ]
+    static let hopperTiles: [Tile] = [.hopper(dim: 128, groups: 1), .hopper(dim: 128, groups: 2)]
     static let sm90 = KernelUnit(
         "attention_gradient_sm90.cu", for: .hopper,
         kernels: hopperTiles.flatMap { tile in
@@ -157,6 +155,19 @@ enum AttentionGradients {
         let blocks = ceilDivide(keys, tile.owned) * heads
         let wanted = min(128 / max(1, blocks), ceilDivide(queries, tile.visited) / 8)
         return max(1, wanted)
+    }
+
+    /// The tile of Hopper's kernels for bf16 operands; nil if they do not take them.
+    /// - Parameter blocks: queries and keys of the lists' blocks; nil for all keys.
+    static func hopperTile(
+        dim: Int, queries: Int, keys: Int, blocks: (queries: Int, keys: Int)?
+    ) -> Tile? {
+        guard (65...128).contains(dim), dim % 8 == 0 else { return nil }
+        guard let blocks else {
+            return .hopper(dim: 128, groups: min(queries, keys) >= 1024 ? 2 : 1)
+        }
+        let areWhole = blocks.queries % 64 == 0 && blocks.keys % 64 == 0
+        return areWhole ? .hopper(dim: 128, groups: 1) : nil
     }
 
     /// The tile for heads of this width; nil if no kernel is for them.
@@ -234,8 +245,7 @@ extension CUDABackend {
         _ q: Tensor, _ k: Tensor, _ v: Tensor, _ g: Tensor, scale: Float,
         lastKeyCounts: [Int] = [], lists: BlockLists?
     ) -> [Tensor] {
-        let hopper = hopperTile(q, k, v, g, lists).map { ($0, [q, k, v, g] as [Tensor?]) }
-        let (tile, x) = hopper ?? gradientTile([q, k, v, g], lists, "attentionGradient")
+        let (tile, x) = gradientTile([q, k, v, g], lists, "attentionGradient", isReverse: true)
         let statistics = storage(byteCount: q.shape[1] * tile.statistics(q.shape[0]) * 8)
         let found = [q, k, v].map { tensor($0.shape, .f32) }
         var arguments = AttentionGradientArguments(
@@ -326,30 +336,22 @@ extension CUDABackend {
         launch(.keyGradient, [1, 2, 0, 3], rows: x[1].shape[0], parts: parts)
     }
 
-    /// The tile of Hopper's kernels; nil where they do not take these operands, or on another card.
-    private func hopperTile(
-        _ q: Tensor, _ k: Tensor, _ v: Tensor, _ g: Tensor, _ lists: BlockLists?
-    ) -> AttentionGradients.Tile? {
-        let dim = q.shape[2]
-        guard context.kernelArchitecture == .hopper, dim % 8 == 0, dim <= 128,
-            [q, k, v, g].allSatisfy({ $0.dtype == .bf16 && $0.byteOffset % 16 == 0 })
-        else { return nil }
-        if let spec = lists?.spec, spec.queryBlock % 64 != 0 || spec.keyBlock % 64 != 0 {
-            return nil
-        }
-        let isLarge = lists == nil && dim > 64 && min(q.shape[0], k.shape[0]) >= 1024
-        return .hopper(dim: dim > 64 ? 128 : 64, groups: isLarge ? 2 : 1)
-    }
-
     /// The tile for these operands, of which the first is q, and they as its kernels read them.
     private func gradientTile(
-        _ operands: [Tensor?], _ lists: BlockLists?, _ operation: String
+        _ operands: [Tensor?], _ lists: BlockLists?, _ operation: String, isReverse: Bool = false
     ) -> (AttentionGradients.Tile, [Tensor?]) {
         let dim = operands[0]!.shape[2]
         let isHalf = operands.allSatisfy {
             $0.map { $0.dtype == .bf16 && $0.byteOffset % 16 == 0 } ?? true
         }
         let blocks = lists.map { ($0.spec.queryBlock, $0.spec.keyBlock) }
+        if isReverse, isHalf, context.kernelArchitecture == .hopper,
+            let tile = AttentionGradients.hopperTile(
+                dim: dim, queries: operands[0]!.shape[0], keys: operands[1]!.shape[0],
+                blocks: blocks)
+        {
+            return (tile, operands)
+        }
         guard let tile = AttentionGradients.tile(dim: dim, isHalf: isHalf, blocks: blocks) else {
             programmingError(
                 "\(operation): no kernel for headDim \(dim)"
