@@ -137,6 +137,7 @@ final class Validation {
 
     /// → f32 [C, T, H, W] of each sample
     private func latents(_ net: Net, _ sampling: Sampling, _ trainer: Trainer) throws -> [Tensor] {
+        if settings.shard == .full { try trainer.meet() }
         // Whole samples: the other processes do not sample, or do all of it, too.
         trainer.isApart = true
         defer { trainer.isApart = false }

@@ -167,7 +167,7 @@ private final class Long: SampleSource {
 
     private static func trainer(
         _ settings: TrainingSettings, _ group: ProcessGroup?, frames: Int = 2, heads: Int = 2,
-        base: LinearFormat = .plain
+        base: LinearFormat = .plain, on device: any Backend = CPUBackend(threads: 1)
     ) throws -> Trainer {
         try Trainer(
             settings,
@@ -175,7 +175,7 @@ private final class Long: SampleSource {
                 teacher: randomParameters(seed: 5, isSparse: false),
                 options: WanTransformerOptions(heads: heads), roundsTimesteps: true,
                 linearFormat: base),
-            Long(frames: frames), on: CPUBackend(threads: 1), group: group)
+            Long(frames: frames), on: device, group: group)
     }
 
     private struct Course: Sendable, Equatable {
@@ -376,6 +376,96 @@ private final class Long: SampleSource {
             try results[0].get()
         } throws: {
             "\($0)".contains("process 1 has ended") || "\($0)".contains("broke")
+        }
+    }
+
+    /// Cards that cannot exchange anything, nor sum, nor gather weights unless the host does that for them.
+    private final class Unable: CardCollectives {
+        struct Fault: Error {}
+        private unowned let group: ProcessGroup
+        private let gathers: Bool
+        /// Is told of what fails.
+        private let tell: () -> Void
+        init(_ group: ProcessGroup, gathers: Bool = false, _ tell: @escaping () -> Void) {
+            (self.group, self.gathers, self.tell) = (group, gathers, tell)
+        }
+        func sums(_ tensors: [(tensor: Tensor, owner: Int)]) throws -> [Tensor?] {
+            tell()
+            throw Fault()
+        }
+        func spread(_ tensors: [(tensor: Tensor, owner: Int)]) throws -> [Tensor] {
+            guard gathers else {
+                tell()
+                throw Fault()
+            }
+            group.cards = nil
+            defer { group.cards = self }
+            let found = try group.spread(
+                tensors.enumerated().map {
+                    ProcessGroup.Owned(
+                        name: "\($0)", tensor: $1.tensor, owner: $1.owner)
+                }, on: CPUBackend(threads: 1))
+            return tensors.enumerated().map { found["\($0)"] ?? $1.tensor }
+        }
+        func carryOut(_ operation: any Collective, first: Int) throws -> Tensor {
+            tell()
+            throw Fault()
+        }
+    }
+
+    /// A device that counts what it computes.
+    private final class Counting: ForwardingBackend {
+        var count = 0
+        override func run(_ operation: Operation) -> [Tensor] {
+            count += 1
+            return super.run(operation)
+        }
+    }
+
+    @Test(
+        "where a process ends between steps, cards do not wait for what it does not give",
+        arguments: zip([2, 1, 2], [Sharding.none, .full, .full]))
+    func endingBetweenSteps(members: Int, shard: Sharding) throws {
+        let results = try together(2) { place -> Int in
+            let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
+            if place.rank == 1 { return 0 }
+            var exchanges = 0
+            group.cards = Unable(group) { exchanges += 1 }
+            var settings = tinySettings(.sla)
+            settings.batch = 1
+            (settings.sequenceParallel, settings.shard) = (members, shard)
+            let trainer = try Self.trainer(settings, group)
+            #expect(throws: ProcessError.self) { try trainer.step() }
+            return exchanges
+        }
+        #expect(try results[0].get() == 0)
+    }
+
+    enum WeightsOfProcess: CaseIterable { case whole, split, splitAndGathered }
+
+    @Test(
+        "what cannot be exchanged ends the pass: nothing is computed any more",
+        arguments: TrainingSettings.Recipe.allCases,
+        WeightsOfProcess.allCases)
+    func failedExchange(_ recipe: TrainingSettings.Recipe, _ weights: WeightsOfProcess) throws {
+        let results = try together(2) { place -> (atFault: Int, after: Int, faults: Int) in
+            let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
+            let device = Counting(CPUBackend(threads: 1))
+            var (atFault, faults) = (0, 0)
+            group.cards = Unable(group, gathers: weights == .splitAndGathered) {
+                (atFault, faults) = (device.count, faults + 1)
+            }
+            var settings = tinySettings(recipe)
+            settings.sequenceParallel = 2
+            settings.shard = weights == .whole ? .none : .full
+            settings.accumulation = 2
+            let trainer = try Self.trainer(settings, group, on: device)
+            #expect(throws: Unable.Fault.self) { try trainer.step() }
+            return (atFault, device.count, faults)
+        }
+        for result in results {
+            let found = try result.get()
+            #expect(found.faults == 1 && found.after == found.atFault)
         }
     }
 }

@@ -8,10 +8,9 @@ import Tensors
 /// Models see a group of devices, as when several cards make one video: own rows of the sequence everywhere, all rows of
 /// own heads in self-attention, all rows at the end. What members give to each other goes between the processes. Process
 /// r is member r % N of group r / N.
-final class SequenceDevice: ForwardingBackend {
+final class SequenceDevice: JointDevice {
     private let group: ProcessGroup
     private let own: Membership
-    private var failure: (any Error)?
     /// Whether this process computes whole samples for now, by itself.
     var isApart = false
 
@@ -31,21 +30,7 @@ final class SequenceDevice: ForwardingBackend {
             default: return super.run(operation)
             }
         }
-        if failure == nil {
-            do { return [try group.carryOut(collective, on: base)] } catch { failure = error }
-        }
-        // Operations do not throw: what is computed from here on means nothing, and `check` says so.
-        return collective.results.map { place(.zeros($0.shape, $0.dtype), as: $0.dtype) }
-    }
-
-    /// Throws what kept members from giving something to each other.
-    func check() throws {
-        if let failure { throw failure }
-    }
-
-    override func synchronize() throws {
-        try check()
-        try super.synchronize()
+        return together { [try group.carryOut(collective, on: base)] } ?? super.run(operation)
     }
 }
 

@@ -50,9 +50,7 @@ final class PlannedProcesses: ShardExchange {
 /// Nets hold outlines of such weights, tensors without memory. Before an operation that reads one, the weights of its
 /// unit are gathered from their owners; they stay until another unit, of whichever net, is gathered. So all processes
 /// must run through equal nets in equal order, and at any time there is one whole unit beside the shares.
-///
-/// Operations do not throw: after a failure this device computes nothing, and `check` tells.
-final class ShardedDevice: ForwardingBackend {
+final class ShardedDevice: JointDevice {
     /// Weights that are gathered together.
     final class Unit {
         fileprivate var shards: [Shard] = []
@@ -69,25 +67,12 @@ final class ShardedDevice: ForwardingBackend {
     /// Units and shards by the memory of the outlines.
     private var places: [UInt64: (unit: Unit, index: Int)] = [:]
     private var gathered: (unit: Unit, tensors: [UInt64: Tensor])?
-    private var failure: (any Error)?
-    private let nothing = NullBackend()
     /// Bytes of the largest unit so far.
     private(set) var largestUnit = 0
 
     init(_ base: any Backend, _ exchange: any ShardExchange) {
         self.exchange = exchange
         super.init(base)
-    }
-
-    override var base: any Backend { failure == nil ? super.base : nothing }
-    override func synchronize() throws {
-        try check()
-        try super.synchronize()
-    }
-
-    /// Throws what has gone wrong between the processes.
-    func check() throws {
-        if let failure { throw failure }
     }
 
     // MARK: Weights
@@ -133,8 +118,7 @@ final class ShardedDevice: ForwardingBackend {
     private func gather(_ unit: Unit) {
         // First, so that there are never two.
         gathered = nil
-        guard failure == nil else { return }
-        do {
+        gathered = together {
             let found = try exchange.spread(
                 unit.shards.enumerated().map { index, shard in
                     ProcessGroup.Owned(
@@ -146,10 +130,8 @@ final class ShardedDevice: ForwardingBackend {
                 tensors[shard.outline.storage.serial] =
                     tensor.isOnHost ? base.place(tensor, as: tensor.dtype) : tensor
             }
-            gathered = (unit, tensors)
             largestUnit = max(largestUnit, unit.shards.reduce(0) { $0 + $1.outline.byteCount })
-        } catch {
-            failure = error
+            return (unit, tensors)
         }
     }
 
@@ -158,10 +140,6 @@ final class ShardedDevice: ForwardingBackend {
     /// Sums gradients over all processes. gradients: f32, equal names, shapes and order in all processes
     /// → own ones; none after a failure
     func sums(_ gradients: [ProcessGroup.Owned]) -> [String: Tensor] {
-        guard failure == nil else { return [:] }
-        do { return try exchange.sums(gradients, on: base) } catch {
-            failure = error
-            return [:]
-        }
+        together { try exchange.sums(gradients, on: base) } ?? [:]
     }
 }

@@ -301,13 +301,16 @@ public final class Trainer {
         let result = StepResult(on: student.net.device)
         for part in 0..<settings.accumulation {
             let (batch, first) = try batch(part)
+            try meet()
             let draws = SampleDraws(seed: settings.seed, iteration: iteration, first: first)
-            switch recipe {
-            case .whiteBox(let recipe): result.add(try recipe.step(batch, draws))
-            case .rcm(let rcm): result.add(try rcm.step(batch, iteration: iteration, draws))
-            }
+            let found =
+                switch recipe {
+                case .whiteBox(let recipe): try recipe.step(batch, draws)
+                case .rcm(let rcm): try rcm.step(batch, iteration: iteration, draws)
+                }
+            try checkProcesses()
+            result.add(found)
         }
-        try checkProcesses()
         let sums = try sum(result, of: trained, pausing: pausing)
         var (gradients, norm) = (sums.gradients, sums.norm)
         if settings.asReference, !norm.isFinite {
@@ -344,7 +347,12 @@ public final class Trainer {
         return report
     }
 
-    /// Throws where weights that are split could not be gathered: what nets have given since then means nothing.
+    /// Waits for the other processes where nets need them. One that has ended is noticed here: NCCL would wait for it.
+    public func meet() throws {
+        if sequence != nil || shards != nil { _ = try group?.sum([0]) }
+    }
+
+    /// Throws where processes could not give each other what nets need: what nets have given since then means nothing.
     public func checkProcesses() throws {
         try sequence?.check()
         try shards?.check()
