@@ -48,6 +48,7 @@ import Testing
                 guard let transfer else { continue }
                 #expect(transfer.byteCount > 0)
                 let available = scales ? other.x.scales!.byteCount : other.x.byteCount
+                checkPacked(transfer, available, size)
                 for row in 0..<transfer.rows {
                     let from = transfer.source.offset + row * transfer.source.pitch
                     #expect(from >= 0 && from + transfer.width <= available)
@@ -57,6 +58,29 @@ import Testing
             }
             let once = counts.allSatisfy { $0 == 1 }
             #expect(once)
+        }
+    }
+
+    /// What goes in one piece arrives as what goes run by run; from and to: bytes of both sides' memory.
+    private func checkPacked(_ transfer: Transfer, _ from: Int, _ to: Int) {
+        func copied(_ transfer: Transfer, _ bytes: [UInt8], _ size: Int) -> [UInt8] {
+            var result = [UInt8](repeating: 0, count: size)
+            bytes.withUnsafeBytes { bytes in
+                result.withUnsafeMutableBytes {
+                    transfer.copy(from: bytes.baseAddress!, to: $0.baseAddress!)
+                }
+            }
+            return result
+        }
+        let bytes = (0..<from).map { UInt8(truncatingIfNeeded: ($0 &* 40_503) >> 7) }
+        let piece = copied(transfer.packing, bytes, transfer.byteCount)
+        let result = copied(transfer, bytes, to)
+        #expect(copied(transfer.unpacking, piece, to) == result)
+        // What is not packed is read, or written, where it lies.
+        for (place, memory) in [(transfer.source, bytes), (transfer.target, result)]
+        where transfer.isOnePiece(at: place) {
+            let isThere = memory[place.offset...].prefix(piece.count).elementsEqual(piece)
+            #expect(isThere)
         }
     }
 

@@ -84,8 +84,8 @@ public final class CardGroup {
         return "NCCL \(version / 10000).\(version / 100 % 100).\(version % 100) (\(library.path))"
     }
 
-    private func address(_ tensor: Tensor) -> UnsafeMutableRawPointer {
-        UnsafeMutableRawPointer(bitPattern: UInt(tensor.pointer.address))!
+    private func address(_ place: DevicePointer) -> UnsafeMutableRawPointer {
+        UnsafeMutableRawPointer(bitPattern: UInt(place.address))!
     }
 
     /// Queues calls that belong together.
@@ -107,7 +107,8 @@ public final class CardGroup {
             for (index, (tensor, owner)) in tensors.enumerated() where tensor.shape.count > 0 {
                 try library.check(
                     library.functions.ncclReduce(
-                        address(placed[index]), results[index].map(address), tensor.shape.count,
+                        address(placed[index].pointer),
+                        results[index].map { address($0.pointer) }, tensor.shape.count,
                         Int32(NCCL_FLOAT32), Int32(NCCL_SUM), Int32(owner), communicator,
                         backend.context.stream.handle), "ncclReduce")
             }
@@ -135,8 +136,8 @@ public final class CardGroup {
                     }
                 try library.check(
                     library.functions.ncclBroadcast(
-                        address(result), address(result), result.shape.count, Int32(type),
-                        Int32(owner), communicator, backend.context.stream.handle),
+                        address(result.pointer), address(result.pointer), result.shape.count,
+                        Int32(type), Int32(owner), communicator, backend.context.stream.handle),
                     "ncclBroadcast")
             }
         }
@@ -160,15 +161,11 @@ public final class CardGroup {
             let place: DevicePointer
             /// nil: in the tensor itself.
             let scratch: DeviceStorage?
-            var address: UnsafeMutableRawPointer {
-                UnsafeMutableRawPointer(bitPattern: UInt(place.address))!
-            }
         }
         func piece(
-            _ member: Int, _ transfer: Transfer?, _ part: Transfer.Place?, in tensor: DevicePointer
-        ) -> Piece? {
-            guard let transfer, let part else { return nil }
-            if transfer.rows == 1 || part.pitch == transfer.width {
+            _ member: Int, _ transfer: Transfer, _ part: Transfer.Place, in tensor: DevicePointer
+        ) -> Piece {
+            if transfer.isOnePiece(at: part) {
                 return Piece(
                     member: member, transfer: transfer, place: tensor + part.offset, scratch: nil)
             }
@@ -176,14 +173,11 @@ public final class CardGroup {
             return Piece(
                 member: member, transfer: transfer, place: scratch.location, scratch: scratch)
         }
-        let others = (0..<o.members).filter { $0 != o.member }
-        let sent = others.compactMap { member in
-            let transfer = o.transfer(from: o.member, to: member)
-            return piece(member, transfer, transfer?.source, in: x)
+        let sent = o.others.compactMap { other in
+            other.given.map { piece(other.member, $0, $0.source, in: x) }
         }
-        let taken = others.compactMap { member in
-            let transfer = o.transfer(from: member, to: o.member)
-            return piece(member, transfer, transfer?.target, in: result.pointer)
+        let taken = o.others.compactMap { other in
+            other.taken.map { piece(other.member, $0, $0.target, in: result.pointer) }
         }
         for piece in sent where piece.scratch != nil {
             copy(piece.transfer.packing, x, piece.place)
@@ -192,13 +186,13 @@ public final class CardGroup {
             for piece in sent {
                 try library.check(
                     library.functions.ncclSend(
-                        piece.address, piece.transfer.byteCount, Int32(NCCL_UINT8),
+                        address(piece.place), piece.transfer.byteCount, Int32(NCCL_UINT8),
                         Int32(first + piece.member), communicator, stream.handle), "ncclSend")
             }
             for piece in taken {
                 try library.check(
                     library.functions.ncclRecv(
-                        piece.address, piece.transfer.byteCount, Int32(NCCL_UINT8),
+                        address(piece.place), piece.transfer.byteCount, Int32(NCCL_UINT8),
                         Int32(first + piece.member), communicator, stream.handle), "ncclRecv")
             }
         }

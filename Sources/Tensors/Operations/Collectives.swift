@@ -19,6 +19,8 @@ public struct Transfer: Sendable, Hashable {
     public var packing: Transfer { with(target: Place(offset: 0, pitch: width)) }
     /// The second half.
     public var unpacking: Transfer { with(source: Place(offset: 0, pitch: width)) }
+    /// Whether the runs follow each other there, so that nothing need be packed.
+    public func isOnePiece(at place: Place) -> Bool { rows == 1 || place.pitch == width }
 
     private func with(source: Place? = nil, target: Place? = nil) -> Transfer {
         Transfer(
@@ -49,12 +51,15 @@ public protocol Collective: OperationFacts {
 extension Collective {
     public func scaleTransfer(from giver: Int, to taker: Int) -> Transfer? { nil }
 
-    /// Bytes that leave this device.
-    public var sentBytes: Int {
-        (0..<members).reduce(0) {
-            $0 + ($1 == member ? 0 : transfer(from: member, to: $1)?.byteCount ?? 0)
+    /// The other devices, with what this one gives to each and takes from it.
+    public var others: [(member: Int, given: Transfer?, taken: Transfer?)] {
+        (0..<members).filter { $0 != member }.map {
+            ($0, transfer(from: member, to: $0), transfer(from: $0, to: member))
         }
     }
+
+    /// Bytes that leave this device.
+    public var sentBytes: Int { others.reduce(0) { $0 + ($1.given?.byteCount ?? 0) } }
 }
 
 extension Operation {

@@ -50,15 +50,15 @@ extension ProcessGroup {
         var incoming: [(from: Connection, bytes: UnsafeMutableRawBufferPointer)] = []
         var sent: [Tensor] = []
         var taken: [(transfer: Transfer, bytes: Tensor)] = []
-        for member in 0..<o.members where member != o.member {
-            let connection = connections[first + member]!
-            if let transfer = o.transfer(from: o.member, to: member) {
+        for other in o.others {
+            let connection = connections[first + other.member]!
+            if let transfer = other.given {
                 let bytes = Tensor.host([transfer.byteCount], .u8)
                 transfer.packing.copy(from: x.hostAddress, to: bytes.hostAddress)
                 sent.append(bytes)
                 outgoing.append((connection, bytes.rawBytes))
             }
-            if let transfer = o.transfer(from: member, to: o.member) {
+            if let transfer = other.taken {
                 let bytes = Tensor.host([transfer.byteCount], .u8)
                 taken.append((transfer, bytes))
                 incoming.append((connection, bytes.mutableBytes))
