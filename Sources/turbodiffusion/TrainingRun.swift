@@ -57,8 +57,10 @@ struct TrainingRun {
             }
         }
         let choice = place.map { $0.device(options.device) } ?? options.device
-        try Trainer.batch(settings, of: inputs.samples.count, place?.count ?? 1)
-        try tellPlan(settings, inputs, choice, place)
+        // The plan of a run can be told without the others.
+        let count = place?.count ?? (options.dryRun ? settings.sequenceParallel : 1)
+        try Trainer.batch(settings, of: inputs.samples.count, count)
+        try tellPlan(settings, inputs, choice, processes: count, isFirst: isFirst)
         if options.dryRun { return }
 
         var deviceOptions = DeviceOptions()
@@ -189,25 +191,25 @@ struct TrainingRun {
 
     private func tellPlan(
         _ settings: TrainingSettings, _ inputs: TrainingInputs, _ device: DeviceChoice,
-        _ place: ProcessPlace?
+        processes: Int, isFirst: Bool
     ) throws {
         let sample = try inputs.outlined()
         func planned(_ shard: Sharding) throws -> TrainingPlan {
             var settings = settings
             settings.shard = shard
             return try TrainingPlan(
-                settings, inputs.models, sample, isGPU: device.isGPU, processes: place?.count ?? 1)
+                settings, inputs.models, sample, isGPU: device.isGPU, processes: processes)
         }
         let plan = try planned(settings.shard)
-        let words = plan.words + (place == nil ? "" : " of each process")
-        if options.dryRun { Output.line(words) } else if place?.isFirst ?? true { note(words) }
+        let words = plan.words + (processes == 1 ? "" : " of each process")
+        if options.dryRun { Output.line(words) } else if isFirst { note(words) }
         try plan.require(on: device) {
             let others =
                 "--checkpoint block, a smaller --batch-size or --latent-frames, or more "
                 + "processes with --sequence-parallel"
-            guard place != nil, settings.shard == .none else { return others }
-            let memory = try planned(.full).memory
-            return "--shard full, with which it takes \(describe(bytes: memory)), \(others)"
+            guard processes > 1, settings.shard == .none else { return others }
+            let needed = try planned(.full).needed
+            return "--shard full, with which it takes \(describe(bytes: needed)), \(others)"
         }
     }
 
@@ -347,19 +349,20 @@ struct TrainingRun {
 extension TrainingPlan {
     /// What an iteration takes.
     var words: String {
-        "\(fixed(Double(parameters) / 1e6, 2)) M numbers are trained, at most "
-            + "\(describe(bytes: memory)) of memory, "
-            + "\(fixed(Double(flops) / 1e12, 3)) TFLOP in the heaviest iteration"
+        "\(fixed(Double(parameters) / 1e6, 2)) M numbers are trained, about "
+            + "\(describe(bytes: memory)) of memory"
+            + (overhead > 0 ? " and \(describe(bytes: overhead)) for the device's own" : "")
+            + ", \(fixed(Double(flops) / 1e12, 3)) TFLOP in the heaviest iteration"
     }
 
     /// Throws where it does not fit.
     /// - Parameter advice: what may be tried then.
     func require(on device: DeviceChoice, advice: () throws -> String) throws {
         let free = device.isGPU ? device.freeMemory : HostMemory.current.available
-        guard let free, free < memory else { return }
+        guard let free, free < needed else { return }
         throw UserError(
             "train.memory",
-            "an iteration takes \(describe(bytes: memory)), \(describe(bytes: free)) are free: "
+            "an iteration takes \(describe(bytes: needed)), \(describe(bytes: free)) are free: "
                 + "try \(try advice())")
     }
 }

@@ -330,7 +330,8 @@ private final class Long: SampleSource {
         #expect {
             try Self.trainer(settings, nil)
         } throws: {
-            "\($0)".contains("2 processes") && "\($0)".contains("the run has 1")
+            "\($0)".contains("2 processes")
+                && "\($0)".contains("the run has 1: start a multiple of 2")
         }
         #expect(throws: DataError.self) { try Trainer.batch(settings, of: 8, 3) }
         #expect(try Trainer.batch(settings, of: 8, 4) == 2 * settings.batch)

@@ -325,6 +325,7 @@ private final class Shaped: SampleSource {
             let onGPU = try TrainingPlan(
                 tinySettings(recipe), models, MadeSamples(1).sample(0), isGPU: true)
             #expect(onGPU.memory >= plan.memory && onGPU.flops == plan.flops)
+            #expect(plan.overhead == 0 && onGPU.overhead == 3 << 30)
         }
     }
 

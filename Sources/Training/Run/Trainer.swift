@@ -252,7 +252,8 @@ public final class Trainer {
         guard processes % members == 0 else {
             throw DataError(
                 "\(members) processes are to share out a sample's tokens (--sequence-parallel), but "
-                    + "the run has \(processes): expected a multiple of \(members)")
+                    + "the run has \(processes): start a multiple of \(members) with torchrun, srun "
+                    + "or the like")
         }
         let batch = settings.batch * (processes / members)
         guard samples >= batch else {
