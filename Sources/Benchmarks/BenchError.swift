@@ -9,8 +9,12 @@ public enum BenchError: Error, Sendable, Hashable {
     case memory(model: String, part: String, neededBytes: Int, presentBytes: Int)
     /// More tokens than the model takes.
     case tokens(Int, most: Int)
-    /// The recipe does not train such a model, or not on this device.
-    case training(model: String, device: String)
+    /// The recipe does not train models that take a picture.
+    case takesPicture(model: String, recipe: String)
+    /// The device has no kernels for gradients.
+    case gradients(device: String)
+    /// What is wrong with the settings of training.
+    case settings(String)
 }
 
 extension BenchError: CustomStringConvertible {
@@ -21,9 +25,11 @@ extension BenchError: CustomStringConvertible {
                 + "\(describe(bytes: present)); measure other stages, or a smaller model"
         case .tokens(let count, let most):
             "\(count) tokens are more than the model takes (\(most))"
-        case .training(let model, let device):
-            "this recipe does not train \(model) on \(device): models that take a picture are trained "
-                + "by lora alone, and the device needs kernels for gradients"
+        case .takesPicture(let model, let recipe):
+            "recipe \(recipe) does not train \(model), which takes a picture: use --train lora"
+        case .gradients(let device):
+            "\(device) has no kernels for gradients: use --device cpu"
+        case .settings(let fault): "settings of training: \(fault)"
         }
     }
 }

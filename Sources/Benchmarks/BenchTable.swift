@@ -15,7 +15,9 @@ public struct BenchTable {
         public let program: String
         public let machine: Machine
         public let model: String
-        public let width, height, frames, steps: Int
+        public let width, height, frames: Int
+        /// nil for iterations of training.
+        public let steps: Int?
         public let attention, linears, precision: String
         /// nil if attention is dense.
         public let topK: Double?
@@ -54,7 +56,7 @@ public struct BenchTable {
             self.machine = machine
             self.model = model
             (width, height, frames) = (request.width, request.height, request.frames)
-            steps = request.sampling.steps
+            steps = training == nil ? request.sampling.steps : nil
             linears = arithmetic.linears.rawValue
             precision = arithmetic.precision.rawValue
             if let training {
@@ -78,8 +80,9 @@ public struct BenchTable {
         public var milliseconds, bestMilliseconds, coldMilliseconds: Double?
         /// An operation's share of its stage's time.
         public var shareOfStage: Double?
-        /// Of a stage, the arithmetic of one run in units of 10^12 operations; then rates.
-        public var teraflop, teraflops, gigabytesPerSecond: Double?
+        /// Of a stage, the arithmetic of one run: 10^12 operations.
+        public var work: Double?
+        public var teraflops, gigabytesPerSecond: Double?
         public var shareOfCeiling: Double?
         public var peakBytes, plannedBytes: Int?
         public var digest: String?
@@ -112,7 +115,7 @@ public struct BenchTable {
                     record: "stage", stage: figures.name, milliseconds: figures.seconds * 1000,
                     bestMilliseconds: figures.warm.min().map { $0 * 1000 },
                     coldMilliseconds: figures.cold.map { $0 * 1000 },
-                    teraflop: figures.cost.map { Double($0.flops) / 1e12 },
+                    work: figures.cost.map { Double($0.flops) / 1e12 },
                     teraflops: figures.cost.map { $0.teraflops(in: figures.seconds) },
                     gigabytesPerSecond: figures.cost.map { $0.gigabytes(in: figures.seconds) },
                     shareOfCeiling: figures.floor.map { $0 / figures.seconds },

@@ -27,16 +27,20 @@ public struct TrainingBench {
     ///   - settings: of the run.
     ///   - tokens: how many tokens the prompts have; nil: as many as the model takes.
     ///   - repeats: how many iterations are timed after the first one.
-    /// - Throws: ``BenchError``, or `RunError` if this cannot be measured.
+    /// - Throws: ``BenchError``, `RequestError` or `RunError` if this cannot be measured.
     public init(
         _ models: BenchModel, _ request: Request, _ settings: TrainingSettings,
         on device: any Backend, tokens: Int? = nil, repeats: Int = 3
     ) throws {
         let (family, most) = (models.family, models.family.textLength)
+        try request.validate(for: family, hasConditioning: true)
+        if let fault = settings.fault { throw BenchError.settings(fault) }
         if let tokens, tokens > most { throw BenchError.tokens(tokens, most: most) }
         let format = request.arithmetic.linears.format
-        guard device.supportsTraining, family.conditioning == .none || settings.recipe == .lora
-        else { throw BenchError.training(model: models.name, device: device.name) }
+        guard family.conditioning == .none || settings.recipe == .lora else {
+            throw BenchError.takesPicture(model: models.name, recipe: settings.recipe.rawValue)
+        }
+        guard device.supportsTraining else { throw BenchError.gradients(device: device.name) }
         guard device.supports(format) else {
             throw RunError.unsupported(
                 linears: request.arithmetic.linears, device: device.name)

@@ -40,8 +40,8 @@ struct BenchCommand: AsyncParsableCommand {
     var aspectRatio = "16:9"
     @Option(help: "Number of frames: 4n + 1.")
     var numFrames: Int?
-    @Option(help: "Sampling steps, 1 to 4.")
-    var numSteps = 4
+    @Option(help: "Sampling steps, 1 to 4 (default: 4).")
+    var numSteps: Int?
     @Option(help: "Number of prompt tokens.")
     var tokens: Int?
     @Option(help: "Self-attention: original, sla or sagesla.")
@@ -53,8 +53,8 @@ struct BenchCommand: AsyncParsableCommand {
     var linear: BenchLinears?
     @Option(help: "Arithmetic: f32 or bf16.")
     var precision = Precision.bf16
-    @Option(help: "Norms: exact, or the original's fast ones (reference).")
-    var norms = NormChoice.exact
+    @Option(help: "Norms: exact (default), or the original's fast ones (reference).")
+    var norms: NormChoice?
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
     var device = DeviceChoice.automatic
     @Option(help: "Measure several devices that compute together: 0,1, cuda:all or cpu,cpu.")
@@ -70,8 +70,8 @@ struct BenchCommand: AsyncParsableCommand {
     var stage = BenchStage.all
     @Option(help: "Measure iterations of training in place of a run.")
     var train: TrainingSettings.Recipe?
-    @Option(help: "With --train: samples of an iteration.")
-    var batchSize = 1
+    @Option(help: "With --train: samples of an iteration (default: 1).")
+    var batchSize: Int?
     @Flag(inversion: .prefixedNo, help: "Measure each operation too.")
     var operations = true
     @Option(name: .customLong("repeat"), help: "Timed runs after the first one.")
@@ -97,18 +97,40 @@ struct BenchCommand: AsyncParsableCommand {
     func validate() throws {
         try checkThreads(threads)
         try Machines.check(device, devices)
-        if train != nil, simulate || devices != nil || stage != .all {
-            throw ValidationError(
-                "--train measures iterations on one device: leave out --devices, --stage and --simulate"
-            )
+        if let (option, reason) = unheeded.first {
+            throw ValidationError("\(reason): leave out \(option)")
         }
-        if batchSize < 1 {
+        if let batchSize, batchSize < 1 {
             throw ValidationError("--batch-size must be at least 1, not \(batchSize)")
         }
         if repeats < 1 { throw ValidationError("--repeat must be at least 1, not \(repeats)") }
         if let tokens, tokens < 1 {
             throw ValidationError("--tokens must be at least 1, not \(tokens)")
         }
+    }
+
+    /// Options that mean nothing for what is to be measured, and why.
+    private var unheeded: [(option: String, reason: String)] {
+        guard let train else {
+            return batchSize == nil ? [] : [("--batch-size", "samples are those of --train")]
+        }
+        let whole = "--train measures iterations on one device"
+        let given: [(isGiven: Bool, option: String, reason: String)] = [
+            (simulate, "--simulate", whole), (devices != nil, "--devices", whole),
+            (stage != .all, "--stage", whole),
+            (numSteps != nil, "--num-steps", "--train measures iterations, not sampling steps"),
+            (norms != nil, "--norms", "--train has exact norms"),
+            (
+                attentionType != nil, "--attention-type",
+                "--train sla has SLA, rcm dense attention, lora SLA where --sla-topk is given"
+            ),
+            (train == .rcm && slaTopk != nil, "--sla-topk", "--train rcm has dense attention"),
+            (
+                train != .lora && linear != nil, "--linear",
+                "--train \(train.rawValue) has linear layers in \(precision.rawValue)"
+            ),
+        ]
+        return given.filter(\.isGiven).map { ($0.option, $0.reason) }
     }
 
     func run() async throws {
@@ -161,10 +183,10 @@ struct BenchCommand: AsyncParsableCommand {
         _ recipe: TrainingSettings.Recipe, _ model: BenchModel, _ request: Request
     ) throws {
         var settings = TrainingSettings(recipe)
-        settings.batch = batchSize
+        settings.batch = batchSize ?? 1
         settings.seed = seed
         settings.isHalf = precision == .bf16
-        if recipe != .rcm, let slaTopk { settings.topK = slaTopk }
+        if let slaTopk { settings.topK = slaTopk }
         var request = request
         // Only a LoRA's base may be quantised.
         if recipe != .lora { request.arithmetic.linears = .stored }
@@ -241,7 +263,7 @@ struct BenchCommand: AsyncParsableCommand {
         request.frames = numFrames ?? request.frames
         request.seed = seed
         request.sampling = .distilled(model.family.defaults.distilled)
-        request.sampling.steps = numSteps
+        request.sampling.steps = numSteps ?? 4
         request.arithmetic = Arithmetic(
             precision: precision, linears: (linear ?? (model.isRandom ? .int8 : .bf16)).choice,
             attention: attentionType ?? request.arithmetic.attention,

@@ -10,16 +10,65 @@ import Training
 
 @testable import Benchmarks
 
+/// A device without kernels for gradients.
+private final class Untrained: ForwardingBackend {
+    override var supportsTraining: Bool { false }
+}
+
 @Suite struct TrainingBenchTests {
-    private func bench(_ settings: TrainingSettings, _ linears: LinearChoice = .stored) throws
-        -> TrainingBench
-    {
-        let model = BenchModel(random: try #require(Catalog.published.entry(named: "nano")))
-        let request = Request(
+    private func bench(
+        _ settings: TrainingSettings, _ linears: LinearChoice = .stored, of model: String = "nano",
+        on device: any Backend = CPUBackend(), change: (inout Request) -> Void = { _ in }
+    ) throws -> TrainingBench {
+        let model = BenchModel(random: try #require(Catalog.published.entry(named: model)))
+        var request = Request(
             prompt: "bench", width: 64, height: 48, frames: 5, seed: 5,
             arithmetic: Arithmetic(linears: linears))
-        return try TrainingBench(
-            model, request, settings, on: CPUBackend(), tokens: 9, repeats: 2)
+        change(&request)
+        return try TrainingBench(model, request, settings, on: device, tokens: 9, repeats: 2)
+    }
+
+    @Test("what cannot be measured as it is asked for is refused by name")
+    func refusals() throws {
+        let settings = TrainingSettings(.sla)
+        let changes: [(RequestError.Field, (inout Request) -> Void)] = [
+            (.frames, { $0.frames = -100 }), (.frames, { $0.frames = -5 }),
+            (.frames, { $0.frames = 6 }), (.width, { $0.width = 100 }),
+            (.topK, { $0.arithmetic.topK = .nan }),
+        ]
+        for (field, change) in changes {
+            #expect {
+                try bench(settings, change: change)
+            } throws: {
+                if case .unusable(field, _, _, _)? = $0 as? RequestError { true } else { false }
+            }
+        }
+        for change: (inout TrainingSettings) -> Void in [
+            { $0.topK = .nan }, { $0.batch = 1 << 20 + 1 },
+        ] {
+            var wrong = settings
+            change(&wrong)
+            let fault = try #require(wrong.fault)
+            #expect(throws: BenchError.settings(fault)) { try bench(wrong) }
+        }
+        #expect(throws: BenchError.takesPicture(model: "Wan2.2-A14B", recipe: "sla")) {
+            try bench(settings, of: "Wan2.2-A14B")
+        }
+        #expect(throws: BenchError.gradients(device: CPUBackend().name)) {
+            try bench(settings, on: Untrained(CPUBackend()))
+        }
+    }
+
+    @Test("records of training have no sampling steps")
+    func records() {
+        func steps(_ training: TrainingSettings?) -> Int? {
+            BenchTable.Settings(
+                program: "", Machine(CPUBackend()), "nano",
+                Request(prompt: "bench", width: 64, height: 48, frames: 5), openingSeconds: 0,
+                training: training
+            ).steps
+        }
+        #expect(steps(nil) != nil && steps(TrainingSettings(.sla)) == nil)
     }
 
     private let ceilings = Ceilings(

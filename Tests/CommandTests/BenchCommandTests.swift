@@ -49,13 +49,30 @@ import Training
     func training() throws {
         let command = try BenchCommand.parse(["--train", "lora", "--batch-size", "2"])
         #expect(command.train == .lora && command.batchSize == 2)
-        for options in [
-            ["--stage", "text"], ["--devices", "cpu,cpu"], ["--simulate"], ["--batch-size", "0"],
-        ] {
-            #expect(throws: (any Error).self) {
-                try BenchCommand.parse(["--train", "sla"] + options)
+        let refused: [(arguments: [String], words: String)] = [
+            (["--train", "sla", "--stage", "text"], "on one device: leave out --stage"),
+            (["--train", "sla", "--devices", "cpu,cpu"], "on one device: leave out --devices"),
+            (["--train", "sla", "--simulate"], "--train measures iterations on one device"),
+            (["--train", "sla", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+            (["--batch-size", "2"], "those of --train: leave out --batch-size"),
+            (["--train", "rcm", "--num-steps", "4"], "leave out --num-steps"),
+            (["--train", "lora", "--norms", "exact"], "leave out --norms"),
+            (["--train", "lora", "--attention-type", "sla"], "leave out --attention-type"),
+            (["--train", "rcm", "--sla-topk", "0.1"], "leave out --sla-topk"),
+            (["--train", "sla", "--linear", "int8"], "leave out --linear"),
+            (["--train", "rcm", "--linear", "fp8"], "leave out --linear"),
+        ]
+        for (arguments, words) in refused {
+            #expect {
+                try BenchCommand.parse(arguments)
+            } throws: {
+                BenchCommand.message(for: $0).contains(words)
             }
         }
+        for arguments in [
+            ["--train", "sla", "--sla-topk", "0.1"],
+            ["--train", "lora", "--linear", "int8", "--sla-topk", "0.1", "--precision", "f32"],
+        ] { _ = try BenchCommand.parse(arguments) }
     }
 
     @Test("an unknown model is refused with the known ones")

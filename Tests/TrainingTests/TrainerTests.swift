@@ -239,6 +239,9 @@ private final class Shaped: SampleSource {
         #expect(error(even) == nil)
         #expect(error([[4, 2, 6, 4], [4, 2, 5, 4]])?.contains("multiples of 2") == true)
         #expect(error([[4, 2, 6, 4], [3, 2, 6, 4]])?.contains("4 channels") == true)
+        let empty = error([[4, 0, 6, 4]])
+        #expect(empty?.contains("no tokens: expected a frame or more") == true)
+        #expect(empty?.contains("--sequence-parallel") == false)
         settings.batch = 1 << 20
         #expect(error(even)?.contains("fewer than a batch") == true)
         settings.batch += 1

@@ -410,7 +410,12 @@ public final class Trainer {
             let (tokens, membership) = (
                 student.net.tokens(of: shape), student.net.device.membership
             )
-            guard membership.sequence(tokens).smallest > 0 else {
+            guard tokens > 0 else {
+                throw DataError(
+                    "a sample has latents of \(shape), which make no tokens: expected a frame or "
+                        + "more, and \(patch) rows and columns or more")
+            }
+            guard membership.isAlone || membership.sequence(tokens).smallest > 0 else {
                 let blocks = max(1, tokens / Int8Blocks.side)
                 throw DataError(
                     "--sequence-parallel is \(membership.count), but a sample's \(tokens) tokens make "
