@@ -55,10 +55,12 @@ import Testing
         #expect(64 % tile.owned == 0 && 64 % tile.visited == 0)
     }
 
-    @Test(arguments: AttentionGradients.hopperTiles)
-    func hoppersTilesFitAMultiprocessor(tile: AttentionGradients.Tile) {
+    @Test(arguments: zip(AttentionGradients.hopperTiles, [50296, 99448, 198_824]))
+    func hoppersTilesFitAMultiprocessor(tile: AttentionGradients.Tile, sharedBytes: Int) {
         let passes: [AttentionGradients.Pass] = [.reverseStatistics, .queryGradient, .keyGradient]
         for pass in passes {
+            // As attention_gradient_sm90.cu asserts.
+            #expect(tile.sharedBytes(pass) == sharedBytes)
             // Two blocks of 64 rows, or one of 128, with the kibibyte that the system takes of each.
             #expect((tile.sharedBytes(pass) + 1024) * (128 / tile.owned) <= 228 * 1024)
             #expect(AttentionGradients.sm90.kernels.contains(tile.kernel(pass)))

@@ -16,7 +16,8 @@ struct GradientArguments {
     const void* tq;
     const void* tk;
     const void* tv;
-    /// Of each query: log of the denominator, rowsum(P * E). [heads, queries]
+    /// Of each query: log of the denominator, rowsum(P * E). [heads, queries]; Hopper's kernels have them in another
+    /// form, padded (attention_gradient_sm90.cu).
     float2* statistics;
     /// dq, or the tangent of the result.
     float* out;

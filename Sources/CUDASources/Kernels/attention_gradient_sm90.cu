@@ -47,6 +47,10 @@ struct Layout {
     static DEVICE u32 empty(u32 shared, int stage) { return shared + kBarriers + (kStages + stage) * 8; }
     static DEVICE u32 own(u32 shared) { return shared + kBarriers + 2 * kStages * 8; }
 };
+// What `AttentionGradients.Tile.sharedBytes` reckons; a test of the host has the same figures.
+static_assert(Layout<64, 1>::kBytes == 50296);
+static_assert(Layout<128, 1>::kBytes == 99448);
+static_assert(Layout<128, 2>::kBytes == 198824);
 
 /// d = A B^T. a: 64 rows of this warpgroup, as fragments or as a descriptor; b: descriptor of 64 rows
 template <int kDim>

@@ -1,7 +1,8 @@
 // Derivatives of the linear branch of sparse-linear attention, in f32: cq, ck = softmax over a head's width, M = ck^T v,
 // s = sum ck, den = 1e-5 + cq s, y = cq M / den. All tensors f32 [tokens, heads, dim] unless told otherwise; rows are
-// (token, head), and a warp has one. Products of what comes from bf16 tensors are made on the tensor cores, in TF32,
-// which holds bf16 exactly; sums are f32.
+// (token, head), and a warp has one. Where the operation's tensors are bf16, products are made on the tensor cores: both
+// operands are rounded to TF32, which changes no bf16 number and features and sums by at most 2^-11 of themselves; what
+// is added up is f32.
 #include "ptx.cuh"
 
 constexpr int kThreads = 256;
@@ -135,7 +136,7 @@ branch_moved(float* moved, const float* cq, const float* tcq, const float* produ
     m.store(moved + row * kDim);
 }
 
-/// Four numbers.
+/// Four numbers, whose place is a multiple of their size.
 DEVICE float4 load_four(const float* x) { return *reinterpret_cast<const float4*>(x); }
 DEVICE float4 load_four(const bf16* x) {
     const uint2 words = *reinterpret_cast<const uint2*>(x);

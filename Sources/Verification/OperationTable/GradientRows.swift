@@ -13,7 +13,10 @@ extension OperationTable.Rows {
             addNormGradients(dtype)
             addElementwiseGradients(dtype)
             addAttentionGradients(dtype)
-            addSparseGradients(dtype)
+            addSparseGradients(
+                dtype, queryBlock: 64, [[70, 1, 64], [198, 2, 64], [390, 1, 128]])
+            // Of a block of 128 queries that is not full, tiles lie past the end.
+            addSparseGradients(dtype, queryBlock: 128, [[180, 1, 64], [390, 2, 128]])
         }
         addParameters()
     }
@@ -249,18 +252,18 @@ extension OperationTable.Rows {
         }
     }
 
-    /// Sizes: [tokens, heads, headDim]; a half of the keys' blocks.
-    private mutating func addSparseGradients(_ dtype: DType) {
+    /// Sizes: [tokens, heads, headDim]; a half of the keys' blocks, which have 64 keys.
+    private mutating func addSparseGradients(_ dtype: DType, queryBlock: Int, _ sizes: [[Int]]) {
         let parts = ["q", "k", "v", "W", "bias"]
         let limit = Tolerance(relativeL2: dtype == .f32 ? 1e-4 : 8e-3)
         let spec = SparseAttention(
-            topK: 0.5, arithmetic: dtype == .f32 ? .exact : .bf16, queryBlock: 64, keyBlock: 64)
+            topK: 0.5, arithmetic: dtype == .f32 ? .exact : .bf16, queryBlock: queryBlock,
+            keyBlock: 64)
         for (index, name) in (parts + ["tangent"]).enumerated() {
             add(
                 index == parts.count ? "tangent" : "gradient",
                 "of sparseLinearAttention " + (index == parts.count ? "" : "by \(name) ")
-                    + "\(dtype)", limit,
-                right: [[70, 1, 64], [198, 2, 64], [390, 1, 128]]
+                    + "\(dtype), blocks of \(queryBlock)x64", limit, right: sizes
             ) { o, size in
                 let heads = [Float(0), 0.3, 0].map { o.normal(size, dtype, offset: $0) }
                 let weight = o.normal([size[2], size[2]], dtype, scale: 0.1)

@@ -50,6 +50,11 @@ extension CUDABackend {
 
     func weightGradient(_ o: Operation.WeightGradient) -> Tensor {
         let (g, x) = (activations(o.cotangent), activations(o.x))
+        guard g.shape.rows > 0 else {
+            let zeros = tensor([g.shape.columns, x.shape.columns], .f32)
+            context.stream.fill(zeros.pointer, with: 0, byteCount: zeros.byteCount)
+            return zeros
+        }
         let dtype: DType = g.dtype == .bf16 && x.dtype == .bf16 ? .bf16 : .f32
         if context.kernelArchitecture == .hopper, dtype == .bf16, g.hasAlignedRows,
             x.hasAlignedRows
