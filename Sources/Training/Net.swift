@@ -372,11 +372,15 @@ public final class Net {
     }
 
     /// The velocity, recorded from the parameters on.
-    /// - Parameter watchesLatents: whether derivatives by x are asked for too.
+    /// - Parameter watchesLatents: whether derivatives by x are asked for too; only where this process has the whole
+    ///   sample, because others would have shares of them.
     public func recorded(
         _ x: Tensor, at timestep: Double, _ text: Text, conditioning: Tensor? = nil,
         watchesLatents: Bool = false
     ) throws(CheckpointError) -> Recorded {
+        ensure(
+            !watchesLatents || device.membership.isAlone,
+            "recorded: derivatives by latents are found by a process alone")
         let recorder = Recorder(weightDevice, names: parameters?.namesByStorage ?? [:])
         let net = try build(on: recorder)
         let (model, device) = (net.model, net.device)

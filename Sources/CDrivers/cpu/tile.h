@@ -5,7 +5,7 @@
 #include "../include/cpu_kernels.h"
 #include "lanes.h"
 
-/// Each kernel exists for AVX-512 and for AVX2; `dispatch.c` chooses.
+/// Each kernel exists for AVX-512 and for AVX2; `dispatch.c` has a table of each, of which a backend chooses one.
 #if defined(CPU_AVX2)
 #define VARIANT(name) name##_avx2
 #else
