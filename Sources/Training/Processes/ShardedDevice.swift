@@ -83,16 +83,19 @@ final class ShardedDevice: JointDevice {
         unit.shards.append(Shard(outline: outline, owner: owner))
     }
 
-    /// Takes the numbers of an own weight, in place of earlier ones.
-    func keep(_ own: Tensor, as outline: Tensor) {
-        let (unit, index) = places[outline.storage.serial]!
+    /// A weight has new numbers: what was gathered of it counts no more, in all processes.
+    /// - Parameter own: the numbers, where this process keeps them.
+    func renew(_ outline: Tensor, own: Tensor?) {
+        let serial = outline.storage.serial
+        gathered?.tensors[serial] = nil
+        guard let own, let (unit, index) = places[serial] else { return }
         ensure(
             own.shape == outline.shape && own.dtype == outline.dtype,
             "ShardedDevice: \(own) for \(outline)")
         unit.shards[index].own = own
     }
 
-    /// Lets go of what was gathered: weights have moved.
+    /// Lets go of what was gathered.
     func drop() { gathered = nil }
 
     /// Bytes of what this process keeps.

@@ -77,10 +77,9 @@ final class ShardedNet: ForwardingBackend {
             for tensor in outline.tensors { device.add(tensor, owner: owner, to: unit) }
             outlines[key] = outline
         }
-        if owner == device.exchange.rank {
-            for (own, outline) in zip(place(base).tensors, outline.tensors) {
-                device.keep(own, as: outline)
-            }
+        let own = owner == device.exchange.rank ? place(base).tensors : nil
+        for (index, tensor) in outline.tensors.enumerated() {
+            device.renew(tensor, own: own?[index])
         }
         return outline
     }

@@ -312,6 +312,7 @@ public final class Trainer {
             try checkProcesses()
             result.add(found)
         }
+        shards?.drop()
         let sums = try sum(result, of: trained, pausing: pausing)
         var (gradients, norm) = (sums.gradients, sums.norm)
         if settings.asReference, !norm.isFinite {
@@ -342,7 +343,6 @@ public final class Trainer {
             }
             try trained.sharing?.spread()
         }
-        shards?.drop()
         iteration += 1
         try device.synchronize()
         return report
@@ -557,7 +557,6 @@ extension Trainer {
             }
             parameters.othersMoved()
         }
-        shards?.drop()
         self.iteration = iteration
     }
 
