@@ -10,7 +10,7 @@
 # make kernels compiles every CUDA kernel for every architecture; needs no GPU
 # make sanitize  builds and runs every test under AddressSanitizer (half an hour)
 # make fuzz    damaged inputs for every reader of foreign bytes: RUNS each (a million)
-# make torture kills writing commands at RUNS random moments (200), then runs ten times as many random commands
+# make torture kills each writing command at RUNS random moments (200), then runs ten times as many random commands
 # make load    1,000 requests of 50 clients to the service, which is killed ten times in between: none lost, none doubled
 # make soak    an hour (SECONDS) of mixed and bad requests to the service: nothing of its own making fails, nothing grows
 # make ray     tests the fleet on Ray Serve: nodes of a cluster are killed under load; half an hour (docs/ray.md)
