@@ -193,7 +193,11 @@ private final class Long: SampleSource {
             course.norms.append(report.norm)
         }
         let parameters = trainer.student.parameters
-        for name in parameters.names { course.seen[name] = parameters.tensor(name)?.floats() }
+        for name in parameters.names {
+            // What another process keeps has no numbers here.
+            let tensor = parameters.tensor(name)!
+            if tensor.isOnHost { course.seen[name] = tensor.floats() }
+        }
         return course
     }
 
