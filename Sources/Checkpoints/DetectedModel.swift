@@ -202,7 +202,11 @@ public struct CheckpointSummary: Sendable {
             case .wanVAE: ["encoder.conv1.weight", "decoder.conv1.weight"]
             }
         let names = Set(tensors.map(\.name))
-        let absent = markers.filter { !names.contains($0) }.map { "it has no '\($0)'" }
+        // Quantised layers have codes in place of weights.
+        let absent = markers.filter { marker in
+            let (layer, leaf) = splitLeaf(marker)
+            return !["", "int8_", "fp8_"].contains { names.contains("\(layer).\($0)\(leaf)") }
+        }.map { "it has no '\($0)'" }
         let first = tensors.first.map { ["it begins with '\($0.name)' \($0.shape)"] } ?? []
         throw .wrongModel(
             path: path, expected: "a \(kind.rawValue)".replacingArticle,

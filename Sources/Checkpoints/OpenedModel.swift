@@ -2,6 +2,7 @@
 
 import Ground
 import Synchronization
+import SystemPackage
 public import Tensors
 
 /// A checkpoint that holds a complete model which this program can run.
@@ -31,8 +32,8 @@ public final class OpenedModel: @unchecked Sendable {
     }
 }
 
-/// Opens a file, an index or a folder as a model of `kind`. What somebody still holds is not opened twice, unless the file
-/// has been replaced or written to.
+/// Opens a file, an index or a folder as a model of `kind`. A file that somebody still holds is not opened twice, unless it
+/// has been replaced or written to; an index and a folder do not tell when their shards are.
 /// - Parameters:
 ///   - heads: needed for a transformer whose head width is not 128 and cannot be told from the file.
 ///   - patch: for a transformer, rows and columns of latents that make one token.
@@ -41,7 +42,7 @@ public final class OpenedModel: @unchecked Sendable {
 public func openModel(
     _ path: String, _ kind: DetectedModel.Kind, heads: Int? = nil, patch: Int = 2
 ) throws(CheckpointError) -> OpenedModel {
-    guard let stamp = FileStamp(path) else {
+    guard !isIndex(path), !FilePath(path).isFolder, let stamp = FileStamp(path) else {
         return try modelFile(try openCheckpoint(path), kind, heads: heads, patch: patch)
     }
     let key = OpenedKey(stamp: stamp, kind: kind, heads: heads, patch: patch)
@@ -51,7 +52,8 @@ public func openModel(
         let model = try modelFile(
             try openCheckpoint(path), kind, heads: heads, patch: patch)
         models = models.filter { $0.value.model != nil }
-        models[key] = HeldModel(model: model)
+        // A file that was replaced while it was opened is another one.
+        if FileStamp(path) == stamp { models[key] = HeldModel(model: model) }
         return model
     }
 }

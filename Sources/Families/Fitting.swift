@@ -93,6 +93,10 @@ extension ModelSource {
                     what: "text width", path: path(.textEncoder), found: sizes.dim,
                     otherPath: first.path, expected: first.sizes.textDim)
             }
+            if try file(.textEncoder).linearFormats != [.plain] {
+                try Self.checkQuantized(
+                    [sizes.dim, sizes.attentionDim, sizes.feedForward], path(.textEncoder))
+            }
         }
         for part in parts where part == .decoder || part == .imageEncoder {
             guard case .wanVAE(let sizes) = try file(part).model else {
@@ -126,7 +130,11 @@ extension ModelSource {
                 found: sizes.headDim, expected: "a power of two up to 128")
         }
         guard sizes.linears != .plain || linears != .stored else { return }
-        for width in [sizes.dim, sizes.feedForward] where width % 16 != 0 {
+        try checkQuantized([sizes.dim, sizes.feedForward], path)
+    }
+
+    private static func checkQuantized(_ widths: [Int], _ path: String) throws(FittingError) {
+        for width in widths where width % 16 != 0 {
             throw .width(
                 what: "the width of quantised layers", path: path, found: width,
                 expected: "a multiple of 16")

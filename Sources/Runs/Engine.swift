@@ -157,6 +157,15 @@ public actor Engine {
         // turns.
         let keepsTransformers = try run.options.keepsBothExperts || run.experts.count == 1
         let keys = Set(parts.filter { keepsTransformers || !$0.isTransformer }.map(run.key))
+        // Nothing leaves for a run that the device cannot do: the form that was asked for is possible, files may hold
+        // others.
+        for part in parts where resident.pool.model(run.key(part)) == nil {
+            for format in try run.models.file(part).linearFormats
+            where !device.backend.supports(format) {
+                throw RunError.unsupported(
+                    linears: LinearChoice(format), device: device.backend.name)
+            }
+        }
         if let residency = run.options.residency {
             resident.pool.makeRoom(for: keys, within: residency)
             // Without a residency the device keeps the limit with which it was opened.
@@ -167,10 +176,6 @@ public actor Engine {
         let missing = parts.filter { resident.pool.model(run.key($0)) == nil }
         if !missing.isEmpty { try checkFiles(of: run, parts, tell: handle.tell) }
         let files = try missing.map { (path: run.models.path($0), opened: try run.models.file($0)) }
-        // The form that was asked for is known to be possible; files may hold others.
-        for format in files.flatMap(\.opened.linearFormats) where !device.backend.supports(format) {
-            throw RunError.unsupported(linears: LinearChoice(format), device: device.backend.name)
-        }
         resident.beginOnFollowers(run, id: handle.id, handle.cancellation)
         let tell = handle.tell
         resident.readAheads[handle.id] = ReadAhead(files) { tell(.notice(.damaged($0))) }

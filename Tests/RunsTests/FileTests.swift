@@ -89,4 +89,35 @@ import Testing
         let relative = (difference / size).squareRoot()
         #expect(relative > 0 && relative < most, "\(format): \(relative)")
     }
+
+    @Test("8-bit layers of an odd width are refused in a text encoder, too, before any work")
+    func oddTextEncoder() throws {
+        let folder = try TemporaryFolder()
+        var models = try nano()
+        guard case .umT5(var sizes) = try models.file(.textEncoder).model else {
+            Issue.record("nano's text encoder is another kind")
+            return
+        }
+        sizes.feedForward = 72
+        let plain = Outline(.umT5(sizes), numbers: .bf16)
+        let tensors = plain.names.map { name in
+            (name, Tensor.zeros(Shape(plain.info(name)!.shape), .bf16))
+        }
+        for (format, isRefused) in [(LinearFormat.plain, false), (.fp8Rows, true)] {
+            models.textEncoder = folder.path + "/\(format.rawValue).safetensors"
+            let encoder = TensorList(tensors)
+            try writeCheckpoint(
+                format == .plain ? encoder : try quantized(encoder, to: format).checkpoint,
+                to: models.textEncoder)
+            let parts: [ModelPart] = [.textEncoder, .transformer]
+            guard isRefused else {
+                try models.checkFit(parts, attention: .original)
+                continue
+            }
+            let error = #expect(throws: FittingError.self) {
+                try models.checkFit(parts, attention: .original)
+            }
+            #expect(error.map { "\($0)".contains("must be a multiple of 16, not 72") } == true)
+        }
+    }
 }

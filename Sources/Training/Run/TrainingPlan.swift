@@ -54,8 +54,8 @@ public struct TrainingPlan: Sendable, Hashable {
             _ = try trainer.step()
             flops = max(flops, device.total.flops)
         }
-        if isSharded {
-            // The walk was that of one process.
+        if trainer.student.net.isSharded {
+            // The walk was that of one process. Adapters stay whole, and what belongs to them is shared out as below.
             memory = device.memory.peak
             return
         }
