@@ -99,9 +99,8 @@ import Testing
             return
         }
         sizes.feedForward = 72
-        let plain = Outline(.umT5(sizes), numbers: .bf16)
-        let tensors = plain.names.map { name in
-            (name, Tensor.zeros(Shape(plain.info(name)!.shape), .bf16))
+        let tensors = DetectedModel.umT5(sizes).tensors().map {
+            ($0.name, Tensor.zeros(Shape($0.shape), .bf16))
         }
         for (format, isRefused) in [(LinearFormat.plain, false), (.fp8Rows, true)] {
             models.textEncoder = folder.path + "/\(format.rawValue).safetensors"
