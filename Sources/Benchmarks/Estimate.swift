@@ -100,3 +100,16 @@ extension Estimate {
         return least...max(least, most)
     }
 }
+
+extension Estimate {
+    /// Seconds of an iteration of training in bf16, as a range.
+    ///
+    /// On an H200 SLA tuning of the 1.3B model reached 0.40 of the card's rate, adapters of the 14B model 0.39 and 0.46; rCM
+    /// of the 1.3B model 0.30 on an H100. nano's 0.08 to 0.2 s are launches (`docs/speed-training.md`). Other cards were
+    /// not measured.
+    public static func training(flops: Int, on card: Card) -> ClosedRange<Double> {
+        let share = card.isHopper ? 0.27...0.5 : 0.1...0.5
+        let ideal = Double(flops) / card.bf16
+        return ideal / share.upperBound...0.2 + ideal / share.lowerBound
+    }
+}

@@ -1,6 +1,7 @@
 /// From the options of `turbodiffusion train` to a run, and through it.
 
 import ArgumentParser
+import Benchmarks
 import Checkpoints
 import Devices
 import Families
@@ -201,7 +202,13 @@ struct TrainingRun {
                 settings, inputs.models, sample, isGPU: device.isGPU, processes: processes)
         }
         let plan = try planned(settings.shard)
-        let words = plan.words + (processes == 1 ? "" : " of each process")
+        let card = device.isGPU ? device.cardName.flatMap { Card.named($0) } : nil
+        let time = card.map { Estimate.training(flops: plan.flops, on: $0) }
+        let words =
+            plan.words + (processes == 1 ? "" : " of each process")
+            + (time.map {
+                "; it takes \(about(seconds: $0.lowerBound)) to \(about(seconds: $0.upperBound)) (an estimate)"
+            } ?? "")
         if options.dryRun { Output.line(words) } else if isFirst { note(words) }
         try plan.require(on: device) {
             let others =

@@ -121,4 +121,19 @@ private final class Untrained: ForwardingBackend {
         }
         #expect(names.contains("linear"))
     }
+
+    @Test("what was measured is in the range that is told before")
+    func estimates() throws {
+        let card = try #require(Card.named("NVIDIA H200"))
+        // SLA tuning of 1.3B, adapters of 14B by flow matching and beside a teacher, nano's SLA tuning and rCM.
+        for (teraflops, seconds) in [
+            (784.8, 1.97), (2902, 7.5), (4567, 10.1), (2.88, 0.083), (11.1, 0.16),
+        ] {
+            let range = Estimate.training(flops: Int(teraflops * 1e12), on: card)
+            #expect(range.contains(seconds), "\(teraflops): \(range)")
+            #expect(range.upperBound < 0.2 + 2 * range.lowerBound)
+        }
+        let other = Estimate.training(flops: 1 << 50, on: try #require(Card.named("4090")))
+        #expect(other.lowerBound > 10 && other.upperBound > 4 * other.lowerBound)
+    }
 }
