@@ -58,6 +58,17 @@ func together<Value: Sendable>(
     return work.results.withLock { results in (0..<count).map { results[$0]! } }
 }
 
+/// The samples of `Numbered`; the second one has a number that is none.
+final class Poisoned: SampleSource {
+    let count: Int
+    init(count: Int) { self.count = count }
+    func sample(_ index: Int) -> Sample {
+        var sample = Numbered().sample(index)
+        if index == 1 { sample.latents.values[3] = .nan }
+        return sample
+    }
+}
+
 /// Samples that depend on their number alone.
 final class Numbered: SampleSource {
     let count = 8
@@ -228,18 +239,21 @@ final class Numbered: SampleSource {
         return settings
     }
 
-    static func trainer(_ settings: TrainingSettings, _ group: ProcessGroup?) throws
-        -> Trainer
-    {
+    static func trainer(
+        _ settings: TrainingSettings, _ group: ProcessGroup?,
+        samples: any SampleSource = Numbered(), heads: Int = 2, base: LinearFormat = .plain,
+        on device: any Backend = CPUBackend(threads: 1)
+    ) throws -> Trainer {
         try Trainer(
             settings,
             TrainingModels(
                 teacher: randomParameters(seed: 5, isSparse: false),
-                options: WanTransformerOptions(heads: 2), roundsTimesteps: true),
-            Numbered(), on: CPUBackend(threads: 1), group: group)
+                options: WanTransformerOptions(heads: heads), roundsTimesteps: true,
+                linearFormat: base),
+            samples, on: device, group: group)
     }
 
-    struct Course: Sendable {
+    struct Course: Sendable, Equatable {
         var losses: [Double] = []
         var norms: [Double] = []
         /// Of what is here.
@@ -342,22 +356,10 @@ final class Numbered: SampleSource {
         let (first, second) = (try run(), try run())
         #expect(first[0].seen == second[0].seen && first[0].losses == second[0].losses)
         #expect(first[0].state == second[0].state)
-        final class Poisoned: SampleSource {
-            let count = 2
-            func sample(_ index: Int) -> Sample {
-                var sample = Numbered().sample(index)
-                if index == 1 { sample.latents.values[3] = .nan }
-                return sample
-            }
-        }
         let reports = try together(2) { place in
             let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
-            let trainer = try Trainer(
-                Self.settings(.lora, batch: 1),
-                TrainingModels(
-                    teacher: randomParameters(seed: 5, isSparse: false),
-                    options: WanTransformerOptions(heads: 2), roundsTimesteps: true),
-                Poisoned(), on: CPUBackend(threads: 1), group: group)
+            let trainer = try Self.trainer(
+                Self.settings(.lora, batch: 1), group, samples: Poisoned(count: 2))
             let before = trainer.student.parameters.version
             let report = try trainer.step(pausing: place.rank == 1)
             #expect(trainer.student.parameters.version == before)

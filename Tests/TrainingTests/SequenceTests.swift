@@ -169,36 +169,8 @@ private final class Long: SampleSource {
         _ settings: TrainingSettings, _ group: ProcessGroup?, frames: Int = 2, heads: Int = 2,
         base: LinearFormat = .plain, on device: any Backend = CPUBackend(threads: 1)
     ) throws -> Trainer {
-        try Trainer(
-            settings,
-            TrainingModels(
-                teacher: randomParameters(seed: 5, isSparse: false),
-                options: WanTransformerOptions(heads: heads), roundsTimesteps: true,
-                linearFormat: base),
-            Long(frames: frames), on: device, group: group)
-    }
-
-    private struct Course: Sendable, Equatable {
-        var losses: [Double] = []
-        var norms: [Double] = []
-        var seen: [String: [Float]] = [:]
-    }
-
-    private static func course(_ trainer: Trainer, _ steps: Int) throws -> Course {
-        var course = Course()
-        for _ in 0..<steps {
-            let report = try trainer.step()
-            #expect(report.skipped == nil)
-            course.losses.append(report.loss)
-            course.norms.append(report.norm)
-        }
-        let parameters = trainer.student.parameters
-        for name in parameters.names {
-            // What another process keeps has no numbers here.
-            let tensor = parameters.tensor(name)!
-            if tensor.isOnHost { course.seen[name] = tensor.floats() }
-        }
-        return course
+        try ProcessTests.trainer(
+            settings, group, samples: Long(frames: frames), heads: heads, base: base, on: device)
     }
 
     struct Setup: Sendable, CustomTestStringConvertible {
@@ -239,13 +211,13 @@ private final class Long: SampleSource {
         }
         var alone = settings(groups: 1)
         alone.sequenceParallel = 1
-        let whole = try Self.course(
+        let whole = try ProcessTests.course(
             try Self.trainer(
                 alone, nil, frames: sharing.frames, heads: sharing.heads, base: sharing.base), 4)
         let shared = settings(groups: sharing.processes / sharing.members)
         let found = try together(sharing.processes) { place in
             let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
-            return try Self.course(
+            return try ProcessTests.course(
                 try Self.trainer(
                     shared, group, frames: sharing.frames, heads: sharing.heads, base: sharing.base),
                 4)
@@ -267,7 +239,7 @@ private final class Long: SampleSource {
     @Test("a run goes on with another number of processes for a sample")
     func otherNumber() throws {
         var settings = tinySettings(.lora)
-        let whole = try Self.course(try Self.trainer(settings, nil), 4)
+        let whole = try ProcessTests.course(try Self.trainer(settings, nil), 4)
         settings.sequenceParallel = 2
         let shared = settings
         let path = "/tmp/training-tests-\(UInt64.random(in: 0 ... .max)).safetensors"
@@ -284,20 +256,20 @@ private final class Long: SampleSource {
         settings.sequenceParallel = 1
         let trainer = try Self.trainer(settings, nil)
         try trainer.restore(try openTrainingState(path))
-        for (a, b) in zip(try Self.course(trainer, 2).losses, whole.losses.suffix(2)) {
+        for (a, b) in zip(try ProcessTests.course(trainer, 2).losses, whole.losses.suffix(2)) {
             #expect(abs(a - b) <= 5e-6 * abs(b), "\(a) and \(b)")
         }
     }
 
     @Test("equal runs have equal bits again")
     func again() throws {
-        func run() throws -> [Course] {
+        func run() throws -> [ProcessTests.Course] {
             try together(2) { place in
                 let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
                 var settings = tinySettings(.sla)
                 settings.batch = 1
                 settings.sequenceParallel = 2
-                return try Self.course(try Self.trainer(settings, group), 3)
+                return try ProcessTests.course(try Self.trainer(settings, group), 3)
             }.map { try $0.get() }
         }
         #expect(try run() == run())

@@ -117,21 +117,11 @@ import Testing
         #expect(tokens == [11, 11])
         let losses = try together(2) { place in
             let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
-            let trainer = try Self.trainer(Self.settings(.sla), Unlike(), group)
+            let trainer = try ProcessTests.trainer(
+                Self.settings(.sla), group, samples: Unlike())
             return try (0..<4).map { _ in try trainer.step().loss }
         }.map { try $0.get() }
         #expect(losses[0] == losses[1] && losses[0].allSatisfy { $0.isFinite })
-    }
-
-    private static func trainer(
-        _ settings: TrainingSettings, _ samples: any SampleSource, _ group: ProcessGroup
-    ) throws -> Trainer {
-        try Trainer(
-            settings,
-            TrainingModels(
-                teacher: randomParameters(seed: 5, isSparse: false),
-                options: WanTransformerOptions(heads: 2), roundsTimesteps: true),
-            samples, on: CPUBackend(threads: 1), group: group)
     }
 
     // MARK: To a file and back
@@ -185,17 +175,10 @@ import Testing
         "a poisoned sample in one process holds back all, and the next step is made",
         arguments: TrainingSettings.Recipe.allCases)
     func poison(_ recipe: TrainingSettings.Recipe) throws {
-        final class Poisoned: SampleSource {
-            let count = 4
-            func sample(_ index: Int) -> Sample {
-                var sample = Numbered().sample(index)
-                if index == 1 { sample.latents.values[3] = .nan }
-                return sample
-            }
-        }
         let reports = try together(2) { place -> [IterationReport] in
             let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
-            let trainer = try Self.trainer(Self.settings(recipe), Poisoned(), group)
+            let trainer = try ProcessTests.trainer(
+                Self.settings(recipe), group, samples: Poisoned(count: 4))
             return try (0..<2).map { _ in
                 let before = trainer.student.parameters.version
                 let report = try trainer.step(pausing: place.rank == 1)
@@ -226,7 +209,9 @@ import Testing
             var settings = Self.settings(.sla)
             settings.recomputation = recomputation
             let group = try ProcessGroup.join(place, purpose: "test", patience: 20)
-            _ = try Self.trainer(settings, Ending(place.rank), group).step()
+            _ = try ProcessTests.trainer(
+                settings, group, samples: Ending(place.rank)
+            ).step()
         }
         #expect { try results[2].get() } throws: { "\($0)".contains("the disk is gone") }
         for rank in 0..<2 {
