@@ -46,9 +46,7 @@ public struct TrainingBench {
                 linears: request.arithmetic.linears, device: device.name)
         }
         var settings = settings
-        settings.rcm.tangentWarmup = 0
-        settings.rcm.studentEvery = 2
-        settings.rcm.simulationSteps = 1
+        settings.shortenCycle()
         settings.iterations = .max
         self.settings = settings
         self.repeats = repeats

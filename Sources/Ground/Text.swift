@@ -42,6 +42,11 @@ public func about(seconds: Double) -> String {
     return hours < 72 ? "\(fixed(hours, 0)) h" : "\(fixed(hours / 24, 0)) days"
 }
 
+/// `8 s to 15 s`
+public func about(seconds range: ClosedRange<Double>) -> String {
+    "\(about(seconds: range.lowerBound)) to \(about(seconds: range.upperBound))"
+}
+
 /// `12.0 KiB`, `3.5 MiB`, `27.98 GiB`
 public func describe(bytes: Int) -> String {
     let count = Double(bytes)

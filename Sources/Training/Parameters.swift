@@ -48,7 +48,7 @@ public final class Parameters: Checkpoint {
             }
             guard tensor.isOnHost else {
                 // An outline's: a plan needs no numbers.
-                set(name, Self.unmade(shape, .f32), seen: Self.unmade(shape, dtype))
+                set(name, .outline(shape, .f32), seen: .outline(shape, dtype))
                 continue
             }
             // A copy: the tensors of files may be mapped, and `converted` gives f32 back as it is.
@@ -60,13 +60,9 @@ public final class Parameters: Checkpoint {
         version = 0
     }
 
-    private static func unmade(_ shape: Shape, _ dtype: DType) -> Tensor {
-        Tensor(shape, dtype, storage: Storage(byteCount: shape.count * dtype.byteCount))
-    }
-
     /// Notes a parameter whose numbers another process keeps.
     private func outline(_ name: String, _ shape: Shape) {
-        seen[name] = Self.unmade(shape, dtype)
+        seen[name] = .outline(shape, dtype)
         infos[name] = TensorInfo(name: name, shape: shape.dimensions, dtype: dtype)
     }
 

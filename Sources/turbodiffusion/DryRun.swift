@@ -159,7 +159,7 @@ extension PlanReport {
                 }
             let time =
                 estimate.seconds.map {
-                    "\(about(seconds: $0.lowerBound * Double(videos))) to \(about(seconds: $0.upperBound * Double(videos)))"
+                    about(seconds: $0.lowerBound * Double(videos)...$0.upperBound * Double(videos))
                 } ?? "-"
             rows.append([estimate.machine, time, fit])
         }

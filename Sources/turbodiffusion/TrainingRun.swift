@@ -206,9 +206,7 @@ struct TrainingRun {
         let time = card.map { Estimate.training(flops: plan.flops, on: $0) }
         let words =
             plan.words + (processes == 1 ? "" : " of each process")
-            + (time.map {
-                "; it takes \(about(seconds: $0.lowerBound)) to \(about(seconds: $0.upperBound)) (an estimate)"
-            } ?? "")
+            + (time.map { "; it takes \(about(seconds: $0)) (an estimate)" } ?? "")
         if options.dryRun { Output.line(words) } else if isFirst { note(words) }
         try plan.require(on: device) {
             let others =

@@ -95,11 +95,11 @@ final class Validation {
         if let teacher {
             wanted = teacher
         } else {
-            wanted = try videos(try latents(trainer.teacher, teacherSampling, trainer))
+            wanted = try latents(trainer.teacher, teacherSampling, trainer).map(decoded)
             try await write(wanted, "teacher", in: place)
             teacher = wanted
         }
-        let made = try videos(try latents(trainer.student.net, sampling, trainer))
+        let made = try latents(trainer.student.net, sampling, trainer).map(decoded)
         try await write(made, RunFolder.name(trainer.iteration), in: place)
         let error =
             zip(made, wanted).reduce(0.0) {
@@ -132,8 +132,6 @@ final class Validation {
     }
 
     // MARK: Videos
-
-    private func videos(_ latents: [Tensor]) throws -> [Video] { try latents.map(decoded) }
 
     /// → f32 [C, T, H, W] of each sample
     private func latents(_ net: Net, _ sampling: Sampling, _ trainer: Trainer) throws -> [Tensor] {

@@ -39,7 +39,7 @@ public struct Transfer: Sendable, Hashable {
 /// An operation whose result is made of parts of all devices' tensors. Nothing is computed.
 public protocol Collective: OperationFacts {
     /// What this device has.
-    var x: Tensor { get }
+    var x: Tensor { get set }
     var members: Int { get }
     var member: Int { get }
     /// What `giver` gives to `taker`, which may be the same; nil: nothing. All devices reckon the same.

@@ -68,11 +68,7 @@ final class Sharing {
         names.map { name in
             ProcessGroup.Owned(
                 name: name,
-                tensor: values(name)
-                    ?? Tensor(
-                        Shape(parameters.info(name)!.shape), dtype,
-                        storage: Storage(
-                            byteCount: parameters.info(name)!.shape.reduce(1, *) * dtype.byteCount)),
+                tensor: values(name) ?? .outline(Shape(parameters.info(name)!.shape), dtype),
                 owner: owners[name]!)
         }
     }

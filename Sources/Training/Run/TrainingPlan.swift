@@ -28,10 +28,7 @@ public struct TrainingPlan: Sendable, Hashable {
         isGPU: Bool = false, processes: Int = 1
     ) throws {
         var settings = settings
-        // The student's whole iteration and the critic's are among the first four then.
-        settings.rcm.tangentWarmup = 0
-        settings.rcm.studentEvery = min(settings.rcm.studentEvery, 2)
-        settings.rcm.simulationSteps = 1
+        settings.shortenCycle()
         settings.accumulation = min(settings.accumulation, 2)
         var outlines = models
         outlines.teacher = Outline(of: models.teacher)

@@ -125,6 +125,14 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if preset.isLarge { useLargePreset() }
     }
 
+    /// For counting and measuring: of rCM the student's whole iteration and the critic's are among the first four then,
+    /// with one simulated step.
+    public mutating func shortenCycle() {
+        rcm.tangentWarmup = 0
+        rcm.studentEvery = min(rcm.studentEvery, 2)
+        rcm.simulationSteps = 1
+    }
+
     /// The published 14B configurations where they differ.
     private mutating func useLargePreset() {
         switch recipe {

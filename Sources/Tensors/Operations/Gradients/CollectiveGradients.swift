@@ -5,6 +5,19 @@
 /// counts once and not once for each member. What a member finds by a value that all have, such as a weight, is its own
 /// rows' share: the sum over the members is the derivative.
 
+extension Collective where Self: DifferentiableOperation {
+    /// Tangents go as their values do.
+    public func forward(
+        _ tangent: (Tensor) -> Tensor?, result: Tensor, on device: any Backend
+    ) -> Tensor? {
+        tangent(x).map {
+            var moved = self
+            moved.x = $0
+            return device.result(of: moved)
+        }
+    }
+}
+
 extension Operation.Exchange: DifferentiableOperation {
     /// Numbers go back the way they came. x: the cotangent, as the result
     private func reversed(_ x: Tensor) -> Operation.Exchange {
@@ -20,16 +33,6 @@ extension Operation.Exchange: DifferentiableOperation {
         guard gradients.wants(x) else { return }
         gradients.add(device.result(of: reversed(cotangent)), to: x)
     }
-
-    public func forward(
-        _ tangent: (Tensor) -> Tensor?, result: Tensor, on device: any Backend
-    ) -> Tensor? {
-        tangent(x).map {
-            var moved = self
-            moved.x = $0
-            return device.result(of: moved)
-        }
-    }
 }
 
 extension Operation.Gather: DifferentiableOperation {
@@ -39,15 +42,5 @@ extension Operation.Gather: DifferentiableOperation {
     ) {
         guard gradients.wants(x) else { return }
         gradients.add(device.slice(cotangent, shares[member]), to: x)
-    }
-
-    public func forward(
-        _ tangent: (Tensor) -> Tensor?, result: Tensor, on device: any Backend
-    ) -> Tensor? {
-        tangent(x).map {
-            var moved = self
-            moved.x = $0
-            return device.result(of: moved)
-        }
     }
 }
