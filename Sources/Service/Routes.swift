@@ -166,7 +166,12 @@ struct Routes: Sendable {
             return Self.response(["id": .string(id), "object": "video.deleted", "deleted": true])
         case (let id?, "content", 2):
             guard isRead else { throw refuse() }
-            return try await content(request, try job(id), context)
+            let wanted = try job(id)
+            do { return try await content(request, wanted, context) } catch {
+                // Deleted while it was being read.
+                _ = try job(id)
+                throw error
+            }
         case (let id?, "events", 2):
             guard isRead else { throw refuse() }
             return try events(of: try job(id))

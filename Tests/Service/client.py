@@ -122,6 +122,24 @@ def retrieve_list_delete(service, client):
 
 
 @test
+def deleted_while_it_is_read(service, client):
+    for pause in (0, 0.02, 0.05, 0.1, 0.2):
+        video = client.videos.create_and_poll(prompt=TEXT, extra_body=SMALL)
+        answers = []
+        reader = threading.Thread(target=lambda: answers.append(
+            request(service, f"/v1/videos/{video.id}/content?variant=spritesheet")))
+        reader.start()
+        time.sleep(pause)
+        client.videos.delete(video.id)
+        reader.join()
+        status, _, body = answers[0]
+        assert status in (200, 404), (status, body)
+        assert request(service, f"/v1/videos/{video.id}/content?variant=spritesheet")[0] == 404
+        left = [name for _, _, names in os.walk(service.output) for name in names if video.id in name]
+        assert not left, left
+
+
+@test
 def remix(service, client):
     base = client.videos.create_and_poll(prompt=TEXT, extra_body=SMALL)
     video = client.videos.remix(base.id, prompt="A blue cube.")

@@ -134,7 +134,15 @@ async function lastFrame(player) {
 }
 
 function forget(id) {
-    cards.get(id)?.item.remove();
+    const item = cards.get(id)?.item;
+    const player = item?.querySelector("video");
+    // A player that is only taken off the page goes on loading.
+    for (const name of player ? ["poster", "src"] : []) {
+        URL.revokeObjectURL(player[name]);
+        player.removeAttribute(name);
+    }
+    player?.load();
+    item?.remove();
     cards.delete(id);
     showEmpty();
 }
