@@ -85,6 +85,22 @@ release: dist
 kernels: $(BINARY)
 	folder=$$(Scripts/nvrtc) && $(BINARY) kernels check --cuda-libraries "$$folder"
 
+# The kernels on a GPU that this machine only plays. Cards: 80, 86, 89, 90, 120.
+EMULATOR := .build-emulator
+EMULATED := $(EMULATOR)/libcuda.so.1 $(EMULATOR)/libnvrtc.so.13
+$(EMULATED) &: $(wildcard Tests/Emulator/*) | swift packages
+	rm -rf $(EMULATOR) && mkdir -p $(EMULATOR)
+	clang++ -std=c++20 -O2 -march=x86-64-v3 -Wall -Wno-nullability-completeness -fPIC -shared $(addprefix Tests/Emulator/,machine.cpp tensor_core.cpp driver.cpp) -Wl,-soname,libcuda.so.1 -o $(EMULATOR)/libcuda.so.1
+	clang++ -std=c++20 -O2 -fPIC -shared -DEMULATOR_SOURCES='"$(CURDIR)/Tests/Emulator"' Tests/Emulator/nvrtc.cpp -Wl,-soname,libnvrtc.so.13 -o $(EMULATOR)/libnvrtc.so.13
+
+.PHONY: emulate
+emulate: $(BINARY) $(EMULATED)
+	python3 Tests/Emulator/faults.py $(EMULATOR)
+	for card in $(or $(CARDS),80 89 90 120); do \
+	    TURBODIFFUSION_CUDA_LIBRARIES=$(CURDIR)/$(EMULATOR) XDG_CACHE_HOME=$(CURDIR)/$(EMULATOR)/cache EMULATOR_ARCHITECTURE=$$card \
+	        $(BINARY) verify $(or $(FIXTURES),Tests/Golden/norms) --device cuda $(OPTIONS) || exit 1; \
+	done
+
 # Leaks are not looked for: what Swift keeps to the end is none. A trap that a test provokes is told without the minute that a
 # backtrace through the sanitizer takes.
 sanitize: swift packages
@@ -156,7 +172,7 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Studies Tests
 
 clean:
-	rm -rf .build .build-test .build-sanitize .venv-wheel dist output
+	rm -rf .build .build-test .build-sanitize .build-emulator .venv-wheel dist output
 
 .PHONY: swift packages
 swift:

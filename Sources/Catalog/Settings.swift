@@ -93,10 +93,8 @@ public struct Settings: Sendable {
         func variable(_ name: String) -> String? {
             environment(name).flatMap { $0.isEmpty ? nil : $0 }
         }
-        // By the XDG base directory specification a path that is not absolute counts as none.
         func base(_ name: String, _ usual: String) -> String? {
-            variable(name).flatMap { $0.hasPrefix("/") ? $0 : nil }
-                ?? variable("HOME").flatMap { $0.hasPrefix("/") ? "\($0)/\(usual)" : nil }
+            userFolder(name, usual, variable)
         }
         let home = variable("HOME")
         let named = variable("TURBODIFFUSION_CONFIG")

@@ -49,6 +49,16 @@ extension CheckpointError: CustomStringConvertible {
 }
 
 extension CheckpointError {
+    /// The file, or the folder of files, that it is about.
+    public var path: String {
+        switch self {
+        case .unreadable(let path, _), .malformed(let path, _), .missing(_, let path, _),
+            .shape(_, let path, _, _), .dtype(_, let path, _, _), .unwritable(let path, _),
+            .incompatible(let path, _), .wrongModel(let path, _, _, _):
+            path
+        }
+    }
+
     /// The error for a file that cannot be read.
     static func unreadable(_ error: FileError) -> CheckpointError {
         .unreadable(path: error.path.string, reason: error.reason)

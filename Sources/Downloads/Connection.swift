@@ -66,7 +66,7 @@ struct Head: Sendable, Equatable {
         }
         guard let colon = line.firstIndex(of: ":"), fields.count < 256 else { return }
         let name = line[..<colon].lowercased()
-        fields[name] = String(line[line.index(after: colon)...].trimmed)
+        fields[name] = line[line.index(after: colon)...].trimmed
     }
 
     subscript(_ name: String) -> String? { fields[name] }
@@ -204,15 +204,5 @@ final class Connection {
             result.isWorthRetrying = ![3, 60, 77, 83, 91].contains(answer.code)
         }
         return result
-    }
-
-}
-
-extension StringProtocol {
-    /// Without white space at both ends.
-    var trimmed: SubSequence {
-        var text = self[...]
-        while let last = text.last, last.isWhitespace { text.removeLast() }
-        return text.drop(while: \.isWhitespace)
     }
 }

@@ -126,6 +126,23 @@ public struct Hub: Sendable {
         return lines
     }
 
+    /// Where a redirection leads.
+    /// - Throws: `.server` for what is no address, and for one that gives up encryption.
+    func next(after address: String, _ answer: Answer, _ file: HubFile) throws(DownloadError)
+        -> String
+    {
+        guard let location = answer.location, let origin = Origin(location) else {
+            throw DownloadError(
+                .server, "\(endpoint) leads to no address over HTTP for \(file)")
+        }
+        if Origin(address)?.scheme == "https", origin.scheme != "https" {
+            throw DownloadError(
+                .server,
+                "\(endpoint) leads from https to http (\(origin.host)) for \(file): refused")
+        }
+        return location
+    }
+
     /// The error for an answer of the hub that more tries do not change; nil for others.
     func refusal(_ head: Head, _ file: HubFile) -> DownloadError? {
         let said = head["x-error-message"].map { " (\($0.prefix(200)))" } ?? ""

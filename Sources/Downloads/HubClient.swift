@@ -90,25 +90,9 @@ struct HubClient {
             }
             guard (300..<400).contains(answer.head.status), answer.head["x-linked-size"] == nil
             else { return (answer.head, nil) }
-            address = try next(after: address, answer, file)
+            address = try hub.next(after: address, answer, file)
         }
         throw DownloadError(.server, "\(hub.endpoint) leads in circles for \(file)")
-    }
-
-    /// Where a redirection leads.
-    func next(after address: String, _ answer: Answer, _ file: HubFile) throws(DownloadError)
-        -> String
-    {
-        guard let location = answer.location, let origin = Origin(location) else {
-            throw DownloadError(
-                .server, "\(hub.endpoint) leads to no address over HTTP for \(file)")
-        }
-        if Origin(address)?.scheme == "https", origin.scheme != "https" {
-            throw DownloadError(
-                .server,
-                "\(hub.endpoint) leads from https to http (\(origin.host)) for \(file): refused")
-        }
-        return location
     }
 
     private func wait(_ seconds: Double) throws(DownloadError) {
@@ -137,7 +121,7 @@ struct HubClient {
                         return collected.bytes.count <= limit
                     })
                 guard (300..<400).contains(answer.head.status) else { break }
-                address = try next(after: address, answer, file)
+                address = try hub.next(after: address, answer, file)
             }
             if isStopped() { throw Self.stopped }
             if collected.bytes.count > limit {

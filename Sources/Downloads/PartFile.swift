@@ -142,7 +142,7 @@ final class PartFile: Sendable {
     static let boot: String = {
         let bytes = (try? FilePath("/proc/sys/kernel/random/boot_id").contents(limit: 256)) ?? []
         let text = String(decoding: bytes, as: UTF8.self).trimmed
-        return text.isEmpty ? "-" : String(text)
+        return text.isEmpty ? "-" : text
     }()
 
     private func closeNotes() {

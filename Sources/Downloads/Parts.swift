@@ -226,16 +226,7 @@ final class Transfer: Sendable {
                 self.take(bytes, head, of: piece, delivery, isConditional)
             }
             guard (300..<400).contains(answer.head.status), answer.failure == nil else { break }
-            guard let location = answer.location, let origin = Origin(location),
-                origin.scheme == "https" || Origin(address)?.scheme != "https"
-            else {
-                fail(
-                    DownloadError(
-                        .server,
-                        "\(hub.endpoint) leads to no address of its kind for \(file): refused"))
-                return
-            }
-            address = location
+            do { address = try hub.next(after: address, answer, file) } catch { return fail(error) }
             leads += 1
         } while leads < 10
         finish(delivery, piece)

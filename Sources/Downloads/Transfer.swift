@@ -6,10 +6,6 @@ import Synchronization
 import SystemPackage
 
 extension ModelFolder {
-    private static func restless(_ file: HubFile) -> DownloadError {
-        DownloadError(.changed, "\(file) changes while it is fetched: try again later")
-    }
-
     /// Fetches a file, unless it is here. Blocks the calling thread.
     /// - Parameters:
     ///   - note: given lines for people.
@@ -45,6 +41,16 @@ extension ModelFolder {
             size: identity.size, sha256: identity.sha256, resumed: 0, received: 0, retries: 0,
             wasHere: false)
         var (changes, isFirst, isDamaged, inParts) = (0, true, false, true)
+        /// The file is another one now: what was fetched of the old one does not count.
+        func beginAgain(_ other: HubIdentity) throws(DownloadError) {
+            changes += 1
+            guard changes <= 3 else {
+                throw DownloadError(
+                    .changed, "\(file) changes while it is fetched: try again later")
+            }
+            note("\(file) has changed meanwhile: beginning again")
+            identity = other
+        }
         while true {
             let known = try part.begin(identity, afresh: isDamaged)
             if isFirst { report.resumed = known.count }
@@ -61,10 +67,7 @@ extension ModelFolder {
             switch end.result {
             case .failed(let error): throw error
             case .changed(let other):
-                changes += 1
-                guard changes <= 3 else { throw Self.restless(file) }
-                note("\(file) has changed meanwhile: beginning again")
-                identity = other
+                try beginAgain(other)
                 continue
             case .noParts:
                 note("the server gives no parts of \(file): fetching it in one piece")
@@ -75,10 +78,7 @@ extension ModelFolder {
                     // A server that does not heed conditions may have mixed two versions.
                     let now = try client.identify(file)
                     if now == identity { break }
-                    changes += 1
-                    guard changes <= 3 else { throw Self.restless(file) }
-                    note("\(file) has changed meanwhile: beginning again")
-                    identity = now
+                    try beginAgain(now)
                     continue
                 }
                 if hash == expected { break }

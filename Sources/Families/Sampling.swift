@@ -74,6 +74,19 @@ public enum Sampling: Sendable, Hashable {
         }
     }
 
+    /// Takes another sampler. One of another kind begins with the family's own settings, one of the same kind keeps these.
+    /// - Parameter solver: nil for distilled models.
+    public mutating func use(_ solver: Solver?, of defaults: Family.Defaults) {
+        guard let solver else {
+            if case .flow = self { self = .distilled(defaults.distilled) }
+            return
+        }
+        var flow = defaults.flow
+        if case .flow(let own) = self { flow = own }
+        flow.solver = solver
+        self = .flow(flow)
+    }
+
     /// 1 if there is no guidance.
     public var guidance: Double {
         if case .flow(let settings) = self { settings.guidance } else { 1 }

@@ -1,6 +1,7 @@
 /// Formatting numbers and untrusted text for people and tables.
 
 import Glibc
+import SystemPackage
 
 /// A number with a fixed count of decimals, independent of the locale: `fixed(2.5, 2)` is `2.50`.
 /// - Parameter digits: number of decimals, 0 to 15.
@@ -85,12 +86,43 @@ public func environment(_ name: String) -> String? {
     return text.isEmpty ? nil : text
 }
 
+/// One of a user's folders by the XDG base directory specification, by which a path that is not absolute counts as none:
+/// `userFolder("XDG_CACHE_HOME", ".cache")`.
+/// - Parameters:
+///   - name: the variable that names it.
+///   - usual: where it is in the home folder if nothing names it.
+/// - Returns: nil where there is no home.
+public func userFolder(
+    _ name: String, _ usual: String, _ variable: (String) -> String? = environment
+) -> String? {
+    func absolute(_ name: String) -> String? {
+        variable(name).flatMap { $0.hasPrefix("/") ? $0 : nil }
+    }
+    return absolute(name) ?? absolute("HOME").map { "\($0)/\(usual)" }
+}
+
+/// A folder of this program's in the user's caches; nil where there is no home, and where others can change what is in it.
+public func userCache(
+    _ name: String, _ variable: (String) -> String? = environment
+) -> String? {
+    guard let caches = userFolder("XDG_CACHE_HOME", ".cache", variable) else { return nil }
+    let folder = "\(caches)/turbodiffusion/\(name)"
+    return FilePath(folder).changeableByOthers == nil ? folder : nil
+}
+
 /// A number's bytes, the lowest first.
 public func littleEndian<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
     withUnsafeBytes(of: value.littleEndian) { Array($0) }
 }
 
 extension StringProtocol {
+    /// Without white space at both ends.
+    public var trimmed: String {
+        var text = self[...]
+        while let last = text.last, last.isWhitespace { text.removeLast() }
+        return String(text.drop(while: \.isWhitespace))
+    }
+
     /// The text on one line with every control character escaped (`\n`, `\u{1B}`), so that text from a file can neither
     /// control a terminal nor look like other text. Joiners, which scripts and emoji need, are kept.
     public var printable: String {

@@ -166,14 +166,6 @@ enum Command: Sendable, Hashable {
 }
 
 extension StringProtocol {
-    /// Without white space at both ends.
-    var trimmed: String {
-        var text = self[...]
-        while text.first?.isWhitespace == true { text.removeFirst() }
-        while text.last?.isWhitespace == true { text.removeLast() }
-        return String(text)
-    }
-
     func padded(to width: Int) -> String {
         String(self) + String(repeating: " ", count: Swift.max(0, width - count))
     }

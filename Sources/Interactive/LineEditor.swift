@@ -197,12 +197,7 @@ final class LineEditor: LineSource {
 
     /// `$XDG_STATE_HOME/turbodiffusion/history`, or under `~/.local/state`; nil where there is no home.
     static var userHistory: FilePath? {
-        func absolute(_ name: String) -> String? {
-            getenv(name).map { String(cString: $0) }.flatMap { $0.hasPrefix("/") ? $0 : nil }
-        }
-        guard
-            let base = absolute("XDG_STATE_HOME") ?? absolute("HOME").map({ "\($0)/.local/state" })
-        else { return nil }
+        guard let base = userFolder("XDG_STATE_HOME", ".local/state") else { return nil }
         let folder = FilePath("\(base)/turbodiffusion")
         do { try folder.makeFolders(mode: 0o700) } catch { return nil }
         return folder.appending("history")

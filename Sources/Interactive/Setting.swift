@@ -167,17 +167,9 @@ public struct Settings: Sendable, Hashable {
                 throw wrong()
             }
         case .sampler:
-            if text.lowercased() == "rcm" {
-                if case .flow = request.sampling {
-                    request.sampling = .distilled(family.defaults.distilled)
-                }
-            } else {
-                let solver: Sampling.Solver = try choice()
-                var flow = family.defaults.flow
-                if case .flow(let own) = request.sampling { flow = own }
-                flow.solver = solver
-                request.sampling = .flow(flow)
-            }
+            var solver: Sampling.Solver?
+            if text.lowercased() != "rcm" { solver = try choice() as Sampling.Solver }
+            request.sampling.use(solver, of: family.defaults)
         case .steps: request.sampling.steps = try integer()
         case .sigmaMax, .guidance, .shift: try setSampling(setting, try number(), &request)
         case .ode:

@@ -1,8 +1,6 @@
 /// The thread of a device, which its tensors and its backend never leave.
 
-import Glibc
 import Ground
-import Synchronization
 import Tensors
 
 /// Runs an actor's jobs on a thread of their own, so that the device's context stays current and long computations
@@ -12,8 +10,9 @@ package final class DeviceThread: SerialExecutor, Sendable {
         var jobs: [UnownedJob] = []
         var isClosed = false
     }
-    private let queue = Mutex(Queue())
-    private let available = Semaphore()
+    private let monitor = Monitor()
+    /// Guarded by `monitor`.
+    private nonisolated(unsafe) var queue = Queue()
     /// Only jobs of the thread may use it. The thread releases it when it ends; an actor's `isolated deinit` would do
     /// the same, but Swift 6.3 cannot compile one ("circular reference") where it optimises across modules.
     private nonisolated(unsafe) let held: Unmanaged<Resident>
@@ -30,14 +29,18 @@ package final class DeviceThread: SerialExecutor, Sendable {
 
     package func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
-        queue.withLock { $0.jobs.append(job) }
-        available.signal()
+        monitor.locked {
+            queue.jobs.append(job)
+            monitor.announce()
+        }
     }
 
     /// No more jobs will come.
     package func close() {
-        queue.withLock { $0.isClosed = true }
-        available.signal()
+        monitor.locked {
+            queue.isClosed = true
+            monitor.announce()
+        }
     }
 
     package func asUnownedSerialExecutor() -> UnownedSerialExecutor {
@@ -46,27 +49,14 @@ package final class DeviceThread: SerialExecutor, Sendable {
 
     private func run() {
         while true {
-            available.wait()
-            let (jobs, isClosed) = queue.withLock { queue in
+            let (jobs, isClosed) = monitor.locked {
+                monitor.wait { !queue.jobs.isEmpty || queue.isClosed }
                 defer { queue.jobs = [] }
                 return (queue.jobs, queue.isClosed)
             }
             for job in jobs { job.runSynchronously(on: asUnownedSerialExecutor()) }
+            // Jobs may have been added before the end.
             if isClosed, jobs.isEmpty { return held.release() }
-            // Looks for jobs that were added before the end.
-            if isClosed { available.signal() }
         }
     }
-}
-
-/// A counting semaphore of the operating system. It needs a fixed address.
-private final class Semaphore: Sendable {
-    private nonisolated(unsafe) let handle = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
-    init() { sem_init(handle, 0, 0) }
-    deinit {
-        sem_destroy(handle)
-        handle.deallocate()
-    }
-    func signal() { sem_post(handle) }
-    func wait() { while sem_wait(handle) != 0 {} }
 }

@@ -1,7 +1,6 @@
 /// The devices of a group that follow the first one: each carries out the same runs, on a thread of its own.
 
 import Families
-import Glibc
 import Ground
 import Synchronization
 import Tensors
@@ -31,25 +30,24 @@ final class Follower: @unchecked Sendable {
         var device: OpenedDevice?
         let pool = ModelPool()
         var walks: [Int: Walk] = [:]
-        var readAheads: [Int: ReadAhead] = [:]
     }
     typealias Job = @Sendable (inout Resident) throws -> Void
 
     private struct Queue {
-        var jobs: [Job?] = []
+        /// nil: the end.
+        var jobs: [(run: Int?, body: Job)?] = []
         var open = 0
-        var failure: (any Error)?
+        /// The first error of each run, and of what belongs to none, since it was last waited for.
+        var failures: [Int?: any Error] = [:]
     }
     /// "device 2 of 2"
     private let name: String
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-    private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private let monitor = Monitor()
+    /// Guarded by `monitor`.
     private var queue = Queue()
 
     init(name: String) {
         self.name = name
-        pthread_mutex_init(mutex, nil)
-        pthread_cond_init(changed, nil)
         // It keeps itself until it ends.
         guard let thread = HostThread({ self.work() }) else {
             fatalError("Follower: the system starts no further thread")
@@ -57,40 +55,26 @@ final class Follower: @unchecked Sendable {
         thread.detach()
     }
 
-    deinit {
-        pthread_mutex_destroy(mutex)
-        pthread_cond_destroy(changed)
-        mutex.deallocate()
-        changed.deallocate()
-    }
-
-    private func locked<Result>(_ body: () -> Result) -> Result {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        return body()
-    }
-
-    private func enqueue(_ job: Job?) {
-        locked {
+    private func enqueue(_ job: (run: Int?, body: Job)?) {
+        monitor.locked {
             queue.jobs.append(job)
             queue.open += 1
-            pthread_cond_broadcast(changed)
+            monitor.announce()
         }
     }
 
     /// Has something done after all that was begun before.
-    func begin(_ job: @escaping Job) { enqueue(job) }
+    func begin(for run: Int? = nil, _ job: @escaping Job) { enqueue((run, job)) }
 
     /// Ends the thread when all is done; what it has goes with it.
     func close() { enqueue(nil) }
 
     /// Waits until all that was begun is done.
-    /// - Throws: the first error since the last call.
-    func wait() throws {
-        let failure = locked {
-            while queue.open > 0 { pthread_cond_wait(changed, mutex) }
-            defer { queue.failure = nil }
-            return queue.failure
+    /// - Throws: the first error of `run` since the last call for it.
+    func wait(for run: Int? = nil) throws {
+        let failure = monitor.locked {
+            monitor.wait { queue.open == 0 }
+            return queue.failures.removeValue(forKey: run)
         }
         if let failure {
             throw failure is CancellationError
@@ -101,17 +85,17 @@ final class Follower: @unchecked Sendable {
     private func work() {
         var resident = Resident()
         while true {
-            let job = locked { () -> Job? in
-                while queue.jobs.isEmpty { pthread_cond_wait(changed, mutex) }
+            let job = monitor.locked {
+                monitor.wait { !queue.jobs.isEmpty }
                 return queue.jobs.removeFirst()
             }
             var failure: (any Error)?
-            do { try job?(&resident) } catch { failure = error }
+            do { try job?.body(&resident) } catch { failure = error }
             if job == nil { resident = Resident() }
-            locked {
-                if queue.failure == nil { queue.failure = failure }
+            monitor.locked {
+                if let job, queue.failures[job.run] == nil { queue.failures[job.run] = failure }
                 queue.open -= 1
-                pthread_cond_broadcast(changed)
+                monitor.announce()
             }
             if job == nil { return }
         }
@@ -159,7 +143,7 @@ extension Resident {
     func beginOnFollowers(_ run: Run, id: Int, _ cancellation: Cancellation) {
         let keys = pool.keys
         for follower in followers {
-            follower.begin { resident in
+            follower.begin(for: id) { resident in
                 guard let device = resident.device else { return }
                 resident.pool.release(allBut: keys)
                 if let residency = run.options.residency {
@@ -189,7 +173,7 @@ extension Resident {
     func advance(_ id: Int) throws -> Yield? {
         guard let meeting else { return try walks[id]?.advance() }
         for follower in followers {
-            follower.begin { resident in
+            follower.begin(for: id) { resident in
                 do {
                     _ = try resident.walks[id]?.advance()
                 } catch {
@@ -201,7 +185,9 @@ extension Resident {
         }
         let result = Result { try walks[id]?.advance() }
         if case .success(let found) = result, !meeting.isBroken {
-            if walks[id]?.isDone == true { for follower in followers { try follower.wait() } }
+            if walks[id]?.isDone == true {
+                for follower in followers { try follower.wait(for: id) }
+            }
             return found
         }
         // Nobody waits any more for whoever will not come. A follower's failure is the cause of what the first one found.
@@ -213,7 +199,7 @@ extension Resident {
                 resident.walks[id]?.abandon()
                 common.withLock { $0.formIntersection(resident.pool.keys) }
             }
-            do { try follower.wait() } catch { cause = cause ?? error }
+            do { try follower.wait(for: id) } catch { cause = cause ?? error }
         }
         meeting.reset()
         // What not every device has come to load is loaded anew. Only the first one has text encoders.

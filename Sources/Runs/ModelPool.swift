@@ -32,10 +32,18 @@ final class ModelPool {
         var model: LoadedModel
         /// Of its weights, as a plan counts them; 0 where no plan was made.
         var byteCount: Int
-        /// Under which limit of resident weights it was loaded; nil: all stay.
+        /// Of a transformer: under which limit of resident weights it was loaded; nil: all stay.
         var residentWeights: Int?
         /// Time of the last use.
         var turn: Int
+
+        /// Whether it is as a run wants it: with no more weights that stay than `limit`, or with all of them where there
+        /// is no limit.
+        func fits(_ limit: Int?) -> Bool {
+            guard case .transformer = model else { return true }
+            guard let limit, let residentWeights else { return limit == residentWeights }
+            return residentWeights <= limit
+        }
     }
     private var entries: [ModelKey: Entry] = [:]
     private var turn = 0
@@ -63,19 +71,12 @@ final class ModelPool {
     /// Drops all models except those with the given keys.
     func release(allBut keys: Set<ModelKey>) { entries = entries.filter { keys.contains($0.key) } }
 
-    /// Makes room for a run that will use `keys`: what was used least recently goes first, and what was loaded with
-    /// more memory than this run leaves.
+    /// Makes room for a run that will use `keys`: what does not fit it leaves, then what was used least recently.
     func makeRoom(for keys: Set<ModelKey>, within residency: Residency) {
-        if let limit = residency.residentWeights {
-            entries = entries.filter { key, entry in
-                keys.contains(key)
-                    && (!key.part.isTransformer || (entry.residentWeights ?? .max) <= limit)
-            }
-            return
-        }
-        // A transformer whose weights only visited the device is loaded anew where all of them fit.
-        for key in keys where key.part.isTransformer && entries[key]?.residentWeights != nil {
-            entries[key] = nil
+        let limit = residency.residentWeights
+        // Where weights only visit the device, nothing but the run's own models stays.
+        entries = entries.filter { key, entry in
+            keys.contains(key) ? entry.fits(limit) : limit == nil
         }
         var free = residency.limit - residency.peakBytes
         let others = entries.filter { !keys.contains($0.key) }

@@ -252,16 +252,7 @@ extension Plan {
 
     /// The index in `stages` of the model that executes a stage.
     private mutating func index(of stage: Runs.Stage) -> Int? {
-        let part: ModelPart
-        switch stage {
-        case .load(let loaded): part = loaded
-        case .encodeText: part = .textEncoder
-        case .encodeImage: part = .imageEncoder
-        case .projectText(let model): part = model
-        case .step(_, _, let expert): part = expert ?? .transformer
-        case .decode: part = .decoder
-        case .deliver: return nil
-        }
+        guard let part = stage.part else { return nil }
         if let index = stages.firstIndex(where: { $0.part == part }) { return index }
         stages.append(Stage(part: part))
         return stages.count - 1

@@ -79,6 +79,15 @@ public struct Run: Sendable {
         ]
     }
 
+    /// The files that the run opens beside those of its models.
+    public var inputFiles: [String] {
+        let start = options.start
+        if let latents = start.latents { return [latents] }
+        let picture = start.conditioning == nil ? request.image : nil
+        return [start.text, start.conditioning, picture].compactMap { $0 }
+            + request.loras.map(\.path)
+    }
+
     /// The models that the run loads, in the order of their use.
     public var parts: [ModelPart] {
         get throws {

@@ -17,6 +17,18 @@ public enum Stage: Sendable, Hashable {
     /// Waiting for the video encoder after the last frame has been decoded.
     case deliver
 
+    /// The model that is loaded or evaluated; nil where none is.
+    public var part: ModelPart? {
+        switch self {
+        case .load(let part), .projectText(let part): part
+        case .encodeText: .textEncoder
+        case .encodeImage: .imageEncoder
+        case .step(_, _, let expert): expert ?? .transformer
+        case .decode: .decoder
+        case .deliver: nil
+        }
+    }
+
     /// Name for people: "step 1/4", "VAE decode".
     public var title: String {
         switch self {
@@ -37,9 +49,22 @@ public enum Stage: Sendable, Hashable {
 /// `{"id": "step", "number": 1, "of": 4}`, `{"id": "load", "part": "vae"}`
 extension Stage: Codable {
     private enum Key: CodingKey { case id, part, number, of }
-    private enum ID: String, Codable {
+    /// The kind of a stage: one for all steps.
+    public enum ID: String, Sendable, Codable {
         case load, encodeText = "encode-text", encodeImage = "encode-image"
         case projectText = "project-text", step, decode, deliver
+    }
+
+    public var id: ID {
+        switch self {
+        case .load: .load
+        case .encodeText: .encodeText
+        case .encodeImage: .encodeImage
+        case .projectText: .projectText
+        case .step: .step
+        case .decode: .decode
+        case .deliver: .deliver
+        }
     }
 
     public init(from decoder: any Decoder) throws {
@@ -62,22 +87,15 @@ extension Stage: Codable {
 
     public func encode(to encoder: any Encoder) throws {
         var values = encoder.container(keyedBy: Key.self)
-        let id: ID
-        var part: ModelPart?
+        try values.encode(id, forKey: .id)
         switch self {
-        case .load(let model): (id, part) = (.load, model)
-        case .encodeText: id = .encodeText
-        case .encodeImage: id = .encodeImage
-        case .projectText(let model): (id, part) = (.projectText, model)
+        case .load(let part), .projectText(let part): try values.encode(part, forKey: .part)
         case .step(let number, let count, let expert):
-            (id, part) = (.step, expert)
             try values.encode(number, forKey: .number)
             try values.encode(count, forKey: .of)
-        case .decode: id = .decode
-        case .deliver: id = .deliver
+            try values.encodeIfPresent(expert, forKey: .part)
+        case .encodeText, .encodeImage, .decode, .deliver: break
         }
-        try values.encode(id, forKey: .id)
-        try values.encodeIfPresent(part, forKey: .part)
     }
 }
 

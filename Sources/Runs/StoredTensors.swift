@@ -5,28 +5,6 @@ import Families
 import Models
 import Tensors
 
-/// Host tensors in the form of a checkpoint, so that they can be written.
-private final class TensorList: Checkpoint {
-    let path: String
-    let metadata: [String: String]
-    private let tensors: [(name: String, tensor: Tensor)]
-
-    init(_ path: String, _ tensors: [(name: String, tensor: Tensor)], _ metadata: [String: String])
-    {
-        self.path = path
-        self.tensors = tensors
-        self.metadata = metadata
-    }
-
-    var names: [String] { tensors.map(\.name) }
-    func info(_ name: String) -> TensorInfo? {
-        tensors.first { $0.name == name }.map {
-            TensorInfo(name: name, shape: $0.tensor.shape.dimensions, dtype: $0.tensor.dtype)
-        }
-    }
-    func tensor(_ name: String) -> Tensor? { tensors.first { $0.name == name }?.tensor }
-}
-
 enum StoredTensors {
     static let embedding = "text_embedding"
     static let negativeEmbedding = "negative_text_embedding"
@@ -39,7 +17,8 @@ enum StoredTensors {
         metadata: [String: String] = [:]
     ) throws {
         try writeCheckpoint(
-            TensorList(path, tensors, metadata), to: path, format: .safetensors, overwrite: true)
+            TensorCollection(path, tensors, metadata: metadata), to: path, format: .safetensors,
+            overwrite: true)
     }
 
     /// Reads a text embedding. The file contains `text_embedding` [rows, dim], or a single tensor such as

@@ -22,7 +22,7 @@ public struct APIKeys: Sendable {
             throw ServiceError("\(path): \(error.reason)")
         }
         let keys = String(decoding: bytes, as: UTF8.self).split(whereSeparator: \.isNewline)
-            .map { String($0.trimmed) }.filter { !$0.isEmpty && !$0.hasPrefix("#") }
+            .map(\.trimmed).filter { !$0.isEmpty && !$0.hasPrefix("#") }
         guard !keys.isEmpty else { throw ServiceError("\(path): there is no key in it") }
         for key in keys where key.utf8.count < Self.shortest || key.contains(" ") {
             throw ServiceError(

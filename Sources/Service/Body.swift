@@ -1,5 +1,7 @@
 /// The body of a request, whatever its type, as one object of fields.
 
+import Ground
+
 /// A field's value: JSON, or a file of a form.
 enum FieldValue: Sendable, Hashable {
     case json(JSON)

@@ -2,6 +2,7 @@
 
 import Families
 import FoundationEssentials
+import Ground
 import Jobs
 import Media
 import Runs
@@ -163,17 +164,7 @@ extension Draft {
 
     private func setSampling(_ request: inout Request, _ family: Family) throws(APIError) {
         if let solver {
-            switch (Sampling.Solver(rawValue: solver), request.sampling) {
-            case (nil, .flow): request.sampling = .distilled(family.defaults.distilled)
-            case (let solver?, .distilled):
-                var flow = family.defaults.flow
-                flow.solver = solver
-                request.sampling = .flow(flow)
-            case (let solver?, .flow(var flow)):
-                flow.solver = solver
-                request.sampling = .flow(flow)
-            case (nil, .distilled): break
-            }
+            request.sampling.use(Sampling.Solver(rawValue: solver), of: family.defaults)
         }
         if let steps { request.sampling.steps = steps }
         switch request.sampling {
@@ -219,7 +210,7 @@ private struct Field {
     /// The text of a number or a text.
     private var word: String? {
         switch json {
-        case .string(let text): String(text.trimmed)
+        case .string(let text): text.trimmed
         case .number(let digits): digits
         default: nil
         }

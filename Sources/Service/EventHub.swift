@@ -69,23 +69,27 @@ final class EventHub: Sendable {
         return stream
     }
 
-    /// Whether anybody wants to know of a video.
-    func hasListeners(of video: String) -> Bool {
-        state.withLock { $0.listeners.values.contains { $0.video == nil || $0.video == video } }
-    }
-
     /// - Parameters:
     ///   - video: which it is about; nil: only for those who listen to all.
     ///   - isLast: nothing more will come of this video.
+    ///   - data: is not called where nobody listens.
     func tell(_ name: String, of video: String?, isLast: Bool = false, _ data: () -> JSON) {
-        let listeners = state.withLock { state in
-            state.listeners.values.filter { $0.video == nil || $0.video == video }
+        let ids = state.withLock { state in
+            state.listeners.filter { $0.value.video == nil || $0.value.video == video }.map(\.key)
         }
-        guard !listeners.isEmpty else { return }
-        let event = event(name, data())
-        for listener in listeners {
-            listener.continuation.yield(event)
-            if isLast, listener.video != nil { listener.continuation.finish() }
+        guard !ids.isEmpty else { return }
+        let text = data().text
+        // Numbered and handed out at once: for each listener numbers rise, whoever else tells something.
+        let listeners = state.withLock { state in
+            state.number += 1
+            let event = ServerEvent(number: state.number, name: name, data: text)
+            let listeners = ids.compactMap { state.listeners[$0] }
+            for listener in listeners { listener.continuation.yield(event) }
+            return listeners
+        }
+        // The end of a stream removes its listener, which takes the lock.
+        if isLast {
+            for listener in listeners where listener.video != nil { listener.continuation.finish() }
         }
     }
 
@@ -96,13 +100,5 @@ final class EventHub: Sendable {
             return state.listeners.values.map(\.continuation)
         }
         for listener in listeners { listener.finish() }
-    }
-
-    private func event(_ name: String, _ data: JSON) -> ServerEvent {
-        let number = state.withLock { state in
-            state.number += 1
-            return state.number
-        }
-        return ServerEvent(number: number, name: name, data: data.text)
     }
 }

@@ -1,5 +1,6 @@
 /// Who may ask: keys, hosts, origins.
 
+import Ground
 import HTTPTypes
 import Hummingbird
 
@@ -67,6 +68,6 @@ struct Guard: Sendable {
 
     private static func bearer(_ header: String?) -> String? {
         guard let header, header.lowercased().hasPrefix("bearer ") else { return nil }
-        return String(header.dropFirst("bearer ".count).trimmed)
+        return header.dropFirst("bearer ".count).trimmed
     }
 }

@@ -46,33 +46,14 @@ enum JSON: Sendable, Hashable {
         case .null: "null"
         case .bool(let value): value ? "true" : "false"
         case .number(let digits): digits
-        case .string(let text): Self.quoted(text)
+        case .string(let text): jsonString(text)
         case .array(let values): "[" + values.map(\.text).joined(separator: ",") + "]"
         case .object(let members):
             "{"
                 + members.sorted { $0.key < $1.key }
-                .map { Self.quoted($0.key) + ":" + $0.value.text }.joined(separator: ",") + "}"
+                .map { jsonString($0.key) + ":" + $0.value.text }.joined(separator: ",") + "}"
         case .written(let text): text
         }
-    }
-
-    private static func quoted(_ text: String) -> String {
-        var result = "\""
-        for scalar in text.unicodeScalars {
-            switch scalar {
-            case "\"": result += "\\\""
-            case "\\": result += "\\\\"
-            case "\n": result += "\\n"
-            case "\r": result += "\\r"
-            case "\t": result += "\\t"
-            case _
-            where scalar.value < 0x20 || scalar.value == 0x7F
-                || (0x2028...0x2029).contains(scalar.value):
-                result += "\\u" + padded(scalar.value, 4, radix: 16)
-            default: result.unicodeScalars.append(scalar)
-            }
-        }
-        return result + "\""
     }
 }
 

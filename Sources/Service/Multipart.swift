@@ -1,6 +1,7 @@
 /// `multipart/form-data` (RFC 7578), as HTTP clients send it.
 
 import Glibc
+import Ground
 
 /// One part of a form.
 struct FormPart: Sendable, Hashable {
@@ -80,7 +81,7 @@ enum Multipart {
                     if name == "name" { (found.name, hasName) = (value, true) }
                     if name == "filename" { found.filename = value }
                 }
-            case "content-type": found.contentType = String(value.trimmed)
+            case "content-type": found.contentType = value.trimmed
             default: break
             }
         }
@@ -113,7 +114,7 @@ enum Multipart {
         let name = piece[..<equals].trimmed.lowercased()
         var value = piece[piece.index(after: equals)...].trimmed
         if value.count >= 2, value.first == "\"", value.last == "\"" {
-            value = value.dropFirst().dropLast()
+            value = String(value.dropFirst().dropLast())
         }
         var text = ""
         var isEscaped = false
@@ -146,15 +147,5 @@ enum Multipart {
 
     private static func broken(_ reason: String) -> APIError {
         .invalid("invalid_body", "the body is no multipart/form-data: \(reason)")
-    }
-}
-
-extension StringProtocol {
-    /// Without spaces and tabs at both ends.
-    var trimmed: SubSequence {
-        var text = self[...]
-        while let first = text.first, first == " " || first == "\t" { text.removeFirst() }
-        while let last = text.last, last == " " || last == "\t" { text.removeLast() }
-        return text
     }
 }

@@ -1,6 +1,7 @@
 /// The service without HTTP: jobs that come, run and go.
 
 import Catalog
+import Checkpoints
 import Families
 import FoundationEssentials
 import Glibc
@@ -69,7 +70,7 @@ final class VideoService: Sendable {
             session.hidesFolders = true
             return Session(session)
         }
-        state = Mutex(State(order: FairOrder(secondsPerCost: 1 / 0.3)))
+        state = Mutex(State(order: FairOrder(secondsPerCost: 1e12 / Progress.Rates.cpu.operations)))
         try recover()
     }
 
@@ -172,7 +173,16 @@ final class VideoService: Sendable {
         let order = Job.Order(
             model: model.name, request: request, crf: draft.crf ?? base?.order.crf,
             hasPicture: picture != nil, user: draft.user)
-        return (order, try await prepared(order, model.models, picture: picture, on: sessions[0]))
+        do {
+            return (
+                order, try await prepared(order, model.models, picture: picture, on: sessions[0])
+            )
+        } catch let error as CheckpointError
+            where request.loras.contains(where: { served.loras[$0.path] == error.path })
+        {
+            // The client has chosen it: it is for another model, or damaged.
+            throw APIError.invalid("conflict", APIError.hidingFolders("\(error)"), param: "lora")
+        }
     }
 
     /// A run of an order on a device, with the files that names stand for.

@@ -21,7 +21,9 @@ extension VideoService {
             let device = try await session.open()
             options.log("on \(device.name), up to \(describe(bytes: device.memoryLimit))")
             if device.isGPU {
-                state.withLock { $0.order.guess(secondsPerCost: 1.0 / 400) }
+                state.withLock {
+                    $0.order.guess(secondsPerCost: 1e12 / Progress.Rates.gpu.operations)
+                }
             }
         }
         state.withLock { $0.isReady = true }
@@ -70,25 +72,40 @@ extension VideoService {
     }
 
     private func carryOut(_ id: String, on session: Session) async {
+        let job: Job
         do {
-            guard let job = try store.begin(id, at: now()) else { return }
-            metrics.addWaiting((job.started ?? job.created) - job.created)
-            let task = Task { await self.run(job, on: session) }
-            let wasEnded = state.withLock { state in
-                state.running[id] = RunningJob(job: job, task: task)
-                return state.isStopping && options.drain == .requeue
-            }
-            // Cancelled or deleted between the two lines above: the store knows.
-            if try store.job(id)?.status != .inProgress { end(id, .client) }
-            if wasEnded { end(id, .drain) }
-            tell("video", job)
-            tellQueue()
-            await task.value
+            guard let begun = try store.begin(id, at: now()) else { return }
+            job = begun
         } catch {
             options.log("\(id): \(error)")
+            return await letWait(id)
         }
+        metrics.addWaiting((job.started ?? job.created) - job.created)
+        let task = Task { await self.run(job, on: session) }
+        let wasEnded = state.withLock { state in
+            state.running[id] = RunningJob(job: job, task: task)
+            return state.isStopping && options.drain == .requeue
+        }
+        // Cancelled or deleted between the two lines above: the store knows.
+        do {
+            if try store.job(id)?.status != .inProgress { end(id, .client) }
+        } catch { options.log("\(id): \(error)") }
+        if wasEnded { end(id, .drain) }
+        tell("video", job)
+        tellQueue()
+        await task.value
         state.withLock { _ = $0.running.removeValue(forKey: id) }
         tellQueue()
+    }
+
+    /// What the store could not note as begun, on a full disk for instance, takes its place in the queue again after a while.
+    private func letWait(_ id: String) async {
+        while !state.withLock(\.isStopping) {
+            try? await Task.sleep(for: .seconds(1))
+            guard let job = try? store.job(id) else { continue }
+            if job.status == .queued { state.withLock { $0.order.add(job) } }
+            return
+        }
     }
 
     private func run(_ job: Job, on session: Session) async {
@@ -135,7 +152,7 @@ extension VideoService {
             }
             for stage in report?.stages ?? [] {
                 metrics.addStage(
-                    stage.stage.kind, seconds: stage.seconds, peakBytes: stage.peakBytes)
+                    stage.stage.id.rawValue, seconds: stage.seconds, peakBytes: stage.peakBytes)
             }
             finish("completed", done)
         } catch {
@@ -269,21 +286,6 @@ extension VideoService {
                 options.log("\(error)")
             }
             try? await Task.sleep(for: .seconds(60))
-        }
-    }
-}
-
-extension Stage {
-    /// One name for all steps.
-    fileprivate var kind: String {
-        switch self {
-        case .load: "load"
-        case .encodeText: "encode-text"
-        case .encodeImage: "encode-image"
-        case .projectText: "project-text"
-        case .step: "step"
-        case .decode: "decode"
-        case .deliver: "deliver"
         }
     }
 }

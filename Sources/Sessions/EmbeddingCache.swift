@@ -23,17 +23,7 @@ public struct EmbeddingCache: Sendable, Hashable {
     /// `$XDG_CACHE_HOME/turbodiffusion/embeddings`, or under `~/.cache`; nil where there is no home, and where others can
     /// change what is in it.
     public static var user: EmbeddingCache? {
-        // By the XDG base directory specification a path that is not absolute counts as none.
-        func absolute(_ name: String) -> String? {
-            guard let value = getenv(name).map({ String(cString: $0) }), value.hasPrefix("/") else {
-                return nil
-            }
-            return value
-        }
-        guard let base = absolute("XDG_CACHE_HOME") ?? absolute("HOME").map({ "\($0)/.cache" })
-        else { return nil }
-        let cache = EmbeddingCache(folder: "\(base)/turbodiffusion/embeddings")
-        return FilePath(cache.folder).changeableByOthers == nil ? cache : nil
+        userCache("embeddings").map { EmbeddingCache(folder: $0) }
     }
 
     /// What there is, or is to be, of the texts of a run.

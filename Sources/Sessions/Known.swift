@@ -91,15 +91,9 @@ struct MeasuredRates: Sendable {
     mutating func learn(_ report: RunReport, _ plan: Plan) {
         var seconds: [ModelPart: Double] = [:]
         for stage in report.stages {
-            let part: ModelPart? =
-                switch stage.stage {
-                case .encodeText: .textEncoder
-                case .encodeImage: .imageEncoder
-                case .step(_, _, let expert): expert ?? .transformer
-                case .decode: .decoder
-                case .load, .projectText, .deliver: nil
-                }
-            if let part { seconds[part, default: 0] += stage.seconds }
+            // What they take is not a model's operations.
+            if stage.stage.id == .load || stage.stage.id == .projectText { continue }
+            if let part = stage.stage.part { seconds[part, default: 0] += stage.seconds }
         }
         for stage in plan.stages where stage.operations > 0 {
             guard let taken = seconds[stage.part] else { continue }
@@ -109,9 +103,10 @@ struct MeasuredRates: Sendable {
         }
     }
 
-    /// What is not known is guessed: a card of 400 TFLOP/s, a CPU of 0.3.
+    /// What is not known is what a typical machine takes.
     func seconds(of plan: Plan, isGPU: Bool) -> Double {
-        let guess = isGPU ? 1 / 400e12 : 1 / 0.3e12
+        let typical: Progress.Rates = isGPU ? .gpu : .cpu
+        let guess = 1 / typical.operations
         return plan.stages.reduce(0) { $0 + $1.operations * (rates[$1.part] ?? guess) }
     }
 }

@@ -185,8 +185,8 @@ public final class Session: Sendable {
         _ previews: Bool, _ events: @escaping @Sendable (SessionEvent) -> Void
     ) async throws -> FinishedRun {
         let files = Mutex<[String]>([])
-        let progress = Mutex(RunProgress(prepared.plan))
-        let engine = state.withLock { $0.engine }
+        let (engine, isGPU) = state.withLock { ($0.engine, $0.device?.isGPU ?? false) }
+        let progress = Mutex(Progress(prepared.plan, isGPU ? .gpu : .cpu))
         let kept = prepared.run.options.save.text == nil ? run.options.save.text : nil
         let preview: @Sendable (DenoisedStep, RGBImage) -> Void = { events(.preview($0, $1)) }
         do {
@@ -201,9 +201,12 @@ public final class Session: Sendable {
                 preview: previews ? preview : nil
             ) { event in
                 events(.run(event))
-                if let fraction = progress.withLock({ $0.update(event) }) {
-                    events(.progress(fraction))
+                let risen = progress.withLock { progress -> Double? in
+                    let before = progress.done
+                    progress.take(event)
+                    return progress.done > before ? progress.done : nil
                 }
+                if let risen { events(.progress(risen)) }
             }
             state.withLock { $0.rates.learn(report, prepared.plan) }
             await noteResidents(of: engine)
@@ -303,15 +306,4 @@ private func isUnreadable(_ error: any Error) -> Bool {
 private final class FactsBox: Sendable {
     /// By the place in the group; a device that is opened again tells it anew.
     let memories = Mutex<[Int: DeviceMemoryFacts]>([:])
-}
-
-extension Run {
-    /// Files beside those of the models that the run will open.
-    fileprivate var inputFiles: [String] {
-        let start = options.start
-        if let latents = start.latents { return [latents] }
-        let picture = start.conditioning == nil ? request.image : nil
-        return [start.text, start.conditioning, picture].compactMap { $0 }
-            + request.loras.map(\.path)
-    }
 }

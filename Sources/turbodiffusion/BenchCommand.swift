@@ -56,7 +56,7 @@ struct BenchCommand: AsyncParsableCommand {
     @Option(help: "Norms: exact (default), or the original's fast ones (reference).")
     var norms: NormChoice?
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
-    var device = DeviceChoice.automatic
+    var device = DeviceChoice.usual
     @Option(help: "Measure several devices that compute together: 0,1, cuda:all or cpu,cpu.")
     var devices: DeviceGroup?
     @Option(

@@ -36,8 +36,11 @@ extension TurboDiffusion {
                 return EXIT_SUCCESS
             }
             let parsed = try await command(words)
-            if case .failure(let error) = Settings.loaded, !(parsed is DoctorCommand) {
-                throw UsageError(description: error.description)
+            if !(parsed is DoctorCommand) {
+                if case .failure(let error) = Settings.loaded {
+                    throw UsageError(description: error.description)
+                }
+                try Defaults.checkDevice()
             }
             for note in repeatedOptions(normalized(words)) where !words.contains("--quiet") {
                 Output.note("note: \(note)")
@@ -84,13 +87,13 @@ extension TurboDiffusion {
     /// One line: what was expected, what was found, what to do; nil where the command has told it.
     static func line(for error: any Error, _ words: [String]) -> String? {
         if let error = error as? UsageError { return error.description.printable }
-        let message = message(for: error).trimming(\.isWhitespace)
+        let message = message(for: error).trimmed
         guard !message.isEmpty else { return nil }
         guard exitCode(for: error) == .validationFailure else { return message.printable }
         let lines = fullMessage(for: error).split(separator: "\n")
         var line = better(message, words) ?? message
         // Values that are possible come one a line.
-        let parts = line.split(separator: "\n").map { $0.trimming(\.isWhitespace) }
+        let parts = line.split(separator: "\n").map(\.trimmed)
         line = parts[0]
         if parts.count > 1 {
             line +=
@@ -103,7 +106,7 @@ extension TurboDiffusion {
             let help = lines.first(where: { $0.hasPrefix("Help:  ") }),
             let text = help.dropFirst(7).split(separator: "  ").last
         {
-            line += ": " + text.trimming(\.isWhitespace)
+            line += ": " + text.trimmed
         }
         if line.hasSuffix(".") { line.removeLast() }
         if let see = lines.last(where: { $0.contains("See '") }),
@@ -214,12 +217,5 @@ extension TurboDiffusion {
         guard argument.hasPrefix("-") else { return false }
         return Double(argument) != nil
             || argument.prefix { $0 != "=" }.contains(where: \.isWhitespace)
-    }
-}
-
-extension StringProtocol {
-    fileprivate func trimming(_ isSpace: (Character) -> Bool) -> String {
-        let tail = drop(while: isSpace)
-        return String(tail.reversed().drop(while: isSpace).reversed())
     }
 }

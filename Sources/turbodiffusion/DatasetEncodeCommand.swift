@@ -48,7 +48,7 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
     var precision = TrainingPrecision.bf16
 
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
-    var device = DeviceChoice.automatic
+    var device = DeviceChoice.usual
 
     @Flag(help: "Replace the output file if it exists.")
     var force = false
@@ -59,14 +59,16 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
         let video = Extent(
             t: numFrames ?? family.defaults.frames, h: height ?? family.defaults.height,
             w: width ?? family.defaults.width)
-        let multiple = family.geometry.multiple
-        guard video.h > 0, video.w > 0, video.h % multiple.h == 0, video.w % multiple.w == 0,
-            video.t > 0, (video.t - 1) % multiple.t == 0
+        let (multiple, largest) = (family.geometry.multiple, family.geometry.largest)
+        guard (1...largest.h).contains(video.h), (1...largest.w).contains(video.w),
+            (1...largest.t).contains(video.t), video.h % multiple.h == 0, video.w % multiple.w == 0,
+            (video.t - 1) % multiple.t == 0
         else {
             throw UserError(
                 "dataset.size",
                 "\(video.w)x\(video.h) of \(video.t) frames: expected multiples of \(multiple.w) and "
-                    + "\(multiple.h), and \(multiple.t)n + 1 frames")
+                    + "\(multiple.h), at most \(largest.w)x\(largest.h), and \(multiple.t)n + 1 frames, at most \(largest.t)"
+            )
         }
         let captions = try videos.map(caption)
         let tokenizer = try Tokenizer(path: models.tokenizer)

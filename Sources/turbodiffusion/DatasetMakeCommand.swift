@@ -58,7 +58,7 @@ struct DatasetMakeCommand: AsyncParsableCommand {
     var precision = TrainingPrecision.bf16
 
     @Option(help: "Where to compute: auto, cpu, cuda or cuda:N.")
-    var device = DeviceChoice.automatic
+    var device = DeviceChoice.usual
 
     func validate() throws {
         if shardSize < 1 { throw ValidationError("--shard-size must be 1 or more.") }

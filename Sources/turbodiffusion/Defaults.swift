@@ -13,14 +13,20 @@ enum Defaults {
         }
     }
 
-    /// - Throws: `ValidationError` with the place of a value that is none.
-    static func device() throws -> DeviceChoice? {
-        guard let value = Settings.current[.device] else { return nil }
-        guard let device = DeviceChoice(argument: value.text) else {
-            throw ValidationError(
+    /// Throws where the device is none, with the place of the value.
+    static func checkDevice() throws(UsageError) {
+        guard let value = Settings.current[.device], DeviceChoice(argument: value.text) == nil
+        else { return }
+        throw UsageError(
+            description:
                 "\(value.source): '\(value.text)' is no device: expected \(DeviceChoice.names.joined(separator: ", "))"
-            )
-        }
-        return device
+        )
+    }
+}
+
+extension DeviceChoice {
+    /// What `--device` is where it is not given: the configuration's, or automatic.
+    static var usual: DeviceChoice {
+        Settings.current[.device].flatMap { DeviceChoice(argument: $0.text) } ?? .automatic
     }
 }

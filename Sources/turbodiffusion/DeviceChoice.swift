@@ -15,7 +15,7 @@ extension Machines {
 
     /// - Throws: where both are given.
     static func check(_ device: DeviceChoice, _ group: DeviceGroup?) throws {
-        if group != nil, device != .automatic { throw exclusion }
+        if group != nil, device != .usual { throw exclusion }
     }
 }
 

@@ -6,7 +6,6 @@ import CUDA
 import Catalog
 import Downloads
 import Families
-import Glibc
 import Ground
 import Media
 import SystemPackage
@@ -96,12 +95,13 @@ struct DoctorCommand: AsyncParsableCommand {
         Finding("processor", .fine, CPUBackend(threads: nil).name)
     }
 
+    /// What runs are planned by: within the container's limits, and what is cached counts as free.
     private func memory() -> Finding {
-        let page = sysconf(Int32(_SC_PAGESIZE))
-        let (all, free) = (sysconf(Int32(_SC_PHYS_PAGES)), sysconf(Int32(_SC_AVPHYS_PAGES)))
+        let memory = HostMemory.current
         return Finding(
             "memory", .fine,
-            "\(describe(bytes: free * page)) of \(describe(bytes: all * page)) are free")
+            "\(describe(bytes: memory.available)) are free; with swap there are \(describe(bytes: memory.most))"
+        )
     }
 
     private func disk() -> Finding {

@@ -222,14 +222,10 @@ struct Generation {
     /// Every file that the run will open must exist.
     private func check(_ run: Run, _ models: ModelSet, needing files: [ModelFile]) throws {
         try models.checkPresence(of: files)
-        let start = run.options.start
-        var others = [start.latents]
-        if start.latents == nil {
-            others += [start.text, start.conditioning] + run.request.loras.map(\.path)
-            let isMadeUp = execution.dryRun && image == nil && options.content.from == nil
-            if start.conditioning == nil, !isMadeUp { others.append(run.request.image) }
-        }
-        for file in others.compactMap({ $0 }) where !FilePath(file).exists {
+        // A plan needs no picture.
+        let isMadeUp = execution.dryRun && image == nil && options.content.from == nil
+        for file in run.inputFiles
+        where !FilePath(file).exists && !(isMadeUp && file == run.request.image) {
             throw UserError("request.missing", "no such file: \(file)")
         }
     }

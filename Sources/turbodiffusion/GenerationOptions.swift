@@ -192,7 +192,7 @@ struct ExecutionOptions: ParsableArguments {
     @Option(
         help: "Where to compute: auto, cpu, cuda or cuda:N.",
         completion: .list(["auto", "cpu", "cuda", "cuda:0"]))
-    var device = DeviceChoice.automatic
+    var device = DeviceChoice.usual
     @Option(
         help: """
             Make each video on several devices together, to the same bits: GPUs by number or UUID (0,1), cuda:all, or \
@@ -227,7 +227,6 @@ struct ExecutionOptions: ParsableArguments {
 
     mutating func validate() throws {
         try Machines.check(device, devices)
-        if device == .automatic, devices == nil { device = try Defaults.device() ?? device }
         memoryLimit = try memoryLimit ?? Defaults.memoryLimit()
         try checkThreads(threads)
     }

@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import Checkpoints
-import Glibc
 import Ground
 import Tensors
 import Terminal
@@ -154,7 +153,8 @@ struct InspectCommand: AsyncParsableCommand {
             if blocks[line] == nil { order.append(line) }
             blocks[line, default: []].append(block)
         }
-        let width = max(terminalWidth() - 36, 24)
+        // Nothing is cut with `--all`, and where no terminal is.
+        let width = all ? .max : max((TextStream.output.columns ?? 1000) - 36, 24)
         return order.map { line in
             let name =
                 line.end.isEmpty ? line.start : line.start + ranges(blocks[line] ?? []) + line.end
@@ -234,15 +234,6 @@ struct InspectCommand: AsyncParsableCommand {
             index -= 3
         }
         return String(digits)
-    }
-
-    /// Columns of the terminal on standard output; 1000 with `--all` or without a terminal, so that nothing is cut.
-    private func terminalWidth() -> Int {
-        var size = winsize()
-        guard !all, isatty(STDOUT_FILENO) == 1,
-            ioctl(STDOUT_FILENO, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0
-        else { return 1000 }
-        return Int(size.ws_col)
     }
 }
 

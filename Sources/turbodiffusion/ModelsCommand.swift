@@ -22,7 +22,7 @@ struct ModelsCommand: AsyncParsableCommand {
     @Option(
         help: "For which device: auto, cpu, cuda or cuda:N.",
         completion: .list(["auto", "cpu", "cuda", "cuda:0"]))
-    var device = DeviceChoice.automatic
+    var device = DeviceChoice.usual
 
     @Flag(help: "Print JSON, one model a line.")
     var json = false

@@ -392,7 +392,7 @@ final class ProgressPrinter: Sendable {
 }
 
 /// For programs that run elsewhere.
-private func absolutePath(_ path: String) -> String {
+func absolutePath(_ path: String) -> String {
     guard !path.hasPrefix("/"), let folder = getcwd(nil, 0) else { return path }
     defer { free(folder) }
     return String(cString: folder) + "/" + path

@@ -91,20 +91,8 @@ struct RequestBuilder {
         let options = options.sampling
         var isOwn = !isNew
         if let sampler = options.sampler {
-            switch (sampler.solver, request.sampling) {
-            case (nil, .flow):
-                request.sampling = .distilled(family.defaults.distilled)
-            case (let solver?, .distilled):
-                request.sampling = .flow(family.defaults.flow)
-                isOwn = false
-                fallthrough
-            case (let solver?, .flow):
-                if case .flow(var flow) = request.sampling {
-                    flow.solver = solver
-                    request.sampling = .flow(flow)
-                }
-            case (nil, .distilled): break
-            }
+            if case .distilled = request.sampling { isOwn = false }
+            request.sampling.use(sampler.solver, of: family.defaults)
         }
         if let steps = options.numSteps { request.sampling.steps = steps }
         switch request.sampling {
@@ -122,7 +110,7 @@ struct RequestBuilder {
             settings.sigmaMax = options.sigmaMax ?? settings.sigmaMax
             settings.guidance = options.guidance ?? settings.guidance
             // As in Wan's own generate.py, for small videos that start with a picture.
-            let isSmall = request.width * request.height <= 832 * 480
+            let isSmall = Double(request.width) * Double(request.height) <= 832 * 480
             if family.conditioning == .firstFrame, isSmall, !isOwn { settings.shift = 3 }
             settings.shift = options.shift ?? settings.shift
             request.sampling = .flow(settings)

@@ -132,7 +132,7 @@ struct ServeCommand: AsyncParsableCommand {
         var options = ServiceOptions()
         (options.host, options.port, options.output) = (host, port, output)
         options.models = try models()
-        options.loras = loras
+        options.loras = loras.map(absolutePath)
         do { options.keys = try access.apiKeyFile.map(APIKeys.init) } catch {
             throw UserError("service", "\(error)")
         }
@@ -148,7 +148,7 @@ struct ServeCommand: AsyncParsableCommand {
         options.machines =
             machine.device.map { Machines(device: $0) }
             + machine.devices.map { Machines(group: $0) }
-        if options.machines.isEmpty { options.machines = [Machines()] }
+        if options.machines.isEmpty { options.machines = [Machines(device: .usual)] }
         options.drain = machine.drain
         options.session.threads = machine.threads
         options.session.memoryLimit = try (machine.memoryLimit ?? Defaults.memoryLimit())?.bytes
@@ -163,6 +163,13 @@ struct ServeCommand: AsyncParsableCommand {
         return options
     }
 
+    /// With paths from the root on: by that messages for clients know them, and leave the folders out.
+    private static func absolute(_ models: ModelSet) -> ModelSet {
+        var models = models
+        for file in ModelFile.allCases { models[file] = models[file].map(absolutePath) }
+        return models
+    }
+
     /// Those that were named, or all of the catalogue whose files are here.
     private func models() throws -> [ServedModel] {
         let catalog = Catalog.published
@@ -171,7 +178,7 @@ struct ServeCommand: AsyncParsableCommand {
                 guard let models = try? catalog.open(ModelChoice(name)),
                     (try? models.checkPresence(of: ModelFile.allCases)) != nil
                 else { return nil }
-                return ServedModel(name: name, models: models)
+                return ServedModel(name: name, models: Self.absolute(models))
             }
             guard !found.isEmpty else {
                 throw UserError(
@@ -186,7 +193,8 @@ struct ServeCommand: AsyncParsableCommand {
                 let models = try catalog.open(ModelChoice(name))
                 try models.checkPresence(of: ModelFile.allCases)
                 return ServedModel(
-                    name: catalog.entry(named: name)?.name ?? models.name, models: models)
+                    name: catalog.entry(named: name)?.name ?? models.name,
+                    models: Self.absolute(models))
             }
         } catch {
             throw UserError(error, takesPicture: false)

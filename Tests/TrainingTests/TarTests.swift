@@ -6,7 +6,10 @@ import Testing
 @testable import Training
 
 @Suite struct TarTests {
-    private func header(_ name: String, size: Int) -> [UInt8] {
+    /// - Parameter digits: what stands in the place of the size.
+    private func header(
+        _ name: String, size: Int, digits: String? = nil, kind: Character = "0"
+    ) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 512)
         func put(_ text: String, at start: Int) {
             for (index, byte) in text.utf8.enumerated() { bytes[start + index] = byte }
@@ -14,12 +17,12 @@ import Testing
         put(name, at: 0)
         put("0000644", at: 100)
         let octal = String(size, radix: 8)
-        put(String(repeating: "0", count: 11 - octal.count) + octal, at: 124)
-        bytes[156] = UInt8(ascii: "0")
+        put(digits ?? String(repeating: "0", count: 11 - octal.count) + octal, at: 124)
+        bytes[156] = kind.asciiValue!
         put("ustar", at: 257)
         let sum = bytes.reduce(0) { $0 + Int($1) } + 8 * 0x20
-        let digits = String(sum, radix: 8)
-        put(String(repeating: "0", count: 6 - digits.count) + digits, at: 148)
+        let checksum = String(sum, radix: 8)
+        put(String(repeating: "0", count: 6 - checksum.count) + checksum, at: 148)
         bytes[155] = 0x20
         return bytes
     }
@@ -38,6 +41,22 @@ import Testing
         #expect(found[0].range == 512..<1112 && found[1].range.isEmpty)
     }
 
+    @Test("records of an extended header are as long as they say, whatever is in them")
+    func extendedHeader() throws {
+        let records = "20 comment=a\npath=b\n19 path=long/c.txt\n"
+        let bytes =
+            header("x", size: records.utf8.count, kind: "x") + Array(records.utf8)
+            + [UInt8](repeating: 0, count: 512 - records.utf8.count) + header("short", size: 0)
+        #expect(try bytes.withUnsafeBytes { try readTar($0) }.map(\.name) == ["long/c.txt"])
+        // A length that is none ends the records.
+        for damaged in ["99 path=c\n", "0 path=c\n", "-3 path=c\n", "path=c\n", "x path=c\n"] {
+            let bytes =
+                header("x", size: damaged.utf8.count, kind: "x") + Array(damaged.utf8)
+                + [UInt8](repeating: 0, count: 512 - damaged.utf8.count) + header("short", size: 0)
+            #expect(try bytes.withUnsafeBytes { try readTar($0) }.map(\.name) == ["short"])
+        }
+    }
+
     @Test("a cut or changed header is an error")
     func damage() {
         var cut = archive()
@@ -46,6 +65,8 @@ import Testing
         var changed = archive()
         changed[3] ^= 1
         #expect(throws: TarError.self) { try changed.withUnsafeBytes { try readTar($0) } }
+        let negative = header("a", size: 0, digits: "-0000000007")
+        #expect(throws: TarError.self) { try negative.withUnsafeBytes { try readTar($0) } }
     }
 
     @Test("any bytes end in members or an error")

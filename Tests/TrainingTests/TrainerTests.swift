@@ -352,7 +352,8 @@ private final class Shaped: SampleSource {
         for iteration in [5, 10, 200] { try folder.save(state, iteration: iteration) }
         #expect(folder.states().map(\.iteration) == [10, 200])
         try folder.write(tinySettings(.sla))
-        #expect(try folder.settings() == tinySettings(.sla))
+        let stored = try SettingsFile(folder.path.appending("settings.json").string)
+        #expect(try stored.settings() == tinySettings(.sla))
     }
 
     @Test("settings that are no settings are refused in words")
@@ -360,12 +361,11 @@ private final class Shaped: SampleSource {
         let path = temporary() + ".json"
         defer { unlink(path) }
         for (text, words) in [
-            ("{", "expected a key"), ("{}", "'recipe' is missing"),
-            ("{\"recipe\": 3}", "recipe is one of"),
+            ("{", "expected a key"), ("{\"recipe\": 3}", "recipe is one of"),
         ] {
             try PendingFile.write(Array(text.utf8), to: FilePath(path), overwrite: true)
             do {
-                _ = try RunFolder.settings(from: path)
+                _ = try SettingsFile(path).settings()
                 Issue.record("\(text) was taken")
             } catch { #expect("\(error)".contains(words), "\(error)") }
         }

@@ -17,14 +17,7 @@ public struct KernelCache: Hashable, Sendable {
     public static var user: KernelCache? { user(environment) }
 
     static func user(_ environment: (String) -> String?) -> KernelCache? {
-        // The XDG base directory specification says that relative paths are to be ignored.
-        func absolute(_ name: String) -> String? {
-            environment(name).flatMap { $0.hasPrefix("/") ? $0 : nil }
-        }
-        guard let base = absolute("XDG_CACHE_HOME") ?? absolute("HOME").map({ "\($0)/.cache" })
-        else { return nil }
-        let cache = KernelCache(folder: "\(base)/turbodiffusion/kernels")
-        return FilePath(cache.folder).changeableByOthers == nil ? cache : nil
+        userCache("kernels", environment).map { KernelCache(folder: $0) }
     }
 
     func path(of key: String) -> String { "\(folder)/\(key).kernels" }

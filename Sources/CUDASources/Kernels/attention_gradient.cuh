@@ -1,6 +1,6 @@
 // What the kernels of attention's derivatives share: arguments, passes, and which tiles are visited.
 #pragma once
-#include "ptx.cuh"
+#include "softmax.cuh"
 
 constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
 
@@ -81,3 +81,41 @@ DEVICE float multiplicity(const GradientArguments& a, int key) {
     const int left = a.keys - key;
     return left > 2 ? 0.0f : left == 2 ? a.last_keys[0] : left == 1 ? a.last_keys[1] : -kInfinity;
 }
+
+/// What the way back has to know of two rows of logits, found tile after tile: the log of the softmax's denominator, and the
+/// mean of other numbers under its probabilities. On the accumulators of the products, as `RunningSoftmax`.
+struct RunningStatistics {
+    float largest[2] = {-kInfinity, -kInfinity};
+    /// Sums over this thread's columns: of 2^(logit - largest), and of the numbers times that.
+    float total[2] = {}, along[2] = {};
+
+    /// s: logits to the base 2; e: the numbers.
+    template <int kCount>
+    DEVICE void add(const float (&s)[kCount], const float (&e)[kCount]) {
+        float found[2];
+        row_maxima(s, found);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float most = fmaxf(largest[r], found[r]);
+            const float decay = exp2_approx(largest[r] - most);
+            largest[r] = most;
+            total[r] *= decay;
+            along[r] *= decay;
+#pragma unroll
+            for (int i = 2 * r; i < kCount; i += 4) {
+#pragma unroll
+                for (int c = i; c < i + 2; c++) {
+                    const float x = exp2_approx(s[c] - most);
+                    total[r] += x;
+                    along[r] += x * e[c];
+                }
+            }
+        }
+    }
+
+    /// Of the whole row r: log2 of the denominator, the mean.
+    DEVICE float2 of(int r) const {
+        const float sum = warp_sum<4>(total[r]);
+        return make_float2(largest[r] + log2f(sum), warp_sum<4>(along[r]) / sum);
+    }
+};

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const Grad
             known[r] = a.statistics[i64(head) * a.queries + own];
         }
     }
-    float largest[2] = {-kInfinity, -kInfinity}, total[2] = {}, along[2] = {};
+    RunningStatistics running;
     float sum1[kDim / 8][4] = {}, sum2[kByKeys ? kDim / 8 : 1][4] = {};
 
     u32 stage = 0;
@@ -135,26 +135,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const Grad
             }
         }
         if constexpr (kStatistics) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float most = largest[r];
-#pragma unroll
-                for (int j = 0; j < kTiles; j++) most = fmaxf(most, fmaxf(s[0][j][2 * r], s[0][j][2 * r + 1]));
-                most = warp_max<4>(most);
-                const float decay = exp2_approx(largest[r] - most);
-                largest[r] = most;
-                total[r] *= decay;
-                along[r] *= decay;
-#pragma unroll
-                for (int j = 0; j < kTiles; j++) {
-#pragma unroll
-                    for (int c = 2 * r; c < 2 * r + 2; c++) {
-                        const float x = exp2_approx(s[0][j][c] - most);
-                        total[r] += x;
-                        along[r] += x * e[0][j][c];
-                    }
-                }
-            }
+            running.add(flat(s[0]), flat(e[0]));
         } else {
 #pragma unroll
             for (int j = 0; j < kTiles; j++) {
@@ -197,10 +178,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_gradient_mma(const Grad
     for (int r = 0; r < 2; r++) {
         const int own = row + 8 * r;
         if constexpr (kStatistics) {
-            const float sum = warp_sum<4>(total[r]), part = warp_sum<4>(along[r]);
-            if (lane_id() % 4 == 0 && own < a.queries) {
-                a.statistics[i64(head) * a.queries + own] = make_float2(largest[r] + log2f(sum), part / sum);
-            }
+            const float2 found = running.of(r);
+            if (lane_id() % 4 == 0 && own < a.queries) a.statistics[i64(head) * a.queries + own] = found;
         } else if (own < own_count) {
             const i64 part = kByKeys ? i64(blockIdx.z) * a.keys * stride : 0;
             const i64 line = part + own * stride + head * a.dim;

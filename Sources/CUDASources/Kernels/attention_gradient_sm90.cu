@@ -167,7 +167,7 @@ attention_gradient_sm90(const __grid_constant__ TensorMap own1_map, const __grid
         if (kByKeys) counted[r] = multiplicity(a, row + 8 * r) * kLog2E;
         if (!kByKeys && !kStatistics) known[r] = a.statistics[i64(head) * padded + row + 8 * r];
     }
-    float largest[2] = {-kInfinity, -kInfinity}, total[2] = {}, along[2] = {};
+    RunningStatistics running;
     float sum1[kStatistics ? 1 : kDim / 2] = {}, sum2[kByKeys ? kDim / 2 : 1] = {};
 
     const u32 own1 = shared + group * L::kTile, own2 = own1 + kGroups * L::kTile;
@@ -225,26 +225,7 @@ attention_gradient_sm90(const __grid_constant__ TensorMap own1_map, const __grid
                 s[i] *= scale;
                 if (ends) s[i] += multiplicity(a, start + i / 4 * 8 + 2 * (lane % 4) + i % 2) * kLog2E;
             }
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float most = largest[r];
-#pragma unroll
-                for (int j = 0; j < kBlock / 8; j++) most = fmaxf(most, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-                most = warp_max<4>(most);
-                const float decay = exp2_approx(largest[r] - most);
-                largest[r] = most;
-                total[r] *= decay;
-                along[r] *= decay;
-#pragma unroll
-                for (int j = 0; j < kBlock / 8; j++) {
-#pragma unroll
-                    for (int c = 4 * j + 2 * r; c < 4 * j + 2 * r + 2; c++) {
-                        const float x = exp2_approx(s[c] - most);
-                        total[r] += x;
-                        along[r] += x * e[c];
-                    }
-                }
-            }
+            running.add(s, e);
         } else {
             if (ends) {
 #pragma unroll
@@ -292,11 +273,11 @@ attention_gradient_sm90(const __grid_constant__ TensorMap own1_map, const __grid
     for (int r = 0; r < 2; r++) {
         const int own = row + 8 * r;
         if constexpr (kStatistics) {
-            const float sum = warp_sum<4>(total[r]), part = warp_sum<4>(along[r]);
+            const float2 found = running.of(r);
             // Queries past the end have no weight.
             if (lane % 4 == 0) {
                 a.statistics[i64(head) * padded + own] =
-                    own < a.queries ? make_float2(largest[r] + log2f(sum), part / sum * a.scale)
+                    own < a.queries ? make_float2(found.x, found.y * a.scale)
                                     : make_float2(kInfinity, 0.0f);
             }
         } else if (own < own_count) {

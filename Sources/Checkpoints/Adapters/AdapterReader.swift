@@ -232,8 +232,7 @@ struct AdapterReader {
 
     /// The weight of a module, in whatever form it is stored.
     private func storedMatrix(_ module: String) -> TensorInfo? {
-        ["weight", "int8_weight", "fp8_weight"].lazy.compactMap { base.info("\(module).\($0)") }
-            .first
+        LinearFormat.leaves.lazy.compactMap { base.info("\(module).\($0)") }.first
     }
 
     private func fail(_ reason: String) -> CheckpointError {

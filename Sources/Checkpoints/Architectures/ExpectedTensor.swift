@@ -1,7 +1,7 @@
 /// The tensors that an architecture expects in its checkpoints.
 
 import Ground
-import Tensors
+package import Tensors
 
 /// A tensor that a model of known sizes needs.
 public struct ExpectedTensor: Sendable, Hashable {
@@ -58,6 +58,9 @@ func shapesAgree(stored: [Int], wanted: [Int]) -> Bool {
 /// checkpoints; or `fp8_weight` and `scale`.
 extension LinearFormat {
     var isQuantized: Bool { self != .plain }
+
+    /// The leaves of a layer's matrix, in all forms.
+    package static let leaves = ["weight", "int8_weight", "fp8_weight"]
 
     /// The form whose codes have this leaf.
     init?(codes leaf: String) {

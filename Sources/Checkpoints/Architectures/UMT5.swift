@@ -48,7 +48,7 @@ public struct UMT5Architecture: Sendable, Hashable {
     init?(detecting checkpoint: any Checkpoint) {
         func shape(_ name: String) -> [Int]? { checkpoint.info(name)?.shape }
         func outputs(_ layer: String) -> Int? {
-            ["weight", "int8_weight", "fp8_weight"].lazy
+            LinearFormat.leaves.lazy
                 .compactMap { shape("blocks.0.\(layer).\($0)") }.first?.first
         }
         guard let embedding = shape("token_embedding.weight"), embedding.count == 2 else {

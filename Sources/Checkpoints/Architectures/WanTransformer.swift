@@ -101,7 +101,7 @@ public struct WanTransformerArchitecture: Sendable, Hashable {
         guard layers > 0, checkpoint.names.contains(where: { $0.hasPrefix("blocks.0.self_attn.") })
         else { return nil }
         let matrix = { (name: String) in
-            ["weight", "int8_weight", "fp8_weight"].lazy.compactMap { shape(name + "." + $0) }
+            LinearFormat.leaves.lazy.compactMap { shape(name + "." + $0) }
                 .first { $0.count == 2 }
         }
         let patch = shape("patch_embedding.weight") ?? []

@@ -1,6 +1,5 @@
 /// Where the threads of a group of devices wait for each other.
 
-import Glibc
 import Ground
 
 /// A place of meeting for a fixed number of threads, one for each device.
@@ -10,9 +9,8 @@ import Ground
 /// made good by `reset`, when every thread has come back from what it was doing.
 public final class Meeting: @unchecked Sendable {
     public let count: Int
-    /// Everything below is guarded by it.
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-    private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    /// Guards everything below.
+    private let monitor = Monitor()
     /// Rounds that somebody has come to and not everybody has left, by number.
     private var rounds: [Int: Round] = [:]
     /// The next round of each thread.
@@ -29,36 +27,21 @@ public final class Meeting: @unchecked Sendable {
         ensure(count > 0, "Meeting of \(count)")
         self.count = count
         next = Array(repeating: 0, count: count)
-        pthread_mutex_init(mutex, nil)
-        pthread_cond_init(changed, nil)
-    }
-
-    deinit {
-        pthread_mutex_destroy(mutex)
-        pthread_cond_destroy(changed)
-        mutex.deallocate()
-        changed.deallocate()
-    }
-
-    private func locked<Result>(_ body: () -> Result) -> Result {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        return body()
     }
 
     /// Hands over a value and takes everybody's, in the order of the devices. All threads come to the same rounds in the
     /// same order. Waits for whoever is missing.
     /// - Returns: nil where the meeting was broken off.
     public func exchange(_ value: AnyObject, of index: Int) -> [AnyObject]? {
-        locked {
+        monitor.locked {
             let number = next[index]
             next[index] += 1
             if broken { return nil }
             rounds[number, default: Round(values: Array(repeating: nil, count: count))]
                 .values[index] = value
             rounds[number]!.present += 1
-            if rounds[number]!.present == count { pthread_cond_broadcast(changed) }
-            while !broken, rounds[number]!.present < count { pthread_cond_wait(changed, mutex) }
+            if rounds[number]!.present == count { monitor.announce() }
+            monitor.wait { broken || rounds[number]!.present == count }
             // Whoever is late for a round that all came to still gets what was handed over.
             if rounds[number]!.present < count { return nil }
             let values = rounds[number]!.values
@@ -70,34 +53,34 @@ public final class Meeting: @unchecked Sendable {
 
     /// Changes something that `wait` looks at.
     public func announce(_ change: () -> Void) {
-        locked {
+        monitor.locked {
             change()
-            pthread_cond_broadcast(changed)
+            monitor.announce()
         }
     }
 
     /// Waits until something that is announced has come true.
     /// - Returns: false where the meeting was broken off.
     public func wait(until isTrue: () -> Bool) -> Bool {
-        locked {
-            while !broken, !isTrue() { pthread_cond_wait(changed, mutex) }
+        monitor.locked {
+            monitor.wait { broken || isTrue() }
             return isTrue()
         }
     }
 
     /// Lets everybody go: some thread will not come.
     public func breakOff() {
-        locked {
+        monitor.locked {
             broken = true
-            pthread_cond_broadcast(changed)
+            monitor.announce()
         }
     }
 
-    public var isBroken: Bool { locked { broken } }
+    public var isBroken: Bool { monitor.locked { broken } }
 
     /// A new beginning, for when no thread is in a round.
     public func reset() {
-        locked {
+        monitor.locked {
             rounds = [:]
             next = Array(repeating: 0, count: count)
             broken = false

@@ -55,10 +55,9 @@ public final class LowRankAdapters {
 
     /// `blocks.0.ffn.0` of `blocks.0.ffn.0.weight`; nil for what is no matrix of a layer.
     static func layer(ofMatrix name: String) -> String? {
-        for end in [".weight", ".int8_weight", ".fp8_weight"] where name.hasSuffix(end) {
-            return String(name.dropLast(end.count))
+        LinearFormat.leaves.first { name.hasSuffix("." + $0) }.map {
+            String(name.dropLast($0.count + 1))
         }
-        return nil
     }
 
     // MARK: Files

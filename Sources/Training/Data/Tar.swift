@@ -65,6 +65,8 @@ private func number(_ header: UnsafeRawBufferPointer, _ range: Range<Int>) -> In
         return field[4...].reduce(0) { $0 << 8 | Int($1) }
     }
     let digits = text(field).filter { $0 != " " }
+    // A sign is no octal digit: no size is below 0.
+    guard digits.utf8.allSatisfy({ (0x30...0x37).contains($0) }) else { return nil }
     return digits.isEmpty ? 0 : Int(digits, radix: 8)
 }
 
@@ -77,13 +79,18 @@ private func checksumIsRight(_ header: UnsafeRawBufferPointer) -> Bool {
     return sum == wanted
 }
 
-/// The value of `path` in records "length key=value\n".
+/// The value of `path` in records "length key=value\n", whose length counts all of the record's bytes.
 private func paxPath(_ bytes: UnsafeRawBufferPointer) -> String? {
-    let lines = String(decoding: bytes, as: UTF8.self).split(separator: "\n")
-    for line in lines {
-        guard let space = line.firstIndex(of: " ") else { continue }
-        let record = line[line.index(after: space)...]
-        if record.hasPrefix("path=") { return String(record.dropFirst(5)) }
+    var rest = bytes[...]
+    while let space = rest.firstIndex(of: UInt8(ascii: " ")),
+        let length = Int(String(decoding: rest[..<space], as: UTF8.self)),
+        (space - rest.startIndex + 1...rest.count).contains(length)
+    {
+        let record = rest[..<(rest.startIndex + length)][(space + 1)...]
+        if record.starts(with: "path=".utf8) {
+            return String(decoding: record.dropFirst(5).dropLast(), as: UTF8.self)
+        }
+        rest = rest[(rest.startIndex + length)...]
     }
     return nil
 }

@@ -319,47 +319,40 @@ public final class ProcessGroup {
             }
             return found
         }
-        for round in rounds(tensors) {
-            var outgoing: [(to: Connection, bytes: UnsafeRawBufferPointer)] = []
-            var incoming: [(from: Connection, bytes: UnsafeMutableRawBufferPointer)] = []
-            var own: [Tensor] = []
-            for owned in round {
-                if owned.owner == place.rank {
-                    let host = device.read(owned.tensor)
-                    own.append(host)
-                    for (_, connection) in others { outgoing.append((connection, host.rawBytes)) }
-                } else {
-                    let values = Tensor.host(owned.tensor.shape, owned.tensor.dtype)
-                    found[owned.name] = values
-                    incoming.append((connections[owned.owner]!, values.mutableBytes))
-                }
-            }
-            try Connection.transfer(sending: outgoing, receiving: incoming)
-            withExtendedLifetime(own) {}
-        }
-        return found
+        return try give(tensors, on: device) { _ in true }
     }
 
     /// Collects tensors of their owners at the first process. tensors: as for `spread` → there, all of them on the host
     func collected(_ tensors: [Owned], on device: any Backend) throws -> [String: Tensor] {
+        var found = try give(tensors, on: device) { $0 == 0 }
+        if place.isFirst {
+            for owned in tensors where owned.owner == place.rank {
+                found[owned.name] = device.read(owned.tensor)
+            }
+        }
+        return found
+    }
+
+    /// Sends tensors of their owners to some processes. tensors: as for `spread` → those of others, on the host; none where
+    /// this process is not one of them
+    private func give(
+        _ tensors: [Owned], on device: any Backend, to isTaker: (_ rank: Int) -> Bool
+    ) throws -> [String: Tensor] {
+        let takers = others.filter { isTaker($0.rank) }
         var found: [String: Tensor] = [:]
         for round in rounds(tensors) {
             var outgoing: [(to: Connection, bytes: UnsafeRawBufferPointer)] = []
             var incoming: [(from: Connection, bytes: UnsafeMutableRawBufferPointer)] = []
             var own: [Tensor] = []
             for owned in round {
-                if owned.owner == place.rank {
-                    let host = device.read(owned.tensor)
-                    own.append(host)
-                    if place.isFirst {
-                        found[owned.name] = host
-                    } else {
-                        outgoing.append((connections[0]!, host.rawBytes))
-                    }
-                } else if place.isFirst {
+                if owned.owner != place.rank, isTaker(place.rank) {
                     let values = Tensor.host(owned.tensor.shape, owned.tensor.dtype)
                     found[owned.name] = values
                     incoming.append((connections[owned.owner]!, values.mutableBytes))
+                } else if owned.owner == place.rank, !takers.isEmpty {
+                    let host = device.read(owned.tensor)
+                    own.append(host)
+                    for (_, connection) in takers { outgoing.append((connection, host.rawBytes)) }
                 }
             }
             try Connection.transfer(sending: outgoing, receiving: incoming)

@@ -67,8 +67,6 @@ final class ShardedDevice: JointDevice {
     /// Units and shards by the memory of the outlines.
     private var places: [UInt64: (unit: Unit, index: Int)] = [:]
     private var gathered: (unit: Unit, tensors: [UInt64: Tensor])?
-    /// Bytes of the largest unit so far.
-    private(set) var largestUnit = 0
 
     init(_ base: any Backend, _ exchange: any ShardExchange) {
         self.exchange = exchange
@@ -133,7 +131,6 @@ final class ShardedDevice: JointDevice {
                 tensors[shard.outline.storage.serial] =
                     tensor.isOnHost ? base.place(tensor, as: tensor.dtype) : tensor
             }
-            largestUnit = max(largestUnit, unit.shards.reduce(0) { $0 + $1.outline.byteCount })
             return (unit, tensors)
         }
     }

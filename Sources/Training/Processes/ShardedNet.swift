@@ -12,17 +12,12 @@ struct Shards {
 
 /// Places the weights of a net as outlines, and keeps those of this process. What is placed in one group is one unit,
 /// such as a block; what is in no group is another.
-final class ShardedNet: ForwardingBackend {
-    private struct Key: Hashable {
-        let name: String
-        let dtype: DType
-        let format: LinearFormat
-    }
+final class ShardedNet: WeightPlacer {
     private let shards: Shards
     private let isConstant: Bool
     private let nameOf: (Tensor) -> String?
     private var units: [String: ShardedDevice.Unit] = [:]
-    private var outlines: [Key: LinearWeight] = [:]
+    private var outlines: [Form: LinearWeight] = [:]
 
     /// - Parameters:
     ///   - isConstant: whether the weights are placed once; otherwise each placing brings new numbers.
@@ -38,36 +33,13 @@ final class ShardedNet: ForwardingBackend {
         super.init(base)
     }
 
-    override func place(_ host: Tensor, as dtype: DType, in group: WeightGroup?) -> Tensor {
-        outline(host, as: dtype, .plain, in: group) { .dense($0.place(host, as: dtype)) }?.matrix
-            ?? super.place(host, as: dtype, in: group)
-    }
-
-    override func place(_ weight: LinearWeight, as dtype: DType, in group: WeightGroup?)
-        -> LinearWeight
-    {
-        outline(weight.matrix, as: dtype, weight.inputFormat, in: group) {
-            $0.place(weight, as: dtype, in: nil)
-        } ?? super.place(weight, as: dtype, in: group)
-    }
-
-    override func place(_ weight: Tensor, quantizedTo format: LinearFormat, in group: WeightGroup?)
-        -> LinearWeight
-    {
-        outline(weight, as: weight.dtype, format, in: group) {
-            $0.place(weight, quantizedTo: format, in: nil)
-        } ?? super.place(weight, quantizedTo: format, in: group)
-    }
-
-    /// - Parameter place: places the weight on a device.
-    /// - Returns: nil for what is no weight of the net.
-    private func outline(
+    override func weight(
         _ host: Tensor, as dtype: DType, _ format: LinearFormat, in group: WeightGroup?,
         _ place: (any Backend) -> LinearWeight
     ) -> LinearWeight? {
         guard let name = nameOf(host), let owner = shards.owners[name] else { return nil }
         let device = shards.device
-        let key = Key(name: name, dtype: dtype, format: format)
+        let key = Form(name: name, dtype: dtype, format: format)
         let known = outlines[key]
         if let known, isConstant { return known }
         let outline = known ?? place(NullBackend())

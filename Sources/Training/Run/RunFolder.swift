@@ -12,7 +12,7 @@ public struct RunFolderError: Error, Sendable, Equatable, CustomStringConvertibl
     init(_ description: String) { self.description = description }
 }
 
-/// `settings.json`, `checkpoints/iter_000000500/state.safetensors`, `loss.csv`, `events.out.tfevents.…`.
+/// `settings.json`, `checkpoints/iter_000000500.safetensors`, `loss.csv`, `events.out.tfevents.…`.
 public final class RunFolder {
     public let path: FilePath
     private let kept: Int
@@ -29,24 +29,6 @@ public final class RunFolder {
     // MARK: Settings
 
     private var settingsPath: FilePath { path.appending("settings.json") }
-
-    /// The settings of a run that was begun here; nil: none was.
-    public func settings() throws(RunFolderError) -> TrainingSettings? {
-        guard settingsPath.exists else { return nil }
-        return try Self.settings(from: settingsPath.string)
-    }
-
-    /// Settings from a file that names the recipe; what else it leaves out is that recipe's default.
-    public static func settings(from path: String) throws(RunFolderError) -> TrainingSettings {
-        let file = try SettingsFile(path)
-        guard let recipe = file.recipe else {
-            throw RunFolderError("\(path) holds no settings of a training run: 'recipe' is missing")
-        }
-        var settings = TrainingSettings(recipe)
-        if let preset = file.preset { settings.use(preset) }
-        try file.apply(to: &settings)
-        return settings
-    }
 
     /// What `settings.json` holds.
     private struct Stored: Encodable {

@@ -81,7 +81,6 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         case .rcm:
             optimizer = Adam.Settings(learningRate: 2e-6, beta1: 0)
             rcm.tangentWarmup = 1000
-            frames = nil
         case .lora:
             optimizer = Adam.Settings(learningRate: 1e-4)
             iterations = 2000

@@ -1,31 +1,7 @@
-/// Tensors that are at hand, as a checkpoint; and a checkpoint that remembers what it has handed out.
+/// A checkpoint that remembers what it has handed out.
 
-public import Checkpoints
-public import Tensors
-
-/// Tensors by name in host memory.
-public final class TensorCollection: Checkpoint {
-    public let path: String
-    public let names: [String]
-    public let metadata: [String: String]
-    private let tensors: [String: Tensor]
-
-    public init(
-        _ path: String, _ tensors: [(name: String, tensor: Tensor)],
-        metadata: [String: String] = [:]
-    ) {
-        self.path = path
-        self.metadata = metadata
-        names = tensors.map(\.name)
-        self.tensors = Dictionary(
-            tensors.map { ($0.name, $0.tensor) }, uniquingKeysWith: { a, _ in a })
-    }
-
-    public func info(_ name: String) -> TensorInfo? {
-        tensors[name].map { TensorInfo(name: name, shape: $0.shape.dimensions, dtype: $0.dtype) }
-    }
-    public func tensor(_ name: String) -> Tensor? { tensors[name] }
-}
+import Checkpoints
+import Tensors
 
 /// Another checkpoint, which can tell the name of a tensor that it gave.
 final class NamedCheckpoint: Checkpoint {
