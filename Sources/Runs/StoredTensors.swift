@@ -23,24 +23,19 @@ enum StoredTensors {
 
     /// Reads a text embedding. The file contains `text_embedding` [rows, dim], or a single tensor such as
     /// [1, rows, dim], as in the original's cache of embeddings. Rows of zeros at its end are padding.
+    /// - Parameter dtype: the type that the run will compute with.
     /// - Returns: rows: [textLength, textDim], and how many are not padding; nil if the file has no negative prompt.
     static func readEmbedding(
-        _ path: String, _ name: String = embedding, textLength: Int, textDim: Int
+        _ path: String, _ name: String = embedding, textLength: Int, textDim: Int, as dtype: DType
     ) throws -> (rows: Tensor, count: Int)? {
         let file = try openCheckpoint(path)
-        var wanted = name
-        if file.info(name) == nil {
-            if name == negativeEmbedding { return nil }
-            let matrices = file.names.filter { (file.info($0)?.shape.count ?? 0) >= 2 }
-            guard matrices.count == 1 else {
-                throw RunError.stored(
-                    path: path, expected: "a text embedding, in a tensor '\(embedding)'",
-                    found: file.names.prefix(4).joined(separator: ", "))
-            }
-            wanted = matrices[0]
-        }
-        let stored = try numbers(wanted, in: file)
-        guard stored.shape.columns == textDim, (1...textLength).contains(stored.shape.rows) else {
+        if name == negativeEmbedding, file.info(name) == nil { return nil }
+        let wanted = try place(of: name, "a text embedding", axes: 2...Shape.maximumRank, in: file)
+        let stored = try numbers(wanted, in: file, as: dtype)
+        // Rows of several texts are not those of one.
+        guard stored.shape.columns == textDim, (1...textLength).contains(stored.shape.rows),
+            stored.shape.dimensions.dropLast(2).allSatisfy({ $0 == 1 })
+        else {
             throw RunError.stored(
                 path: path, expected: "a text embedding of up to [\(textLength), \(textDim)]",
                 found: "\(stored.shape)")
@@ -54,20 +49,20 @@ enum StoredTensors {
 
     /// Reads a tensor that must have `shape`; leading extents of 1 may be missing or added. → f32 `shape`
     static func read(_ name: String, _ path: String, _ shape: Shape) throws -> Tensor {
-        let stored = try numbers(name, in: try openCheckpoint(path))
+        let stored = try numbers(name, in: try openCheckpoint(path), as: .f32)
         guard stored.shape.count == shape.count,
             stored.shape.dimensions.suffix(3) == shape.dimensions.suffix(3)
         else {
             throw RunError.stored(
                 path: path, expected: "'\(name)' of \(shape)", found: "\(stored.shape)")
         }
-        return stored.converted(to: .f32).reshaped(shape)
+        return stored.reshaped(shape)
     }
 
     /// The number of samples in a file of latents, and the size of each. Reads only the header.
     static func latentExtent(_ path: String, channels: Int) throws -> (samples: Int, Extent) {
         let file = try openCheckpoint(path)
-        let name = latentsName(file)
+        let name = try latentsName(file)
         let found = file.info(name).map(\.shape) ?? []
         guard [4, 5].contains(found.count), found[found.count - 4] == channels,
             found.allSatisfy({ $0 > 0 })
@@ -88,15 +83,30 @@ enum StoredTensors {
 
     /// latents: f32 `shape`
     static func readLatents(_ path: String, _ shape: Shape) throws -> Tensor {
-        try read(latentsName(try openCheckpoint(path)), path, shape)
+        try read(try latentsName(try openCheckpoint(path)), path, shape)
     }
 
-    private static func latentsName(_ file: any Checkpoint) -> String {
-        file.info(latents) != nil ? latents : file.names.first ?? latents
+    private static func latentsName(_ file: any Checkpoint) throws -> String {
+        try place(of: latents, "latents", axes: 4...5, in: file)
     }
 
-    /// Reads a tensor, which must contain finite floating-point numbers.
-    private static func numbers(_ name: String, in file: any Checkpoint) throws -> Tensor {
+    /// The tensor of this name, or the only one with as many axes.
+    private static func place(
+        of name: String, _ what: String, axes: ClosedRange<Int>, in file: any Checkpoint
+    ) throws -> String {
+        if file.info(name) != nil { return name }
+        let candidates = file.names.filter { axes.contains(file.info($0)?.shape.count ?? 0) }
+        if candidates.count == 1 { return candidates[0] }
+        let names = candidates.isEmpty ? file.names : candidates
+        throw RunError.stored(
+            path: file.path, expected: "\(what), in a tensor '\(name)'",
+            found: names.isEmpty ? "no tensors" : names.prefix(4).joined(separator: ", "))
+    }
+
+    /// Reads a tensor, which must contain floating-point numbers that are finite as `dtype`, too. → f32
+    private static func numbers(
+        _ name: String, in file: any Checkpoint, as dtype: DType
+    ) throws -> Tensor {
         guard let stored = try file.tensor(name), stored.dtype.isFloatingPoint else {
             throw RunError.stored(
                 path: file.path, expected: "floating-point numbers in a tensor '\(name)'",
@@ -108,7 +118,13 @@ enum StoredTensors {
                 path: file.path, expected: "finite numbers in '\(name)'",
                 found: "NaN or infinity")
         }
-        return stored
+        let wide = stored.converted(to: .f32)
+        guard wide.converted(to: dtype).allFinite else {
+            throw RunError.stored(
+                path: file.path, expected: "numbers in '\(name)' that \(dtype) can hold",
+                found: "larger ones")
+        }
+        return wide
     }
 }
 
@@ -139,13 +155,12 @@ extension Walk {
 
     private func readTexts(_ path: String) throws -> (TextEmbedding, TextEmbedding?) {
         let textDim = try run.models.transformerSizes(.transformer).textDim
+        let dtype = run.request.arithmetic.precision.dtype
         func read(_ name: String) throws -> TextEmbedding? {
             try StoredTensors.readEmbedding(
-                path, name, textLength: run.family.textLength, textDim: textDim
+                path, name, textLength: run.family.textLength, textDim: textDim, as: dtype
             ).map {
-                TextEmbedding(
-                    rows: device.place($0.rows, as: run.request.arithmetic.precision.dtype),
-                    count: $0.count)
+                TextEmbedding(rows: device.place($0.rows, as: dtype), count: $0.count)
             }
         }
         guard let positive = try read(StoredTensors.embedding) else {

@@ -274,6 +274,29 @@ extension EngineTests {
         #expect(try refusal(zeros([7, 256]), "text_embedding") == nil)
         #expect(try refusal(zeros([7, 128]), "text_embedding")?.contains("[512, 256]") == true)
         #expect(try refusal(zeros([513, 256]), "text_embedding")?.contains("[512, 256]") == true)
+        #expect(try refusal(zeros([1, 4, 256]), "text_embedding") == nil)
+        #expect(
+            try refusal(zeros([2, 4, 256]), "text_embedding")?.contains("[2, 4, 256]") == true)
+        // Finite where they are stored, and not where they are used.
+        let wide = Tensor.host([1, 16, 1, 2, 2], .f64)
+        wide.withMutable(Double.self) { for i in $0.indices { $0[i] = 1e300 } }
+        #expect(try refusal(wide, "latents")?.contains("infinity") == true)
+        let most = Tensor([Float](repeating: .greatestFiniteMagnitude, count: 256), [1, 256])
+        #expect(try refusal(most, "text_embedding")?.contains("that bf16 can hold") == true)
+        // Of two tensors without the name, neither is taken.
+        let path = folder.path + "/two.safetensors"
+        let one = zeros([1, 16, 1, 2, 2])
+        try writeCheckpoint(TensorList([("a", one), ("b", one)]), to: path)
+        let options = {
+            var options = RunOptions()
+            options.start.latents = path
+            return options
+        }()
+        #expect {
+            try Run(tinyRequest(), models, options)
+        } throws: {
+            "\($0)".hasSuffix("found a, b")
+        }
     }
 }
 

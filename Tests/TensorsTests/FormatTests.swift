@@ -25,6 +25,24 @@ import Testing
         #expect(Float8E4M3.encode(0x1.fp-7) == 8)
     }
 
+    @Test func finiteIsWhatF32CanHold() {
+        for type in [DType.f64, .f32, .f16, .bf16, .f8e4m3] {
+            #expect(Tensor([1, -2, 0, -448] as [Float], [4]).converted(to: type).allFinite)
+            #expect(!Tensor([1, .nan] as [Float], [2]).converted(to: type).allFinite)
+            if type == .f8e4m3 { continue }
+            #expect(!Tensor([1, -.infinity] as [Float], [2]).converted(to: type).allFinite)
+        }
+        func isFinite(_ value: Double) -> Bool {
+            let tensor = Tensor.host([1], .f64)
+            tensor.withMutable(Double.self) { $0[0] = value }
+            #expect(tensor.allFinite == Float(value).isFinite)
+            return tensor.allFinite
+        }
+        let limit = 0x1p128 - 0x1p103
+        #expect(isFinite(limit.nextDown) && isFinite(-limit.nextDown))
+        #expect(!isFinite(limit) && !isFinite(-1e300) && !isFinite(.nan))
+    }
+
     @Test func slicesLookAtTheSameBytes() {
         let x = Tensor((0..<24).map(Float.init), [4, 3, 2])
         #expect(x.slice(1..<3).floats() == (6..<18).map(Float.init))
