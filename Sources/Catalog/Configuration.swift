@@ -11,6 +11,9 @@ import Tensors
 struct Configuration: Decodable {
     struct Files: Decodable {
         var transformer, lowNoiseTransformer, textEncoder, tokenizer, vae: String?
+        var names: [String] {
+            [transformer, lowNoiseTransformer, textEncoder, tokenizer, vae].compactMap { $0 }
+        }
     }
     struct Model: Decodable {
         struct Transformer: Decodable {
@@ -70,6 +73,10 @@ struct Configuration: Decodable {
         } catch {
             throw .unreadable(path: path, reason: "\(error)")
         }
+        // For the system a name ends at a NUL: the file would be another one.
+        if let name = files?.names.first(where: { $0.utf8.contains(0) }) {
+            throw .value(path: path, key: "files", found: name, expected: "names of files")
+        }
     }
 }
 
@@ -78,13 +85,7 @@ extension Catalog {
     public static func fileNames(configuration bytes: [UInt8]) -> [String]? {
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase
-        guard let files = try? decoder.decode(Configuration.self, from: Data(bytes)).files else {
-            return nil
-        }
-        return [
-            files.transformer, files.lowNoiseTransformer, files.textEncoder, files.tokenizer,
-            files.vae,
-        ].compactMap { $0 }
+        return try? decoder.decode(Configuration.self, from: Data(bytes)).files?.names
     }
 
     /// The names of the pieces of a file, from the bytes of its index; nil where it is none.

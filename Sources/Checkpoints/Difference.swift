@@ -20,7 +20,8 @@ public struct CheckpointDifference: Sendable {
 
     /// How far the values of two tensors of one shape are apart.
     public struct ValueDistance: Sendable, Hashable {
-        /// The largest absolute difference; infinite if only one of two values is a finite number.
+        /// The largest absolute difference; infinite if only one of two values is a finite number. One that f64 does not
+        /// hold is its largest number.
         public let largest: Double
         /// ||first - second|| / ||second||, over the pairs of finite numbers.
         public let relative: Double
@@ -89,6 +90,9 @@ extension CheckpointDifference.ValueDistance {
         var isEqual = true
         // Integers of more than 53 bits may differ although they are equal as doubles.
         let isExact = x.dtype != y.dtype || x.dtype != .i64
+        // Squares of f64 may leave its range, those of multiples of the largest number's power of two do not.
+        let hasWide = x.dtype == .f64 || y.dtype == .f64
+        let unit = hasWide ? max(x.largestMagnitude, y.largestMagnitude).binade : 1
         // In pieces that fit the cache.
         for start in stride(from: 0, to: count, by: 1 << 16) {
             let range = start..<min(start + 1 << 16, count)
@@ -99,7 +103,7 @@ extension CheckpointDifference.ValueDistance {
                 let same = u == v || u.isNaN && v.isNaN
                 isEqual = isEqual && same
                 if u.isFinite && v.isFinite {
-                    distance.add(u, v)
+                    distance.add(u / unit, v / unit)
                 } else if !same {
                     nonFinite += 1
                 }
@@ -110,16 +114,31 @@ extension CheckpointDifference.ValueDistance {
                 isEqual = false
             }
         }
-        largest = nonFinite > 0 ? .infinity : distance.maximum
-        relative = distance.relative
+        func inRange(_ multiple: Double) -> Double {
+            min(multiple * unit, .greatestFiniteMagnitude)
+        }
+        largest = nonFinite > 0 ? .infinity : inRange(distance.maximum)
+        relative =
+            distance.squaredNorm > 0 ? distance.relative : inRange(distance.relative)
         self.nonFinite = nonFinite
         self.isEqual = isEqual
     }
 }
 
 extension Tensor {
+    /// The largest magnitude of the finite elements; 1 if all of them are zero.
+    fileprivate var largestMagnitude: Double {
+        let flat = reshaped([shape.count])
+        var largest = 0.0
+        for start in stride(from: 0, to: shape.count, by: 1 << 16) {
+            for value in flat.slice(start..<min(start + 1 << 16, shape.count)).doubles()
+            where value.isFinite { largest = max(largest, value.magnitude) }
+        }
+        return largest > 0 ? largest : 1
+    }
+
     /// The elements of a host tensor as doubles, which are exact for every type but the widest integers.
-    fileprivate func doubles() -> [Double] {
+    func doubles() -> [Double] {
         switch dtype {
         case .f64: withElements(Double.self) { Array($0) }
         case .i64: withElements(Int64.self) { $0.map(Double.init) }

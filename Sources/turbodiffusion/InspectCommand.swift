@@ -208,8 +208,8 @@ struct InspectCommand: AsyncParsableCommand {
         if a.dtype != b.dtype { text += " \(a.dtype) and \(b.dtype)" }
         if let distance = change.distance {
             text +=
-                " values differ by at most \(Float(distance.largest)), "
-                + "relative \(Float(distance.relative))"
+                " values differ by at most \(Self.short(distance.largest)), "
+                + "relative \(Self.short(distance.relative))"
             if distance.nonFinite > 0 {
                 text += ", \(distance.nonFinite) finite in only one of the two"
             }
@@ -218,6 +218,12 @@ struct InspectCommand: AsyncParsableCommand {
     }
 
     // MARK: Text
+
+    /// A number with the digits of a Float, where it is one.
+    private static func short(_ value: Double) -> String {
+        let short = Float(value)
+        return short.isInfinite || short == 0 ? "\(value)" : "\(short)"
+    }
 
     /// Cuts out the middle of a long text.
     private func shortened(_ text: String, to width: Int) -> String {

@@ -222,6 +222,7 @@ final class Folder {
             (#"{"sla": {"topk": 0}}"#, "sla.topk"),
             (#"{"sampler": {"num_steps": 9}}"#, "sampler.num_steps"),
             (#"{"teacher_sampler": {"type": "dpm"}}"#, "teacher_sampler.type"),
+            (#"{"files": {"vae": "vae.pth\u0000.pth"}}"#, "files"),
         ])
     func values(text: String, key: String) throws {
         let folder = try Folder()

@@ -161,6 +161,7 @@ struct ShardTests {
         for (map, reason) in [
             (#"{"d": "m-1.safetensors"}"#, "should be in"),
             (#"{"a": "../m-1.safetensors"}"#, "same folder"),
+            (#"{"a": "m-1.safetensors\u0000.safetensors"}"#, "same folder"),
             (#"{"a": "m-3.safetensors"}"#, "no such file"),
             ("{}", "names no tensor"),
         ] {

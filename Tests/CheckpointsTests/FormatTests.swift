@@ -336,7 +336,8 @@ struct FoundFileTests {
             ("<!DOCTYPE html><html>", "HTML"), ("\n\n  <html lang=\"en\">", "HTML"),
             ("{\"error\":\"Repository not found\"}", "error"), ("Entry not found", "error"),
             ("\u{7F}ELF\u{2}\u{1}", "program"), (String(repeating: "\0", count: 200), "zeros"),
-            ("%PDF-1.7", "PDF"),
+            ("%PDF-1.7", "PDF"), ("Not Found", "a text, not a model: 'Not Found'"),
+            ("<Error>\n<Code>AccessDenied</Code></Error>", "AccessDenied"),
         ] {
             for name in ["model.safetensors", "model.pth", "model.gguf"] {
                 let path = try folder.file(name, Array(content.utf8))
@@ -558,6 +559,22 @@ struct DifferenceTests {
         #expect(infinite.largest == .infinity && infinite.nonFinite == 1 && infinite.relative == 0)
         #expect(!difference.isEmpty)
         #expect(try CheckpointDifference(a, a).isEmpty)
+    }
+
+    @Test("numbers at the ends of f64's range have distances, too")
+    func extremes() throws {
+        func file(_ value: Double) -> MemoryCheckpoint {
+            let tensor = Tensor.host([1], .f64)
+            tensor.withMutable(Double.self) { $0[0] = value }
+            return MemoryCheckpoint([("x", tensor)])
+        }
+        for (x, y, largest, relative) in [
+            (1e300, -1e300, 2e300, 2.0), (2e-200, 1e-200, 1e-200, 1), (1e300, 0, 1e300, 1e300),
+            (1.7e308, -1.7e308, .greatestFiniteMagnitude, 2),
+        ] {
+            let distance = try CheckpointDifference(file(x), file(y)).common[0].distance
+            #expect(distance?.largest == largest && distance?.relative == relative)
+        }
     }
 
     @Test("tensors of unsupported types are not called equal")

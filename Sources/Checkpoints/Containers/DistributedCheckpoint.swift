@@ -105,7 +105,7 @@ private struct DistributedReader {
                 let offset = integer(place["offset"]), let length = integer(place["length"]),
                 offset >= 0, length >= 0, offset <= Int.max - length
             else { throw fail("'\(name)' has no place") }
-            guard !path.contains("/"), !path.hasPrefix(".") else {
+            guard isNeighbour(path) else {
                 throw fail("'\(path)' is not the name of a file in the same folder")
             }
             if case .sequence(let count) = transforms(place["transform_descriptors"]), count > 0 {

@@ -90,5 +90,11 @@ private func recognized(_ bytes: UnsafeRawBufferPointer) -> String? {
     if bytes.count >= 64, bytes.prefix(1 << 16).allSatisfy({ $0 == 0 }) {
         return "it begins with zeros: an unfinished download"
     }
+    // No checkpoint begins with eight characters: as the length of a header they would be at least 2^59 bytes.
+    let isText = bytes.prefix(8).allSatisfy { (0x20..<0x7F).contains($0) || (9...13).contains($0) }
+    if bytes.count >= 8, isText {
+        let start = String(decoding: bytes.prefix(80), as: UTF8.self)
+        return "a text, not a model: '\(start.trimmed)'"
+    }
     return nil
 }

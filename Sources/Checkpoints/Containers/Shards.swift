@@ -91,6 +91,11 @@ private func joined(
     return try TensorFile(path, whole)
 }
 
+/// Whether a name that stands in a file can only be that of a file in the same folder. For the system a name ends at a NUL.
+func isNeighbour(_ name: String) -> Bool {
+    !name.utf8.contains { $0 == UInt8(ascii: "/") || $0 == 0 } && !name.hasPrefix(".")
+}
+
 /// Opens the files of an index: {"metadata": {...}, "weight_map": {tensor: file}}
 func openShards(
     index path: String, blocksAs blocks: DType
@@ -120,8 +125,7 @@ func openShards(
     var whole = Contents(format: .sharded)
     for shard in shardNames {
         // An index may only name files in its own folder.
-        let isNeighbour = !shard.contains("/") && !shard.hasPrefix(".")
-        guard isNeighbour, endings.joined().contains(where: { shard.hasSuffix($0) }) else {
+        guard isNeighbour(shard), endings.joined().contains(where: { shard.hasSuffix($0) }) else {
             throw file.fail("'\(shard)' is not the name of a checkpoint in the same folder")
         }
         let part = try contents(
