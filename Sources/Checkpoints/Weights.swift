@@ -195,8 +195,8 @@ public struct Weights {
     private func scales(_ shape: Shape) throws(CheckpointError) -> Tensor {
         let scales = try host("scale", shape)
         // The tensors of an outline have no memory.
-        if scales.isOnHost { _ = try positiveScales(full("scale"), in: context.checkpoint) }
-        return scales.dtype == .f32 ? scales : scales.converted(to: .f32)
+        guard scales.isOnHost else { return .outline(shape, .f32) }
+        return try positiveScales(full("scale"), in: context.checkpoint).reshaped(shape)
     }
 
     /// A host tensor of type `dtype`; nil allows floating point of any width.

@@ -269,7 +269,8 @@ extension Plan {
 extension RunInputs {
     /// Inputs that take the most memory: prompts of full length, and a black picture.
     fileprivate init(planning run: Run) {
-        let tokens = Tokens([Int32](repeating: 1, count: run.family.textLength))
+        // Every table of tokens has a first row.
+        let tokens = Tokens([Int32](repeating: 0, count: run.family.textLength))
         prompt = tokens
         negativePrompt = run.request.sampling.isGuided ? tokens : nil
         let (width, height) = (run.request.width, run.request.height)

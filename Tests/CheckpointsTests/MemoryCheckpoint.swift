@@ -5,7 +5,7 @@ import Ground
 import Tensors
 
 final class MemoryCheckpoint: Checkpoint {
-    let path = "memory"
+    let path: String
     let names: [String]
     let metadata: [String: String]
     private let tensors: [String: Tensor]
@@ -13,8 +13,10 @@ final class MemoryCheckpoint: Checkpoint {
     private let broken: String?
 
     init(
-        _ tensors: [(String, Tensor)], metadata: [String: String] = [:], broken: String? = nil
+        _ tensors: [(String, Tensor)], metadata: [String: String] = [:], broken: String? = nil,
+        path: String = "memory"
     ) {
+        self.path = path
         names = tensors.map(\.0)
         self.tensors = Dictionary(uniqueKeysWithValues: tensors)
         self.metadata = metadata
@@ -30,6 +32,11 @@ final class MemoryCheckpoint: Checkpoint {
     func tensor(_ name: String) throws(CheckpointError) -> Tensor? {
         if name == broken { throw .malformed(path: path, reason: "'\(name)' is broken") }
         return tensors[name]
+    }
+
+    /// The same with another tensor under a name.
+    func replacing(_ name: String, by tensor: Tensor) -> MemoryCheckpoint {
+        MemoryCheckpoint(names.map { ($0, $0 == name ? tensor : tensors[$0]!) })
     }
 }
 

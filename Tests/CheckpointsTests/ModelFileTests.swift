@@ -156,6 +156,14 @@ struct ModelFileTests {
             _ = try modelFile(Outline(Self.infos(encoder.tensors())), .umT5)
         }
         #expect(text.contains("3 heads"))
+        for rows in [1, 31, 64] {
+            var encoder = Self.text
+            encoder.buckets = rows
+            let text = Self.refusal {
+                _ = try modelFile(Outline(Self.infos(encoder.tensors())), .umT5)
+            }
+            #expect(text.contains("has \(rows) rows, expected 32"), "\(text)")
+        }
     }
 
     @Test("q, k and v in one form")

@@ -36,6 +36,27 @@ struct WeightsTests {
         #expect(weights.unread == ["a.wrong.scale", "patch.weight", "m"])
     }
 
+    @Test("scales of every floating-point type become f32, in a plan as well")
+    func scaleTypes() throws {
+        for type in [DType.f64, .f32, .f16, .bf16, .f8e4m3] {
+            let stored = Tensor([1, 2] as [Float], [2, 1]).converted(to: type)
+            for scale in [stored, .outline([2, 1], type)] {
+                let file = MemoryCheckpoint([
+                    ("a.int8_weight", .zeros([200, 64], .i8)), ("a.scale", scale),
+                ])
+                let weights = Weights(file, on: NullBackend(), activations: .bf16)
+                guard
+                    case .int8Blocks(_, let placed) = try weights["a"].linear(from: 64, to: 200)
+                        .weight
+                else {
+                    Issue.record("\(type): not in blocks")
+                    continue
+                }
+                #expect(placed.dtype == .f32 && placed.shape == [2, 1])
+            }
+        }
+    }
+
     @Test("plain layers are quantised while loading on request")
     func quantizing() throws {
         let weights = Weights(

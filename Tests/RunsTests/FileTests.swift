@@ -90,6 +90,25 @@ import Testing
         #expect(relative > 0 && relative < most, "\(format): \(relative)")
     }
 
+    @Test("a table of one token is planned, and refused with the tokenizer's count")
+    func oneToken() async throws {
+        let folder = try TemporaryFolder()
+        var models = try nano()
+        guard case .umT5(var sizes) = try models.file(.textEncoder).model else {
+            Issue.record("nano's text encoder is another kind")
+            return
+        }
+        sizes.vocabulary = 1
+        models.textEncoder = folder.path + "/one.safetensors"
+        let tensors = DetectedModel.umT5(sizes).tensors().map {
+            ($0.name, Tensor.zeros(Shape($0.shape), .bf16))
+        }
+        try writeCheckpoint(TensorList(tensors), to: models.textEncoder)
+        let run = try Run(tinyRequest(), models)
+        _ = try Plan(run)
+        await #expect(throws: RunError.self) { _ = try await engine().finish(run) { _ in } }
+    }
+
     @Test("8-bit layers of an odd width are refused in a text encoder, too, before any work")
     func oddTextEncoder() throws {
         let folder = try TemporaryFolder()

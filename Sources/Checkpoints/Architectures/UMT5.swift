@@ -41,8 +41,15 @@ public struct UMT5Architecture: Sendable, Hashable {
 
     /// Why this program does not run a model with these sizes; nil if it does.
     public var refusal: String? {
-        attentionDim % heads == 0
-            ? nil : "a text encoder of width \(attentionDim) cannot have \(heads) heads"
+        guard attentionDim % heads == 0 else {
+            return "a text encoder of width \(attentionDim) cannot have \(heads) heads"
+        }
+        // The attention knows one division of distances.
+        guard buckets == Operation.RelativeAttention.buckets else {
+            return "its table of relative positions has \(buckets) rows, expected "
+                + "\(Operation.RelativeAttention.buckets)"
+        }
+        return nil
     }
 
     init?(detecting checkpoint: any Checkpoint) {

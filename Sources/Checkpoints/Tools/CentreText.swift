@@ -11,9 +11,19 @@ import Tensors
 /// the new origin they are zero, which int8 holds exactly; their keys and values then are the biases. In real
 /// arithmetic nothing changes; here each changed bias is rounded to its type.
 /// - Parameter base: a plain checkpoint with the original's names.
-/// - Throws: `.missing` if a tensor is missing, `.incompatible` if shapes do not fit or a bias would not be finite.
+/// - Throws: `.missing` if a tensor is missing, `.shape` or `.dtype` if one does not fit, `.incompatible` if a bias would
+///   not be finite.
 func centredText(_ base: any Checkpoint) throws(CheckpointError) -> DerivedCheckpoint {
     let (first, last) = ("text_embedding.0", "text_embedding.2")
+    // What is moved is rounded to its own type again, which for codes would mean nothing.
+    for info in base.infos
+    where info.name == last + ".bias" || readerOfText(info.name) != nil {
+        guard info.dtype.isFloatingPoint, info.dtype.byteCount > 1 else {
+            throw .dtype(
+                info.name, in: base.path, expected: "f64, f32, f16 or bf16",
+                found: "\(info.dtype)")
+        }
+    }
     // Zero rows of text: gelu(bias), then the second layer.
     let inner = try base.require(first + ".bias").floats().map(geluTanh)
     let padding = try affine(last, inner, in: base)
