@@ -85,7 +85,7 @@ public func modelFile(
     if let refusal = model.refusal { throw .incompatible(path: stored.path, reason: refusal) }
     try refuseForeignParts(summary.surplus, kind, in: checkpoint)
     if let missing = summary.missing.first {
-        if let type = stored.foreignTypes[missing.name] {
+        if let type = checkpoint.foreignTypes[missing.name] {
             throw .dtype(missing.name, in: stored.path, expected: "numbers", found: type)
         }
         throw .missing(
@@ -116,8 +116,12 @@ private func part(
         }
     let prefix = prefixes.first { prefix in file.names.contains { $0.hasPrefix(prefix) } }
     guard let prefix else { return file }
+    let foreign = file.foreignTypes.filter { $0.key.hasPrefix(prefix) }.map {
+        (String($0.key.dropFirst(prefix.count)), $0.value)
+    }
     return try DerivedCheckpoint(
         path: file.path, metadata: file.metadata,
+        foreignTypes: Dictionary(uniqueKeysWithValues: foreign),
         file.infos.filter { $0.name.hasPrefix(prefix) }.map {
             .from(file, $0, as: String($0.name.dropFirst(prefix.count)))
         })

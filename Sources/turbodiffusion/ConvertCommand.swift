@@ -74,7 +74,8 @@ struct ConvertCommand: AsyncParsableCommand {
         conversion.dequantizes = dequantize
         conversion.addsSparseLinear = addProjL
         conversion.heads = numHeads
-        let source = try openCheckpoint(input, blocksAs: conversion.dtype ?? .bf16)
+        // Blocks hold numbers that a narrow type does not: converting tells, decoding to it would not.
+        let source = try openCheckpoint(input, blocksAs: dtype == nil ? .bf16 : .f32)
         for note in source.notes { writing.note(note) }
         let result = try converted(source, conversion)
         try writing.write(result, to: output)

@@ -225,6 +225,10 @@ struct QuantizationTests {
             [("weight", bytes), ("weight_scale", Self.scales([6]))],
             [("weight", codes), ("weight_scale", Self.scales([6])), ("SCB", Self.scales([6]))],
             [
+                ("weight", codes), ("weight_scale", Self.scales([])),
+                ("scale_weight", Self.scales([])),
+            ],
+            [
                 ("weight", codes), ("weight_scale", Self.scales([6])),
                 ("weight_scale_2", Self.scales([])),
             ],
@@ -239,10 +243,36 @@ struct QuantizationTests {
             }
             #expect(throws: CheckpointError.self) { try dequantized(base) }
         }
-        let (int8, _) = Self.codes(.i8)
-        #expect(throws: CheckpointError.self) {
-            try dequantized(Self.model(layer, [("weight", int8)]))
+        for codes in [Self.codes(.i8).0, bytes] {
+            #expect(throws: CheckpointError.self) {
+                try dequantized(Self.model(layer, [("weight", codes)]))
+            }
         }
+    }
+
+    @Test(
+        "scales of a type that is not read are refused by name",
+        arguments: ["blocks.0.self_attn.o", "blocks.0.attn1.to_out.0"])
+    func unreadScales(layer: String) throws {
+        let folder = try TemporaryFolder()
+        let file = try openCheckpoint(
+            try folder.file(
+                "x.safetensors",
+                safetensorsFile([
+                    ("\(layer).weight", "F8_E4M3", [2, 2], [0x38, 0x38, 0x38, 0x38]),
+                    ("\(layer).weight_scale", "F8_E8M0", [2, 1], [127, 127]),
+                ])))
+        for tool: () throws -> Void in [
+            { _ = try inOriginalNames(file) }, { _ = try dequantized(file) },
+            { _ = try converted(file, Conversion()) },
+        ] {
+            #expect {
+                try tool()
+            } throws: {
+                "\($0)".contains("weight_scale' holds scales of type F8_E8M0")
+            }
+        }
+        #expect(CheckpointSummary(file).refusal != nil)
     }
 
     @Test("scales that are not positive numbers", arguments: [0, -1, .infinity, .nan] as [Float])
@@ -282,6 +312,43 @@ struct QuantizationTests {
             "blocks.0.self_attn.o", [("bias", Tensor([1, 70_000] as [Float], [2]))])
         let narrow = try converted(large, conversion)
         #expect(throws: CheckpointError.self) { try narrow.tensor("blocks.0.self_attn.o.bias") }
+        // A NaN that was there hides no infinity that was not.
+        func bias(_ values: [Float], _ type: DType = .f32) throws -> Tensor? {
+            let tensor = Tensor(values, [values.count]).converted(to: type)
+            let base = Self.model("blocks.0.self_attn.o", [("bias", tensor)])
+            return try converted(base, conversion).tensor("blocks.0.self_attn.o.bias")
+        }
+        #expect(try bias([.nan, 1, -.infinity])?.floats()[1] == 1)
+        #expect(throws: CheckpointError.self) { try bias([.nan, 1_000_000]) }
+        #expect(throws: CheckpointError.self) { try bias([.infinity, -1_000_000], .f64) }
+        let wide = Tensor.host([2], .f64)
+        wide.withMutable(Double.self) { ($0[0], $0[1]) = (.nan, 1e300) }
+        conversion.dtype = .f32
+        let single = try converted(Self.model("blocks.0.self_attn.o", [("bias", wide)]), conversion)
+        #expect(throws: CheckpointError.self) { try single.tensor("blocks.0.self_attn.o.bias") }
+    }
+
+    @Test("this program's own codes: what is not finite is refused, too")
+    func nonFiniteOwn() throws {
+        func coded(_ type: DType, _ code: UInt8) -> Tensor {
+            let codes = Tensor.zeros([6, 8], type)
+            codes.withMutable(UInt8.self) { $0[3] = code }
+            return codes
+        }
+        func uniform(_ value: Float, _ shape: Shape) -> Tensor {
+            Tensor([Float](repeating: value, count: shape.count), shape)
+        }
+        let layer = "blocks.0.self_attn.o"
+        for (form, codes, scale, type) in [
+            ("int8", coded(.i8, 127), uniform(1000, [1, 1]), DType.f16),
+            ("int8", coded(.i8, 127), uniform(3e38, [1, 1]), .f32),
+            ("fp8", coded(.f8e4m3, 0x7F), uniform(1, [6]), .bf16),
+            ("fp8", coded(.f8e4m3, 0x7E), uniform(1000, [6]), .f16),
+        ] {
+            let base = Self.model(layer, [("\(form)_weight", codes), ("scale", scale)])
+            let plain = try dequantized(base, to: type)
+            #expect(throws: CheckpointError.self) { try plain.tensor("\(layer).weight") }
+        }
     }
 
     @Test("an adapter on another program's layout leaves its scales alone")

@@ -88,6 +88,71 @@ struct ToolTests {
         }
     }
 
+    @Test(
+        "only biases that are numbers can be moved",
+        arguments: [DType.i32, .u8, .bool, .f8e5m2, .f8e4m3])
+    func centredCodes(type: DType) {
+        let model = WanTransformerArchitecture(
+            dim: 128, layers: 1, feedForward: 128, heads: 1, textDim: 32)
+        for name in ["text_embedding.2.bias", "blocks.0.cross_attn.v.bias"] {
+            let base = randomTransformer(model, .f32).replacing(name, by: .zeros([128], type))
+            #expect(
+                throws: CheckpointError.dtype(
+                    name, in: "memory", expected: "f64, f32, f16 or bf16", found: "\(type)")
+            ) { try quantized(base, to: .int8Blocks, centresText: true) }
+        }
+    }
+
+    @Test("codes without scales are not left among quantised layers", arguments: [DType.u8, .i8])
+    func bareCodes(type: DType) {
+        let model = WanTransformerArchitecture(
+            dim: 128, layers: 1, feedForward: 256, heads: 1, textDim: 32)
+        let base = randomTransformer(model).replacing(
+            "blocks.0.ffn.0.weight", by: .zeros([256, 128], type))
+        #expect {
+            try quantized(base, to: .fp8Rows)
+        } throws: {
+            "\($0)" == "memory: 'blocks.0.ffn.0.weight' has \(type) codes without scales"
+        }
+    }
+
+    @Test("a tensor whose type is not read is missed by no tool, if the model needs it")
+    func unreadTensors() throws {
+        let folder = try TemporaryFolder()
+        let model = WanTransformerArchitecture(
+            dim: 8, layers: 1, feedForward: 8, heads: 1, textDim: 8)
+        func open(strange: String) throws -> (path: String, file: any Checkpoint) {
+            var tensors = model.tensors().map { tensor in
+                let values = [Float](repeating: 0, count: tensor.shape.reduce(1, *))
+                let type = tensor.name == strange ? "U32" : "F32"
+                return (tensor.name, type, tensor.shape, floatBytes(values))
+            }
+            tensors.append(("steps", "U64", [1], bytes(of: 7)))
+            let path = try folder.file(
+                "\(strange).safetensors",
+                safetensorsFile(tensors))
+            return (path, try openCheckpoint(path))
+        }
+        for name in ["blocks.0.ffn.0.weight", "head.head.bias"] {
+            let (path, file) = try open(strange: name)
+            let lora = LoRA(MemoryCheckpoint([("blocks.0.norm3.diff", .zeros([8], .f32))]))
+            for tool: () throws -> Void in [
+                { _ = try converted(file, Conversion()) },
+                { _ = try quantized(try inOriginalNames(file), to: .fp8Rows) },
+                { _ = try merged(base: file, target: file, diffBase: file) },
+                { _ = try adapted(file, by: [lora]) },
+            ] {
+                #expect(
+                    throws: CheckpointError.dtype(
+                        name, in: path, expected: "numbers", found: "U32")
+                ) { try tool() }
+            }
+        }
+        // What the model does not need is left out.
+        let whole = try converted(try open(strange: "none").file, Conversion())
+        #expect(whole.names.count == model.tensors().count)
+    }
+
     @Test("fp8 rows stay within half a step of the format")
     func fp8Rows() {
         var random = SplitMix64(seed: 5)
@@ -233,6 +298,25 @@ struct ToolTests {
         }
         #expect(throws: CheckpointError.self) { try merged(base: a, target: a, diffBase: c) }
         #expect(throws: CheckpointError.self) { try merged(base: d, target: a, diffBase: a) }
+        // Quantised layers, in whichever of the three: their norms alone would be merged.
+        let norm = ("norm.weight", Tensor.zeros([2], .f32))
+        let plain = MemoryCheckpoint([norm, ("b.weight", .zeros([2, 2], .f32))])
+        let one = Tensor([1] as [Float], [1, 1])
+        for layer: [(String, Tensor)] in [
+            [("b.int8_weight", .zeros([2, 2], .i8)), ("b.scale", one)],
+            [("b.weight", .zeros([2, 2], .f8e4m3)), ("b.weight_scale", one)],
+            [("b.weight", .zeros([2, 2], .bf16)), ("b.weight_scale", one)],
+        ] {
+            for place in 0..<3 {
+                var files = [plain, plain, plain]
+                files[place] = MemoryCheckpoint([norm] + layer)
+                #expect {
+                    try merged(base: files[0], target: files[1], diffBase: files[2])
+                } throws: {
+                    "\($0)".contains("'\(layer[0].0)' is quantised")
+                }
+            }
+        }
     }
 
     // MARK: Converting

@@ -201,6 +201,31 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(picture.code == 1 && picture.message.contains("use 'turbodiffusion t2v'"))
     }
 
+    @Test("numbers in GGUF's blocks that f16 does not hold are refused, not made infinite")
+    func narrowBlocks() async throws {
+        let folder = try Folder()
+        func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+            withUnsafeBytes(of: value.littleEndian) { Array($0) }
+        }
+        // One tensor 'a' of one Q8_0 block: 32 codes of 127, times 1000.
+        var file = Array("GGUF".utf8)
+        file += bytes(UInt32(3)) + bytes(UInt64(1)) + bytes(UInt64(0))
+        file += bytes(UInt64(1)) + Array("a".utf8)
+        file += bytes(UInt32(1)) + bytes(UInt64(32)) + bytes(UInt32(8)) + bytes(UInt64(0))
+        file += [UInt8](repeating: 0, count: (32 - file.count % 32) % 32)
+        file += bytes(Float16(1000).bitPattern) + [UInt8](repeating: 127, count: 32)
+        #expect(FileManager.default.createFile(atPath: folder / "a.gguf", contents: Data(file)))
+        func convert(_ type: String) async -> (code: Int32, message: String) {
+            await run(
+                "convert", folder / "a.gguf", folder / "\(type).safetensors", "--dtype", type,
+                "--quiet")
+        }
+        let narrow = await convert("f16")
+        #expect(narrow.code == 1 && narrow.message.contains("too large for f16"))
+        #expect(await convert("bf16").code == 0)
+        #expect(folder.files == ["a.gguf", "bf16.safetensors"])
+    }
+
     @Test("mistakes in the command line itself have a different exit code")
     func usage() async {
         #expect(await run("t2v", "--nonsense").code == 64)

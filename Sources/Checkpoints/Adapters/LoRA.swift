@@ -47,6 +47,7 @@ public func adapted(
     if loras.isEmpty {
         return AdaptedCheckpoint(checkpoint: base, changed: [], unmatched: [], notes: [])
     }
+    try requireRead(base)
     let layout = KeyLayout.detect(base.names)?.1 ?? .original
     let (kind, base) = try withOriginalNames(base, foldsPatches: false)
     let matrices = try QuantizedMatrices(of: base)

@@ -22,21 +22,31 @@ public func dequantized(
             let plain = TensorInfo(name: layer + ".weight", shape: info.shape, dtype: dtype)
             entries.append(
                 DerivedCheckpoint.Entry(info: plain) { () throws(CheckpointError) in
-                    try numbers(of: layer, form, base).converted(to: dtype)
+                    let matrix = try numbers(of: layer, form, base).converted(to: dtype)
+                    try requireFinite(matrix, info.name, in: base)
+                    return matrix
                 } forget: {
                     base.forget(info.name)
                 })
             continue
         }
         if leaf == "scale", LinearFormat.stored(layer, in: base)?.isQuantized == true { continue }
-        guard leaf != "weight" || info.dtype != .i8 else {
-            throw .incompatible(
-                path: base.path, reason: "'\(info.name)' has codes without scales")
-        }
+        try refuseBareCodes(info, in: base)
         let isCode = info.dtype.isFloatingPoint && info.dtype.byteCount == 1
         entries.append(.from(base, info, dtype: isCode ? dtype : nil))
     }
-    return try DerivedCheckpoint(path: base.path, metadata: plainMetadata(of: base), entries)
+    return try DerivedCheckpoint(
+        path: base.path, metadata: plainMetadata(of: base), foreignTypes: base.foreignTypes,
+        entries)
+}
+
+/// Refuses a layer's weight that is neither numbers nor codes with scales.
+/// - Throws: `.incompatible`.
+func refuseBareCodes(_ info: TensorInfo, in base: any Checkpoint) throws(CheckpointError) {
+    guard splitLeaf(info.name).leaf != "weight" || info.dtype.isFloatingPoint else {
+        throw .incompatible(
+            path: base.path, reason: "'\(info.name)' has \(info.dtype) codes without scales")
+    }
 }
 
 /// The metadata of a file whose matrices are no longer in another program's format.
@@ -121,7 +131,9 @@ func withOwnQuantization(
             } forget: {
             })
     }
-    return try DerivedCheckpoint(path: base.path, metadata: plainMetadata(of: base), entries)
+    return try DerivedCheckpoint(
+        path: base.path, metadata: plainMetadata(of: base), foreignTypes: base.foreignTypes,
+        entries)
 }
 
 extension QuantizedMatrices {

@@ -114,6 +114,18 @@ func positiveScales(_ name: String, in file: any Checkpoint) throws(CheckpointEr
     return scales
 }
 
+/// Refuses scales of an element type that is not read (MXFP8's powers of two): without them, codes look like numbers.
+/// - Throws: `.incompatible`, naming the tensor and its type.
+func refuseUnreadScales(of file: any Checkpoint) throws(CheckpointError) {
+    let leaves = Set(QuantizedMatrix.namings.flatMap(\.scales))
+    for (name, type) in file.foreignTypes.sorted(by: { $0.key < $1.key })
+    where leaves.contains(splitLeaf(name).leaf) {
+        throw .incompatible(
+            path: file.path,
+            reason: "'\(name)' holds scales of type \(type), which are not supported")
+    }
+}
+
 /// The matrices of a checkpoint that other programs have quantised.
 struct QuantizedMatrices {
     /// The matrices by the names of their codes.
@@ -126,6 +138,7 @@ struct QuantizedMatrices {
     /// Reads headers only, and ComfyUI's small texts.
     /// - Throws: `.incompatible` for an unsupported format, naming its layer.
     init(of file: any Checkpoint) throws(CheckpointError) {
+        try refuseUnreadScales(of: file)
         var formats = try Self.formats(inHeaderOf: file)
         for name in file.names {
             let (module, leaf) = splitLeaf(name)
@@ -142,11 +155,9 @@ struct QuantizedMatrices {
         for name in file.names {
             let (module, leaf) = splitLeaf(name)
             for naming in QuantizedMatrix.namings where naming.codes == leaf {
-                guard let info = file.info(name),
-                    let scale = naming.scales.lazy.compactMap({ file.info("\(module).\($0)") })
-                        .first
-                else { continue }
-                guard byCodes[name] == nil else {
+                let scales = naming.scales.compactMap { file.info("\(module).\($0)") }
+                guard let info = file.info(name), let scale = scales.first else { continue }
+                guard byCodes[name] == nil, scales.count == 1 else {
                     throw .incompatible(
                         path: file.path, reason: "'\(name)' has two kinds of scales")
                 }

@@ -22,10 +22,11 @@ public struct Conversion: Sendable, Equatable {
 
 /// Converts a checkpoint.
 /// - Throws: `.incompatible` if the names belong to no known model, or there is nothing to add
-///   `proj_l` to.
+///   `proj_l` to; what `requireRead` throws.
 public func converted(
     _ base: any Checkpoint, _ conversion: Conversion
 ) throws(CheckpointError) -> DerivedCheckpoint {
+    try requireRead(base)
     var checkpoint: any Checkpoint = base
     if conversion.dequantizes {
         checkpoint = try dequantized(checkpoint, to: conversion.dtype ?? .bf16)
@@ -93,7 +94,28 @@ func withOriginalNames(
         let (rows, columns) = foldedExtents(info.shape)
         entries.append(.from(base, info, as: name, shape: isPatch ? [rows, columns] : nil))
     }
-    return (kind, try DerivedCheckpoint(path: base.path, metadata: base.metadata, entries))
+    let foreign = base.foreignTypes.map { (translation?.original($0.key) ?? $0.key, $0.value) }
+    return (
+        kind,
+        try DerivedCheckpoint(
+            path: base.path, metadata: base.metadata,
+            foreignTypes: Dictionary(foreign, uniquingKeysWith: { a, _ in a }), entries)
+    )
+}
+
+/// Refuses a checkpoint of which a tool's result would lack something that counts, because its element type is not read:
+/// scales, and tensors that the model needs. Of a model that cannot be made out, any tensor may be needed.
+/// - Throws: `.incompatible` or `.dtype`, naming the tensor.
+func requireRead(_ base: any Checkpoint) throws(CheckpointError) {
+    if base.foreignTypes.isEmpty { return }
+    try refuseUnreadScales(of: base)
+    guard KeyLayout.detect(base.names) != nil else { return }
+    let original = try withOriginalNames(base).checkpoint
+    let needed = DetectedModel(original).map { Set($0.tensors(storedAs: original).map(\.name)) }
+    for (name, type) in original.foreignTypes.sorted(by: { $0.key < $1.key })
+    where original.info(name) == nil && needed?.contains(name) ?? true {
+        throw .dtype(name, in: base.path, expected: "numbers", found: type)
+    }
 }
 
 private func renamed(

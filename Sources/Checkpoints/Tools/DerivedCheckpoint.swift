@@ -16,14 +16,18 @@ public final class DerivedCheckpoint: Checkpoint {
     public let path: String
     public let metadata: [String: String]
     public let names: [String]
+    public let foreignTypes: [String: String]
     private let entries: [String: Entry]
 
+    /// - Parameter foreignTypes: those of the base, by the names that the tensors would have here.
     /// - Throws: `.incompatible` if two entries have the same name.
     init(
-        path: String, metadata: [String: String] = [:], _ list: [Entry]
+        path: String, metadata: [String: String] = [:], foreignTypes: [String: String] = [:],
+        _ list: [Entry]
     ) throws(CheckpointError) {
         self.path = path
         self.metadata = metadata
+        self.foreignTypes = foreignTypes
         names = list.map(\.info.name)
         var entries: [String: Entry] = [:]
         for entry in list {
@@ -55,7 +59,7 @@ extension DerivedCheckpoint.Entry {
             let tensor = try base.require(info.name).reshaped(Shape(target.shape))
             if isFinite { try requireFinite(tensor, info.name, in: base) }
             let result = tensor.converted(to: target.dtype)
-            guard target.dtype == info.dtype || result.allFinite || !tensor.allFinite else {
+            guard target.dtype == info.dtype || !tensor.hasNumbers(lostIn: result) else {
                 throw .incompatible(
                     path: base.path,
                     reason: "'\(info.name)' holds numbers that are too large for \(target.dtype)")
@@ -77,6 +81,21 @@ extension DerivedCheckpoint.Entry {
             () throws(CheckpointError) in
             Tensor.zeros(Shape(shape), dtype)
         } forget: {
+        }
+    }
+}
+
+extension Tensor {
+    /// Whether an element is finite here and is not in `other`, which is this tensor in another type.
+    fileprivate func hasNumbers(lostIn other: Tensor) -> Bool {
+        if other.allFinite { return false }
+        let count = shape.count
+        let (x, y) = (reshaped([count]), other.reshaped([count]))
+        return stride(from: 0, to: count, by: 1 << 16).contains { start in
+            let range = start..<min(start + 1 << 16, count)
+            return zip(x.slice(range).doubles(), y.slice(range).doubles()).contains {
+                $0.isFinite && !$1.isFinite
+            }
         }
     }
 }

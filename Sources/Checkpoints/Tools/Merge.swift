@@ -23,6 +23,19 @@ public struct MergedCheckpoint {
 public func merged(
     base: any Checkpoint, target: any Checkpoint, diffBase: any Checkpoint, weight: Float = 1
 ) throws(CheckpointError) -> MergedCheckpoint {
+    for file in [base, target, diffBase] {
+        try requireRead(file)
+        let matrices = try QuantizedMatrices(of: file)
+        let codes = file.names.first {
+            matrices.byCodes[$0] != nil || LinearFormat(codes: splitLeaf($0).leaf) != nil
+        }
+        if let codes {
+            throw .incompatible(
+                path: file.path,
+                reason: "'\(codes)' is quantised; only plain checkpoints can be merged, and "
+                    + "'turbodiffusion convert --dequantize' makes it one")
+        }
+    }
     var entries: [DerivedCheckpoint.Entry] = []
     var kept: [String] = []
     for info in base.infos {

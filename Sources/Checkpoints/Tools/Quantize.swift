@@ -24,6 +24,7 @@ public func quantized(
     _ base: any Checkpoint, to format: LinearFormat, centresText: Bool = false
 ) throws(CheckpointError) -> QuantizedCheckpoint {
     ensure(format != .plain, "quantized: .plain is no quantised format")
+    try requireRead(base)
     let summary = CheckpointSummary(base)
     let model: DetectedModel
     if let found = summary.model, found.kind == .umT5 {
@@ -59,6 +60,7 @@ private func quantized(
     var skipped: [String] = []
     for info in base.infos {
         let name = info.name
+        try refuseBareCodes(info, in: base)
         guard isBlockLinear(info, linears) else {
             let isNorm = name.hasPrefix("blocks.") && name.contains("norm")
             let isPatch = name == "patch_embedding.weight" && info.shape.count > 2
