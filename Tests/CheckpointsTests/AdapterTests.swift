@@ -142,6 +142,18 @@ struct AdapterTests {
                         #"{"transformer.lora_alpha": 16, "transformer.alpha_pattern": {"self_attn.q": 1}}"#
                     )), 0.25
             ),
+            // The longest end of the name that is given.
+            (
+                Self.pair(
+                    metadata: config(
+                        #"{"alpha_pattern": {"q": 400, "self_attn.q": 8, "0.self_attn.q": 2}}"#)),
+                0.5
+            ),
+            (
+                Self.pair(
+                    metadata: config(
+                        #"{"transformer.lora_alpha": 8, "transformer_2.lora_alpha": 8}"#)), 2
+            ),
             (
                 Self.pair(
                     [("alpha", Tensor([2] as [Float], [1]))],
@@ -153,7 +165,10 @@ struct AdapterTests {
         }
         for text in [
             "{", "[]", #"{"fan_in_fan_out": true}"#, #"{"use_dora": true}"#,
-            #"{"alpha_pattern": {"blocks.*q": 1}}"#,
+            #"{"alpha_pattern": {"blocks.*q": 1}}"#, #"{"alpha_pattern": {"q": "1"}}"#,
+            #"{"alpha_pattern": 1}"#, #"{"lora_alpha": "16"}"#, #"{"use_rslora": "true"}"#,
+            #"{"use_dora": 0}"#, #"{"fan_in_fan_out": "false"}"#,
+            #"{"transformer.lora_alpha": 4, "transformer_2.lora_alpha": 400}"#,
         ] {
             #expect(throws: CheckpointError.self, "\(text)") {
                 try adapted(Self.base, by: [LoRA(Self.pair(metadata: config(text)))])
@@ -276,6 +291,8 @@ struct AdapterTests {
             (["lora_up.weight", "lora_down.weight", "lora_mid.weight"], "LoCon"),
             (["lora_E"], "AdaLoRA"), (["unheard_of"], "'unheard_of'"), (["lora_A.bias"], "bias"),
             (["lora_up.weight", "lora_B.weight", "lora_down.weight"], "twice"),
+            (["lora_up.weight", "lora_down.weight", "weight"], "twice"),
+            (["diff_b", "bias"], "twice"),
         ] {
             let lora = MemoryCheckpoint(
                 parts.map { part in
@@ -325,14 +342,26 @@ struct AdapterTests {
     @Test("infinities in an adapter are not hidden by merging")
     func infinities() throws {
         let small = MemoryCheckpoint([("\(Self.module).weight", Tensor.zeros([24, 16], .f16))])
-        for (value, path) in [(Float.nan, "lora"), (70_000, "base")] {
-            let lora = MemoryCheckpoint([
-                ("\(Self.module).diff", Tensor([Float](repeating: value, count: 384), [24, 16]))
-            ])
-            let result = try adapted(small, by: [LoRA(lora)])
-            #expect(throws: CheckpointError.self, "\(path)") {
+        func lora(_ value: Float, _ path: String) -> LoRA {
+            let difference = Tensor([Float](repeating: value, count: 384), [24, 16])
+            return LoRA(MemoryCheckpoint([("\(Self.module).diff", difference)], path: path))
+        }
+        for value in [Float.nan, 70_000] {
+            let result = try adapted(small, by: [lora(1, "fine"), lora(value, "culprit")])
+            #expect {
                 try result.checkpoint.tensor("\(Self.module).weight")
+            } throws: {
+                ($0 as? CheckpointError)?.path == "culprit"
             }
+        }
+        // What was broken before is not the adapter's.
+        let broken = small.replacing(
+            "\(Self.module).weight", by: Tensor([Float](repeating: .nan, count: 384), [24, 16]))
+        let result = try adapted(broken, by: [lora(1, "fine")])
+        #expect {
+            try result.checkpoint.tensor("\(Self.module).weight")
+        } throws: {
+            ($0 as? CheckpointError)?.path == "memory"
         }
     }
 }

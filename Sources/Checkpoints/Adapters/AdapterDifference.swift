@@ -39,7 +39,7 @@ func foldedExtents(_ shape: [Int]) -> (rows: Int, columns: Int) {
     (shape.first ?? 1, shape.dropFirst().reduce(1, *))
 }
 
-/// - Throws: `.malformed` if the tensor contains infinities or NaNs.
+/// - Throws: `.malformed` if the tensor contains infinities or NaNs, as f32 at most.
 func requireFinite(
     _ tensor: Tensor, _ name: String, in file: any Checkpoint
 ) throws(CheckpointError) {
@@ -76,6 +76,12 @@ enum Factor {
     var columns: Int {
         switch self {
         case .whole(let matrix), .product(_, let matrix): matrix.columns
+        }
+    }
+
+    var file: any Checkpoint {
+        switch self {
+        case .whole(let matrix), .product(let matrix, _): matrix.file
         }
     }
 
@@ -148,6 +154,14 @@ enum Difference {
         switch self {
         case .factor(let factor), .elementwise(let factor, _): factor.columns
         case .kronecker(let a, let b): a.columns * b.columns
+        }
+    }
+
+    /// The adapter that it comes from.
+    var file: any Checkpoint {
+        switch self {
+        case .factor(let factor), .elementwise(let factor, _), .kronecker(let factor, _):
+            factor.file
         }
     }
 

@@ -18,6 +18,16 @@ enum AdapterPart: Hashable {
     case hadamard(String)
     /// LoKr: w1 ⊗ w2, either of them whole or a product.
     case kronecker(String)
+
+    /// The leaf of the tensor that it changes; nil if it changes nothing by itself.
+    var leaf: String? {
+        switch self {
+        case .alpha: nil
+        case .up, .down, .magnitude, .hadamard, .kronecker: "weight"
+        case .upBias: "bias"
+        case .difference(let leaf), .replacement(let leaf): leaf
+        }
+    }
 }
 
 /// A parsed key.

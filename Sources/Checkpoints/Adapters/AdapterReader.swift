@@ -53,6 +53,10 @@ struct AdapterReader {
                 }
             }
         }
+        for (key, type) in file.foreignTypes.sorted(by: { $0.key < $1.key }) {
+            guard let name = modules[AdapterKey(key).module] else { continue }
+            throw fail("'\(name)' is changed by '\(key)' of type \(type), which is not supported")
+        }
         for module in order.compactMap({ found[$0] }) { try read(module, configuration) }
         if let source = configuration.source, let alpha = configuration.alpha,
             !found.values.contains(where: { $0.parts[.alpha] != nil })
@@ -70,6 +74,7 @@ struct AdapterReader {
     private mutating func read(
         _ module: Module, _ configuration: AdapterConfiguration
     ) throws(CheckpointError) {
+        try refuseReplacedChanges(of: module)
         var parts = module.parts
         func take(_ part: AdapterPart) -> String? { parts.removeValue(forKey: part) }
         let alpha = take(.alpha)
@@ -128,6 +133,16 @@ struct AdapterReader {
             default:
                 throw fail("'\(key)' is part of an incomplete change of '\(module.name)'")
             }
+        }
+    }
+
+    /// Refuses a whole tensor beside a change of the same tensor, of which it would leave nothing.
+    private func refuseReplacedChanges(of module: Module) throws(CheckpointError) {
+        for (part, key) in module.parts.sorted(by: { $0.value < $1.value }) {
+            guard case .replacement(let leaf) = part else { continue }
+            let others = module.parts.filter { $0.key != part && $0.key.leaf == leaf }
+            guard let other = others.values.min() else { continue }
+            throw fail("'\(module.name)' is changed twice: '\(other)' and '\(key)'")
         }
     }
 

@@ -31,44 +31,54 @@ struct AdapterConfiguration {
         guard case .object(let members)? = JSONValue(parsing: found.text) else {
             throw .malformed(path: file.path, reason: "\(found.source) is not a JSON object")
         }
-        var own: [String: JSONValue] = [:]
-        // diffusers prefixes each name with the pipeline's part that it belongs to.
-        for (key, value) in members {
-            let parts = key.split(separator: ".")
-            guard let last = parts.last, parts.count == 1 || parts[0] != "text_encoder" else {
-                continue
-            }
-            own[String(last)] = value
+        let place = found.source
+        func fail(_ reason: String) -> CheckpointError {
+            .incompatible(path: file.path, reason: "\(place) \(reason)")
         }
-        alpha = own["lora_alpha"]?.number
-        isRankStabilized = own["use_rslora"]?.bool ?? false
-        saysDoRA = own["use_dora"]?.bool ?? false
-        guard own["fan_in_fan_out"]?.bool != true else {
-            throw .incompatible(
-                path: file.path,
-                reason: "\(found.source) says fan_in_fan_out: transposed matrices are not supported"
-            )
-        }
-        if case .object(let patterns)? = own["alpha_pattern"] {
-            for (pattern, value) in patterns {
-                guard let alpha = value.number,
-                    !pattern.contains(where: { "*+?()[]{}|\\$^".contains($0) })
-                else {
-                    throw .incompatible(
-                        path: file.path,
-                        reason: "\(found.source) gives alpha by the pattern '\(pattern)', which is "
-                            + "not the end of a name")
-                }
-                alphas.append((pattern, alpha))
+        /// What is said under a name, which diffusers prefixes with each part of the pipeline that it is said of.
+        func value<T>(
+            _ name: String, _ kind: String, _ read: (JSONValue) -> T?
+        ) throws(CheckpointError) -> T? {
+            let said = members.filter { key, value in
+                let parts = key.split(separator: ".")
+                return parts.last == name[...] && value != .null
+                    && (parts.count == 1 || parts[0] != "text_encoder")
+            }.sorted { $0.key < $1.key }
+            guard let first = said.first else { return nil }
+            if let other = said.first(where: { $0.value != first.value }) {
+                throw fail("says one thing by '\(first.key)' and another by '\(other.key)'")
             }
+            guard let result = read(first.value) else {
+                throw fail("gives '\(first.key)' a value that is not \(kind)")
+            }
+            return result
+        }
+        alpha = try value("lora_alpha", "a number") { $0.number }
+        isRankStabilized = try value("use_rslora", "true or false") { $0.bool } ?? false
+        saysDoRA = try value("use_dora", "true or false") { $0.bool } ?? false
+        guard try value("fan_in_fan_out", "true or false", { $0.bool }) != true else {
+            throw fail("says fan_in_fan_out: transposed matrices are not supported")
+        }
+        let patterns = try value("alpha_pattern", "an object") { $0.object } ?? [:]
+        for (pattern, number) in patterns {
+            guard !pattern.contains(where: { "*+?()[]{}|\\$^".contains($0) }) else {
+                throw fail(
+                    "gives alpha by the pattern '\(pattern)', which is not the end of a name")
+            }
+            guard let alpha = number.number else {
+                throw fail("gives '\(pattern)' an alpha that is not a number")
+            }
+            alphas.append((pattern, alpha))
         }
     }
 
     /// alpha / rank of a module (in the adapter's spelling), or alpha / √rank for rsLoRA; 1 without an alpha.
     func scale(of module: String, rank: Int) -> Double {
-        let special = alphas.first { pair in
+        let matching = alphas.filter { pair in
             module == pair.pattern || module.hasSuffix("." + pair.pattern)
         }
+        // The longest end of the name says the most; no two that match have one length.
+        let special = matching.max { $0.pattern.utf8.count < $1.pattern.utf8.count }
         guard let alpha = special?.alpha ?? alpha else { return 1 }
         return alpha / (isRankStabilized ? Double(rank).squareRoot() : Double(rank))
     }

@@ -27,12 +27,22 @@ enum Change {
         case .replace(let matrix, _): matrix.columns
         }
     }
+
+    /// The adapter that it comes from.
+    var file: any Checkpoint {
+        switch self {
+        case .add(let difference, _), .decompose(let difference, _, _, _, _): difference.file
+        case .replace(let matrix, _): matrix.file
+        }
+    }
 }
 
 /// Applies all changes to the tensor, one after the other. Sums are in f32 and do not depend on the
 /// number of threads.
+/// - Parameter file: the model's, for messages.
 /// - Returns: the tensor as `dtype`.
-/// - Throws: `.malformed` if a change or the result is not finite.
+/// - Throws: `.malformed` if the tensor or a change is not finite; `.incompatible` if the result is not, naming the first
+///   adapter that makes it so.
 func changed(
     _ tensor: Tensor, by changes: [Change], as dtype: DType, _ name: String, in file: any Checkpoint
 ) throws(CheckpointError) -> Tensor {
@@ -45,13 +55,15 @@ func changed(
         steps.append(try Step(change) { applied(steps, to: tensor, as: .f32) })
     }
     let result = applied(steps, to: tensor, as: dtype)
-    guard result.allFinite else {
-        throw .malformed(
-            path: file.path,
-            reason: "'\(name)' changed by \(changes.count == 1 ? "the adapter" : "the adapters") "
-                + "holds numbers that are not finite in \(dtype)")
+    if result.allFinite { return result }
+    try requireFinite(tensor, name, in: file)
+    let last = steps.indices.first { last in
+        !applied(Array(steps[...last]), to: tensor, as: dtype).allFinite
     }
-    return result
+    throw .incompatible(
+        path: changes[last ?? steps.count - 1].file.path,
+        reason:
+            "with it '\(name)' of \(file.path) would hold numbers that are not finite in \(dtype)")
 }
 
 private func applied(_ steps: [Step], to tensor: Tensor, as dtype: DType) -> Tensor {

@@ -213,7 +213,7 @@ struct JSONReader {
 }
 
 /// A whole, small JSON text: configurations in headers and in files of their own.
-enum JSONValue {
+enum JSONValue: Equatable {
     case null
     case bool(Bool)
     case number(Double)
@@ -240,6 +240,9 @@ enum JSONValue {
     var number: Double? { if case .number(let number) = self { number } else { nil } }
     var bool: Bool? { if case .bool(let bool) = self { bool } else { nil } }
     var text: String? { if case .text(let text) = self { text } else { nil } }
+    var object: [String: JSONValue]? {
+        if case .object(let members) = self { members } else { nil }
+    }
     /// A member of an object; nil if this is not an object.
     subscript(_ key: String) -> JSONValue? {
         if case .object(let members) = self { members[key] } else { nil }
