@@ -201,6 +201,31 @@ private final class Shaped: SampleSource {
         let report = try trainer.step()
         #expect(report.skipped != nil)
         #expect(trainer.student.parameters.version == before && trainer.iteration == 1)
+        #expect {
+            _ = try trainer.exported(average: false)
+        } throws: {
+            "\($0)".contains("every iteration was skipped")
+        }
+    }
+
+    @Test("what is no longer finite is neither kept nor published")
+    func overflow() throws {
+        var settings = tinySettings(.lora)
+        (settings.warmup, settings.optimizer.learningRate) = (0, 3e38)
+        settings.optimizer.decay = 1e30
+        #expect(settings.fault == nil)
+        let trainer = try trainer(settings)
+        _ = try trainer.step()
+        let ways: [() throws -> (any Checkpoint)?] = [
+            trainer.state, { try trainer.exported(average: false) },
+        ]
+        for write in ways {
+            #expect {
+                _ = try write()
+            } throws: {
+                "\($0)".contains("numbers that are not finite, so nothing is written")
+            }
+        }
     }
 
     @Test(
@@ -372,6 +397,19 @@ private final class Shaped: SampleSource {
         var wrong = tinySettings(.lora)
         wrong.rank = 0
         #expect(wrong.fault?.contains("rank is 0") == true)
+        // What 32 bits hold as infinity or as zero.
+        for (change, words): ((inout TrainingSettings) -> Void, String) in [
+            ({ $0.optimizer.learningRate = 1e300 }, "optimizer.learningRate is 1e+300"),
+            ({ $0.criticOptimizer.learningRate = 1e39 }, "criticOptimizer.learningRate"),
+            ({ $0.optimizer.epsilon = 1e-300 }, "optimizer.epsilon"),
+            ({ $0.optimizer.decay = 1e300 }, "optimizer.decay"),
+            ({ $0.optimizer.beta2 = 1 - 1e-12 }, "betas"), ({ $0.lossScale = 1e39 }, "lossScale"),
+            ({ $0.alpha = 1e300 }, "alpha"), ({ $0.rcm.guidance = -1 }, "rcm.guidance"),
+        ] {
+            var settings = tinySettings(.lora)
+            change(&settings)
+            #expect(settings.fault?.contains(words) == true, "\(words)")
+        }
     }
 
     @Test("curves forget what was lost, and events have TensorFlow's framing")

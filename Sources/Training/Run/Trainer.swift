@@ -486,6 +486,10 @@ extension Trainer {
             }
         }
         if let group, !group.place.isFirst { return nil }
+        // Squares of large gradients may overflow without harm: the step is zero then.
+        for (name, tensor) in tensors where !name.contains(".exp_avg") {
+            try requireFinite(name, tensor)
+        }
         var facts = ["iteration": "\(iteration)", "recipe": settings.recipe.rawValue]
         for (role, trained) in nets { facts["\(role).steps"] = "\(trained.optimizer.steps)" }
         return TensorCollection("state of iteration \(iteration)", tensors, metadata: facts)
@@ -560,18 +564,35 @@ extension Trainer {
         self.iteration = iteration
     }
 
+    /// What is not finite would replace a good checkpoint, or pass for a trained net.
+    private func requireFinite(_ name: String, _ tensor: Tensor) throws(DataError) {
+        if tensor.allFinite { return }
+        throw DataError(
+            "after iteration \(iteration) '\(name)' holds numbers that are not finite, so nothing is "
+                + "written: a smaller --lr or a longer --warmup may help")
+    }
+
     /// What is published: the trained net or its average, in bf16.
     /// - Returns: nil in all processes but the first.
+    /// - Throws: `DataError` where no iteration has changed anything, or what it became is not finite.
     public func exported(average: Bool) throws -> (any Checkpoint)? {
+        guard nets.contains(where: { $0.1.optimizer.steps > 0 }) else {
+            throw DataError(
+                "every iteration was skipped, so there is nothing to write: 'turbodiffusion dataset "
+                    + "check' finds samples that are not finite")
+        }
         let parameters = student.parameters
         let host = try whole(
             average ? student.average?.values ?? [:] : parameters.masters, of: student)
         if let group, !group.place.isFirst { return nil }
-        if let adapters { return adapters.exported(settings.layout, host) }
-        return TensorCollection(
-            "trained transformer",
-            parameters.names.compactMap { name in
-                host[name].map { (name, $0.converted(to: .bf16)) }
-            })
+        let result: any Checkpoint =
+            adapters?.exported(settings.layout, host)
+            ?? TensorCollection(
+                "trained transformer",
+                parameters.names.compactMap { name in
+                    host[name].map { (name, $0.converted(to: .bf16)) }
+                })
+        for name in result.names { try requireFinite(name, try result.tensor(name)!) }
+        return result
     }
 }

@@ -163,6 +163,16 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         {
             "\(name) is \(found), expected \(expected)"
         }
+        /// Devices compute with 32 bits: a number counts as what it is there.
+        func factor(_ name: String, _ value: Double, isPositive: Bool = false) -> String? {
+            let single = Float(value)
+            if single.isFinite, isPositive ? single > 0 : single >= 0 { return nil }
+            return wrong(
+                name, value,
+                isPositive
+                    ? "above 0, at most \(Float.greatestFiniteMagnitude)"
+                    : "0 to \(Float.greatestFiniteMagnitude)")
+        }
         if iterations < 1 { return wrong("iterations", iterations, "1 or more") }
         for (name, count) in [("batch", batch), ("accumulation", accumulation)]
         where !(1...1 << 20).contains(count) { return wrong(name, count, "1 to \(1 << 20)") }
@@ -174,15 +184,19 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if warmup < 0 { return wrong("warmup", warmup, "0 or more") }
         if let frames, frames < 1 { return wrong("frames", frames, "1 or more") }
         for (name, o) in [("optimizer", optimizer), ("criticOptimizer", criticOptimizer)] {
-            guard o.learningRate.isFinite, o.learningRate >= 0 else {
-                return wrong("\(name).learningRate", o.learningRate, "0 or more")
-            }
-            guard (0..<1).contains(o.beta1), (0..<1).contains(o.beta2) else {
+            if let fault = factor("\(name).learningRate", o.learningRate) { return fault }
+            guard (0..<1).contains(Float(o.beta1)), (0..<1).contains(Float(o.beta2)) else {
                 return wrong("\(name)'s betas", "\(o.beta1) and \(o.beta2)", "from 0 to below 1")
             }
-            guard o.epsilon > 0, o.decay.isFinite, o.decay >= 0 else {
-                return "\(name) needs an epsilon above 0 and a decay of 0 or more"
-            }
+            if let fault = factor("\(name).epsilon", o.epsilon, isPositive: true) { return fault }
+            if let fault = factor("\(name).decay", o.decay) { return fault }
+        }
+        for (name, scale) in [
+            ("lossScale", lossScale), ("rcm.lossScale", rcm.lossScale),
+            ("rcm.distributionLossScale", rcm.distributionLossScale),
+            ("rcm.guidance", rcm.guidance),
+        ] {
+            if let fault = factor(name, scale) { return fault }
         }
         if let largestNorm, !(largestNorm > 0) {
             return wrong("largestNorm", largestNorm, "above 0")
@@ -203,7 +217,7 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         for (name, block) in [("queryBlock", queryBlock), ("keyBlock", keyBlock)]
         where !(1...1024).contains(block) { return wrong(name, block, "1 to 1024") }
         if !(1...4096).contains(rank) { return wrong("rank", rank, "1 to 4096") }
-        if let alpha, !(alpha.isFinite && alpha > 0) { return wrong("alpha", alpha, "above 0") }
+        if let alpha, let fault = factor("alpha", alpha, isPositive: true) { return fault }
         if rcm.studentEvery < 1 || rcm.simulationSteps < 1 || rcm.tangentWarmup < 0
             || rcm.discreteSkip < 1 || rcm.discreteSteps <= rcm.discreteSkip
         {
