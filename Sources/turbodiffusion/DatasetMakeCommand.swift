@@ -69,8 +69,12 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         var choice = ModelChoice(model)
         if let ditPath { choice.files[.transformer] = ditPath }
         let models = try Catalog.published.open(choice)
+        let first = request(lines[0], 0, models.family)
+        try first.validate(for: models.family)
+        let settings = try DatasetSettings(first, models, prompts: lines, shardSize: shardSize)
         let folder = FilePath(output)
         try folder.makeFolders()
+        try settings.keep(in: folder)
         let device = device
         let engine = Engine {
             let backend = try device.open { Output.note("\($0)") }
@@ -91,11 +95,9 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         }
     }
 
-    private func make(
-        _ prompt: String, _ index: Int, _ models: ModelSet, _ engine: Engine, _ folder: FilePath
-    ) async throws -> (latents: Tensor, text: Tensor) {
-        var request = Request(prompt, for: models.family)
-        var flow = models.family.defaults.flow
+    private func request(_ prompt: String, _ index: Int, _ family: Family) -> Request {
+        var request = Request(prompt, for: family)
+        var flow = family.defaults.flow
         (flow.steps, flow.guidance) = (numSteps, guidance)
         if let shift { flow.shift = shift }
         request.sampling = .flow(flow)
@@ -103,6 +105,13 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         request.arithmetic.precision = precision == .bf16 ? .bf16 : .f32
         request.seed = seed &+ UInt64(index)
         if let numFrames { request.frames = numFrames }
+        return request
+    }
+
+    private func make(
+        _ prompt: String, _ index: Int, _ models: ModelSet, _ engine: Engine, _ folder: FilePath
+    ) async throws -> (latents: Tensor, text: Tensor) {
+        let request = request(prompt, index, models.family)
         let text = TemporaryPath(beside: folder.appending("embedding.safetensors"))
         var options = RunOptions()
         options.save.text = text.path.string

@@ -148,6 +148,31 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(try await readVideo(path: folder / "d.png").pixels == pixels)
     }
 
+    @Test("shards are gone on with by the same settings only")
+    func shards() async throws {
+        let folder = try Folder()
+        let prompts = folder / "prompts.txt"
+        try Data("a red ball\n".utf8).write(to: URL(fileURLWithPath: prompts))
+        let output = folder / "data"
+        func make(_ changes: String...) async -> (code: Int32, message: String) {
+            await run(
+                [
+                    "dataset", "make", "--prompts", prompts, "--output", output, "--device", "cpu",
+                    "--num-frames", "1", "--guidance", "1", "--num-steps", "1",
+                ] + changes)
+        }
+        #expect(await make() == (0, ""))
+        #expect(await make() == (0, ""))
+        let other = await make("--num-steps", "2")
+        #expect(other.code == 1)
+        #expect(
+            other.message.contains(
+                "the shards in \(output) were made with --num-steps 1, not 2: choose another"))
+        #expect(await make("--seed", "1").message.contains("--seed 0, not 1"))
+        try FileManager.default.removeItem(atPath: output + "/settings.json")
+        #expect(await make("--num-steps", "2") == (0, ""))
+    }
+
     @Test("a dry run writes nothing")
     func dryRun() async throws {
         let folder = try Folder()
