@@ -89,6 +89,8 @@ public struct Catalog: Sendable {
     public var library = Library()
     /// The model where none is named; nil: the first that fits.
     public var defaultName: String?
+    /// Where that is said, for messages.
+    var defaultPlace = "the default"
     /// Folders that may contain a folder `Models`.
     var places: [String]
 
@@ -116,7 +118,9 @@ extension Catalog {
         catalog.recipes = knownRecipes
         let settings = Settings.current
         catalog.library = Library(settings)
-        catalog.defaultName = settings[.model]?.text
+        if let model = settings[.model] {
+            (catalog.defaultName, catalog.defaultPlace) = (model.text, "\(model.source)")
+        }
         for own in settings.models where own.recipe == nil { catalog.entries.append(own) }
         for own in settings.models where own.recipe != nil { catalog.recipes.append(own) }
         return catalog

@@ -29,9 +29,12 @@ extension Catalog {
     /// Finds the files of a model. Only a folder's `config.json` is read. `checkPresence` looks whether the files exist,
     /// once it is known which of them are needed.
     public func open(_ choice: ModelChoice) throws(CatalogError) -> ModelSet {
+        let standardFolder = try standardFolder(for: choice)
         let known = choice.name.map(entry) ?? standard(for: choice)
         var models: ModelSet
-        if let known, case .named(let candidates) = known.files {
+        if let standardFolder {
+            models = standardFolder
+        } else if let known, case .named(let candidates) = known.files {
             models = self.models(known, candidates, choice)
         } else if let known, case .repository(let repository) = known.files {
             guard let folder = library.folder(repository) else { throw .notHere(model: known.name) }
@@ -60,6 +63,25 @@ extension Catalog {
                 && (choice.files[.transformer] == nil || !isFolder)
                 && (choice.files[.lowNoiseTransformer] == nil || entry.hasTwoExperts)
         }
+    }
+
+    /// The model in the folder that is the default, where that is no entry of the table and nothing else is asked for.
+    /// - Throws: where there is no such folder either.
+    private func standardFolder(for choice: ModelChoice) throws(CatalogError) -> ModelSet? {
+        guard choice.name == nil, let name = defaultName, entry(named: name) == nil else {
+            return nil
+        }
+        var own = choice
+        own.conditioning = nil
+        let models: ModelSet
+        do { models = try self.models(inFolderNamed: name, own) } catch {
+            guard case .unknown = error else { throw error }
+            throw .value(
+                path: defaultPlace, key: "model", found: "'\(name)'",
+                expected: names.joined(separator: ", ") + " or a folder with a config.json")
+        }
+        return models.family.conditioning == choice.conditioning ?? .none
+            && choice.files[.transformer] == nil ? models : nil
     }
 
     private func models(

@@ -281,6 +281,25 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
             try catalog.open(ModelChoice(conditioning: Family.Conditioning.none)).name
                 == "Wan2.1-14B")
         #expect(try catalog.open(ModelChoice(conditioning: .firstFrame)).name == "Wan2.2-A14B")
+        let folder = try Folder()
+        folder.write("own/config.json", "{}")
+        catalog.defaultName = folder.path + "/own"
+        #expect(try catalog.open(ModelChoice()).name == "own")
+        #expect(try catalog.open(ModelChoice("nano")).name == "nano")
+        #expect(try catalog.open(ModelChoice(conditioning: .firstFrame)).name == "Wan2.2-A14B")
+        #expect(
+            try catalog.open(ModelChoice(files: [.transformer: "t"])).name == "Wan2.1-1.3B")
+    }
+
+    @Test("a default that is no model is told with its place")
+    func unknownStandard() throws {
+        var catalog = Catalog(entries: Catalog.known)
+        let place = try #require(try settings("[defaults]\nmodel = 5")[.model])
+        (catalog.defaultName, catalog.defaultPlace) = (place.text, "\(place.source)")
+        let error = #expect(throws: CatalogError.self) { try catalog.open(ModelChoice()) }
+        #expect(
+            error?.description.contains("config.toml:2: 'model' is '5', expected nano, ") == true)
+        #expect(try catalog.open(ModelChoice("nano")).name == "nano")
     }
 
     @Test("a model in a repository's folder that is not here is told by its name")
