@@ -178,13 +178,13 @@ extension BenchTable {
         return ([header] + lines).joined(separator: "\n") + "\n"
     }
 
-    /// Writes the table as CSV, replacing a file that exists.
-    public func write(to path: String) throws(FileError) {
-        try PendingFile.write(Array(csv.utf8), to: FilePath(path), overwrite: true)
+    /// Writes the table as CSV.
+    public func write(to path: String, overwrite: Bool) throws(FileError) {
+        try PendingFile.write(Array(csv.utf8), to: FilePath(path), overwrite: overwrite)
     }
 
     /// Throws if the file could not be written; to be called before anything is measured.
-    public static func checkWritable(_ path: String) throws(FileError) {
-        _ = try PendingFile(FilePath(path), overwrite: true)
+    public static func checkWritable(_ path: String, overwrite: Bool) throws(FileError) {
+        _ = try PendingFile(FilePath(path), overwrite: overwrite)
     }
 }

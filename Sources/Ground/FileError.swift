@@ -7,6 +7,8 @@ public import SystemPackage
 public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
     /// It exists, and may not be replaced.
     case exists(FilePath)
+    /// It cannot be made: there is no folder for it.
+    case noFolder(FilePath)
     /// It is a folder, a pipe or a device instead of a regular file.
     case notRegular(FilePath)
     /// Its file system has too little space. In bytes.
@@ -21,7 +23,7 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
 
     public var path: FilePath {
         switch self {
-        case .exists(let path), .notRegular(let path), .noRoom(let path, _, _),
+        case .exists(let path), .noFolder(let path), .notRegular(let path), .noRoom(let path, _, _),
             .tooLarge(let path, _), .system(let path, _):
             path
         }
@@ -30,6 +32,7 @@ public enum FileError: Error, Sendable, Hashable, CustomStringConvertible {
     public var reason: String {
         switch self {
         case .exists: "it exists already"
+        case .noFolder(let path): "there is no folder \(path.folder)"
         case .notRegular: "not a regular file"
         case .noRoom(_, let needed, let free): "\(needed) bytes are needed, \(free) are free"
         case .tooLarge(_, let limit): "more than \(describe(bytes: limit))"

@@ -27,6 +27,7 @@ public final class PendingFile {
             if !overwrite { throw .exists(path) }
         }
         try path.checkName()
+        guard path.folder.exists else { throw .noFolder(path) }
         if let free = path.folder.freeBytes, byteCount > free {
             throw .noRoom(path, needed: byteCount, free: free)
         }

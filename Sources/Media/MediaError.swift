@@ -103,6 +103,7 @@ extension MediaError {
     init(writing path: String, _ error: FileError) {
         switch error {
         case .exists: self = .exists(path: path)
+        case .noFolder(let file): self = .noSuchFolder(path: file.folder.string)
         case .noRoom, .system(_, .noSpace), .system(_, .diskQuotaExceeded),
             .system(_, .fileTooLarge):
             self = .noSpace(path: path)

@@ -93,6 +93,8 @@ struct BenchCommand: AsyncParsableCommand {
     var json = false
     @Option(name: .shortAndLong, help: "Write all figures to this CSV file.", completion: .file())
     var output: String?
+    @Flag(help: "Replace the CSV file if it exists.")
+    var force = false
 
     func validate() throws {
         try checkThreads(threads)
@@ -137,7 +139,11 @@ struct BenchCommand: AsyncParsableCommand {
         let model = try benchModel()
         let request = try request(model)
         if simulate { return try showSimulation(model, request) }
-        if let output { try BenchTable.checkWritable(output) }
+        if let output {
+            do { try BenchTable.checkWritable(output, overwrite: force) } catch {
+                throw UserError(error, takesPicture: false)
+            }
+        }
         if let train { return try measure(train, model, request) }
         let start = ContinuousClock.now
         var options = DeviceOptions()
@@ -169,7 +175,7 @@ struct BenchCommand: AsyncParsableCommand {
             _ = backend.membership.share(ceilings)
             try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
             printer.finish()
-            if let output { try printer.table.write(to: output) }
+            if let output { try printer.table.write(to: output, overwrite: force) }
         } others: { device in
             let bench = try Bench(
                 model, request, stage, on: device, tokens: tokens, repeats: repeats)
@@ -210,7 +216,7 @@ struct BenchCommand: AsyncParsableCommand {
         if !json { Output.line("planned    \(bench.plan.words)") }
         try bench.measure(against: ceilings) { printer.show($0, against: ceilings) }
         printer.finish()
-        if let output { try printer.table.write(to: output) }
+        if let output { try printer.table.write(to: output, overwrite: force) }
     }
 
     private func showSimulation(_ model: BenchModel, _ request: Request) throws {

@@ -28,6 +28,8 @@ struct CompareCommand: AsyncParsableCommand {
         help: "Write a picture: reference, other, and their difference times eight.",
         completion: .file())
     var picture: String?
+    @Flag(help: "Replace the picture if it exists.")
+    var force = false
     @Flag(help: "Print JSON.")
     var json = false
     @Flag(help: "Print only the overall figures, not those of each frame.")
@@ -54,7 +56,13 @@ struct CompareCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        if Self.isTensorFile(first), Self.isTensorFile(second) { return try compareTensors() }
+        if Self.isTensorFile(first), Self.isTensorFile(second) {
+            guard picture == nil else {
+                throw UserError("compare", "--picture draws frames, not tensors: leave it out")
+            }
+            return try compareTensors()
+        }
+        if let picture { try await checkPicture(picture) }
         let (a, b) = (try await FrameReader(path: first), try await FrameReader(path: second))
         guard a.width == b.width, a.height == b.height else {
             throw UserError(
@@ -158,6 +166,14 @@ struct CompareCommand: AsyncParsableCommand {
 
     // MARK: Picture
 
+    /// Refuses what could not be written, before anything is compared.
+    private func checkPicture(_ path: String) async throws {
+        do {
+            try await VideoWriter.check(
+                VideoWriter.Options(path: path, replaces: force, width: 16, height: 16), frames: 1)
+        } catch { throw UserError(error, takesPicture: false) }
+    }
+
     /// Draws up to four of `count` frames, evenly spaced, one per row.
     private func draw(_ count: Int, to path: String) async throws {
         let (a, b) = (try await FrameReader(path: first), try await FrameReader(path: second))
@@ -182,7 +198,7 @@ struct CompareCommand: AsyncParsableCommand {
         }
         let writer = try VideoWriter(
             VideoWriter.Options(
-                path: path, replaces: true, width: image.width, height: image.height))
+                path: path, replaces: force, width: image.width, height: image.height))
         try await writer.append(image)
         try await writer.finish()
     }

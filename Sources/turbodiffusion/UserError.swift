@@ -5,6 +5,7 @@ import Checkpoints
 import Delivery
 import Devices
 import Families
+import Ground
 import Media
 import Runs
 import Training
@@ -30,9 +31,10 @@ extension UserError {
         case let error as FittingError: self.init(error)
         case let error as CatalogError: self.init(error, takesPicture: takesPicture)
         case let error as StoredRunError: self.init(error, takesPicture: takesPicture)
-        case let error as OutputError:
-            let isThere = if case .exists = error { true } else { false }
-            self.init("output", "\(error)" + (isThere ? "; --force replaces it" : ""))
+        // A file is in the way, and every command that writes one may replace it on request.
+        case OutputError.exists(_), MediaError.exists(_), FileError.exists(_):
+            self.init("output", "\(error); --force replaces it")
+        case let error as OutputError: self.init("output", "\(error)")
         case let error as CheckpointError: self.init("checkpoint", "\(error)")
         case let error as MediaError: self.init("media", "\(error)")
         case let error as MemoryShortage: self.init(error)

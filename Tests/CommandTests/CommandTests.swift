@@ -148,6 +148,29 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(try await readVideo(path: folder / "d.png").pixels == pixels)
     }
 
+    @Test("what is not to be replaced, or cannot be written, is refused before the work")
+    func results() async throws {
+        let folder = try Folder()
+        let (picture, table) = (folder / "p.png", folder / "t.csv")
+        #expect(await generate("a red ball", "--save_path", picture).code == 0)
+        #expect(FileManager.default.createFile(atPath: table, contents: Data()))
+        let small = ["--model", "nano", "--stage", "load", "--device", "cpu", "--no-operations"]
+        let cases: [([String], String)] = [
+            (["compare", picture, picture, "--picture", picture], "--force replaces it"),
+            (["compare", picture, picture, "--picture", folder / "d.jpg"], "no writer for this"),
+            (["compare", "gone.pth", "gone.pth", "--picture", folder / "d.png"], "not tensors"),
+            (["bench", "-o", table] + small, "it exists already; --force replaces it"),
+            (["bench", "-o", folder / "no/t.csv"] + small, "there is no folder " + folder / "no"),
+        ]
+        for (arguments, words) in cases {
+            let (code, message) = await run(arguments)
+            #expect(code == 1 && message.contains(words), "\(arguments): \(message)")
+        }
+        #expect(folder.files == ["p.png", "t.csv"])
+        #expect(
+            await run("compare", picture, picture, "--picture", picture, "--force") == (0, ""))
+    }
+
     @Test("shards are gone on with by the same settings only")
     func shards() async throws {
         let folder = try Folder()

@@ -98,7 +98,7 @@ private final class Folder {
             try PendingFile("/dev/null", overwrite: true)
         }
         let missing = folder.path.appending("none/x")
-        #expect(throws: FileError.system(missing, .noSuchFileOrDirectory)) {
+        #expect(throws: FileError.noFolder(missing)) {
             try PendingFile(missing, overwrite: false)
         }
         let target = folder.path.appending("x")
