@@ -54,8 +54,12 @@ final class PendingOutput {
             if let type = names.folder.fileType, type != .directory {
                 throw .unwritable(path: path, reason: "\(names.folder) is not a folder")
             }
-            if !replaces, let first = names.existing().first {
-                throw .exists(path: first.path.string)
+            for (_, picture) in names.existing() {
+                if !replaces { throw .exists(path: picture.string) }
+                // A rename would fail after others have their names.
+                if picture.fileType == .directory {
+                    throw .unwritable(path: picture.string, reason: "it is a folder")
+                }
             }
         } else {
             switch FilePath(path).fileType {

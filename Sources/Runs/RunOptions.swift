@@ -24,6 +24,8 @@ public struct RunOptions: Sendable, Hashable {
     public var start = Files()
     /// Results that are written.
     public var save = Files()
+    /// Whether they replace files that exist; if not, they get a number: `latents-2.safetensors`.
+    public var replacesSaved = true
     /// Whether the latents are decoded. If not, they must be saved.
     public var makesFrames = true
     /// Format of the frames: RGB for pictures, or NV12 for video encoders.

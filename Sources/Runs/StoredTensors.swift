@@ -2,7 +2,9 @@
 
 import Checkpoints
 import Families
+import Ground
 import Models
+import SystemPackage
 import Tensors
 
 enum StoredTensors {
@@ -11,14 +13,25 @@ enum StoredTensors {
     static let conditioning = "conditioning"
     static let latents = "latents"
 
-    /// Writes named host tensors to a file, which is replaced if it exists.
+    /// Writes named host tensors to a file.
+    /// - Returns: its name, with a number if another file has taken the wanted one in the meantime.
     static func write(
-        _ tensors: [(name: String, tensor: Tensor)], to path: String,
+        _ tensors: [(name: String, tensor: Tensor)], to path: String, replacing: Bool,
         metadata: [String: String] = [:]
-    ) throws {
-        try writeCheckpoint(
-            TensorCollection(path, tensors, metadata: metadata), to: path, format: .safetensors,
-            overwrite: true)
+    ) throws(CheckpointError) -> String {
+        var (attempt, number) = (path, 2)
+        while true {
+            do throws(CheckpointError) {
+                try writeCheckpoint(
+                    TensorCollection(attempt, tensors, metadata: metadata), to: attempt,
+                    format: .safetensors, overwrite: replacing)
+                return attempt
+            } catch {
+                guard !replacing, FilePath(attempt).exists else { throw error }
+                attempt = FilePath(path).numbered(number).string
+                number += 1
+            }
+        }
     }
 
     /// Reads a text embedding. The file contains `text_embedding` [rows, dim], or a single tensor such as
@@ -186,8 +199,9 @@ extension Walk {
         ) throws {
             guard let path else { return }
             do {
-                try StoredTensors.write(tensors, to: path, metadata: metadata)
-                tell(.notice(.saved(path: path)))
+                let written = try StoredTensors.write(
+                    tensors, to: path, replacing: run.options.replacesSaved, metadata: metadata)
+                tell(.notice(.saved(path: written)))
             } catch {
                 guard run.options.makesFrames || product != .latents else { throw error }
                 tell(.notice(.notSaved(path: path, reason: "\(error)")))

@@ -171,6 +171,7 @@ extension GenerationOptions {
         run.save.text = stages.saveTextEmbedding
         run.save.conditioning = stages.saveConditioning
         run.save.latents = stages.saveLatents
+        run.replacesSaved = output.force
         // Who names latents and no video wants no video.
         run.makesFrames =
             output.savePath != nil || stages.saveLatents == nil || stages.latents != nil

@@ -77,6 +77,13 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(again.message.contains("--force"))
         #expect(await generate("a red ball", "--save_path", path, "--force").code == 0)
         #expect(folder.files == ["p.png"])
+        // Of several videos those that are there are left out, but a folder is none.
+        let prompts = folder / "prompts.txt"
+        try Data("a red ball\na blue cube\n".utf8).write(to: URL(fileURLWithPath: prompts))
+        try FileManager.default.createDirectory(
+            atPath: folder / "2.png", withIntermediateDirectories: false)
+        let several = await generate("--prompts", prompts, "--save_path", folder / "{n}.png")
+        #expect(several.code == 1 && several.message.contains("2.png: cannot be written: it is a"))
     }
 
     @Test("a video is repeated, and repeated with another seed")

@@ -186,7 +186,7 @@ private func request(
         ).options.runOptions()
         #expect(options.start == .init(text: "a", conditioning: "c", latents: "e"))
         #expect(options.save == .init(text: "b", conditioning: "d", latents: "f"))
-        #expect(!options.keepsTransformer)
+        #expect(!options.keepsTransformer && !options.replacesSaved)
     }
 }
 

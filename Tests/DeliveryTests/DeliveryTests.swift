@@ -136,6 +136,25 @@ import Testing
         }
     }
 
+    @Test("latents whose name another run has taken get a number, unless files are replaced")
+    func numberedLatents() async throws {
+        let folder = try Folder()
+        let taken = folder.write("l.safetensors", [7])
+        var options = RunOptions()
+        options.save.latents = taken
+        options.makesFrames = false
+        options.replacesSaved = false
+        let written = Mutex<[String]>([])
+        let watch = WriterWatch(written: { path in written.withLock { $0.append(path) } })
+        _ = try await deliver(tinyRequest(), to: "/nowhere/a.mp4", options, watch: watch)
+        #expect(written.withLock { $0 } == [folder / "l-2.safetensors"])
+        #expect(FileManager.default.contents(atPath: taken) == Data([7]))
+        options.replacesSaved = true
+        _ = try await deliver(tinyRequest(), to: "/nowhere/a.mp4", options)
+        #expect(folder.files == ["l-2.safetensors", "l.safetensors"])
+        #expect(FileManager.default.contents(atPath: taken) != Data([7]))
+    }
+
     @Test("latents that cannot be written after all do not cost the video")
     func unwrittenLatents() async throws {
         let folder = try Folder()

@@ -137,6 +137,20 @@ struct OutputTests {
         #expect(scratch.names == [name])
     }
 
+    @Test("a folder in the place of one of the pictures is told beforehand")
+    func folderAmongPictures() async throws {
+        let scratch = Scratch()
+        mkdir(scratch.path + "/0002.png", 0o755)
+        await #expect(
+            throws: MediaError.unwritable(
+                path: scratch.path + "/0002.png", reason: "it is a folder")
+        ) {
+            try await VideoWriter.check(
+                options(scratch.path + "/%04d.png", replaces: true), frames: 2)
+        }
+        #expect(scratch.names == ["0002.png"])
+    }
+
     @Test("a file that appears while a video is made stays, and so does the video")
     func race() async throws {
         let scratch = Scratch()
