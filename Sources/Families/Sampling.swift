@@ -87,6 +87,11 @@ public enum Sampling: Sendable, Hashable {
         self = .flow(flow)
     }
 
+    // What a model's description and a request may say. Beyond, numbers of 32 bits overflow or noise levels collapse.
+    public static let sigmaMaxRange = 0.001...1e6
+    public static let shiftRange = 0.001...1000.0
+    public static let guidanceRange = 0.0...1000.0
+
     /// 1 if there is no guidance.
     public var guidance: Double {
         if case .flow(let settings) = self { settings.guidance } else { 1 }

@@ -183,9 +183,6 @@ extension Request {
 
     private func validateSampling() throws(RequestError) {
         if case .flow(let flow) = sampling {
-            try require(
-                flow.guidance.isFinite && flow.guidance >= 0, .guidance, flow.guidance,
-                "0 or more")
             if flow.solver == .wanUniPC, flow.sigmaMax != nil {
                 throw .conflict(
                     .sigmaMax, with: Sampling.Solver.wanUniPC.rawValue,
@@ -193,6 +190,22 @@ extension Request {
             }
         }
         _ = try sampler(roundTimesteps: true)
+        func check(_ field: RequestError.Field, _ value: Double, _ range: ClosedRange<Double>)
+            throws(RequestError)
+        {
+            try require(
+                range.contains(value), field, value, "\(range.lowerBound) to \(range.upperBound)")
+        }
+        switch sampling {
+        case .distilled(let settings):
+            try check(.sigmaMax, settings.sigmaMax, Sampling.sigmaMaxRange)
+        case .flow(let flow):
+            if let sigmaMax = flow.sigmaMax {
+                try check(.sigmaMax, sigmaMax, Sampling.sigmaMaxRange)
+            }
+            try check(.shift, flow.shift, Sampling.shiftRange)
+            try check(.guidance, flow.guidance, Sampling.guidanceRange)
+        }
     }
 
     /// - Parameter roundTimesteps: see `RCMSampler`.

@@ -223,6 +223,19 @@ final class Folder {
             (#"{"sampler": {"num_steps": 9}}"#, "sampler.num_steps"),
             (#"{"teacher_sampler": {"type": "dpm"}}"#, "teacher_sampler.type"),
             (#"{"files": {"vae": "vae.pth\u0000.pth"}}"#, "files"),
+            (#"{"teacher_sampler": {"shift": 1e300}}"#, "teacher_sampler.shift"),
+            (
+                #"{"model": {"vae": {"z_dim": 1}}, "latent_mean": [1e38], "latent_std": [1]}"#,
+                "latent_mean"
+            ),
+            (
+                #"{"model": {"vae": {"z_dim": 1}}, "latent_mean": [0], "latent_std": [3e38]}"#,
+                "latent_std"
+            ),
+            (
+                #"{"model": {"vae": {"z_dim": 1}}, "latent_mean": [0], "latent_std": [1e-5]}"#,
+                "latent_std"
+            ),
         ])
     func values(text: String, key: String) throws {
         let folder = try Folder()

@@ -51,6 +51,21 @@ struct RequestTests {
         #expect(
             line { $0.sampling = .distilled(.init(sigmaMax: 3)) }
                 == "sigmaMax must be above 14.1 (the second noise level), not 3.0")
+        for extreme in [1e300, 1e-320] {
+            #expect(
+                line { $0.sampling = .distilled(.init(steps: 1, sigmaMax: extreme)) }
+                    == "sigmaMax must be 0.001 to 1000000.0, not \(extreme)")
+            #expect(
+                line { $0.sampling = .flow(.init(sigmaMax: extreme)) }?.contains("sigmaMax") == true
+            )
+            #expect(
+                line { $0.sampling = .flow(.init(shift: extreme)) }
+                    == "shift must be 0.001 to 1000.0, not \(extreme)")
+        }
+        #expect(
+            line { $0.sampling = .flow(.init(guidance: 1e300)) }
+                == "guidance must be 0.0 to 1000.0, not 1e+300")
+        #expect(line { $0.sampling = .flow(.init(guidance: .nan)) } != nil)
         #expect(line { $0.arithmetic.topK = 0 }?.contains("topK") == true)
         #expect(line { $0.arithmetic.topK = .nan } != nil)
         #expect(line { $0.samples = 0 }?.contains("1 to 64") == true)
