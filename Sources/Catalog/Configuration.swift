@@ -268,20 +268,3 @@ private struct RangeCheck {
             expected: expected ?? "\(range.lowerBound) to \(range.upperBound)")
     }
 }
-
-extension DecodingError {
-    /// One line: the place in the file, and what is wrong there.
-    package var line: String {
-        func text(_ context: Context) -> String {
-            let path = context.codingPath.map(\.stringValue).joined(separator: ".")
-            return (path.isEmpty ? "" : "'\(path)': ") + context.debugDescription
-        }
-        return switch self {
-        case .typeMismatch(_, let context), .valueNotFound(_, let context),
-            .dataCorrupted(let context):
-            text(context)
-        case .keyNotFound(let key, let context): text(context) + " ('\(key.stringValue)')"
-        @unknown default: "\(self)"
-        }
-    }
-}

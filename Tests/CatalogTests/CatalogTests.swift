@@ -252,12 +252,18 @@ final class Folder {
     @Test("a file that is not JSON, or has values of other types, gives a one-line error")
     func unreadable() throws {
         let folder = try Folder()
-        for text in ["", "[", #"{"width": "wide"}"#, #"{"text_len": 1.5}"#] {
+        for (text, words) in [
+            ("", "it is not JSON"), ("[", "it is not JSON"),
+            (#"{"width": "wide"}"#, "'width' is of another type, expected Int"),
+            (#"{"text_len": 1.5}"#, "not whole where it should be"),
+            (#"{"fps": 1e39}"#, "a number in it is too large"),
+        ] {
             folder.write("config.json", text)
             let error = #expect(throws: CatalogError.self) {
                 try Catalog.modelSet(folder: folder.path)
             }
-            #expect(error?.description.contains("\n") == false)
+            let line = try #require(error?.description)
+            #expect(!line.contains("\n") && line.contains(words), "\(text): \(line)")
         }
     }
 }

@@ -109,7 +109,8 @@ public struct SettingsFile: Sendable {
         } catch let error as RunFolderError {
             throw error
         } catch {
-            throw RunFolderError("\(path) holds no settings of a training run: \(brief(error))")
+            let reason = (error as? DecodingError)?.line ?? "\(error)"
+            throw RunFolderError("\(path) holds no settings of a training run: \(reason)")
         }
     }
 
@@ -170,23 +171,6 @@ public struct SettingsFile: Sendable {
             value = .map([PlainValue.Entry(key: "_0", value: value, line: changes[0].line)])
         }
         return .map([PlainValue.Entry(key: kind, value: value, line: changes[0].line)])
-    }
-}
-
-/// A decoder's error in few words.
-func brief(_ error: any Error) -> String {
-    guard let error = error as? DecodingError else { return "\(error)" }
-    func place(_ context: DecodingError.Context) -> String {
-        context.codingPath.map(\.stringValue).joined(separator: ".")
-    }
-    return switch error {
-    case .keyNotFound(let key, let context):
-        "'\((context.codingPath.map(\.stringValue) + [key.stringValue]).joined(separator: "."))' is missing"
-    case .typeMismatch(_, let context), .valueNotFound(_, let context):
-        "'\(place(context))' is of another type"
-    case .dataCorrupted(let context):
-        place(context).isEmpty ? "it is not JSON" : "'\(place(context))' has no such value"
-    @unknown default: "it cannot be read"
     }
 }
 
