@@ -24,14 +24,19 @@ public final class FrameReader: Sendable {
         let sequence = FrameNames(path)?.existing().map(\.path.string) ?? []
         let isSequence = !sequence.isEmpty && !FilePath(path).isRegularFile
         let file = try InputFile(isSequence ? sequence[0] : path)
-        guard let kind = MediaKind(try file.bytes(limit: 1024)) else {
+        let head = try file.bytes(limit: 1024)
+        guard let kind = MediaKind(head) else {
             throw MediaError.notAVideo(
                 path: path, reason: "its first bytes are not those of a supported video or picture")
         }
         let ffmpeg = if let ffmpeg { ffmpeg } else { try FFmpeg.find() }
         let probe = try await ffmpeg.frameSize(of: file, kind)
         guard let (width, height) = probe.size, width > 0, height > 0 else {
-            throw MediaError.notAVideo(path: path, reason: probe.reason)
+            let reason =
+                ImageHeader.isAnimatedWebP(head)
+                ? "this ffmpeg does not decode animated WebP"
+                : probe.reason.isEmpty ? "it contains no picture" : probe.reason
+            throw MediaError.notAVideo(path: path, reason: reason)
         }
         let limit = Resolution.longestSide
         guard max(width, height) <= limit, width * height <= Self.pixelLimit else {

@@ -54,7 +54,7 @@ struct InspectCommand: AsyncParsableCommand {
                 if json { Output.json(summary.stored) } else { summary.show() }
                 continue
             }
-            if let folder = FolderSummary(file) {
+            if let folder = try FolderSummary(file) {
                 try show(folder)
                 isWhole = isWhole && folder.isWhole
                 continue

@@ -19,11 +19,19 @@ struct FolderSummary {
     let files: [File]
 
     /// nil where a path is no folder, is a checkpoint itself (shards, a distributed one), or holds none.
-    init?(_ path: String) {
+    /// - Throws: why it is no checkpoint, where its files are the pieces of one.
+    init?(_ path: String) throws(CheckpointError) {
         let folder = FilePath(path)
-        guard folder.isFolder, (try? openCheckpoint(path)) == nil,
-            let names = try? folder.fileNames()
-        else { return nil }
+        guard folder.isFolder, let names = try? folder.fileNames() else { return nil }
+        do throws(CheckpointError) {
+            _ = try openCheckpoint(path)
+            return nil
+        } catch {
+            let hasPieces = names.contains { name in
+                name.contains("-of-") || name.contains(".index.") && name.hasSuffix(".json")
+            }
+            if hasPieces { throw error }
+        }
         let endings = [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"]
         let checkpoints = names.sorted().filter { name in
             !name.hasPrefix(".") && endings.contains { name.lowercased().hasSuffix($0) }

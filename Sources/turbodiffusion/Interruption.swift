@@ -116,21 +116,27 @@ enum Interruption {
 
     /// Below this nothing goes well, and not even ends well: who waits for a thread waits for ever.
     private static func requireMinimum() {
-        let (threads, memory) = (12, 256 << 20)
+        // ffmpeg's pipes, the model's files and what a device opens, all at once.
+        let (threads, memory, descriptors) = (12, 256 << 20, 24)
         var (stack, files) = (rlimit(), rlimit())
         getrlimit(__rlimit_resource_t(RLIMIT_STACK.rawValue), &stack)
         getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &files)
         var lack: String?
-        if let addresses = HostMemory.current.addresses, addresses < memory {
+        let addresses = HostMemory.current.addresses
+        if let addresses, addresses < memory {
             lack =
                 "\(describe(bytes: memory)) of memory, it may take \(describe(bytes: addresses)) (ulimit -v)"
         } else if stack.rlim_cur < 256 << 10 {
             lack = "256 KiB for each stack, it may take \(stack.rlim_cur >> 10) KiB (ulimit -s)"
-        } else if files.rlim_cur < 16 {
-            lack = "16 open files, it may have \(files.rlim_cur) (ulimit -n)"
+        } else if files.rlim_cur < descriptors {
+            lack = "\(descriptors) open files, it may have \(files.rlim_cur) (ulimit -n)"
         } else if !canStartThreads(threads) {
             lack =
-                "\(threads) threads, the system starts fewer (ulimit -u, or the container's limit)"
+                "\(threads) threads, "
+                + (addresses.map {
+                    "for whose stacks the \(describe(bytes: $0)) of memory that it may take leave "
+                        + "no room (ulimit -v)"
+                } ?? "the system starts fewer (ulimit -u, or the container's limit)")
         }
         guard let lack else { return }
         let line = "Error: turbodiffusion needs at least \(lack)\n"

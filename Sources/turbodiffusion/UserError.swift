@@ -128,7 +128,13 @@ extension UserError {
             self.init(
                 code, "\(error): \(advice(model))\(options.joined(separator: ", ")) name others")
         case .conditioning(_, let model):
-            self.init(code, "\(error); use 'turbodiffusion \(model ? "i2v" : "t2v")'")
+            // The command fits the model where a stored request does not.
+            self.init(
+                code,
+                model != takesPicture
+                    ? "\(error); use 'turbodiffusion \(model ? "i2v" : "t2v")'"
+                    : "\(error): the request begins with \(model ? "no picture, which it needs" : "a picture, which it does not take")"
+            )
         default: self.init(code, "\(error)")
         }
     }

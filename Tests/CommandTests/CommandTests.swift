@@ -281,6 +281,23 @@ private func generate(_ arguments: String...) async -> (code: Int32, message: St
         #expect(folder.files == ["a.gguf", "bf16.safetensors"])
     }
 
+    @Test("pieces of a checkpoint that do not make one are no folder of checkpoints")
+    func pieces() async throws {
+        let folder = try Folder()
+        let name = "a-00001-of-00002.safetensors"
+        #expect(FileManager.default.createFile(atPath: folder / name, contents: Data([1])))
+        let (code, message) = await run("inspect", folder.path)
+        #expect(code == 1 && message.contains("number 2 of 2 files"), "\(message)")
+    }
+
+    @Test("advice on the other command is given only by the one that does not fit")
+    func conditioning() {
+        let error = CatalogError.conditioning(model: "nano", takesPicture: false)
+        #expect(
+            "\(UserError(error, takesPicture: true))".hasSuffix("use 'turbodiffusion t2v'"))
+        #expect("\(UserError(error, takesPicture: false))".hasSuffix("which it does not take"))
+    }
+
     @Test("mistakes in the command line itself have a different exit code")
     func usage() async {
         #expect(await run("t2v", "--nonsense").code == 64)

@@ -150,13 +150,14 @@ final class EndingTests {
 
     @Test(
         "what it may take is too little: one line before any work",
-        arguments: addresses + ["-s 64", "-n 5", "-n 16"])
+        arguments: addresses + ["-s 64", "-n 5", "-n 16", "-n 20"])
     func limits(limit: String) async throws {
         let child = try await start(video(frames: 17), after: "ulimit \(limit)")
         let remains = await child.remains
         #expect(remains.ending == .exited(1))
         #expect(remains.words.lines.count { $0.hasPrefix("Error: ") } == 1)
         #expect(!remains.words.contains("Fatal error") && !remains.words.contains("step"))
+        #expect(remains.words.contains("ulimit \(limit.prefix(2))"))
         #expect(try names() == [])
     }
 

@@ -165,6 +165,17 @@ struct VideoTests {
         }
     }
 
+    @Test("why nothing can be read of an animated WebP is said")
+    func animatedWebP() async throws {
+        let scratch = Scratch()
+        let path = scratch.path + "/v.webp"
+        try await write(path)
+        // Newer versions of FFmpeg read it.
+        do { _ = try await readVideo(path: path) } catch {
+            #expect("\(error)".contains("does not decode animated WebP"), "\(error)")
+        }
+    }
+
     @Test("a full disk is named, and nothing is left")
     func noSpace() async throws {
         let scratch = Scratch()
