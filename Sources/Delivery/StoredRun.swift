@@ -119,6 +119,13 @@ extension StoredRun {
     public init(json: String, path: String) throws {
         let (decoder, data) = (JSONDecoder(), Data(json.utf8))
         if let stored = try? decoder.decode(StoredRun.self, from: data) {
+            let count = stored.request.loras.count
+            guard stored.loras.count == count || stored.inputs[.latents] != nil else {
+                throw StoredRunError.unreadable(
+                    path: path,
+                    reason: "its request has \(count) LoRAs, but it describes \(stored.loras.count)"
+                )
+            }
             self = stored
         } else if let legacy = try? decoder.decode(LegacyStoredRun.self, from: data) {
             self = try legacy.stored(path: path)
@@ -149,9 +156,7 @@ extension StoredRun {
             let own = models[file].map { [$0] } ?? []
             models[file] = try identity.find(
                 in: own.filter { FilePath($0).lastComponent?.string == identity.name }
-                    + [Catalog.checkpointFolder, "."].map {
-                        FilePath($0).appending(identity.name).string
-                    }
+                    + [Catalog.checkpointFolder, "."].compactMap { identity.path(in: $0) }
             ) { .modelFile(file, name: identity.name, path: $0) }
         }
         return models
@@ -194,6 +199,12 @@ extension FileIdentity {
         let present = paths.filter { FilePath($0).exists }
         for path in present where try FileIdentity(path: path).isContent(of: self) { return path }
         throw error(present.first)
+    }
+
+    /// nil for a name that none is. What a video says is not trusted: it names no folder.
+    fileprivate func path(in folder: String) -> String? {
+        guard let last = FilePath(name).lastComponent, last.kind == .regular else { return nil }
+        return FilePath(folder).appending(last).string
     }
 
     private func isContent(of other: FileIdentity) -> Bool {

@@ -47,12 +47,20 @@ public struct Resolution: Sendable, Equatable, CustomStringConvertible {
                 name: "resolution", found: text,
                 expected: "one of \(Self.names.joined(separator: ", ")) or WIDTHxHEIGHT")
         }
-        guard let column = Self.aspectRatios.firstIndex(of: aspectRatio) else {
-            throw .badOption(
-                name: "aspect ratio", found: aspectRatio,
-                expected: "one of \(Self.aspectRatios.joined(separator: ", "))")
-        }
+        let column = try Self.place(ofAspectRatio: aspectRatio)
         try self.init(width: row[column].0, height: row[column].1)
+    }
+
+    /// Its place among ``aspectRatios``.
+    /// - Throws: ``MediaError/badOption(name:found:expected:)`` for one that is none of them.
+    @discardableResult
+    public static func place(ofAspectRatio text: String) throws(MediaError) -> Int {
+        guard let place = aspectRatios.firstIndex(of: text) else {
+            throw .badOption(
+                name: "aspect ratio", found: text,
+                expected: "one of \(aspectRatios.joined(separator: ", "))")
+        }
+        return place
     }
 
     /// The size with this one's area and an image's aspect ratio: each ideal side is rounded to a multiple

@@ -6,6 +6,7 @@ public import Tensors
 
 /// Everything about a run, decided before its first stage. It computes nothing itself.
 public struct Run: Sendable {
+    /// Of a run that starts from latents, the size is theirs.
     public let request: Request
     /// What is opened of them stays open as long as the run or a copy of it exists.
     public let models: OpenedModels
@@ -29,19 +30,24 @@ public struct Run: Sendable {
         _ request: Request, _ models: any ModelSource & Sendable,
         _ options: RunOptions = RunOptions(), noise: NoiseSource? = nil
     ) throws {
-        self.request = request
         self.models = OpenedModels(models)
         self.options = options
         self.noise = noise ?? .seeded(PhiloxNoise(seed: request.seed))
         let geometry = models.family.geometry
         if let path = options.start.latents {
             (samples, latents) = try StoredTensors.latentExtent(path, channels: geometry.channels)
+            let video = geometry.video(of: latents)
+            var request = request
+            (request.width, request.height, request.frames) = (video.w, video.h, video.t)
+            request.samples = samples
+            self.request = request
         } else {
             try request.validate(
                 for: models.family, hasConditioning: options.start.conditioning != nil)
             samples = request.samples
             latents = geometry.latents(
                 of: Extent(t: request.frames, h: request.height, w: request.width))
+            self.request = request
         }
     }
 

@@ -64,6 +64,10 @@ struct ConvertCommand: AsyncParsableCommand {
 
     func validate() throws {
         if let numHeads, numHeads < 1 { throw ValidationError("--num-heads must be positive.") }
+        if numHeads != nil, !addProjL {
+            throw ValidationError(
+                "--num-heads tells the width of proj_l: leave it out, or --add-sla.")
+        }
     }
 
     func run() async throws {

@@ -96,10 +96,9 @@ struct Generation {
 
         let path = savePath(request)
         let format = try VideoFormat(path: path)
-        let isBoundaryIgnored = boundary != nil && models.experts.count == 1
-        for line in options.withoutEffect(on: run, format: format, resolution: resolution)
-            + (isBoundaryIgnored ? ["--boundary has no effect: the model has one transformer"] : [])
-        { tell(line) }
+        let lines = options.withoutEffect(
+            on: run, format: format, resolution: resolution, own: ownOptions)
+        for line in lines + ownWithoutEffect(run, models) { tell(line) }
         if let note = try distilledNote(run) { tell(note) }
         if let sample = repeated?.sample, request.samples > 1 {
             tell("the video is sample \(sample) of \(request.samples): all samples are made again")
@@ -115,6 +114,32 @@ struct Generation {
                 crf: outputs.crf)
         return Prepared(
             run: run, models: models, missing: missing, outputs: outputs, stored: stored)
+    }
+
+    /// The options that only one of the two commands has, and whether they were given.
+    private var ownOptions: [(option: String, isGiven: Bool)] {
+        let takesPicture = conditioning == .firstFrame
+        return [
+            ("--image_path", image != nil), ("--boundary", boundary != nil),
+            (ModelFile.transformer.option(takesPicture: takesPicture), transformer != nil),
+            (
+                ModelFile.lowNoiseTransformer.option(takesPicture: takesPicture),
+                lowNoiseTransformer != nil
+            ),
+        ]
+    }
+
+    private func ownWithoutEffect(_ run: Run, _ models: ModelSet) -> [String] {
+        // They are told already.
+        if run.options.start.latents != nil { return [] }
+        var lines: [String] = []
+        if boundary != nil, models.experts.count == 1 {
+            lines.append("--boundary has no effect: the model has one transformer")
+        }
+        if image != nil, run.options.start.conditioning != nil {
+            lines.append("--image_path has no effect: the conditioning comes from a file")
+        }
+        return lines
     }
 
     /// Tries what the run will write.

@@ -70,6 +70,8 @@ struct RequestBuilder {
         width: Int, height: Int
     )? {
         let content = options.content
+        // Also where it has no effect.
+        if let ratio = content.aspectRatio { try Resolution.place(ofAspectRatio: ratio) }
         var size: (width: Int, height: Int)?
         if let pixels = content.pixels {
             // Taken as given: a size that the model cannot make is refused later, not silently replaced.
@@ -102,6 +104,12 @@ struct RequestBuilder {
                     "request.conflict",
                     "distilled models take no guidance: leave --guidance out, or name an undistilled model "
                         + "and --sampler unipc")
+            }
+            if let shift = options.shift, !Sampling.shiftRange.contains(shift) {
+                throw RequestError.unusable(
+                    .shift, found: "\(shift)",
+                    expected:
+                        "\(Sampling.shiftRange.lowerBound) to \(Sampling.shiftRange.upperBound)")
             }
             settings.sigmaMax = options.sigmaMax ?? settings.sigmaMax
             settings.ode = settings.ode || options.ode
@@ -184,7 +192,11 @@ extension GenerationOptions {
 
 extension GenerationOptions {
     /// One line for each option that was given but changes nothing, with the reason.
-    func withoutEffect(on run: Run, format: VideoFormat?, resolution: String?) -> [String] {
+    /// - Parameter own: the command's own options, and whether they were given.
+    func withoutEffect(
+        on run: Run, format: VideoFormat?, resolution: String?,
+        own: [(option: String, isGiven: Bool)] = []
+    ) -> [String] {
         let (request, start) = (run.request, run.options.start)
         var lines: [String] = []
         func note(_ option: String, _ isGiven: Bool, _ reason: String?) {
@@ -195,7 +207,10 @@ extension GenerationOptions {
             "--threads", execution.threads != nil,
             execution.machines.isGPU ? "a GPU computes" : nil)
         if start.latents != nil {
-            let given = [
+            let given: [(option: String, isGiven: Bool)] = [
+                ("--lora", !model.loras.isEmpty),
+                ("--high_noise_lora", !model.highNoiseLoras.isEmpty),
+                ("--low_noise_lora", !model.lowNoiseLoras.isEmpty),
                 ("--seed", content.seed != nil), ("--num_frames", content.numFrames != nil),
                 ("--num_samples", content.numSamples != nil),
                 ("--resolution", content.resolution != nil),
@@ -203,13 +218,16 @@ extension GenerationOptions {
                 ("--text_embedding", start.text != nil),
                 ("--conditioning", start.conditioning != nil),
                 ("--num_steps", sampling.numSteps != nil),
-                ("--sampler", sampling.sampler != nil), ("--sigma_max", sampling.sigmaMax != nil),
+                ("--sampler", sampling.sampler != nil),
+                ("--sigma_max", sampling.sigmaMax != nil),
+                ("--shift", sampling.shift != nil), ("--guidance", sampling.guidance != nil),
                 ("--save_text_embedding", stages.saveTextEmbedding != nil),
                 ("--save_conditioning", stages.saveConditioning != nil),
                 ("--save_latents", stages.saveLatents != nil),
-            ].filter(\.1).map(\.0)
+            ]
+            let idle = (own + given).filter(\.isGiven).map(\.option)
             note(
-                given.joined(separator: ", "), !given.isEmpty, "the video is decoded from --latents"
+                idle.joined(separator: ", "), !idle.isEmpty, "the video is decoded from --latents"
             )
             return lines
         }

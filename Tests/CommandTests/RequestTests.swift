@@ -2,7 +2,9 @@
 
 import ArgumentParser
 import Catalog
+import Checkpoints
 import Families
+import Glibc
 import Media
 import Runs
 import Tensors
@@ -162,6 +164,11 @@ private func request(
     func conflicts() throws {
         #expect(throws: UserError.self) { try request(["x", "--guidance", "5"], model: "nano") }
         _ = try request(["x", "--guidance", "1"], model: "nano")
+        // Values that cannot be, also where they would have no effect.
+        #expect(throws: RequestError.self) { try request(["x", "--shift", "nan"], model: "nano") }
+        #expect(throws: MediaError.self) {
+            try request(["x", "--aspect_ratio", "a", "--size", "64x64"], model: "nano")
+        }
         #expect(throws: UserError.self) {
             try request(["x", "--default_norm", "--norms", "reference"], model: "nano")
         }
@@ -201,6 +208,17 @@ private func request(
         return options.withoutEffect(on: run, format: format, resolution: nil).map {
             String($0.prefix { $0 != " " })
         }
+    }
+
+    @Test("of a run from latents nothing counts that latents are made with")
+    func fromLatents() throws {
+        let path = "/tmp/request-tests-\(UInt64.random(in: 0 ... .max)).safetensors"
+        defer { unlink(path) }
+        let latents = Tensor.zeros([16, 1, 4, 4], .f32)
+        try writeCheckpoint(TensorCollection("latents", [("latents", latents)]), to: path)
+        #expect(try notes("--latents", path) == [])
+        #expect(try notes("--latents", path, "--lora", "l.safetensors") == ["--lora"])
+        #expect(try notes("--latents", path, "--shift", "3") == ["--shift"])
     }
 
     @Test("options without effect are reported")

@@ -105,7 +105,9 @@ import Testing
         _ = try await deliver(tinyRequest(samples: 2), to: folder / "a.gif", first)
         var second = RunOptions()
         second.start.latents = folder / "l.safetensors"
-        // The request asks for another size and another number of frames.
+        // The request asks for another number of frames and of samples; what is stored is what is made.
+        let found = try Run(tinyRequest(frames: 33), nano(), second).request
+        #expect(found == tinyRequest(samples: 2))
         let (files, _) = try await deliver(tinyRequest(frames: 33), to: folder / "b.gif", second)
         #expect(files == [folder / "b_0.gif", folder / "b_1.gif", folder / "b.gif"])
         for name in ["", "_0", "_1"] {
