@@ -148,6 +148,29 @@ import Testing
         try run.checkInputs(of: request, .init())
     }
 
+    @Test("what a video says opens no file of another folder, and leaves no LoRA out")
+    func distrust() throws {
+        let folder = try Folder()
+        var run = try stored()
+        let secret = try FileIdentity(path: folder.write("secret"))
+        run.files[.vae] = secret
+        run.files[.vae]?.name =
+            String(repeating: "../", count: 32) + (folder / "secret").dropFirst()
+        #expect {
+            try run.models(changedBy: ModelChoice(), in: catalog)
+        } throws: {
+            guard case .modelFile(.vae, _, path: nil)? = $0 as? StoredRunError else { return false }
+            return true
+        }
+        run = try stored()
+        run.request.loras = [RequestedLoRA("a"), RequestedLoRA("b")]
+        run.loras = [secret]
+        #expect(
+            throws: StoredRunError.unreadable(
+                path: "v.mp4", reason: "its request has 2 LoRAs, but it describes 1")
+        ) { try StoredRun(json: run.json, path: "v.mp4") }
+    }
+
     @Test("text of another program")
     func foreign() {
         for text in ["", "{}", "made with love", #"{"program": "x", "request": {}}"#] {
