@@ -51,6 +51,10 @@ public struct HostMemory: Sendable, Hashable {
         addresses = left.min()
     }
 
+    /// The most bytes of memory that this program has had at once. What getrusage(2) tells begins with the memory of
+    /// the program that became this one.
+    public static var peak: Int { (Table("/proc/self/status")["VmHWM:"] ?? 0).shifted(by: 10) }
+
     /// One control group that the process is in.
     private struct Group {
         var limit, swap: Int?
@@ -99,7 +103,7 @@ public struct HostMemory: Sendable, Hashable {
 
         init(_ path: FilePath) {
             for line in text(path).split(separator: "\n") {
-                let fields = line.split(separator: " ")
+                let fields = line.split { $0 == " " || $0 == "\t" }
                 if fields.count >= 2, let value = Int(fields[1]) {
                     values[String(fields[0])] = value
                 }

@@ -57,7 +57,7 @@ extension Conversation {
             let chosen = try maker.models(named: homeExpanded(value))
             try use(chosen, settings)
             return say("model \(models.name)")
-        case .output: path = withEnding(homeExpanded(value))
+        case .output: path = try outputPath(homeExpanded(value))
         default: break
         }
         var chosen = settings
@@ -286,7 +286,8 @@ extension Conversation {
         } else {
             _ = try checked(values, isComplete: false)
         }
+        let named = try values[.output].map { try outputPath($0) }
         try take(values)
-        if let name = values[.output] { path = withEnding(name) }
+        path = named ?? path
     }
 }

@@ -218,7 +218,7 @@ public final class Conversation {
         }
         let standard = numbered(path)
         guard let answer = ask("output", default: standard) else { return }
-        let said = answer.isEmpty ? standard : withEnding(answer)
+        let said = answer.isEmpty ? standard : try outputPath(answer)
         try submit(chosen, to: said)
         settings[.prompt] = chosen[.prompt]
         settings[.image] = chosen[.image]
@@ -263,14 +263,17 @@ public final class Conversation {
         var (name, number) = (path, 1)
         while FilePath(name).exists || reserved.contains(name) {
             number += 1
-            name = FilePath(path).withNumber(number)
+            name = FilePath(path).withNumber(number) + (path.hasSuffix("/") ? "/" : "")
         }
         return name
     }
 
-    /// A name without an ending that a video can have is one of an .mp4.
-    func withEnding(_ path: String) -> String {
-        (try? VideoFormat(path: path)) == nil ? path + ".mp4" : path
+    /// What is said of an output as a path: without an ending that a video can have it is one of an .mp4.
+    func outputPath(_ path: String) throws(SettingError) -> String {
+        guard let last = FilePath(path).lastComponent, last.kind == .regular else {
+            throw SettingError("output must be a name of a file or of a new folder, not '\(path)'")
+        }
+        return (try? VideoFormat(path: path)) == nil ? path + ".mp4" : path
     }
 
     // MARK: Telling

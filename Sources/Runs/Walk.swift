@@ -2,7 +2,7 @@
 
 import Diffusion
 import Families
-import Glibc
+import Ground
 import Media
 import Models
 package import Tensors
@@ -143,12 +143,10 @@ package struct Walk {
 
     /// The time and memory that the run has taken so far.
     package var report: RunReport {
-        var usage = rusage()
-        getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
-        return RunReport(
+        RunReport(
             device: device.name, stages: reports,
             totalSeconds: (ContinuousClock.now - started) / .seconds(1),
-            hostPeakBytes: usage.ru_maxrss * 1024)
+            hostPeakBytes: HostMemory.peak)
     }
 
     // MARK: Stages

@@ -29,7 +29,7 @@ enum Batch {
             bytes = []
             while bytes.count <= limit {
                 let piece = try [UInt8](unsafeUninitializedCapacity: 1 << 16) { buffer, count in
-                    count = try FileDescriptor.standardInput.read(
+                    count = try StandardInput.read(
                         into: UnsafeMutableRawBufferPointer(buffer))
                 }
                 if piece.isEmpty { break }

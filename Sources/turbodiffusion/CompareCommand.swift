@@ -135,7 +135,7 @@ struct CompareCommand: AsyncParsableCommand {
             if json {
                 Output.json(TensorDistance(tensor: name, notCompared: reason))
             } else {
-                Output.line("\(name.printable): not compared: \(reason)")
+                Output.line("\(name.printable): not compared: \(reason.printable)")
             }
         }
     }

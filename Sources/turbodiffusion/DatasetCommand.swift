@@ -115,6 +115,6 @@ struct DatasetMergeCommand: AsyncParsableCommand {
         let writer = try ShardWriter(FilePath(output), overwrite: force)
         for index in shards.samples.indices { try writer.add(index, index, of: shards) }
         try writer.finish()
-        Output.note("\(output): \(writer.count) samples")
+        Output.note("\(output.printable): \(writer.count) samples")
     }
 }

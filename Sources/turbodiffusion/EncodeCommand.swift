@@ -42,7 +42,7 @@ struct EncodeCommand: AsyncParsableCommand {
     func run() async throws {
         do {
             let path = try await encode()
-            if !quiet { Output.line("wrote \(path)") }
+            if !quiet { Output.line("wrote \(path.printable)") }
         } catch {
             throw UserError(error, takesPicture: false)
         }
@@ -76,7 +76,7 @@ struct EncodeCommand: AsyncParsableCommand {
             while count < wanted {
                 let rest = UnsafeMutableRawBufferPointer(
                     rebasing: UnsafeMutableRawBufferPointer(buffer)[count...])
-                let got = try FileDescriptor.standardInput.read(into: rest)
+                let got = try StandardInput.read(into: rest)
                 if got == 0 { break }
                 count += got
             }

@@ -79,7 +79,7 @@ struct VideoSummary {
     }
 
     func show() {
-        Output.line("\(path): a video made by this program")
+        Output.line("\(path.printable): a video made by this program")
         let width = lines.map(\.title.count).max() ?? 0
         for (title, text) in lines {
             Output.line(title + String(repeating: " ", count: width + 2 - title.count) + text)

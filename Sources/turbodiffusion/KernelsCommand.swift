@@ -59,7 +59,7 @@ struct KernelsCommand: AsyncParsableCommand {
             do { try KernelSource.write(built, to: output) } catch {
                 throw ValidationError("cannot write \(error)")
             }
-            Output.line("\(built.count) files of kernels in \(output)")
+            Output.line("\(built.count) files of kernels in \(output.printable)")
         }
     }
 

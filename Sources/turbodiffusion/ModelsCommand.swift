@@ -74,7 +74,7 @@ struct ModelsCommand: AsyncParsableCommand {
             ])
         }
         Output.line(Output.table(table))
-        Output.line("folder: \(files.folder.path.string)")
+        Output.line("folder: \(files.folder.path.string.printable)")
         Output.line(
             "turbodiffusion get NAME downloads one; get --recipe NAME makes one; remove NAME removes one"
         )

@@ -228,7 +228,7 @@ final class ProgressPrinter: Sendable {
         if isVerbose { result(table(report)) }
         if count > 1, !isVerbose {
             let text =
-                "\(index)/\(count) wrote \(files.joined(separator: ", ")) in \(about(seconds: report.totalSeconds))"
+                "\(index)/\(count) wrote \(files.map(\.printable).joined(separator: ", ")) in \(about(seconds: report.totalSeconds))"
             return style == .terminal ? line.note(text) : result(text)
         }
         for text in summary(report, files: files, stored.request) { result(text) }
@@ -238,6 +238,7 @@ final class ProgressPrinter: Sendable {
     private func summary(_ report: RunReport, files: [String], _ request: Request) -> [String] {
         let size = "\(request.width)x\(request.height)"
         let frames = "\(request.frames) frame\(request.frames == 1 ? "" : "s")"
+        let files = files.map(\.printable)
         let wrote =
             files.count <= 2
             ? files.joined(separator: " and ")

@@ -52,8 +52,8 @@ struct RemoveCommand: AsyncParsableCommand {
                     "\(own.count + made.count) files, \(describe(bytes: bytes)), would be removed: --yes says so"
                 )
             }
-            for file in own { Output.note(files.folder.path(of: file).string) }
-            for file in made { Output.note(file.string) }
+            for file in own { Output.note(files.folder.path(of: file).string.printable) }
+            for file in made { Output.note(file.string.printable) }
             Output.note("Remove \(describe(bytes: bytes))? Type yes:")
             guard readLine() == "yes" else { throw UserError("cancelled", "nothing was removed") }
         }

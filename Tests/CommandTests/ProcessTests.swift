@@ -63,6 +63,13 @@ private func shell(_ script: String) throws -> [String] {
         #expect(lines.contains("1") && lines.contains { $0.hasPrefix("b.safetensors") })
     }
 
+    @Test("a standard input that is closed is told")
+    func closedInput() throws {
+        let lines = try shell(#""$P" encode --size 8x8 v.gif <&- 2>&1; echo $?; ls"#)
+        #expect(lines.count == 2 && lines[1] == "1")
+        #expect(lines[0].contains("standard input is closed"))
+    }
+
     @Test("words that are no UTF-8 text are told, and do not become others")
     func encoding() throws {
         let lines = try shell(

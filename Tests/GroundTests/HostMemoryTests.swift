@@ -31,6 +31,14 @@ final class HostMemoryTests {
         HostMemory(processes: folder.appending("proc"), groups: folder.appending("groups"))
     }
 
+    @Test("the peak is that of this program, not of the one that became it")
+    func peak() throws {
+        let before = HostMemory.peak
+        #expect(before > 1 << 20)
+        let bytes = [UInt8](repeating: 1, count: 1 << 28)
+        #expect(HostMemory.peak >= bytes.count && bytes[bytes.count / 2] == 1)
+    }
+
     @Test func machine() {
         #expect(memory.available == 3000 << 10)
         #expect(memory.most == 8500 << 10)

@@ -154,7 +154,8 @@ struct ConversationTests {
             "/set num_frames 8",
             "/set width 100", "/set resolution 100x100", "/set lora none.safetensors",
             "/set ode perhaps", "/nothing",
-            "/again", "/vary 0", "/cancel", "/cancel 7", "/load none", "/set model none", "a ball",
+            "/set output ./", "/again", "/vary 0", "/cancel", "/cancel 7", "/load none",
+            "/set model none", "a ball",
             "",
         ])
         #expect(held.orders.count == 1)
@@ -166,7 +167,7 @@ struct ConversationTests {
             "a multiple of 16", "no such file: none.safetensors", "on or off",
             "no command /nothing",
             "nothing has been asked for yet", "a number from 1", "nothing is being made",
-            "no model none",
+            "no model none", "output must be",
         ] { #expect(said.contains(text), "\(text) in \(said)") }
         // A line for each wrong one, and one for the video.
         #expect(held.printed.count >= 17)

@@ -394,6 +394,12 @@ private final class Shaped: SampleSource {
                 Issue.record("\(text) was taken")
             } catch { #expect("\(error)".contains(words), "\(error)") }
         }
+        unlink(path)
+        #expect {
+            _ = try SettingsFile(path)
+        } throws: {
+            "\($0)" == "no such file: \(path)"
+        }
         var wrong = tinySettings(.lora)
         wrong.rank = 0
         #expect(wrong.fault?.contains("rank is 0") == true)

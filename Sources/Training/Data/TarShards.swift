@@ -33,7 +33,7 @@ public final class TarShards {
         for (shard, path) in paths.enumerated() {
             let file: MappedFile
             do { file = try MappedFile(FilePath(path)) } catch {
-                throw DataError("cannot read the shard \(error)")
+                throw DataError(cannotRead(path, error.reason))
             }
             samples += try Self.index(file, path, shard)
             files.append(file)

@@ -22,7 +22,7 @@ public final class RunFolder {
         self.path = FilePath(path)
         self.kept = kept
         do { try self.path.appending("checkpoints").makeFolders() } catch {
-            throw RunFolderError("cannot make the run's folder \(error)")
+            throw RunFolderError("cannot make the run's folder \(error.path): \(error.reason)")
         }
     }
 
@@ -50,7 +50,10 @@ public final class RunFolder {
             let stored = Stored(settings: settings, files: files)
             let bytes = Array(try encoder.encode(stored)) + [UInt8(ascii: "\n")]
             try PendingFile.write(bytes, to: settingsPath, overwrite: true)
-        } catch { throw RunFolderError("cannot write \(error)") }
+        } catch {
+            let reason = (error as? FileError)?.reason ?? "\(error)"
+            throw RunFolderError("cannot write \(settingsPath): \(reason)")
+        }
     }
 
     // MARK: Checkpoints

@@ -34,7 +34,7 @@ public struct SettingsFile: Sendable {
             else { throw RunFolderError("\(path) is not text in UTF-8") }
             text = found
         } catch let error as FileError {
-            throw RunFolderError("cannot read \(error)")
+            throw RunFolderError(cannotRead(path, error.reason))
         } catch let error as RunFolderError {
             throw error
         } catch { throw RunFolderError("\(error)") }
