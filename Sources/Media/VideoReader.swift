@@ -19,8 +19,17 @@ public final class FrameReader: Sendable {
     private let feeding: Task<Void, any Error>?
     private let count = Mutex(0)
 
-    /// - Throws: ``MediaError``: no such file, not a video, frames of more than ``pixelLimit`` pixels.
-    public init(path: String, ffmpeg: FFmpeg? = nil) async throws {
+    /// What is known before anything is decoded.
+    private struct Opened {
+        let file: InputFile
+        let kind: MediaKind
+        let width, height: Int
+        /// The files of a sequence; nil: there is one file.
+        let sequence: [String]?
+        let ffmpeg: FFmpeg
+    }
+
+    private static func open(_ path: String, _ ffmpeg: FFmpeg?) async throws -> Opened {
         let sequence = FrameNames(path)?.existing().map(\.path.string) ?? []
         let isSequence = !sequence.isEmpty && !FilePath(path).isRegularFile
         let file = try InputFile(isSequence ? sequence[0] : path)
@@ -39,24 +48,39 @@ public final class FrameReader: Sendable {
             throw MediaError.notAVideo(path: path, reason: reason)
         }
         let limit = Resolution.longestSide
-        guard max(width, height) <= limit, width * height <= Self.pixelLimit else {
+        guard max(width, height) <= limit, width * height <= pixelLimit else {
             throw MediaError.tooLarge(
                 path: path, found: "\(width)x\(height)",
-                limit: "\(limit) pixels a side and \(Self.pixelLimit / 1_000_000) million in all")
+                limit: "\(limit) pixels a side and \(pixelLimit / 1_000_000) million in all")
         }
+        return Opened(
+            file: file, kind: kind, width: width, height: height,
+            sequence: isSequence ? sequence : nil, ffmpeg: ffmpeg)
+    }
+
+    /// Throws what opening it would throw, by its header alone.
+    public static func check(path: String, ffmpeg: FFmpeg? = nil) async throws {
+        _ = try await open(path, ffmpeg)
+    }
+
+    /// - Throws: ``MediaError``: no such file, not a video, frames of more than ``pixelLimit`` pixels.
+    public init(path: String, ffmpeg: FFmpeg? = nil) async throws {
+        let opened = try await Self.open(path, ffmpeg)
+        let (file, kind, sequence) = (opened.file, opened.kind, opened.sequence)
+        let (width, height) = (opened.width, opened.height)
         let child = try await Child.start(
-            ffmpeg.ffmpeg,
+            opened.ffmpeg.ffmpeg,
             FFmpeg.quiet + ["-noautorotate"]
-                + FFmpeg.reading(kind, pixelLimit: Self.pixelLimit, isPipe: isSequence)
+                + FFmpeg.reading(kind, pixelLimit: Self.pixelLimit, isPipe: sequence != nil)
                 + [
                     "-map", "0:v:0", "-fps_mode", "passthrough", "-vf",
                     "scale=\(FFmpeg.exactScaling)",
                 ]
                 + ["-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"],
-            input: isSequence ? .pipe : .descriptor(file.descriptor.number), output: .pipe)
-        feeding =
-            isSequence
-            ? Task { try await Self.feed(child, sequence, kind, (width, height)) } : nil
+            input: sequence == nil ? .descriptor(file.descriptor.number) : .pipe, output: .pipe)
+        feeding = sequence.map { sequence in
+            Task { try await Self.feed(child, sequence, kind, (width, height)) }
+        }
         (self.path, self.width, self.height, self.child) = (path, width, height, child)
     }
 

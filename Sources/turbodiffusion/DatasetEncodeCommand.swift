@@ -71,6 +71,8 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
             )
         }
         let captions = try videos.map(caption)
+        // Before the first one is encoded.
+        for video in videos { try await FrameReader.check(path: video) }
         let tokenizer = try Tokenizer(path: models.tokenizer)
         let writer = try ShardWriter(FilePath(output), overwrite: force)
         let backend = try device.open { Output.note("\($0)") }

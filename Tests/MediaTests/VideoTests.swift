@@ -165,6 +165,15 @@ struct VideoTests {
         }
     }
 
+    @Test("what is no video is told by its header alone")
+    func headers() async throws {
+        let scratch = Scratch()
+        try await write(scratch.path + "/v.mp4")
+        try await FrameReader.check(path: scratch.path + "/v.mp4")
+        let junk = scratch.write(Array("junk".utf8), "junk.mp4")
+        await #expect(throws: MediaError.self) { try await FrameReader.check(path: junk) }
+    }
+
     @Test("why nothing can be read of an animated WebP is said")
     func animatedWebP() async throws {
         let scratch = Scratch()
