@@ -80,7 +80,7 @@ extension Catalog {
                 path: defaultPlace, key: "model", found: "'\(name)'",
                 expected: names.joined(separator: ", ") + " or a folder with a config.json")
         }
-        return models.family.conditioning == choice.conditioning ?? .none
+        return models.family.conditioning == choice.conditioning ?? Family.Conditioning.none
             && choice.files[.transformer] == nil ? models : nil
     }
 
