@@ -346,6 +346,9 @@ struct FoundFileTests {
                 } throws: { "\($0)".contains(word) }
             }
         }
+        let pointer = Array("version https://git-lfs.github.com/spec/v1\noid sha256:0\n".utf8)
+        let index = try folder.file("model.safetensors.index.json", pointer)
+        #expect { try openCheckpoint(index) } throws: { "\($0)".contains("Git LFS") }
     }
 
     @Test("an unsupported element type beside supported ones")

@@ -34,7 +34,7 @@ public func openTrainingState(_ path: String) throws(CheckpointError) -> any Che
 func contents(
     of file: MappedFile, blocksAs blocks: DType
 ) throws(CheckpointError) -> Contents {
-    if let what = recognized(file.bytes) { throw file.fail(what) }
+    if let what = recognized(file.bytes) ?? recognizedText(file.bytes) { throw file.fail(what) }
     // Look for the brace first: the length before it may look like the start of another format.
     let bytes = file.bytes
     let hasHeader = bytes.count > 8 && bytes[8] == UInt8(ascii: "{")
@@ -68,7 +68,7 @@ private let strangers: [(start: [UInt8], what: String)] = [
 ]
 
 /// Recognises files that are often found where a model should be; nil for anything else.
-private func recognized(_ bytes: UnsafeRawBufferPointer) -> String? {
+func recognized(_ bytes: UnsafeRawBufferPointer) -> String? {
     if bytes.starts(with: "version https://git-lfs".utf8) {
         return "a Git LFS pointer, which only names the file: fetch it with 'git lfs pull', or "
             + "download it again"
@@ -90,11 +90,14 @@ private func recognized(_ bytes: UnsafeRawBufferPointer) -> String? {
     if bytes.count >= 64, bytes.prefix(1 << 16).allSatisfy({ $0 == 0 }) {
         return "it begins with zeros: an unfinished download"
     }
-    // No checkpoint begins with eight characters: as the length of a header they would be at least 2^59 bytes.
-    let isText = bytes.prefix(8).allSatisfy { (0x20..<0x7F).contains($0) || (9...13).contains($0) }
-    if bytes.count >= 8, isText {
-        let start = String(decoding: bytes.prefix(80), as: UTF8.self)
-        return "a text, not a model: '\(start.trimmed)'"
-    }
     return nil
+}
+
+/// Says what a text is that stands where a checkpoint should: nil for what is no text. No checkpoint begins with eight
+/// characters, which as the length of a header would be at least 2^59 bytes.
+private func recognizedText(_ bytes: UnsafeRawBufferPointer) -> String? {
+    let isText = bytes.prefix(8).allSatisfy { (0x20..<0x7F).contains($0) || (9...13).contains($0) }
+    guard bytes.count >= 8, isText else { return nil }
+    let start = String(decoding: bytes.prefix(80), as: UTF8.self)
+    return "a text, not a model: '\(start.trimmed)'"
 }

@@ -101,6 +101,7 @@ func openShards(
     index path: String, blocksAs blocks: DType
 ) throws(CheckpointError) -> any Checkpoint {
     let file = try openFile(path)
+    if let what = recognized(file.bytes) { throw file.fail(what) }
     guard file.bytes.count <= SafetensorsHeader.maximumHeaderBytes else {
         throw file.fail("an index of more than 100 MB")
     }
