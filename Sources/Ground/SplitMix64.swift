@@ -7,6 +7,16 @@ public struct SplitMix64: RandomNumberGenerator, Sendable {
 
     public init(seed: UInt64) { state = seed }
 
+    /// Numbers of their own for each list: what comes before is mixed before the next number joins it. Seeds that differ
+    /// by multiples of the step below would give the same numbers, some places later.
+    public init(seed: UInt64, then numbers: [UInt64]) {
+        self.init(seed: seed)
+        for number in numbers {
+            let mixed = next()
+            state = mixed ^ number
+        }
+    }
+
     public mutating func next() -> UInt64 {
         state &+= 0x9E37_79B9_7F4A_7C15
         var z = state

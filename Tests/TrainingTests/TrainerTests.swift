@@ -327,6 +327,11 @@ private final class Shaped: SampleSource {
         for epoch in epochs { #expect(Set(epoch).count == 6) }
         #expect(Set(epochs).count == 4)
         #expect(order.batch(5) == SampleOrder(count: 7, batch: 2, seed: 3).batch(5))
+        // Nor is it the order before, moved by a place.
+        let long = SampleOrder(count: 1000, batch: 1000, seed: 3)
+        let (first, second) = (long.batch(0), long.batch(1))
+        #expect(zip(first.dropFirst(), second).count { $0 == $1 } < 20)
+        #expect(zip(first, second.dropFirst()).count { $0 == $1 } < 20)
     }
 
     @Test("draws depend on seed, iteration and pass, and are normal")

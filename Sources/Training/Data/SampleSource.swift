@@ -102,7 +102,7 @@ public struct SampleOrder: Sendable {
         let perEpoch = count / batch
         let (epoch, place) = (number / perEpoch, number % perEpoch)
         var order = Array(0..<count)
-        var random = SplitMix64(seed: seed &+ UInt64(epoch) &* 0x9E37_79B9_7F4A_7C15)
+        var random = SplitMix64(seed: seed, then: [UInt64(epoch)])
         order.shuffle(using: &random)
         return Array(order[place * batch..<(place + 1) * batch])
     }
@@ -114,9 +114,7 @@ public final class SeededDraws: RandomSource {
     private var spare: Double?
 
     public init(seed: UInt64, iteration: Int, part: Int = 0) {
-        var mixed = SplitMix64(seed: seed)
-        var other = SplitMix64(seed: mixed.next() ^ UInt64(iteration))
-        random = SplitMix64(seed: other.next() ^ UInt64(part))
+        random = SplitMix64(seed: seed, then: [UInt64(iteration), UInt64(part)])
     }
 
     /// In (0, 1).
