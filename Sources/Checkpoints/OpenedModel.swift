@@ -149,6 +149,22 @@ private func requireSharedForms(
     }
 }
 
+/// The same without the critic that the original's rCM trains beside a net (`net_fake_score`): it is no part of the model,
+/// and the original publishes the net alone.
+public func withoutCritic(_ file: any Checkpoint) throws(CheckpointError) -> any Checkpoint {
+    try leavingOut(of: file) { $0.hasPrefix("net_fake_score.") }
+}
+
+/// A checkpoint without some of its tensors.
+private func leavingOut(
+    of file: any Checkpoint, where isLeftOut: (String) -> Bool
+) throws(CheckpointError) -> any Checkpoint {
+    let kept = file.infos.filter { !isLeftOut($0.name) }
+    if kept.count == file.names.count { return file }
+    return try DerivedCheckpoint(
+        path: file.path, metadata: file.metadata, kept.map { .from(file, $0) })
+}
+
 /// Up to three names of the checkpoint with the longest common start and end.
 func nearestNames(to name: String, in file: any Checkpoint) -> [String] {
     let wanted = Array(name.utf8)
@@ -162,6 +178,14 @@ func nearestNames(to name: String, in file: any Checkpoint) -> [String] {
 }
 
 extension OpenedModel {
+    /// The checkpoint without what the model does not use.
+    public var used: any Checkpoint {
+        get throws(CheckpointError) {
+            let names = Set(unused)
+            return try leavingOut(of: checkpoint) { names.contains($0) }
+        }
+    }
+
     /// The forms in which its linear layers are stored.
     public var linearFormats: Set<LinearFormat> {
         Set(checkpoint.names.map { LinearFormat(codes: splitLeaf($0).leaf) ?? .plain })

@@ -79,8 +79,14 @@ struct ConvertCommand: AsyncParsableCommand {
         conversion.addsSparseLinear = addProjL
         conversion.heads = numHeads
         // Blocks hold numbers that a narrow type does not: converting tells, decoding to it would not.
-        let source = try openCheckpoint(input, blocksAs: dtype == nil ? .bf16 : .f32)
-        for note in source.notes { writing.note(note) }
+        let file = try openCheckpoint(input, blocksAs: dtype == nil ? .bf16 : .f32)
+        for note in file.notes { writing.note(note) }
+        let source = try withoutCritic(file)
+        let critic = file.names.count - source.names.count
+        if critic > 0 {
+            writing.note(
+                "\(input): the \(critic) tensors of a critic (net_fake_score) are left out")
+        }
         let result = try converted(source, conversion)
         try writing.write(result, to: output)
         let added = result.names.count - source.names.count

@@ -62,10 +62,11 @@ final class TrainingInputs {
                     "\(path) and \(place) are of different models: --base needs the "
                         + "teacher's channels, width of text and heads")
             }
-            return base.checkpoint
+            return try base.used
         }
         models = TrainingModels(
-            teacher: teacher.checkpoint, student: base,
+            // Whatever else lies in the file is neither trained nor exported.
+            teacher: try teacher.used, student: base,
             options: WanTransformerOptions(heads: sizes.heads, patch: family.geometry.patch),
             roundsTimesteps: family.roundsTimesteps,
             linearFormat: settings.hasInt8Base ? .int8Blocks : .plain)

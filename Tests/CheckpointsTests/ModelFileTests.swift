@@ -45,6 +45,7 @@ struct ModelFileTests {
         let file = try Self.open(
             Self.net, [("freqs", [4], .f32), ("blocks.0.ffn.0._extra_state", [2], .u8)])
         #expect(file.unused == ["freqs", "blocks.0.ffn.0._extra_state"])
+        #expect(try Set(file.used.names) == Set(Self.net.tensors().map(\.name)))
     }
 
     @Test("a model that somebody holds is opened once, until its file is replaced")

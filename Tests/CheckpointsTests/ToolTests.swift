@@ -427,6 +427,13 @@ struct ToolTests {
         #expect(Set(plain.names) == Set(model.tensors().map(\.name)))
         #expect(plain.info("blocks.0.ffn.0.weight")?.dtype == .f16)
     }
+
+    @Test("a critic that lies beside a net is no part of it")
+    func critic() throws {
+        let one = Tensor([1] as [Float], [1])
+        let file = MemoryCheckpoint([("net_fake_score.a", one), ("a", one), ("b", one)])
+        #expect(try withoutCritic(file).names == ["a", "b"])
+    }
 }
 
 @Suite("ComfyUI's scaled fp8")
