@@ -9,7 +9,7 @@ public func fixed(_ value: Double, _ digits: Int) -> String {
     let scale = (0..<digits).reduce(1.0) { scale, _ in scale * 10 }
     let scaled = (value.magnitude * scale).rounded()
     // Such large numbers have no decimals.
-    guard scaled < 0x1p63 else { return "\(value)" }
+    guard scaled < 0x1p63 else { return value.isNaN ? "nan" : "\(value)" }
     let (whole, fraction) = UInt64(scaled).quotientAndRemainder(dividingBy: UInt64(scale))
     let sign = value < 0 && scaled > 0 ? "-" : ""
     guard digits > 0 else { return sign + "\(whole)" }
@@ -21,6 +21,9 @@ public func padded(_ number: some BinaryInteger, _ digits: Int, radix: Int = 10)
     let text = String(number, radix: radix)
     return String(repeating: "0", count: max(0, digits - text.count)) + text
 }
+
+/// A number in f32's digits, `inf`, `-inf` or `nan`: Swift would print the bits of a NaN, too.
+public func numeral(_ value: Double) -> String { value.isNaN ? "nan" : "\(Float(value))" }
 
 /// A duration: `43.2 ms`, `1.25 s`.
 public func describe(seconds: Double) -> String {

@@ -297,7 +297,7 @@ struct TrainingRun {
                 let left = pace.mean * Double(trainer.settings.iterations - trainer.iteration)
                 note(
                     "iteration \(report.iteration) of \(trainer.settings.iterations), "
-                        + "\(report.net) loss \(brief(report.loss)) norm \(brief(report.norm)), "
+                        + "\(report.net) loss \(numeral(report.loss)) norm \(numeral(report.norm)), "
                         + "\(describe(seconds: pace.mean)) each, \(about(seconds: left)) left")
             }
             if report.isPausing {
@@ -340,10 +340,6 @@ struct TrainingRun {
                     "transformer\(ending)-quant.pth")
             }
         }
-    }
-
-    private func brief(_ value: Double) -> String {
-        value.isFinite ? "\(Float(value))" : "\(value)"
     }
 
     private func note(_ text: String) {

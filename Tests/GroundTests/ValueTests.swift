@@ -129,6 +129,13 @@ import Testing
         #expect(fixed(value, digits) == expected)
     }
 
+    @Test("a NaN is nan, whatever its sign and its other bits")
+    func numerals() {
+        let strange = Double(bitPattern: 0xFFF8_3E00_0000_0001)
+        #expect(numeral(strange) == "nan" && fixed(strange, 2) == "nan")
+        #expect(numeral(0.1) == "0.1" && numeral(-.infinity) == "-inf")
+    }
+
     @Test func timesAndSizes() {
         #expect(describe(seconds: 0.0432) == "43.2 ms" && describe(seconds: 0.0996) == "0.10 s")
         #expect(describe(seconds: 75.123) == "75.12 s")

@@ -42,11 +42,10 @@ public final class Curves {
     }
 
     public func add(_ report: IterationReport, seconds: Double) throws(FileError) {
-        func number(_ x: Double) -> String { x.isFinite ? "\(Float(x))" : "\(x)" }
         let line =
             [
-                "\(report.iteration)", report.net, number(report.loss), number(report.norm),
-                number(report.learningRate), fixed(seconds, 3), csvField(report.skipped ?? ""),
+                "\(report.iteration)", report.net, numeral(report.loss), numeral(report.norm),
+                numeral(report.learningRate), fixed(seconds, 3), csvField(report.skipped ?? ""),
             ].joined(separator: ",") + "\n"
         try append(Array(line.utf8), to: csv)
         let now = Double(time(nil))
@@ -66,7 +65,7 @@ public final class Curves {
     public func add(_ figures: [(name: String, value: Double?)], iteration: Int) throws(FileError) {
         if !validations.exists { try append(Array(Self.validationHeader.utf8), to: validations) }
         let values = Self.figures.map { name in
-            figures.first { $0.name == name }?.value.map { "\(Float($0))" } ?? ""
+            figures.first { $0.name == name }?.value.map { numeral($0) } ?? ""
         }
         try append(
             Array(("\(iteration)," + values.joined(separator: ",") + "\n").utf8), to: validations)
