@@ -245,7 +245,7 @@ struct TrainingRun {
     private func follow(_ trainer: Trainer, _ validation: Validation?) throws {
         Interruption.pauses()
         while trainer.iteration < trainer.settings.iterations {
-            let report = try trainer.step(pausing: Interruption.isPausing)
+            let report = try trainer.step(pausing: { Interruption.isPausing })
             if report.isPausing {
                 _ = try trainer.state()
                 throw ExitCode(130)
@@ -286,7 +286,7 @@ struct TrainingRun {
         }
         while trainer.iteration < trainer.settings.iterations {
             let start = clock.now
-            let report = try trainer.step(pausing: Interruption.isPausing)
+            let report = try trainer.step(pausing: { Interruption.isPausing })
             let seconds = (clock.now - start) / .seconds(1)
             pace.add(seconds)
             try curves.add(report, seconds: seconds)

@@ -361,7 +361,7 @@ final class Numbered: SampleSource {
             let trainer = try Self.trainer(
                 Self.settings(.lora, batch: 1), group, samples: Poisoned(count: 2))
             let before = trainer.student.parameters.version
-            let report = try trainer.step(pausing: place.rank == 1)
+            let report = try trainer.step(pausing: { place.rank == 1 })
             #expect(trainer.student.parameters.version == before)
             return report
         }.map { try $0.get() }

@@ -181,7 +181,7 @@ import Testing
                 Self.settings(recipe), group, samples: Poisoned(count: 4))
             return try (0..<2).map { _ in
                 let before = trainer.student.parameters.version
-                let report = try trainer.step(pausing: place.rank == 1)
+                let report = try trainer.step(pausing: { place.rank == 1 })
                 #expect((trainer.student.parameters.version == before) == (report.skipped != nil))
                 return report
             }

@@ -278,6 +278,43 @@ private final class Shaped: SampleSource {
         #expect(settings.fault?.contains("only adapters") == true)
     }
 
+    @Test("a pause that is asked for while an iteration computes is taken at its end")
+    func pausing() throws {
+        final class Watched: SampleSource {
+            private let made = MadeSamples(2)
+            private(set) var isRead = false
+            var count: Int { made.count }
+            func sample(_ index: Int) -> Sample {
+                isRead = true
+                return made.sample(index)
+            }
+        }
+        let samples = Watched()
+        let trainer = try trainer(tinySettings(.lora), samples)
+        let report = try trainer.step(pausing: { samples.isRead })
+        #expect(report.isPausing)
+    }
+
+    @Test("layers that are not there are named, and what was trained is not dropped")
+    func targets() throws {
+        func error(_ body: () throws -> Void) -> String {
+            do { try body() } catch { return "\(error)" }
+            return "nothing was refused"
+        }
+        var settings = tinySettings(.lora)
+        let state = try #require(try trainer(settings).state())
+        settings.targets = ["self_attn.q", "nothing", "ffn.1"]
+        #expect(
+            error { _ = try trainer(settings) }.contains(
+                "no layers called 'nothing', 'ffn.1' (--targets)"))
+        settings.targets = ["self_attn.q"]
+        let fewer = try trainer(settings)
+        #expect(error { try fewer.restore(state) }.contains("which this run does not train"))
+        try fewer.restore(try #require(try fewer.state()))
+        settings.targets = []
+        #expect(settings.fault?.contains("targets is empty") == true)
+    }
+
     @Test("a state without an average, or with an iteration that cannot be, is refused")
     func brokenStates() throws {
         let trainer = try trainer(tinySettings(.lora))

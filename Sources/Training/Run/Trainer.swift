@@ -203,10 +203,12 @@ public final class Trainer {
             let fresh = LowRankAdapters(
                 of: start, rank: settings.rank, alpha: settings.alpha ?? Double(settings.rank),
                 targets: settings.targets, as: dtype, seed: settings.seed)
-            guard !fresh.layers.isEmpty else {
-                throw DataError(
-                    "\(start.path) has no layers called \(settings.targets.joined(separator: ", "))"
-                )
+            let strange = settings.targets.filter { target in
+                !fresh.layers.contains { $0.hasSuffix(".\(target)") }
+            }
+            guard strange.isEmpty else {
+                let names = strange.map { "'\($0.printable)'" }.joined(separator: ", ")
+                throw DataError("\(start.path) has no layers called \(names) (--targets)")
             }
             adapters = fresh
             trained = net(start, sparse, fresh, models.linearFormat)
@@ -289,8 +291,9 @@ public final class Trainer {
     }
 
     /// One iteration. Steps that are not finite are skipped, and the report says why.
-    /// - Parameter pausing: whether this process wants a pause; the report says whether any does.
-    public func step(pausing: Bool = false) throws -> IterationReport {
+    /// - Parameter pausing: whether this process wants a pause, asked once, late in the step; the report says whether any
+    ///   does.
+    public func step(pausing: () -> Bool = { false }) throws -> IterationReport {
         var trained = student
         var averaging: Int? = iteration
         if case .rcm(let rcm) = recipe {
@@ -433,15 +436,17 @@ public final class Trainer {
     }
 
     /// Adds up what all processes have found.
-    private func sum(_ result: StepResult, of trained: TrainedNet, pausing: Bool) throws -> Sums {
+    private func sum(
+        _ result: StepResult, of trained: TrainedNet, pausing: () -> Bool
+    ) throws -> Sums {
         // Processes that share out tokens find the same loss: the first one tells it.
         let loss = (sequence?.membership.isFirst ?? true) ? result.losses.reduce(0, +) : 0
         guard let group, let sharing = trained.sharing else {
             return Sums(
                 gradients: result.gradients, norm: try norm(result.gradients, of: trained),
-                loss: loss, isSpoiled: result.isSpoiled, isPausing: pausing)
+                loss: loss, isSpoiled: result.isSpoiled, isPausing: pausing())
         }
-        let facts = try group.sum([loss, result.isSpoiled ? 1 : 0, pausing ? 1 : 0])
+        let facts = try group.sum([loss, result.isSpoiled ? 1 : 0, pausing() ? 1 : 0])
         let gradients = try sharing.sum(result.gradients)
         return Sums(
             gradients: gradients, norm: try norm(gradients, of: trained), loss: facts[0],
@@ -521,6 +526,16 @@ extension Trainer {
         }
         for (role, trained) in nets {
             let parameters = trained.parameters
+            let masters = Set(parameters.names.map { "\(role).master.\($0)" })
+            if let other = state.names.first(where: {
+                $0.hasPrefix("\(role).master.") && !masters.contains($0)
+            }) {
+                // What was learned there would be lost with the next checkpoint.
+                throw .incompatible(
+                    path: state.path,
+                    reason: "it holds '\(other)', which this run does not train: go on with the "
+                        + "model and the layers (--targets) that it began with")
+            }
             func read(_ kind: String, _ name: String) throws(CheckpointError) -> Tensor? {
                 let full = "\(role).\(kind).\(name)"
                 guard let tensor = try state.tensor(full) else { return nil }

@@ -217,6 +217,7 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         for (name, block) in [("queryBlock", queryBlock), ("keyBlock", keyBlock)]
         where !(1...1024).contains(block) { return wrong(name, block, "1 to 1024") }
         if !(1...4096).contains(rank) { return wrong("rank", rank, "1 to 4096") }
+        if targets.isEmpty { return "targets is empty, expected ends of layers' names" }
         if let alpha, let fault = factor("alpha", alpha, isPositive: true) { return fault }
         if rcm.studentEvery < 1 || rcm.simulationSteps < 1 || rcm.tangentWarmup < 0
             || rcm.discreteSkip < 1 || rcm.discreteSteps <= rcm.discreteSkip
