@@ -154,35 +154,41 @@ struct TrainLoRACommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        guard let expert else { return try await train(options, nil) }
-        func hasBegun(_ one: TrainingSettings.Expert) -> Bool {
-            FilePath(options.output).appending(one.rawValue).appending("settings.json").exists
-        }
-        let isResumed = expert.experts.contains(where: hasBegun)
-        for one in expert.experts {
-            var options = options
-            // Each expert's run has a folder of its own. The second one has none before the first one's end.
-            if expert == .both {
-                if isResumed, !hasBegun(one) { options.resume = false }
-                options.output += "/\(one.rawValue)"
-            }
-            try await train(options, one)
+        for (run, expert) in runs {
+            try await run.run { try apply(to: &$0, expert) }
         }
     }
 
-    private func train(_ options: TrainOptions, _ expert: TrainingSettings.Expert?) async throws {
-        try await TrainingRun(
-            options, .lora, base: base, isInt8: int8, isOneOfTwo: self.expert == .both
-        ).run { settings in
-            if let expert { settings.expert = expert }
-            if let boundary { settings.boundary = boundary }
-            if let rank { (settings.rank, settings.alpha) = (rank, nil) }
-            if let alpha { settings.alpha = alpha }
-            try attention.apply(to: &settings)
-            if let adapterLayout { settings.layout = adapterLayout }
-            if let targets {
-                settings.targets = targets.split(separator: ",").map(String.init)
-            }
+    /// One run after the other, each with its expert.
+    var runs: [(run: TrainingRun, expert: TrainingSettings.Expert?)] {
+        func run(_ options: TrainOptions, like other: FilePath? = nil) -> TrainingRun {
+            TrainingRun(
+                options, .lora, base: base, isInt8: int8, isOneOfTwo: expert == .both, like: other)
         }
+        guard expert == .both else { return [(run(options), expert?.experts[0])] }
+        func settings(_ one: TrainingSettings.Expert) -> FilePath {
+            FilePath(options.output).appending(one.rawValue).appending("settings.json")
+        }
+        let experts = ExpertChoice.both.experts
+        let begun = experts.map(settings).first { $0.exists }
+        return experts.map { one in
+            var options = options
+            // Each expert's run has a folder of its own. The second one has none before the first one's end; what it
+            // is to be like is known from the first one's then.
+            if begun != nil, !settings(one).exists { options.resume = false }
+            options.output += "/\(one.rawValue)"
+            return (run(options, like: begun), one)
+        }
+    }
+
+    /// Puts the options that are given into settings.
+    func apply(to settings: inout TrainingSettings, _ expert: TrainingSettings.Expert?) throws {
+        if let expert { settings.expert = expert }
+        if let boundary { settings.boundary = boundary }
+        if let rank { (settings.rank, settings.alpha) = (rank, nil) }
+        if let alpha { settings.alpha = alpha }
+        try attention.apply(to: &settings)
+        if let adapterLayout { settings.layout = adapterLayout }
+        if let targets { settings.targets = targets.split(separator: ",").map(String.init) }
     }
 }

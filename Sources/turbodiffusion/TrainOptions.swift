@@ -139,6 +139,7 @@ struct TrainOptions: ParsableArguments {
     var quiet = false
 
     func validate() throws {
+        if output.isEmpty { throw ValidationError("--output is empty, expected a folder's name") }
         for (name, value) in [
             ("--validate-every", validateEvery), ("--validate-samples", validateSamples),
             ("--validate-steps", validateSteps), ("--log-every", logEvery),

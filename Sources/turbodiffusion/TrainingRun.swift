@@ -21,18 +21,22 @@ struct TrainingRun {
     let isInt8: Bool
     /// Whether another run follows or went before, with the same options, for the model's other transformer.
     let isOneOfTwo: Bool
+    /// The settings.json of another run, whose settings this one has unless it has some of its own.
+    let other: FilePath?
     /// Whether -quant checkpoints are written, too.
     let isQuantized: Bool
 
     init(
         _ options: TrainOptions, _ recipe: TrainingSettings.Recipe, base: String? = nil,
-        isInt8: Bool = false, isOneOfTwo: Bool = false, isQuantized: Bool = false
+        isInt8: Bool = false, isOneOfTwo: Bool = false, like other: FilePath? = nil,
+        isQuantized: Bool = false
     ) {
         self.options = options
         self.recipe = recipe
         self.base = base
         self.isInt8 = isInt8
         self.isOneOfTwo = isOneOfTwo
+        self.other = other
         self.isQuantized = isQuantized
     }
 
@@ -88,6 +92,8 @@ struct TrainingRun {
         let trainer = try Trainer(
             settings, inputs.models, inputs.samples, on: device, group: group)
         let folder = try RunFolder(options.output, kept: settings.kept)
+        // Of several processes the first one alone writes.
+        if isFirst { try folder.hold() }
         if let last = folder.states().last {
             try trainer.restore(try openTrainingState(last.path))
             if isFirst { note("resumed at iteration \(trainer.iteration) from \(last.path)") }
@@ -109,40 +115,49 @@ struct TrainingRun {
             // Weights that are split are gathered from all.
             return try follow(trainer, settings.shard == .full ? try validation() : nil)
         }
+        let validated = try validation()
+        // Nothing is refused any more.
         try folder.write(settings, files)
+        Interruption.noteFinished(options.output)
         note(
             "on \(device.name); \(inputs.samples.count) samples"
                 + (place.map { ", \($0.count) processes" } ?? "")
                 + (settings.sequenceParallel > 1
                     ? ", \(settings.sequenceParallel) for each sample's tokens" : ""))
-        try await lead(trainer, folder, try validation())
+        try await lead(trainer, folder, validated)
+        // Results are written there, too: nobody else has it before.
+        withExtendedLifetime(folder) {}
     }
 
     // MARK: Settings
 
-    private func settings(_ change: (inout TrainingSettings) throws -> Void) throws -> (
+    func settings(_ change: (inout TrainingSettings) throws -> Void) throws -> (
         TrainingSettings, TrainingFiles
     ) {
         var settings = TrainingSettings(recipe)
         var files = TrainingFiles()
-        let place = FilePath(options.output).appending("settings.json")
-        if place.exists {
+        let folder = FilePath(options.output)
+        let own = folder.appending("settings.json")
+        // Checkpoints without settings are another run's, too.
+        if own.exists || !RunFolder.states(in: folder).isEmpty {
             guard options.resume || options.dryRun else {
                 throw UserError(
                     "train.exists",
                     "\(options.output) holds a run already: --resume goes on with it, another "
                         + "--output begins a new one")
             }
-            try take(try SettingsFile(place.string), &settings, &files)
-        } else if options.resume {
+        }
+        guard own.exists || !options.resume else {
             throw UserError("train.resume", "\(options.output) holds no run that could be resumed")
         }
+        let stored = own.exists ? own : other
+        if let stored { try take(try SettingsFile(stored.string), &settings, &files) }
         if let config = options.config {
             let file = try SettingsFile(config)
-            if place.exists, file.preset != nil { throw presetOfStored }
+            if stored != nil, file.preset != nil { throw presetOfStored }
             try take(file, &settings, &files)
         }
-        if place.exists, options.preset != nil || options.isLarge { throw presetOfStored }
+        if stored != nil, options.preset != nil || options.isLarge { throw presetOfStored }
         if let preset = options.preset ?? (options.isLarge ? .large : nil) {
             guard preset.recipe == nil || preset.recipe == recipe else {
                 throw UserError(
@@ -281,8 +296,9 @@ struct TrainingRun {
             try curves.add(figures, iteration: trainer.iteration)
             note(
                 "validation after iteration \(trainer.iteration): "
-                    + figures.compactMap { name, value in value.map { "\(name) \(fixed($0, 2))" } }
-                    .joined(separator: ", "))
+                    + figures.map { name, value in
+                        value.map { "\(name) \(fixed($0, 2))" } ?? "equal to the teacher's"
+                    }.joined(separator: ", "))
         }
         while trainer.iteration < trainer.settings.iterations {
             let start = clock.now

@@ -423,6 +423,21 @@ private final class Shaped: SampleSource {
         #expect(try stored.settings() == tinySettings(.sla))
     }
 
+    @Test("a folder belongs to one run at a time")
+    func held() throws {
+        let path = temporary()
+        defer { remove(FilePath(path)) }
+        do {
+            let first = try RunFolder(path, kept: 1)
+            try first.hold()
+            #expect { try RunFolder(path, kept: 1).hold() } throws: {
+                "\($0)".contains("is in use by another run")
+            }
+            withExtendedLifetime(first) {}
+        }
+        try RunFolder(path, kept: 1).hold()
+    }
+
     @Test("settings that are no settings are refused in words")
     func settingsFiles() throws {
         let path = temporary() + ".json"

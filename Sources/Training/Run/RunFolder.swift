@@ -16,14 +16,33 @@ public struct RunFolderError: Error, Sendable, Equatable, CustomStringConvertibl
 public final class RunFolder {
     public let path: FilePath
     private let kept: Int
+    /// Holds the folder; -1: nothing does.
+    private var lock: Int32 = -1
 
     /// - Parameter kept: checkpoints that stay.
     public init(_ path: String, kept: Int) throws(RunFolderError) {
         self.path = FilePath(path)
         self.kept = kept
-        do { try self.path.appending("checkpoints").makeFolders() } catch {
+        do { try Self.checkpoints(in: self.path).makeFolders() } catch {
             throw RunFolderError("cannot make the run's folder \(error.path): \(error.reason)")
         }
+    }
+
+    deinit { if lock >= 0 { close(lock) } }
+
+    /// Keeps other runs out as long as this object exists: two would write the same files, and each remove the other's
+    /// checkpoints. A file system that knows no locks lets both in.
+    public func hold() throws(RunFolderError) {
+        let descriptor = open(path.string, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            throw RunFolderError("cannot open the run's folder \(FileError.last(path))")
+        }
+        if flock(descriptor, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK {
+            close(descriptor)
+            throw RunFolderError(
+                "\(path) is in use by another run: wait for its end, or choose another --output")
+        }
+        lock = descriptor
     }
 
     // MARK: Settings
@@ -58,13 +77,20 @@ public final class RunFolder {
 
     // MARK: Checkpoints
 
-    private var checkpoints: FilePath { path.appending("checkpoints") }
+    private var checkpoints: FilePath { Self.checkpoints(in: path) }
+    private static func checkpoints(in folder: FilePath) -> FilePath {
+        folder.appending("checkpoints")
+    }
 
     /// What an iteration's files are called, without an ending.
     public static func name(_ iteration: Int) -> String { "iter_" + padded(iteration, 9) }
 
     /// Whole checkpoints, the oldest first.
-    public func states() -> [(iteration: Int, path: String)] {
+    public func states() -> [(iteration: Int, path: String)] { Self.states(in: path) }
+
+    /// Whole checkpoints of a folder that may not be there, the oldest first.
+    public static func states(in folder: FilePath) -> [(iteration: Int, path: String)] {
+        let checkpoints = checkpoints(in: folder)
         let names = (try? checkpoints.fileNames()) ?? []
         return names.compactMap { name -> (Int, String)? in
             guard name.hasPrefix("iter_"), name.hasSuffix(".safetensors"),
