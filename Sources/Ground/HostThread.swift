@@ -12,13 +12,19 @@ public struct HostThread: Sendable {
     }
 
     /// Starts a thread; nil where the system gives no more, and then `body` is not called.
-    /// - Parameter blocksSignals: signals are left to other threads, and to none in programs that this one starts.
+    /// - Parameter blocksSignals: signals from outside are left to other threads, and to none in programs that this one
+    ///   starts.
     public init?(blocksSignals: Bool = false, _ body: @escaping @Sendable () -> Void) {
         let work = Unmanaged.passRetained(Work(body))
         // A thread inherits the mask of the one that starts it.
         var (all, before) = (sigset_t(), sigset_t())
         if blocksSignals {
             sigfillset(&all)
+            // What this thread itself causes has to reach its handler, such as the one for mapped files that shrink:
+            // where it is blocked, the system ends the process without a word.
+            for number in [SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGSYS] {
+                sigdelset(&all, number)
+            }
             pthread_sigmask(SIG_SETMASK, &all, &before)
         }
         var thread = pthread_t()

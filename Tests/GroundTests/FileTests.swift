@@ -2,6 +2,7 @@
 
 import Glibc
 import Ground
+import Synchronization
 import SystemPackage
 import Testing
 
@@ -195,6 +196,19 @@ private final class Folder {
         let pipe = folder.path.appending("pipe")
         mkfifo(pipe.string, 0o600)
         #expect(throws: FileError.notRegular(pipe)) { try MappedFile(pipe) }
+    }
+
+    @Test("that a file has shrunk is told on threads, too, that leave other signals to others")
+    func faultsReachTheirHandler() throws {
+        let blocked = Mutex<[Int32]>([])
+        let thread = HostThread(blocksSignals: true) {
+            var mask = sigset_t()
+            pthread_sigmask(SIG_BLOCK, nil, &mask)
+            let found = [SIGBUS, SIGSEGV, SIGINT, SIGTERM].filter { sigismember(&mask, $0) == 1 }
+            blocked.withLock { $0 = found }
+        }
+        try #require(thread).join()
+        #expect(blocked.withLock { $0 } == [SIGINT, SIGTERM])
     }
 
     @Test func forgottenPagesAreReadAgain() throws {
