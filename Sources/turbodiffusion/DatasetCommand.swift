@@ -67,7 +67,7 @@ struct DatasetCheckCommand: AsyncParsableCommand {
     func run() async throws {
         let shards = try arguments.open()
         var faults = 0
-        var first: (latents: [Int], text: [Int])?
+        var first: (latents: [Int], width: Int)?
         for index in shards.samples.indices {
             let key = shards.samples[index].key.printable
             func fault(_ words: String) {
@@ -76,11 +76,14 @@ struct DatasetCheckCommand: AsyncParsableCommand {
             }
             do {
                 let sample = try shards.read(index)
-                let sizes = (sample.latents.shape.dimensions, sample.text.shape.dimensions)
+                // A text may have any number of rows: it is padded before it is used.
+                let sizes = (sample.latents.shape.dimensions, sample.text.shape[1])
                 let expected = first ?? sizes
                 first = expected
                 if sizes != expected {
-                    fault("latents \(sizes.0) and text \(sizes.1), the first has \(expected)")
+                    fault(
+                        "latents of \(sizes.0) and a text of width \(sizes.1), the first sample has "
+                            + "\(expected.latents) and \(expected.width)")
                 }
                 if !sample.latents.floats().allSatisfy(\.isFinite)
                     || !sample.text.floats().allSatisfy(\.isFinite)

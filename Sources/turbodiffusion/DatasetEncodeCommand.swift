@@ -98,12 +98,15 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
         try writer.finish()
     }
 
-    private func caption(_ video: String) throws -> String {
+    func caption(_ video: String) throws -> String {
         var path = FilePath(video)
         path.extension = "txt"
-        let words: String
-        do { words = String(decoding: try path.contents(), as: UTF8.self) } catch {
+        let bytes: [UInt8]
+        do { bytes = try path.contents() } catch {
             throw UserError("dataset.caption", "no caption of \(video): \(error)")
+        }
+        guard let words = String(validating: bytes, as: UTF8.self) else {
+            throw UserError("dataset.caption", "\(path): captions must be UTF-8 text")
         }
         let line = words.split(whereSeparator: \.isNewline).joined(separator: " ")
         guard !line.unicodeScalars.allSatisfy(\.properties.isWhitespace) else {

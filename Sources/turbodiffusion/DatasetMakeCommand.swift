@@ -7,6 +7,7 @@ import Devices
 import Families
 import Ground
 import Runs
+import Synchronization
 import SystemPackage
 import Tensors
 import Terminal
@@ -116,8 +117,14 @@ struct DatasetMakeCommand: AsyncParsableCommand {
         var options = RunOptions()
         options.save.text = text.path.string
         options.keepsTextEncoder = true
-        let handle = engine.start(try Run(request, models, options))
+        let refusal = Mutex<String?>(nil)
+        let handle = engine.start(try Run(request, models, options)) { event in
+            if case .notice(.notSaved(_, let reason)) = event {
+                refusal.withLock { $0 = reason }
+            }
+        }
         for try await _ in handle.steps {}
+        if let reason = refusal.withLock({ $0 }) { throw UserError("dataset.text", reason) }
         guard let made = try await handle.latents() else {
             throw UserError("dataset.latents", "the model made no latents for '\(prompt)'")
         }

@@ -70,6 +70,18 @@ private func shell(_ script: String) throws -> [String] {
         #expect(lines[0].contains("standard input is closed"))
     }
 
+    @Test("a data set that finds no room says so")
+    func noRoom() throws {
+        let lines = try shell(
+            """
+            echo "a red ball" > prompts
+            (ulimit -f 1; "$P" dataset make --model "$NANO" --prompts prompts --output d --device cpu \\
+                --num-frames 1 --num-steps 1 2>&1) | tail -n 1
+            """)
+        #expect(lines.count == 1 && lines[0].hasPrefix("Error: cannot write "), "\(lines)")
+        #expect(lines[0].hasSuffix("File too large"), "\(lines)")
+    }
+
     @Test("words that are no UTF-8 text are told, and do not become others")
     func encoding() throws {
         let lines = try shell(

@@ -1,5 +1,6 @@
 /// Which settings a training run has, and which folders it takes.
 
+import ArgumentParser
 import FoundationEssentials
 import Ground
 import SystemPackage
@@ -53,6 +54,38 @@ import Training
         let refusal = await message { _ = try new.runs[0].run.settings { _ in } }
         #expect(refusal.contains("holds a run already"))
         #expect(throws: (any Error).self) { try TrainLoRACommand.parse(["--output", ""]) }
+    }
+
+    @Test("texts of any length are no faults of a data set, other sizes are")
+    func checking() async throws {
+        try folder.makeFolders()
+        func check(_ samples: [(latents: Shape, text: Shape)]) async throws {
+            let shard = folder.appending("\(samples.count).tar")
+            let writer = try ShardWriter(shard)
+            for (number, sample) in samples.enumerated() {
+                try writer.add(
+                    number, latents: .zeros(sample.latents, .f32), text: .zeros(sample.text, .f32),
+                    prompt: "a ball")
+            }
+            try writer.finish()
+            try await DatasetCheckCommand.parse([shard.string]).run()
+        }
+        let latents: Shape = [4, 1, 4, 4]
+        try await check([(latents, [9, 8]), (latents, [20, 8])])
+        await #expect(throws: ExitCode.self) {
+            try await check([(latents, [9, 8]), ([4, 1, 4, 2], [9, 8]), (latents, [9, 7])])
+        }
+    }
+
+    @Test("a caption that is no text is refused")
+    func captions() throws {
+        try folder.makeFolders()
+        let caption = folder.appending("clip.txt")
+        try PendingFile.write(Array("caf".utf8) + [0xE9], to: caption, overwrite: false)
+        let command = try DatasetEncodeCommand.parse(["clip.mp4", "--output", "a.tar"])
+        #expect { _ = try command.caption(self.folder.appending("clip.mp4").string) } throws: {
+            "\($0)".contains("clip.txt: captions must be UTF-8 text")
+        }
     }
 
     @Test("a validation that is refused leaves no run")

@@ -1,6 +1,8 @@
 /// Damaged archives are refused in words and never trapped on.
 
+import Glibc
 import Ground
+import SystemPackage
 import Testing
 
 @testable import Training
@@ -67,6 +69,26 @@ import Testing
         #expect(throws: TarError.self) { try changed.withUnsafeBytes { try readTar($0) } }
         let negative = header("a", size: 0, digits: "-0000000007")
         #expect(throws: TarError.self) { try negative.withUnsafeBytes { try readTar($0) } }
+    }
+
+    @Test("a sample that cannot be read is named")
+    func damagedSample() throws {
+        let path = "/tmp/training-tests-\(UInt64.random(in: 0 ... .max)).tar"
+        defer { unlink(path) }
+        var shard: [UInt8] = []
+        for name in ["latent.pt", "embed.pt", "prompt.txt"] {
+            shard += tarMember("a/0001.\(name)", Array("PK\u{3}\u{4} no tensor".utf8))
+        }
+        try PendingFile.write(shard + tarEnd, to: FilePath(path), overwrite: false)
+        let shards = try TarShards([path])
+        do {
+            _ = try shards.read(0)
+            Issue.record("it was read")
+        } catch {
+            let words = error.description
+            #expect(words.hasPrefix("\(path): the sample 'a/0001', latent.pt: "), "\(words)")
+            #expect(!words.contains("checkpoint"))
+        }
     }
 
     @Test("any bytes end in members or an error")

@@ -103,15 +103,18 @@ public final class TarShards {
         let sample = samples[index]
         let file = files[sample.shard]
         func tensor(_ range: Range<Int>, _ field: String, rank: Int) throws(DataError) -> Tensor {
-            let name = "\(sample.key.printable).\(field)"
+            func wrong(_ reason: String) -> DataError {
+                let key = sample.key.printable
+                return DataError("\(paths[sample.shard]): the sample '\(key)', \(field): \(reason)")
+            }
             let tensor: Tensor
-            do { tensor = try readTorchTensor(file, range, called: name) } catch {
-                throw DataError("\(error)")
+            do { tensor = try readTorchTensor(file, range, called: field) } catch {
+                // The error's own words are about the shard as a whole.
+                if case .malformed(_, let reason) = error { throw wrong(reason.printable) }
+                throw wrong("\(error)")
             }
             guard tensor.shape.rank == rank, tensor.dtype.isFloatingPoint else {
-                throw DataError(
-                    "\(paths[sample.shard]): '\(name)' is \(tensor), expected \(rank) axes of "
-                        + "floating-point numbers")
+                throw wrong("\(tensor), expected \(rank) axes of floating-point numbers")
             }
             return tensor
         }
