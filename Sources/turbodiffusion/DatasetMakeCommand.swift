@@ -123,8 +123,10 @@ struct DatasetMakeCommand: AsyncParsableCommand {
                 refusal.withLock { $0 = reason }
             }
         }
-        for try await _ in handle.steps {}
-        if let reason = refusal.withLock({ $0 }) { throw UserError("dataset.text", reason) }
+        for try await _ in handle.steps {
+            // Without the text no sample comes of it.
+            if let reason = refusal.withLock({ $0 }) { throw UserError("dataset.text", reason) }
+        }
         guard let made = try await handle.latents() else {
             throw UserError("dataset.latents", "the model made no latents for '\(prompt)'")
         }
