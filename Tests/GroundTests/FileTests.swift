@@ -208,7 +208,8 @@ private final class Folder {
             blocked.withLock { $0 = found }
         }
         try #require(thread).join()
-        #expect(blocked.withLock { $0 } == [SIGINT, SIGTERM])
+        let found = blocked.withLock { $0 }
+        #expect(found == [SIGINT, SIGTERM])
     }
 
     @Test func forgottenPagesAreReadAgain() throws {
