@@ -28,8 +28,7 @@ public final class StepResult {
     public internal(set) var losses: [Double] = []
     /// By the trained net's parameters, f32 on the device.
     public private(set) var gradients: [String: Tensor] = [:]
-    /// Whether a sample's numbers were not finite where the trained net computes: the whole step is lost, as in the
-    /// original, whose gradients become zero.
+    /// Whether a sample's numbers were not finite, its own or what a net made of them: the whole step is lost.
     public internal(set) var isSpoiled = false
     private let device: any Backend
 

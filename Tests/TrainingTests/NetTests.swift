@@ -135,6 +135,41 @@ import Testing
         }
     }
 
+    @Test("what the teacher makes of poison spoils the step, too, and dCM keeps it as the original")
+    func poisonedTeacher() throws {
+        var poisoned = batch(2)
+        let rows = [Float](repeating: .nan, count: 12 * 12)
+        poisoned[1].negative = Text(Tensor(rows, [12, 12]))
+        let rcm = rcm()
+        for result in [
+            try rcm.continuousConsistency(poisoned, warmup: 1, TestDraws(seed: 4)),
+            try rcm.discreteConsistency(poisoned, TestDraws(seed: 4)),
+            try rcm.distributionMatching(poisoned, steps: 1, TestDraws(seed: 4)),
+        ] {
+            #expect(result.isSpoiled && result.losses[0] > 0 && result.losses[1] == 0)
+        }
+        let kept = try self.rcm { $0.keepsPoison = true }.discreteConsistency(
+            poisoned, TestDraws(seed: 4))
+        #expect(kept.isSpoiled && kept.losses[0] > 0 && kept.losses[1].isNaN)
+    }
+
+    @Test("a closure whose scale is zero is left out, and draws nothing")
+    func scales() throws {
+        let matching = rcm { $0.lossScale = 0 }
+        let step = try matching.step(batch(1), iteration: 0, TestDraws(seed: 1))
+        let alone = try matching.distributionMatching(batch(1), steps: 1, TestDraws(seed: 1))
+        #expect(step.losses == alone.losses && !step.losses.isEmpty)
+        let consistent = rcm { ($0.distributionLossScale, $0.tangentWarmup) = (0, 3) }
+        for iteration in [0, 4, 13] {
+            let step = try consistent.step(batch(1), iteration: iteration, TestDraws(seed: 1))
+            #expect(step.losses.count == 1 && !step.gradients.isEmpty)
+        }
+        // A critic that never gets a turn is counted as if it did.
+        let schedule = RCMSchedule(consistent.settings, hasCritic: true)
+        #expect([2, 3, 7, 8, 13].map(schedule.effective) == [2, 3, 3, 4, 5])
+        #expect((0..<20).allSatisfy { schedule.isStudent($0) && schedule.steps($0) == 0 })
+    }
+
     @Test("each iteration of rCM trains one net, and the critic none of the student")
     func turns() throws {
         let rcm = rcm { $0.studentEvery = 2 }

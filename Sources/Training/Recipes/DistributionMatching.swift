@@ -93,7 +93,7 @@ extension RCM {
                 observe("dmd.x0_teacher", reals[index].clean.values)
                 observe("dmd.weight", [weight])
                 let isMasked = pull.hasNaN || made[index].hasNaN
-                if made[index].hasNaN { result.isSpoiled = true }
+                if isMasked { result.isSpoiled = true }
                 result.losses.append(isMasked ? 0 : settings.distributionLossScale * pull.squares)
                 cotangents.append(
                     isMasked ? pull.zeros : 2 * settings.distributionLossScale * pull)

@@ -33,8 +33,8 @@ public struct RCM {
         public var discreteSteps = 48
         public var discreteSkip = 1
         public var discreteShift = 5.0
-        /// As the original: samples that are not finite are masked, and yet spoil what their zero cotangents meet on the
-        /// way back. Otherwise they are left out, and the step is told to be spoiled.
+        /// As the original: samples that are not finite are masked (but in dCM), and yet spoil what their zero cotangents
+        /// meet on the way back. Otherwise they are left out, and the step is told to be spoiled.
         public var keepsPoison = false
 
         public init() {}
@@ -104,7 +104,7 @@ public struct RCM {
                 observe("scm.g_normalised", pull.values)
                 observe("scm.nan_mask", [isMasked ? 1 : 0])
                 result.losses.append(isMasked ? 0 : settings.lossScale * pull.squares)
-                if field.hasNaN || !samples[index].latents.isFinite { result.isSpoiled = true }
+                if isMasked || !samples[index].latents.isFinite { result.isSpoiled = true }
                 if isMasked, !settings.keepsPoison { continue }
                 kept.append(index)
                 cotangents.append(isMasked ? pull.zeros : -2 * settings.lossScale * pull)
@@ -207,8 +207,9 @@ public struct RCM {
                 observe("dcm.x0_pred", clean.values)
                 observe("dcm.x0_target", target.values)
                 let difference = clean - target
-                let isMasked = difference.hasNaN
-                if clean.hasNaN { result.isSpoiled = true }
+                if difference.hasNaN { result.isSpoiled = true }
+                // The original masks nothing here: its loss is NaN.
+                let isMasked = difference.hasNaN && !settings.keepsPoison
                 result.losses.append(isMasked ? 0 : settings.lossScale * difference.squares)
                 cotangents.append(
                     isMasked ? difference.zeros : 2 * settings.lossScale * difference)
