@@ -525,4 +525,26 @@ private final class Shaped: SampleSource {
         #expect(try cut.sample(0).latents.shape == [4, 1, 6, 4])
         #expect(throws: DataError.self) { try ShardSamples(shards, frames: 3).sample(0) }
     }
+
+    @Test("a shard whose sample has a part twice, or a prompt that is no text, is refused by name")
+    func damagedShards() throws {
+        let path = FilePath(temporary() + ".tar")
+        defer { unlink(path.string) }
+        let parts: [(String, [UInt8])] = [
+            ("a.latent.pt", torchArchive(of: .zeros([4, 1, 2, 2], .bf16))),
+            ("a.embed.pt", torchArchive(of: .zeros([5, 12], .bf16))),
+        ]
+        let cases: [(more: [(String, [UInt8])], words: String)] = [
+            ([("a.prompt.txt", [0x63]), parts[0]], "'a' has two members called latent.pt"),
+            ([("a.prompt.txt", [0x63, 0xE9])], "'a.prompt.txt' is not text"),
+        ]
+        for (more, words) in cases {
+            let members = (parts + more).flatMap { tarMember($0.0, $0.1) }
+            try PendingFile.write(members + tarEnd, to: path, overwrite: true)
+            do {
+                _ = try TarShards([path.string]).read(0)
+                Issue.record("\(words) was taken")
+            } catch { #expect("\(error)".contains(words), "\(error)") }
+        }
+    }
 }

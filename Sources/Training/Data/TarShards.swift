@@ -83,7 +83,11 @@ public final class TarShards {
                 try finish()
                 (key, fields) = (its, [:])
             }
-            fields[field] = member.range
+            guard fields.updateValue(member.range, forKey: field) == nil else {
+                throw DataError(
+                    "\(path): the sample '\(its.printable)' has two members called "
+                        + "\(field.printable)")
+            }
         }
         try finish()
         return found
@@ -118,12 +122,17 @@ public final class TarShards {
             }
             return tensor
         }
+        guard
+            let prompt = String(
+                validating: UnsafeRawBufferPointer(rebasing: file.bytes[sample.prompt]),
+                as: UTF8.self)
+        else {
+            throw DataError(
+                "\(paths[sample.shard]): '\(sample.key.printable).prompt.txt' is not text in UTF-8")
+        }
         return (
             try tensor(sample.latents, "latent.pt", rank: 4),
-            try tensor(sample.text, "embed.pt", rank: 2),
-            String(
-                decoding: UnsafeRawBufferPointer(rebasing: file.bytes[sample.prompt]),
-                as: UTF8.self)
+            try tensor(sample.text, "embed.pt", rank: 2), prompt
         )
     }
 }
