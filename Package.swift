@@ -263,7 +263,10 @@ let package = Package(
             swiftSettings: swift),
         .testTarget(
             name: "VerificationTests",
-            dependencies: ["Verification", "CPU", "Tensors"], swiftSettings: tests),
+            dependencies: [
+                "Verification", "Training", "Ground", "CPU", "Tensors", "Checkpoints", system,
+            ],
+            swiftSettings: tests),
         .testTarget(
             name: "QualityTests",
             dependencies: ["Quality", "CPU", "Tensors", "Checkpoints", "Media"],

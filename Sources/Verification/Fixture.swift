@@ -101,6 +101,12 @@ struct CaseWeights: Sendable {
     let folder: FixtureFolder
     let entry: JSON?
 
+    /// Whether `role` has weights: where roles are not told apart, each has.
+    func has(_ role: String) -> Bool {
+        guard let roles = entry?.object else { return entry != nil }
+        return roles[role]?.string != nil || roles[role]?.array != nil
+    }
+
     /// The checkpoint of `role`, or the only one; several files are read as one.
     func open(_ role: String? = nil) throws -> any Checkpoint {
         let chosen = role.flatMap { entry?[$0] } ?? entry

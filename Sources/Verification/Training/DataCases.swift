@@ -72,11 +72,12 @@ func checkShards(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) th
     }
 }
 
-/// A sample without one of its parts is an error that names it.
+/// A sample without one of its parts, or with one that is damaged, is an error that names it.
 func checkRejectedShards(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     do {
-        _ = try shards(fixture)
-        checks.fail("shards", "an incomplete sample was accepted")
+        let shards = try shards(fixture)
+        for index in shards.samples.indices { _ = try shards.read(index) }
+        checks.fail("shards", "an incomplete or damaged sample was accepted")
     } catch let error as DataError {
         checks.pass("shards", "refused: \(error)")
     }

@@ -78,14 +78,21 @@ extension RCM.Settings {
 
 extension Fixture {
     /// The samples of in.x0, in.context and in.uncond.
-    func samples() throws -> [Sample] {
-        let latents = try f32("in.x0")
-        let contexts = try f32("in.context")
+    /// - Parameter iteration: of a run, whose batches go round; nil: there is one batch.
+    func samples(_ iteration: Int? = nil) throws -> [Sample] {
+        var (latents, contexts) = (try f32("in.x0"), try f32("in.context"))
+        if let iteration {
+            let place = iteration % latents.shape[0]
+            (latents, contexts) = (latents[place], contexts[place])
+        }
         let negatives = has("in.uncond") ? try f32("in.uncond") : nil
         return (0..<latents.shape[0]).map { index in
             Sample(
                 latents: LatentValues(latents[index]), text: Text(contexts[index]),
-                negative: negatives.map { Text($0[min(index, $0.shape[0] - 1)]) })
+                negative: negatives.map {
+                    // One text for all, or one for each sample.
+                    Text($0.shape.rank == 2 ? $0 : $0[min(index, $0.shape[0] - 1)])
+                })
         }
     }
 }
@@ -124,8 +131,8 @@ private func rcm(_ fixture: Fixture, on device: any Backend) throws -> RCM {
     var settings = try RCM.Settings(fixture)
     settings.keepsPoison = true
     return RCM(
-        student: try net("student"), teacher: try net("teacher"), critic: try net("critic"),
-        settings)
+        student: try net("student"), teacher: try net("teacher"),
+        critic: fixture.weights.has("critic") ? try net("critic") : nil, settings)
 }
 
 /// Gradients of a step by the trained net's parameters; what is not finite becomes zero, as in the original.
@@ -192,9 +199,14 @@ func checkJointStep(_ fixture: Fixture, _ device: any Backend, _ checks: Checks)
     let iteration = try fixture.int("iteration")
     try checkStep(fixture, device, checks) { rcm, batch, draws, observe in
         let schedule = RCMSchedule(rcm.settings, hasCritic: true)
-        let result = try rcm.continuousConsistency(
-            batch, warmup: schedule.tangentWeight(iteration), draws, observe: observe)
-        try checks.compare("out.loss.scm", result.losses, in: fixture)
+        let result = StepResult(on: rcm.student.device)
+        if schedule.hasConsistency {
+            result.add(
+                try rcm.consistency(batch, iteration: iteration, draws, observe: observe))
+        }
+        for name in ["out.loss.scm", "out.loss.dcm"] where fixture.has(name) {
+            try checks.compare(name, result.losses, in: fixture)
+        }
         let matching = try rcm.distributionMatching(
             batch, steps: schedule.steps(iteration), draws, observe: observe)
         try checks.compare("out.loss.dmd", matching.losses, in: fixture)
@@ -226,6 +238,20 @@ func checkStudentField(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
     try checks.compareSampled("out.dF", tangents, in: fixture)
 }
 
+extension TrainingNet {
+    /// The block maps of each layer, sample after sample. noise: [B, C, T, H, W]
+    func blockMaps(_ batch: [Sample], at times: [Double], _ noise: Tensor) throws -> [[Double]] {
+        var maps: [[Double]] = []
+        for (index, t) in times.enumerated() {
+            let x = (1 - t) * batch[index].latents + t * LatentValues(noise[index])
+            let found = try blockMaps(x.tensor, at: 1000 * t, batch[index].text)
+            if maps.isEmpty { maps = found.map { _ in [] } }
+            for (layer, map) in found.enumerated() { maps[layer] += map }
+        }
+        return maps
+    }
+}
+
 /// A step of white-box tuning.
 func checkWhiteBoxStep(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
     let student = try TrainingNet(
@@ -240,7 +266,7 @@ func checkWhiteBoxStep(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
     let recipe = WhiteBox(
         student: student.net, teacher: teacher.net,
         times: .logNormal(mean: mean, deviation: deviation),
-        lossScale: fixture.config["loss_scale"]?.double ?? 1)
+        lossScale: fixture.config["loss_scale"]?.double ?? 1, keepsPoison: true)
     let batch = try fixture.samples()
     let observed = Observed()
     var times1: [Double] = []
@@ -250,15 +276,9 @@ func checkWhiteBoxStep(_ fixture: Fixture, _ device: any Backend, _ checks: Chec
     }
     try observed.compare(checks, in: fixture)
     let noise = try fixture.f32("in.eps")
-    var maps: [String: [Double]] = [:]
-    for (index, t) in times1.enumerated() {
-        let x = (1 - t) * batch[index].latents + t * LatentValues(noise[index])
-        let found = try student.blockMaps(x.tensor, at: 1000 * t, batch[index].text)
-        for (layer, map) in found.enumerated() {
-            maps["mid.block\(layer).block_map", default: []] += map
-        }
+    for (layer, map) in try student.blockMaps(batch, at: times1, noise).enumerated() {
+        try checks.compare("mid.block\(layer).block_map", map, in: fixture)
     }
-    for (name, map) in maps { try checks.compare(name, map, in: fixture) }
     try checks.compare("out.loss", result.losses, in: fixture)
     try compareGradients(result, checks, in: fixture, on: device)
 }
@@ -274,7 +294,8 @@ func checkSchedule(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) 
     }
     try compare("is_student") { schedule.isStudent($0) ? 1 : 0 }
     try compare("closures") {
-        schedule.isStudent($0) ? (schedule.matchesDistribution($0) ? 3 : 1) : 4
+        schedule.isStudent($0)
+            ? (schedule.hasConsistency ? 1 : 0) + (schedule.matchesDistribution($0) ? 2 : 0) : 4
     }
     try compare("effective_iteration") { Double(schedule.effective($0)) }
     try compare("effective_iteration_fake") { Double(schedule.effectiveCritic($0)) }

@@ -66,10 +66,11 @@ func checkAdam(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) thro
     if fixture.has("out.lr") { try checks.compare("out.lr", rates, in: fixture) }
 }
 
-/// Some steps, then one more with the masters kept, and one as the original resumes: from the bf16 parameters, and with
-/// moments that loading has rounded to their type.
+/// Some steps, then more with the masters kept, and as many as the original resumes: from what nets see of the parameters,
+/// and with moments that loading has rounded to the parameters' type.
 func checkAdamResume(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
-    let parameters = Parameters(fixture.name, try fixture.tensors("in.param."), as: .bf16)
+    let type = fixture.parameterType
+    let parameters = Parameters(fixture.name, try fixture.tensors("in.param."), as: type)
     let adam = Adam(try fixture.optimizer(), on: device)
     func gradients(_ step: Int) throws -> [String: Tensor] {
         Dictionary(
@@ -87,16 +88,19 @@ func checkAdamResume(_ fixture: Fixture, _ device: any Backend, _ checks: Checks
     for step in 1...before { adam.step(parameters, try gradients(step), factor: 1) }
     try compare("master_before", parameters)
     let resumed = Parameters(
-        fixture.name, parameters.names.map { ($0, device.read(parameters.tensor($0)!)) }, as: .bf16)
+        fixture.name, parameters.names.map { ($0, device.read(parameters.tensor($0)!)) }, as: type)
     let other = Adam(adam.settings, on: device)
     func rounded(_ moments: [String: Tensor]) -> [String: Tensor] {
-        moments.mapValues { device.cast(device.cast($0, to: .bf16), to: .f32) }
+        moments.mapValues { device.cast(device.cast($0, to: type), to: .f32) }
     }
     other.restore(
         means: rounded(adam.means), squares: rounded(adam.squares), steps: adam.steps)
-    adam.step(parameters, try gradients(before + 1), factor: 1)
+    let after = try fixture.int("steps_after")
+    for step in before..<before + max(0, after) {
+        adam.step(parameters, try gradients(step + 1), factor: 1)
+        other.step(resumed, try gradients(step + 1), factor: 1)
+    }
     try compare("kept.master", parameters)
-    other.step(resumed, try gradients(before + 1), factor: 1)
     try compare("after.master", resumed)
     try checks.compare("out.after.step", [Double(other.steps)], in: fixture)
 }
@@ -124,7 +128,9 @@ func checkForceFinite(_ fixture: Fixture, _ device: any Backend, _ checks: Check
 }
 
 func checkAverageWeight(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) throws {
-    let iterations = try fixture.tensor("in.iteration").doubles().map { Int($0) }
+    // Of a run that goes on from another one's weights, the original counts from a later iteration.
+    let shift = fixture.config["iteration_shift"]?.int ?? 0
+    let iterations = try fixture.tensor("in.iteration").doubles().map { Int($0) + shift }
     for rate in fixture.config["rates"]?.doubles ?? [] {
         try checks.compare("out.gamma_\(rate)", [MovingAverage.exponent(rate)], in: fixture)
         try checks.compare(
@@ -236,8 +242,11 @@ private func checkConversions<T: BinaryFloatingPoint>(
     try compare("trig_to_rf", "in.trig") { NoiseTime.rectifiedFlow(sigma: tan($0)) }
     try compare("sigma_to_rf", "in.sigma") { NoiseTime.rectifiedFlow(sigma: $0) }
     try compare("sigma_to_trig", "in.sigma") { atan($0) }
-    for shift in [0, 3, 5] where fixture.has("out.shift_rf_\(shift)") {
-        try compare("shift_rf_\(shift)", "in.rf") { NoiseTime.shifted($0, by: T(shift)) }
+    for name in fixture.tensorNames where name.hasPrefix("out.shift_rf_") {
+        guard let shift = Double(name.dropFirst("out.shift_rf_".count)) else { continue }
+        try compare(String(name.dropFirst("out.".count)), "in.rf") {
+            NoiseTime.shifted($0, by: T(shift))
+        }
     }
 }
 

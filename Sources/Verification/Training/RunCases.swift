@@ -48,14 +48,6 @@ extension Fixture {
         else { throw FixtureError("config lacks 'scheduler'") }
         return LearningRateSchedule([LearningRateSchedule.Cycle(warmup: warmup, start: start)])
     }
-
-    fileprivate func sample(_ index: Int) throws -> Sample {
-        let (latents, contexts) = (try f32("in.x0"), try f32("in.context"))
-        let place = index % latents.shape[0]
-        return Sample(
-            latents: LatentValues(latents[place][0]), text: Text(contexts[place][0]),
-            negative: has("in.uncond") ? Text(try f32("in.uncond")) : nil)
-    }
 }
 
 /// A net with its optimiser.
@@ -70,13 +62,21 @@ private struct Trained {
         start = net.parameters!.masters
     }
 
-    /// → the norm of the gradients, and the factor of the learning rate
+    /// As the original, what is not finite becomes zero. → the norm of the gradients, and the factor of the learning
+    /// rate
     func step(_ result: StepResult, _ schedule: LearningRateSchedule) -> (
         norm: Double, factor: Double
     ) {
-        let norm = GradientNorm.norm(result.gradients, on: net.device)
+        var gradients = result.gradients
+        var norm = GradientNorm.norm(gradients, on: net.device)
+        if !norm.isFinite {
+            gradients = gradients.mapValues {
+                net.device.place(GradientNorm.withoutNonFinite(net.device.read($0)), as: .f32)
+            }
+            norm = GradientNorm.norm(gradients, on: net.device)
+        }
         let factor = schedule.factor(optimizer.steps)
-        optimizer.step(net.parameters!, result.gradients, factor: factor)
+        optimizer.step(net.parameters!, gradients, factor: factor)
         return (norm, factor)
     }
 
@@ -104,7 +104,7 @@ func checkWhiteBoxRun(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     let recipe = WhiteBox(
         student: student.net, teacher: teacher.net,
         times: .logNormal(mean: mean, deviation: deviation),
-        lossScale: fixture.config["loss_scale"]?.double ?? 1)
+        lossScale: fixture.config["loss_scale"]?.double ?? 1, keepsPoison: true)
     let draws = PooledDraws(
         noises: try fixture.f32("in.eps"), normals: try fixture.tensor("in.normal_t").floats(),
         uniforms: [])
@@ -114,15 +114,14 @@ func checkWhiteBoxRun(_ fixture: Fixture, _ device: any Backend, _ checks: Check
     let noises = try fixture.f32("in.eps")
     var (losses, norms, rates): ([Double], [Double], [Double]) = ([], [], [])
     for iteration in 0..<(try fixture.int("steps")) {
-        let sample = try fixture.sample(iteration)
-        var time = 0.0
-        let result = try recipe.step([sample], draws) { name, values in
-            if name == "t" { time = values[0] }
+        let batch = try fixture.samples(iteration)
+        var times: [Double] = []
+        let result = try recipe.step(batch, draws) { name, values in
+            if name == "t" { times += values }
         }
         if fixture.has("mid.step\(iteration).block0.block_map") {
-            let noise = LatentValues(noises[iteration % noises.shape[0]][0])
-            let x = ((1 - time) * sample.latents + time * noise).tensor
-            let maps = try student.blockMaps(x, at: 1000 * time, sample.text)
+            let noise = noises[iteration % noises.shape[0]]
+            let maps = try student.blockMaps(batch, at: times, noise)
             for (layer, map) in maps.enumerated() {
                 try checks.compare(
                     "mid.step\(iteration).block\(layer).block_map", map, in: fixture)
@@ -148,24 +147,29 @@ func checkRCMRun(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) th
             isTrained: role != "teacher"
         ).net
     }
+    var settings = try RCM.Settings(fixture)
+    settings.keepsPoison = true
     let rcm = RCM(
-        student: try net("student"), teacher: try net("teacher"), critic: try net("critic"),
-        try RCM.Settings(fixture))
+        student: try net("student"), teacher: try net("teacher"),
+        critic: fixture.weights.has("critic") ? try net("critic") : nil, settings)
     guard let rate = fixture.config["ema"]?["rate"]?.double else {
         throw FixtureError("config lacks 'ema'")
     }
     let student = Trained(rcm.student, try fixture.optimizer("optimizer"))
-    let critic = Trained(rcm.critic!, try fixture.optimizer("optimizer_fake_score"))
+    let critic = try rcm.critic.map {
+        Trained($0, try fixture.optimizer("optimizer_fake_score"))
+    }
     let average = MovingAverage(rcm.student.parameters!, rate: rate, on: device)
     let draws = PooledDraws(
         noises: try fixture.f32("in.noise"), normals: try fixture.tensor("in.normal").floats(),
         uniforms: try fixture.tensor("in.uniform").floats())
-    let schedule = RCMSchedule(rcm.settings, hasCritic: true)
+    let schedule = RCMSchedule(rcm.settings, hasCritic: critic != nil)
     let ramp = try fixture.schedule()
     var (losses, norms): ([Double], [Double]) = ([], [])
     for iteration in 0..<(try fixture.int("steps")) {
-        let result = try rcm.step([try fixture.sample(iteration)], iteration: iteration, draws)
-        let trained = schedule.isStudent(iteration) ? student : critic
+        let result = try rcm.step(
+            try fixture.samples(iteration), iteration: iteration, draws)
+        let trained = schedule.isStudent(iteration) ? student : critic ?? student
         norms.append(trained.step(result, ramp).norm)
         if schedule.isStudent(iteration) {
             average.update(rcm.student.parameters!, iteration: schedule.effective(iteration))
@@ -176,5 +180,7 @@ func checkRCMRun(_ fixture: Fixture, _ device: any Backend, _ checks: Checks) th
     try checks.compare("out.grad_norm", norms, in: fixture)
     try student.compare("student", rcm.student.parameters!.masters, checks, in: fixture)
     try student.compare("ema", average.values, checks, in: fixture)
-    try critic.compare("critic", rcm.critic!.parameters!.masters, checks, in: fixture)
+    if let critic {
+        try critic.compare("critic", critic.net.parameters!.masters, checks, in: fixture)
+    }
 }
