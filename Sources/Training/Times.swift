@@ -32,6 +32,15 @@ public enum TimeDistribution: Sendable, Hashable, Codable {
     /// A uniform share of noise, shifted.
     case uniformShift(Double)
 
+    /// Whether all draws give a share of noise: larger numbers overflow.
+    var isPossible: Bool {
+        switch self {
+        case .logNormal(let mean, let deviation):
+            (-100...100).contains(mean) && (0...100).contains(deviation)
+        case .uniformShift(let shift): (0...1e6).contains(shift)
+        }
+    }
+
     /// The share of noise of a rectified flow. draw: a normal number, or a uniform one in [0, 1)
     public func rectifiedFlow(_ draw: Float) -> Double {
         switch self {

@@ -36,7 +36,9 @@ struct TrainSLACommand: AsyncParsableCommand {
     var quant = false
 
     func run() async throws {
-        try await TrainingRun(options, .sla, isQuantized: quant).run { settings in
+        try await TrainingRun(
+            options, .sla, names: attention.names, isQuantized: quant
+        ).run { settings in
             try attention.apply(to: &settings)
         }
     }
@@ -81,8 +83,18 @@ struct TrainRCMCommand: AsyncParsableCommand {
     @Flag(help: "Write -quant checkpoints too: linear layers in int8.")
     var quant = false
 
+    private var names: [String: String] {
+        optionNames([
+            ("criticOptimizer.learningRate", "--critic-lr", criticLr),
+            ("rcm.guidance", "--guidance", guidance),
+            ("rcm.tangentWarmup", "--tangent-warmup", tangentWarmup),
+            ("rcm.studentEvery", "--student-every", studentEvery),
+            ("rcm.difference", "--difference", difference),
+        ])
+    }
+
     func run() async throws {
-        try await TrainingRun(options, .rcm, isQuantized: quant).run { settings in
+        try await TrainingRun(options, .rcm, names: names, isQuantized: quant).run { settings in
             if let consistency { settings.rcm.consistency = consistency }
             if let derivative { settings.rcm.derivative = derivative }
             if let difference { settings.rcm.difference = difference }
@@ -159,11 +171,20 @@ struct TrainLoRACommand: AsyncParsableCommand {
         }
     }
 
+    private var names: [String: String] {
+        let own = optionNames([
+            ("boundary", "--boundary", boundary), ("rank", "--rank", rank),
+            ("alpha", "--alpha", alpha), ("expert", "--expert", expert),
+        ])
+        return own.merging(attention.names) { own, _ in own }
+    }
+
     /// One run after the other, each with its expert.
     var runs: [(run: TrainingRun, expert: TrainingSettings.Expert?)] {
         func run(_ options: TrainOptions, like other: FilePath? = nil) -> TrainingRun {
             TrainingRun(
-                options, .lora, base: base, isInt8: int8, isOneOfTwo: expert == .both, like: other)
+                options, .lora, names: names, base: base, isInt8: int8,
+                isOneOfTwo: expert == .both, like: other)
         }
         guard expert == .both else { return [(run(options), expert?.experts[0])] }
         func settings(_ one: TrainingSettings.Expert) -> FilePath {

@@ -140,6 +140,7 @@ struct TrainOptions: ParsableArguments {
 
     func validate() throws {
         if output.isEmpty { throw ValidationError("--output is empty, expected a folder's name") }
+        try checkThreads(threads)
         for (name, value) in [
             ("--validate-every", validateEvery), ("--validate-samples", validateSamples),
             ("--validate-steps", validateSteps), ("--log-every", logEvery),
@@ -159,6 +160,18 @@ struct TrainOptions: ParsableArguments {
         if classifier == nil, captions != nil {
             throw ValidationError("--captions needs --classifier FILE")
         }
+    }
+
+    /// The options that are given, by the settings that are taken from them.
+    var names: [String: String] {
+        optionNames([
+            ("iterations", "--iterations", iterations), ("batch", "--batch-size", batchSize),
+            ("accumulation", "--accumulate", accumulate),
+            ("sequenceParallel", "--sequence-parallel", sequenceParallel),
+            ("optimizer.learningRate", "--lr", lr), ("warmup", "--warmup", warmup),
+            ("largestNorm", "--clip", clip), ("frames", "--latent-frames", latentFrames),
+            ("saveEvery", "--save-every", saveEvery), ("kept", "--keep", keep),
+        ])
     }
 
     /// The options that are given, put into settings.
@@ -181,6 +194,12 @@ struct TrainOptions: ParsableArguments {
         if let saveEvery { settings.saveEvery = saveEvery }
         if let keep { settings.kept = keep }
     }
+}
+
+/// Names of options by those of their settings; an option whose value is nil is not given.
+func optionNames(_ all: [(setting: String, option: String, value: Any?)]) -> [String: String] {
+    Dictionary(
+        uniqueKeysWithValues: all.filter { $0.value != nil }.map { ($0.setting, $0.option) })
 }
 
 enum TrainingPrecision: String, ExpressibleByArgument, CaseIterable { case bf16, f32 }
@@ -236,6 +255,14 @@ struct TrainedAttention: ParsableArguments {
             128x64, SageSLA on Hopper with 64x128.
             """)
     var blocks: AttentionBlocks?
+
+    /// As ``TrainOptions/names``.
+    var names: [String: String] {
+        optionNames([
+            ("topK", "--sla-topk", topK), ("queryBlock", "--sla-blocks", blocks),
+            ("keyBlock", "--sla-blocks", blocks),
+        ])
+    }
 
     func apply(to settings: inout TrainingSettings) throws {
         if let topK { settings.topK = topK }

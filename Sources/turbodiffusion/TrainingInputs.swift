@@ -89,6 +89,11 @@ final class TrainingInputs {
                     "train.negative",
                     "\(path) holds \(rows), expected an embedding of [rows, \(sizes.textDim)]")
             }
+            // The teacher would see it in every sample: no step could be made.
+            guard rows.allFinite else {
+                throw UserError(
+                    "train.negative", "\(path) holds numbers that are not finite (NaN or infinity)")
+            }
             negative = try Text(rows).padded(to: family.textLength)
         }
         if settings.recipe == .rcm, settings.rcm.guidance > 1, negative == nil {

@@ -16,6 +16,8 @@ import Training
 struct TrainingRun {
     let options: TrainOptions
     let recipe: TrainingSettings.Recipe
+    /// The options that are given, by the settings that are taken from them.
+    let names: [String: String]
     /// The transformer that gets adapters, where it is not the teacher.
     let base: String?
     let isInt8: Bool
@@ -27,12 +29,14 @@ struct TrainingRun {
     let isQuantized: Bool
 
     init(
-        _ options: TrainOptions, _ recipe: TrainingSettings.Recipe, base: String? = nil,
-        isInt8: Bool = false, isOneOfTwo: Bool = false, like other: FilePath? = nil,
+        _ options: TrainOptions, _ recipe: TrainingSettings.Recipe, names: [String: String],
+        base: String? = nil, isInt8: Bool = false, isOneOfTwo: Bool = false,
+        like other: FilePath? = nil,
         isQuantized: Bool = false
     ) {
         self.options = options
         self.recipe = recipe
+        self.names = names.merging(options.names) { own, _ in own }
         self.base = base
         self.isInt8 = isInt8
         self.isOneOfTwo = isOneOfTwo
@@ -171,7 +175,14 @@ struct TrainingRun {
         }
         options.apply(to: &settings)
         try change(&settings)
-        if let fault = settings.fault { throw UserError("train.settings", fault) }
+        if let fault = settings.fault {
+            // The option's name where the value is an option's, else the setting's: of a file.
+            let setting = fault.prefix { $0 != " " }
+            guard let option = names[String(setting)] else {
+                throw UserError("train.settings", fault)
+            }
+            throw UsageError(description: option + fault.dropFirst(setting.count))
+        }
         files.model = options.model ?? files.model
         files.teacher = options.teacher ?? files.teacher
         files.base = base ?? files.base

@@ -156,23 +156,8 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         }
     }
 
-    /// What is wrong with these settings, in words; nil where nothing is.
+    /// What is wrong with these settings, in words that begin with the name of one; nil where nothing is.
     public var fault: String? {
-        func wrong(_ name: String, _ found: some CustomStringConvertible, _ expected: String)
-            -> String
-        {
-            "\(name) is \(found), expected \(expected)"
-        }
-        /// Devices compute with 32 bits: a number counts as what it is there.
-        func factor(_ name: String, _ value: Double, isPositive: Bool = false) -> String? {
-            let single = Float(value)
-            if single.isFinite, isPositive ? single > 0 : single >= 0 { return nil }
-            return wrong(
-                name, value,
-                isPositive
-                    ? "above 0, at most \(Float.greatestFiniteMagnitude)"
-                    : "0 to \(Float.greatestFiniteMagnitude)")
-        }
         if iterations < 1 { return wrong("iterations", iterations, "1 or more") }
         for (name, count) in [("batch", batch), ("accumulation", accumulation)]
         where !(1...1 << 20).contains(count) { return wrong(name, count, "1 to \(1 << 20)") }
@@ -183,23 +168,23 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if kept < 1 { return wrong("kept", kept, "1 or more") }
         if warmup < 0 { return wrong("warmup", warmup, "0 or more") }
         if let frames, frames < 1 { return wrong("frames", frames, "1 or more") }
+        // What f32 can hold: optimisers compute in it.
+        let most = 1e38
         for (name, o) in [("optimizer", optimizer), ("criticOptimizer", criticOptimizer)] {
-            if let fault = factor("\(name).learningRate", o.learningRate) { return fault }
-            guard (0..<1).contains(Float(o.beta1)), (0..<1).contains(Float(o.beta2)) else {
-                return wrong("\(name)'s betas", "\(o.beta1) and \(o.beta2)", "from 0 to below 1")
+            for (part, value) in [("learningRate", o.learningRate), ("decay", o.decay)]
+            where !(0...most).contains(value) {
+                return wrong("\(name).\(part)", value, "0 to \(most)")
             }
-            if let fault = factor("\(name).epsilon", o.epsilon, isPositive: true) { return fault }
-            if let fault = factor("\(name).decay", o.decay) { return fault }
+            for (part, value) in [("beta1", o.beta1), ("beta2", o.beta2)]
+            where !(0..<1).contains(Float(value)) {
+                return wrong("\(name).\(part)", value, "from 0 to below 1")
+            }
+            guard (1e-37...most).contains(o.epsilon) else {
+                return wrong("\(name).epsilon", o.epsilon, "1e-37 to \(most)")
+            }
         }
-        for (name, scale) in [
-            ("lossScale", lossScale), ("rcm.lossScale", rcm.lossScale),
-            ("rcm.distributionLossScale", rcm.distributionLossScale),
-            ("rcm.guidance", rcm.guidance),
-        ] {
-            if let fault = factor(name, scale) { return fault }
-        }
-        if let largestNorm, !(largestNorm > 0) {
-            return wrong("largestNorm", largestNorm, "above 0")
+        if let largestNorm, !(largestNorm > 0 && largestNorm <= most) {
+            return wrong("largestNorm", largestNorm, "above 0, at most \(most)")
         }
         if asReference, largestNorm != nil {
             return "largestNorm is set, but the original (asReference) clips nothing"
@@ -210,26 +195,71 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if let boundary, !(boundary > 0 && boundary < 1) {
             return wrong("boundary", boundary, "above 0 and below 1")
         }
-        guard averageRate > 0, averageRate < 0.28 else {
-            return wrong("averageRate", averageRate, "above 0 and below 0.28")
+        guard (0.001..<0.28).contains(averageRate) else {
+            return wrong("averageRate", averageRate, "from 0.001 to below 0.28")
+        }
+        for (name, scale) in [
+            ("lossScale", lossScale), ("rcm.lossScale", rcm.lossScale),
+            ("rcm.distributionLossScale", rcm.distributionLossScale),
+        ] where !(0...most).contains(scale) { return wrong(name, scale, "0 to \(most)") }
+        for (name, distribution) in [
+            ("times", times), ("rcm.consistencyTimes", rcm.consistencyTimes),
+            ("rcm.distributionTimes", rcm.distributionTimes),
+        ] where !distribution.isPossible {
+            return
+                "\(name) has a mean beyond -100...100, a deviation beyond 0...100 or a shift beyond "
+                + "0...1000000"
         }
         if let topK, !(topK > 0 && topK <= 1) { return wrong("topK", topK, "above 0, at most 1") }
         for (name, block) in [("queryBlock", queryBlock), ("keyBlock", keyBlock)]
         where !(1...1024).contains(block) { return wrong(name, block, "1 to 1024") }
         if !(1...4096).contains(rank) { return wrong("rank", rank, "1 to 4096") }
         if targets.isEmpty { return "targets is empty, expected ends of layers' names" }
-        if let alpha, let fault = factor("alpha", alpha, isPositive: true) { return fault }
-        if rcm.studentEvery < 1 || rcm.simulationSteps < 1 || rcm.tangentWarmup < 0
-            || rcm.discreteSkip < 1 || rcm.discreteSteps <= rcm.discreteSkip
-        {
-            return "rcm's counts must be 1 or more, and discreteSteps above discreteSkip"
+        if let alpha, !(alpha > 0 && alpha <= most) {
+            return wrong("alpha", alpha, "above 0, at most \(most)")
+        }
+        return rcmFault
+    }
+
+    private var rcmFault: String? {
+        guard (0...1e38).contains(rcm.guidance) else {
+            return wrong("rcm.guidance", rcm.guidance, "0 to 1e+38")
+        }
+        if rcm.tangentWarmup < 0 {
+            return wrong("rcm.tangentWarmup", rcm.tangentWarmup, "0 or more")
+        }
+        if rcm.studentEvery < 1 { return wrong("rcm.studentEvery", rcm.studentEvery, "1 or more") }
+        // Each is a pass through a net.
+        for (name, count) in [
+            ("simulationSteps", rcm.simulationSteps), ("discreteSkip", rcm.discreteSkip),
+            ("discreteSteps", rcm.discreteSteps),
+        ] where !(1...1 << 20).contains(count) {
+            return wrong("rcm.\(name)", count, "1 to \(1 << 20)")
+        }
+        if rcm.discreteSteps <= rcm.discreteSkip {
+            return wrong(
+                "rcm.discreteSteps", rcm.discreteSteps,
+                "more than rcm.discreteSkip, which is \(rcm.discreteSkip)")
+        }
+        guard (0...1e6).contains(rcm.discreteShift) else {
+            return wrong("rcm.discreteShift", rcm.discreteShift, "0 to 1000000")
         }
         guard rcm.difference > 0, rcm.difference < 1 else {
             return wrong("rcm.difference", rcm.difference, "above 0 and below 1")
         }
-        if let fixed = rcm.fixedAngles, fixed.count < rcm.simulationSteps - 1 {
+        guard let fixed = rcm.fixedAngles else { return nil }
+        if fixed.count < rcm.simulationSteps - 1 {
             return "rcm.fixedAngles has \(fixed.count) angles, expected \(rcm.simulationSteps - 1)"
+        }
+        if let angle = fixed.first(where: { !(0...1.571).contains($0) }) {
+            return wrong("rcm.fixedAngles", angle, "angles from 0 to 1.571 (half of pi)")
         }
         return nil
     }
+}
+
+private func wrong(_ name: String, _ found: some CustomStringConvertible, _ expected: String)
+    -> String
+{
+    "\(name) is \(found), expected \(expected)"
 }
