@@ -18,6 +18,34 @@ private func line(_ words: String...) async -> String {
 }
 
 @Suite struct UsageTests {
+    @Test("a value that no training run can use is a wrong command line, and named by its option")
+    func trainingValues() async throws {
+        let cases: [([String], String)] = [
+            (["rcm", "--guidance", "nan"], "--guidance is nan, expected 0 to 1e+38"),
+            (["rcm", "--student-every", "0"], "--student-every is 0, expected 1 or more"),
+            (["sla", "--clip", "inf"], "--clip is inf, expected above 0"),
+            (["sla", "--sla-topk", "2"], "--sla-topk is 2.0, expected above 0"),
+            (["lora", "--lr", "1e300"], "--lr is 1e+300, expected 0 to 1e+38"),
+            (["lora", "--keep", "0"], "--keep is 0, expected 1 or more"),
+            (["lora", "--threads", "0"], "--threads must be 1 to 4096, not 0"),
+        ]
+        for (words, expected) in cases {
+            let words = ["train"] + words + ["--output", "/tmp/nowhere/run"]
+            do {
+                let parsed = try await TurboDiffusion.command(words)
+                var command = try #require(parsed as? any AsyncParsableCommand)
+                try await command.run()
+                Issue.record("\(words) was taken")
+            } catch {
+                #expect(
+                    error is UsageError || TurboDiffusion.exitCode(for: error) == .validationFailure
+                )
+                let line = TurboDiffusion.line(for: error, words) ?? ""
+                #expect(line.contains(expected), "\(words): \(line)")
+            }
+        }
+    }
+
     @Test("one line that says what to do, whatever the mistake")
     func lines() async {
         let cases: [([String], String)] = [
