@@ -46,6 +46,7 @@ public struct SettingsFile: Sendable {
             throw RunFolderError("\(path) holds no settings: expected lines 'name: value'")
         }
         self.path = path
+        try Self.checkNames(of: root, in: path)
         func take(_ key: String) -> PlainValue.Entry? {
             guard let index = entries.firstIndex(where: { Self.isSame($0.key, key) }) else {
                 return nil
@@ -98,60 +99,88 @@ public struct SettingsFile: Sendable {
         key.lowercased().filter { $0 != "_" && $0 != "-" }
     }
 
-    /// Puts what the file says into settings.
-    public func apply(to settings: inout TrainingSettings) throws(RunFolderError) {
-        do {
-            let tree = try Self.tree(settings)
-            let merged = try merge(
-                self.settings, into: tree, known: try Self.tree(settings.withEverything), place: [])
-            settings = try JSONDecoder().decode(
-                TrainingSettings.self, from: Data(Array(merged.json.utf8)))
-        } catch let error as RunFolderError {
-            throw error
-        } catch {
-            let reason = (error as? DecodingError)?.line ?? "\(error)"
-            throw RunFolderError("\(path) holds no settings of a training run: \(reason)")
+    /// - Throws: where a setting is there twice: only one of both could count.
+    private static func checkNames(of value: PlainValue, in path: String) throws(RunFolderError) {
+        guard case .map(let entries) = value else { return }
+        var known: [String: PlainValue.Entry] = [:]
+        for entry in entries {
+            if let first = known.updateValue(entry, forKey: plain(entry.key)) {
+                throw RunFolderError(
+                    "\(path), line \(entry.line): '\(entry.key.printable)' is the same setting as "
+                        + "'\(first.key.printable)' in line \(first.line)")
+            }
+            try checkNames(of: entry.value, in: path)
         }
     }
 
-    private static func tree(_ settings: TrainingSettings) throws -> PlainValue {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = .sortedKeys
-        return try YAMLReader.read(
-            String(decoding: try encoder.encode(settings), as: UTF8.self))
+    /// Puts what the file says into settings, one after the other: what cannot be is told with its line.
+    public func apply(to settings: inout TrainingSettings) throws(RunFolderError) {
+        var (result, tree) = (settings, try Self.tree(settings))
+        let known = try Self.tree(settings.withEverything)
+        for change in try changes(self.settings, known: known, place: []) {
+            tree = tree.with(change.value, at: change.place[...])
+            do {
+                result = try JSONDecoder().decode(
+                    TrainingSettings.self, from: Data(Array(tree.json.utf8)))
+            } catch {
+                // Decoders do not say which number does not fit.
+                let reason =
+                    if case .dataCorrupted? = error as? DecodingError {
+                        "'\(change.name)' cannot be \(change.value.json.printable)"
+                    } else { words(error) }
+                throw RunFolderError("\(path), line \(change.line): \(reason)")
+            }
+        }
+        settings = result
     }
 
+    private static func tree(_ settings: TrainingSettings) throws(RunFolderError) -> PlainValue {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = .sortedKeys
+        do {
+            return try YAMLReader.read(
+                String(decoding: try encoder.encode(settings), as: UTF8.self))
+        } catch { throw RunFolderError("these settings cannot be written: \(words(error))") }
+    }
+
+    /// A setting and what it becomes.
+    private struct Change {
+        /// The names that lead to it.
+        var place: [String]
+        var value: PlainValue
+        var line: Int
+        var name: String { place.joined(separator: ".").printable }
+    }
+
+    /// What a value changes.
     /// - Parameters:
     ///   - known: what there may be.
     ///   - place: the names that lead here.
-    private func merge(
-        _ new: PlainValue, into old: PlainValue?, known: PlainValue, place: [String]
-    ) throws(RunFolderError) -> PlainValue {
-        guard case .map(let changes) = new, case .map(let names) = known else { return new }
-        var result: [PlainValue.Entry] = if case .map(let entries) = old { entries } else { [] }
+    private func changes(
+        _ new: PlainValue, known: PlainValue, place: [String], line: Int = 1
+    ) throws(RunFolderError) -> [Change] {
+        let isSection = if case .map = known { true } else { false }
+        // A section without a line changes nothing.
+        if isSection, new == .null { return [] }
+        guard case .map(let names) = known, case .map(let entries) = new else {
+            return [Change(place: place, value: new, line: line)]
+        }
         // A choice between kinds with numbers of their own: one replaces the other.
         if names.contains(where: { $0.key == "logNormal" || $0.key == "uniformShift" }) {
-            return try choice(changes, place)
+            return [Change(place: place, value: try choice(entries, place), line: line)]
         }
-        for change in changes {
-            guard let name = names.first(where: { Self.isSame($0.key, change.key) }) else {
-                let all = names.map(\.key).sorted().joined(separator: ", ")
+        var all: [Change] = []
+        for entry in entries {
+            guard let name = names.first(where: { Self.isSame($0.key, entry.key) }) else {
+                let here = names.map(\.key).sorted().joined(separator: ", ")
                 throw RunFolderError(
-                    "\(path), line \(change.line): '\((place + [change.key]).joined(separator: ".").printable)' "
-                        + "is no setting; here are: \(all)")
+                    "\(path), line \(entry.line): '\((place + [entry.key]).joined(separator: ".").printable)' "
+                        + "is no setting; here are: \(here)")
             }
-            let index = result.firstIndex { $0.key == name.key }
-            if change.value == .null {
-                if let index { result.remove(at: index) }
-                continue
-            }
-            let value = try merge(
-                change.value, into: index.map { result[$0].value }, known: name.value,
-                place: place + [name.key])
-            let entry = PlainValue.Entry(key: name.key, value: value, line: change.line)
-            if let index { result[index] = entry } else { result.append(entry) }
+            all += try changes(
+                entry.value, known: name.value, place: place + [name.key], line: entry.line)
         }
-        return .map(result)
+        return all
     }
 
     private func choice(_ changes: [PlainValue.Entry], _ place: [String]) throws(RunFolderError)
@@ -174,6 +203,23 @@ public struct SettingsFile: Sendable {
     }
 }
 
+extension PlainValue {
+    /// The same with another value at a place; null: with none.
+    fileprivate func with(_ value: PlainValue, at place: ArraySlice<String>) -> PlainValue {
+        guard let key = place.first else { return value }
+        var entries: [Entry] = if case .map(let own) = self { own } else { [] }
+        let index = entries.firstIndex { $0.key == key }
+        if place.count == 1, value == .null {
+            if let index { entries.remove(at: index) }
+            return .map(entries)
+        }
+        let old = index.map { entries[$0].value } ?? PlainValue.map([])
+        let entry = Entry(key: key, value: old.with(value, at: place.dropFirst()), line: 1)
+        if let index { entries[index] = entry } else { entries.append(entry) }
+        return .map(entries)
+    }
+}
+
 extension TrainingSettings {
     /// With something in each place that may be empty.
     fileprivate var withEverything: TrainingSettings {
@@ -188,3 +234,5 @@ extension TrainingSettings {
         return settings
     }
 }
+
+private func words(_ error: any Error) -> String { (error as? DecodingError)?.line ?? "\(error)" }

@@ -96,9 +96,12 @@ struct YAMLReader {
     }
 
     private init(_ text: String) throws(YAMLError) {
-        for (index, whole) in text.unicodeScalars.split(
-            separator: "\n", omittingEmptySubsequences: false
-        ).enumerated() {
+        var scalars = text.unicodeScalars[...]
+        // Some editors begin a file with a byte-order mark.
+        if scalars.first == "\u{FEFF}" { scalars.removeFirst() }
+        for (index, whole) in scalars.split(separator: "\n", omittingEmptySubsequences: false)
+            .enumerated()
+        {
             let number = index + 1
             var rest = whole.drop { $0 == " " }
             let indent = whole.count - rest.count
