@@ -242,6 +242,7 @@ struct TrainingRun {
             let needed = try planned(.full).needed
             return "--shard full, with which it takes \(describe(bytes: needed)), \(others)"
         }
+        if isFirst { try plan.requireRoom(in: FilePath(options.output), settings) }
     }
 
     // MARK: Processes
@@ -392,6 +393,23 @@ extension TrainingPlan {
             "train.memory",
             "an iteration takes \(describe(bytes: needed)), \(describe(bytes: free)) are free: "
                 + "try \(try advice())")
+    }
+}
+
+extension TrainingPlan {
+    /// Throws where the disk has no room for the run's checkpoints.
+    func requireRoom(in folder: FilePath, _ settings: TrainingSettings) throws(FileError) {
+        let checkpoints = folder.appending("checkpoints")
+        let there = ((try? checkpoints.fileNames()) ?? []).count {
+            $0.hasPrefix("iter_") && $0.hasSuffix(".safetensors")
+        }
+        let needed = room(for: settings, there: there)
+        // Folders that are missing will be made.
+        var place = checkpoints
+        while place.freeBytes == nil, place.folder != place { place = place.folder }
+        if let free = place.freeBytes, needed > free {
+            throw .noRoom(checkpoints, needed: needed, free: free)
+        }
     }
 }
 

@@ -396,6 +396,20 @@ private final class Shaped: SampleSource {
                 tinySettings(recipe), models, MadeSamples(1).sample(0), isGPU: true)
             #expect(onGPU.memory >= plan.memory && onGPU.flops == plan.flops)
             #expect(plan.overhead == 0 && onGPU.overhead == 3 << 30)
+            // What is written when every net has made a step.
+            let trainer = try trainer(tinySettings(recipe))
+            for _ in 0..<3 { _ = try trainer.step() }
+            let state = try #require(try trainer.state())
+            let bytes = state.names.reduce(0) { $0 + (state.info($1)?.byteCount ?? 0) }
+            #expect(plan.checkpoint == bytes)
+            var settings = tinySettings(recipe)
+            (settings.iterations, settings.saveEvery, settings.kept) = (1000, 100, 2)
+            #expect(plan.room(for: settings, there: 0) == 3 * bytes)
+            #expect(plan.room(for: settings, there: 2) == bytes)
+            settings.saveEvery = 1000
+            #expect(plan.room(for: settings, there: 0) == bytes)
+            (settings.saveEvery, settings.kept) = (1, .max)
+            #expect(plan.room(for: settings, there: 5000) == 0)
         }
     }
 

@@ -15,6 +15,8 @@ public struct TrainingPlan: Sendable, Hashable {
     public var overhead: Int
     /// Bytes that must be free.
     public var needed: Int { memory + overhead }
+    /// Bytes of a checkpoint: masters and moments in f32, and the student's average.
+    public var checkpoint: Int
     /// FLOPs of the heaviest iteration.
     public var flops: Int
 
@@ -45,6 +47,9 @@ public struct TrainingPlan: Sendable, Hashable {
         parameters =
             trainer.student.parameters.elementCount
             + (trainer.critic?.parameters.elementCount ?? 0)
+        let averaged =
+            trainer.student.average == nil ? 0 : trainer.student.parameters.elementCount
+        checkpoint = 12 * parameters + 4 * averaged
         flops = 0
         for _ in 0..<(settings.recipe == .rcm ? 4 : 2) {
             device.resetCounts()
@@ -59,12 +64,20 @@ public struct TrainingPlan: Sendable, Hashable {
         // Moments in f32 (in 8 bits they are not there at the peak), masters beside bf16 weights (in f32 the net
         // sees the masters, which all keep), and the student's average.
         let each = (settings.hasEightBitMoments ? 0 : 8) + (settings.isHalf ? 4 : 0)
-        let shared =
-            each * parameters + (trainer.student.average == nil ? 0 : 4)
-            * trainer.student.parameters.elementCount
+        let shared = each * parameters + 4 * averaged
         // The sums of own gradients lie beside the whole gradients.
         let sums = processes > 1 ? 4 * parameters / processes : 0
         memory = device.memory.peak - shared / processes * (processes - 1) + sums
+    }
+
+    /// Bytes of the checkpoints that a run has yet to write beside those that are there: those that stay, and the one that is
+    /// being written when the oldest goes.
+    public func room(for settings: TrainingSettings, there: Int) -> Int {
+        // One is written at the end, too.
+        let written = (settings.iterations - 1) / settings.saveEvery + 1
+        let most = settings.kept < written ? settings.kept + 1 : written
+        let (bytes, isTooMuch) = checkpoint.multipliedReportingOverflow(by: max(0, most - there))
+        return isTooMuch ? .max : bytes
     }
 
     /// The process with the most of a sample's tokens. shape: of the latents
