@@ -50,6 +50,11 @@ extern "C" __global__ void kernel(int* out) {
     if (threadIdx.x % 2) out[threadIdx.x] = __shfl_sync(~0u, 1, 0);
     else __syncwarp();
 }""", 32, 0, "threads meet at syncwarp and shfl"),
+    "half a warp, and the other half elsewhere": ("""
+extern "C" __global__ void kernel(int* out) {
+    if (threadIdx.x % 2) out[threadIdx.x] = __shfl_sync(~0u, int(threadIdx.x), 1) * 2;
+    else out[threadIdx.x] = __shfl_sync(~0u, int(threadIdx.x), 0) + 5;
+}""", 32, 0, "threads meet at two places of shfl"),
     "a barrier for too many": ("""
 extern "C" __global__ void kernel(int* out) {
     if (threadIdx.x < 64) asm volatile("bar.sync %0, %1;" ::"r"(1), "r"(128));

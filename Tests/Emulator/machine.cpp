@@ -52,6 +52,7 @@ struct Meeting {
     uint32_t present = 0, mask = 0;
     unsigned arrived = 0;
     const char* what = nullptr;
+    const void* place = nullptr;  // in the kernel's code
     void (*work)(void* const*) = nullptr;
     void* brought[128] = {};
 };
@@ -332,6 +333,10 @@ void meet(unsigned size, uint32_t mask, const char* what, void* mine, void (*wor
     if (meeting.arrived > 0 && (meeting.work != work || meeting.mask != mask)) {
         fail("threads meet at %s and %s, masks %x and %x", meeting.what, what, meeting.mask, mask);
     }
+    // In a branch that some threads do not take, they would wait for ever on a card.
+    const void* place = __builtin_return_address(0);
+    if (meeting.arrived > 0 && meeting.place != place) fail("threads meet at two places of %s", what);
+    meeting.place = place;
     meeting.what = what;
     meeting.work = work;
     meeting.mask = mask;
