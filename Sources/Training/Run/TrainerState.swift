@@ -1,7 +1,6 @@
 /// A trainer's state, to a file and back, and what is published of it.
 
-import Checkpoints
-import Ground
+public import Checkpoints
 import Tensors
 
 extension Trainer {
