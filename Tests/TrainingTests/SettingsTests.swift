@@ -182,7 +182,8 @@ extension SettingsFile {
             var expected = TrainingSettings(.sla)
             expected.batch = 3
             expected.topK = nil
-            #expect(try SettingsFile(path).settings() == expected)
+            let found = try SettingsFile(path).settings()
+            #expect(found == expected)
         }
     }
 

@@ -211,7 +211,7 @@ private final class Shaped: SampleSource {
     @Test("what is no longer finite is neither kept nor published")
     func overflow() throws {
         var settings = tinySettings(.lora)
-        (settings.warmup, settings.optimizer.learningRate) = (0, 3e38)
+        (settings.warmup, settings.optimizer.learningRate) = (0, 1e38)
         settings.optimizer.decay = 1e30
         #expect(settings.fault == nil)
         let trainer = try trainer(settings)
@@ -480,7 +480,7 @@ private final class Shaped: SampleSource {
             ({ $0.criticOptimizer.learningRate = 1e39 }, "criticOptimizer.learningRate"),
             ({ $0.optimizer.epsilon = 1e-300 }, "optimizer.epsilon"),
             ({ $0.optimizer.decay = 1e300 }, "optimizer.decay"),
-            ({ $0.optimizer.beta2 = 1 - 1e-12 }, "betas"), ({ $0.lossScale = 1e39 }, "lossScale"),
+            ({ $0.optimizer.beta2 = 1 - 1e-12 }, "beta2"), ({ $0.lossScale = 1e39 }, "lossScale"),
             ({ $0.alpha = 1e300 }, "alpha"), ({ $0.rcm.guidance = -1 }, "rcm.guidance"),
         ] {
             var settings = tinySettings(.lora)
