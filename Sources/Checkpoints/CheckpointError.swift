@@ -7,6 +7,8 @@ import SystemPackage
 public enum CheckpointError: Error, Sendable, Equatable {
     /// The file cannot be opened or mapped.
     case unreadable(path: String, reason: String)
+    /// A folder with several checkpoints, of which one must be named.
+    case several(folder: String, names: [String])
     /// The bytes are not a checkpoint that this program accepts: damaged, hostile or of another
     /// kind.
     case malformed(path: String, reason: String)
@@ -31,6 +33,11 @@ extension CheckpointError: CustomStringConvertible {
     private var line: String {
         switch self {
         case .unreadable(let path, let reason): cannotRead(path, reason)
+        case .several(let folder, let names):
+            cannotRead(
+                folder,
+                "the folder holds several checkpoints; name one of them: "
+                    + names.prefix(4).joined(separator: ", "))
         case .malformed(let path, let reason): "\(path) is not a usable checkpoint: \(reason)"
         case .missing(let name, let path, let nearest):
             "\(path) has no tensor '\(name)'"
@@ -54,7 +61,7 @@ extension CheckpointError {
         switch self {
         case .unreadable(let path, _), .malformed(let path, _), .missing(_, let path, _),
             .shape(_, let path, _, _), .dtype(_, let path, _, _), .unwritable(let path, _),
-            .incompatible(let path, _), .wrongModel(let path, _, _, _):
+            .incompatible(let path, _), .wrongModel(let path, _, _, _), .several(let path, _):
             path
         }
     }

@@ -160,9 +160,12 @@ private func leavingOut(
     of file: any Checkpoint, where isLeftOut: (String) -> Bool
 ) throws(CheckpointError) -> any Checkpoint {
     let kept = file.infos.filter { !isLeftOut($0.name) }
-    if kept.count == file.names.count { return file }
+    // A file of nothing else is what was asked for.
+    if kept.isEmpty || kept.count == file.names.count { return file }
     return try DerivedCheckpoint(
-        path: file.path, metadata: file.metadata, kept.map { .from(file, $0) })
+        path: file.path, metadata: file.metadata,
+        foreignTypes: file.foreignTypes.filter { !isLeftOut($0.key) },
+        kept.map { .from(file, $0) })
 }
 
 /// Up to three names of the checkpoint with the longest common start and end.

@@ -14,7 +14,7 @@ extension DecodingError {
         case .keyNotFound(let key, let context):
             return "\(place(context.codingPath + [key])) is missing"
         case .typeMismatch(let type, let context), .valueNotFound(let type, let context):
-            return "\(place(context.codingPath)) is of another type, expected \(type)"
+            return "\(place(context.codingPath)) is of another type, expected \(words(type))"
         case .dataCorrupted(let context):
             // Decoders do not tell the place of a number that its type cannot hold.
             return context.codingPath.isEmpty
@@ -22,5 +22,16 @@ extension DecodingError {
                 : "\(place(context.codingPath)): \(context.debugDescription)"
         @unknown default: return "\(self)"
         }
+    }
+}
+
+/// A type as a user knows it.
+private func words(_ type: Any.Type) -> String {
+    switch type {
+    case is Bool.Type: "true or false"
+    case is String.Type: "a text"
+    case is any BinaryInteger.Type: "a whole number"
+    case is any BinaryFloatingPoint.Type: "a number"
+    default: "\(type)".hasPrefix("Array") ? "a list" : "names with values"
     }
 }

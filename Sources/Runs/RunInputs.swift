@@ -1,5 +1,6 @@
 /// The inputs of a run that come from outside: the tokens of the prompts, and the picture.
 
+import Checkpoints
 import Families
 package import Media
 package import Tokenizers
@@ -38,5 +39,24 @@ package struct RunInputs: Sendable {
             image = resize(
                 try await readImage(path: path), width: request.width, height: request.height)
         }
+    }
+}
+
+extension Run {
+    /// Throws where the tokenizer has tokens that the text encoder does not know. Reads the tokenizer, which a plan does
+    /// not.
+    public func checkVocabulary() throws {
+        guard parts.contains(.textEncoder), options.start.text == nil,
+            case .umT5(let encoder) = try models.file(.textEncoder).model
+        else { return }
+        let tokenizer = try TokenizerCache.shared.tokenizer(path: models.tokenizer)
+        try requireVocabulary(of: tokenizer.vocabularySize, knownTo: encoder)
+    }
+
+    func requireVocabulary(of tokens: Int, knownTo encoder: UMT5Architecture) throws(RunError) {
+        if encoder.vocabulary >= tokens { return }
+        throw .vocabulary(
+            tokenizer: models.tokenizer, tokens: tokens, textEncoder: models.path(.textEncoder),
+            known: encoder.vocabulary)
     }
 }

@@ -40,11 +40,7 @@ extension Walk {
         guard let inputs, let prompt = inputs.prompt else {
             programmingError("encodeText without tokens")
         }
-        guard encoder.config.vocabulary >= inputs.vocabularySize else {
-            throw RunError.vocabulary(
-                tokenizer: run.models.tokenizer, tokens: inputs.vocabularySize,
-                textEncoder: run.models.path(.textEncoder), known: encoder.config.vocabulary)
-        }
+        try run.requireVocabulary(of: inputs.vocabularySize, knownTo: encoder.config)
         func encode(_ tokens: Tokens) -> TextEmbedding {
             if tokens.dropped > 0 {
                 tell(.notice(.promptCut(kept: tokens.count - 1, dropped: tokens.dropped)))

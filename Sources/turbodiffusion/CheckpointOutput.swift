@@ -3,6 +3,7 @@
 import ArgumentParser
 import Checkpoints
 import Ground
+import Tensors
 import Terminal
 
 /// How a checkpoint is written: whether it may replace a file, and what is printed meanwhile.
@@ -15,6 +16,21 @@ struct CheckpointOutput: ParsableArguments {
 
     /// Refuses a path whose ending names no format, before any work is done.
     func check(_ path: String) throws(CheckpointError) { _ = try WritableFormat(forPath: path) }
+
+    /// Opens what a result is made of, and notes what is not taken over from it.
+    /// - Parameter blocks: the type that a GGUF's blocks are decoded to.
+    func source(_ path: String, blocksAs blocks: DType = .bf16) throws(CheckpointError)
+        -> any Checkpoint
+    {
+        let file = try openCheckpoint(path, blocksAs: blocks)
+        for note in file.notes { self.note(note) }
+        let model = try withoutCritic(file)
+        let critic = file.names.count - model.names.count
+        if critic > 0 {
+            note("\(path): the \(critic) tensors of a critic (net_fake_score) are left out")
+        }
+        return model
+    }
 
     /// Writes `checkpoint` to `path`; the ending of `path` says in which format.
     func write(_ checkpoint: any Checkpoint, to path: String) throws {

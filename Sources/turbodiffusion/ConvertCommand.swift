@@ -66,7 +66,7 @@ struct ConvertCommand: AsyncParsableCommand {
         if let numHeads, numHeads < 1 { throw ValidationError("--num-heads must be positive.") }
         if numHeads != nil, !addProjL {
             throw ValidationError(
-                "--num-heads tells the width of proj_l: leave it out, or --add-sla.")
+                "--num-heads tells the width of proj_l: leave it out, or give --add-sla, too.")
         }
     }
 
@@ -79,14 +79,7 @@ struct ConvertCommand: AsyncParsableCommand {
         conversion.addsSparseLinear = addProjL
         conversion.heads = numHeads
         // Blocks hold numbers that a narrow type does not: converting tells, decoding to it would not.
-        let file = try openCheckpoint(input, blocksAs: dtype == nil ? .bf16 : .f32)
-        for note in file.notes { writing.note(note) }
-        let source = try withoutCritic(file)
-        let critic = file.names.count - source.names.count
-        if critic > 0 {
-            writing.note(
-                "\(input): the \(critic) tensors of a critic (net_fake_score) are left out")
-        }
+        let source = try writing.source(input, blocksAs: dtype == nil ? .bf16 : .f32)
         let result = try converted(source, conversion)
         try writing.write(result, to: output)
         let added = result.names.count - source.names.count

@@ -115,9 +115,16 @@ struct DatasetMergeCommand: AsyncParsableCommand {
 
     func run() async throws {
         let shards = try arguments.open()
-        let writer = try ShardWriter(FilePath(output), overwrite: force)
+        let writer = try newShard(output, overwrite: force)
         for index in shards.samples.indices { try writer.add(index, index, of: shards) }
         try writer.finish()
         Output.note("\(output.printable): \(writer.count) samples")
+    }
+}
+
+/// A shard that is begun under its name.
+func newShard(_ path: String, overwrite: Bool) throws -> ShardWriter {
+    do { return try ShardWriter(FilePath(path), overwrite: overwrite) } catch {
+        throw UserError(error, takesPicture: false)
     }
 }

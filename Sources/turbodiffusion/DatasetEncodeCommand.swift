@@ -74,7 +74,7 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
         // Before the first one is encoded.
         for video in videos { try await FrameReader.check(path: video) }
         let tokenizer = try Tokenizer(path: models.tokenizer)
-        let writer = try ShardWriter(FilePath(output), overwrite: force)
+        let writer = try newShard(output, overwrite: force)
         let backend = try device.open { Output.note("\($0)") }
         let dtype: DType = precision == .bf16 ? .bf16 : .f32
         func weights(_ part: ModelPart) throws -> Weights {
@@ -105,9 +105,10 @@ struct DatasetEncodeCommand: AsyncParsableCommand {
         do { bytes = try path.contents() } catch {
             throw UserError("dataset.caption", "no caption of \(video): \(error)")
         }
-        guard let words = String(validating: bytes, as: UTF8.self) else {
+        guard var words = String(validating: bytes, as: UTF8.self) else {
             throw UserError("dataset.caption", "\(path): captions must be UTF-8 text")
         }
+        if words.hasPrefix("\u{FEFF}") { words.removeFirst() }
         let line = words.split(whereSeparator: \.isNewline).joined(separator: " ")
         guard !line.unicodeScalars.allSatisfy(\.properties.isWhitespace) else {
             throw UserError(

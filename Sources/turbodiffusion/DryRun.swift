@@ -44,6 +44,7 @@ extension Generation {
         }
         let prepared = try await one.prepare(tell: tell)
         try await check(prepared)
+        if prepared.missing.isEmpty { try prepared.run.checkVocabulary() }
         let report = try report(prepared, videos: videos, tell: tell)
         if execution.json { return Output.json(report) }
         for line in report.lines(limit: execution.memoryLimit?.bytes) { Output.line(line) }

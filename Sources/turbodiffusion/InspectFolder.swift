@@ -30,7 +30,8 @@ struct FolderSummary {
             let hasPieces = names.contains { name in
                 name.contains("-of-") || name.contains(".index.") && name.hasSuffix(".json")
             }
-            if hasPieces { throw error }
+            // Several checkpoints are shown one by one.
+            if case .several = error {} else if hasPieces { throw error }
         }
         let endings = [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"]
         let checkpoints = names.sorted().filter { name in

@@ -36,8 +36,7 @@ struct LoRACommand: AsyncParsableCommand {
 
     func run() async throws {
         try writing.check(output)
-        let base = try openCheckpoint(input)
-        for note in base.notes { writing.note(note) }
+        let base = try writing.source(input)
         let result = try adapted(
             base, by: try loras.map { try LoRA(path: $0.path, strength: $0.strength) })
         if strict, !result.unmatched.isEmpty {

@@ -42,9 +42,7 @@ struct QuantizeCommand: AsyncParsableCommand {
 
     func run() async throws {
         try writing.check(output)
-        let source = try openCheckpoint(input)
-        for note in source.notes { writing.note(note) }
-        let base = try inOriginalNames(source)
+        let base = try inOriginalNames(try writing.source(input))
         let result = try quantized(
             base, to: format == .int8 ? .int8Blocks : .fp8Rows, centresText: centerText)
         try writing.write(result.checkpoint, to: output)

@@ -166,6 +166,17 @@ struct TrainLoRACommand: AsyncParsableCommand {
     }
 
     func run() async throws {
+        if expert == .both, !options.resume, !options.dryRun,
+            let begun = ExpertChoice.both.experts
+                .map({ FilePath(options.output).appending($0.rawValue) })
+                .first(where: { $0.appending("settings.json").exists })
+        {
+            // Before the other one is trained.
+            throw UserError(
+                "train.exists",
+                "\(begun) holds a run already: --resume goes on with it, another --output begins a "
+                    + "new one")
+        }
         for (run, expert) in runs {
             try await run.run { try apply(to: &$0, expert) }
         }
@@ -175,6 +186,7 @@ struct TrainLoRACommand: AsyncParsableCommand {
         let own = optionNames([
             ("boundary", "--boundary", boundary), ("rank", "--rank", rank),
             ("alpha", "--alpha", alpha), ("expert", "--expert", expert),
+            ("targets", "--targets", targets),
         ])
         return own.merging(attention.names) { own, _ in own }
     }

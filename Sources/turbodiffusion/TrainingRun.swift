@@ -142,8 +142,13 @@ struct TrainingRun {
         var files = TrainingFiles()
         let folder = FilePath(options.output)
         let own = folder.appending("settings.json")
-        // Checkpoints without settings are another run's, too.
-        if own.exists || !RunFolder.states(in: folder).isEmpty {
+        if !own.exists, !RunFolder.states(in: folder).isEmpty {
+            throw UserError(
+                "train.exists",
+                "\(options.output) holds checkpoints of a run, but not its settings.json: choose "
+                    + "another --output")
+        }
+        if own.exists {
             guard options.resume || options.dryRun else {
                 throw UserError(
                     "train.exists",
@@ -242,7 +247,8 @@ struct TrainingRun {
             let needed = try planned(.full).needed
             return "--shard full, with which it takes \(describe(bytes: needed)), \(others)"
         }
-        if isFirst { try plan.requireRoom(in: FilePath(options.output), settings) }
+        // All of them look: the others would wait for the first one.
+        try plan.requireRoom(in: FilePath(options.output), settings)
     }
 
     // MARK: Processes

@@ -142,12 +142,16 @@ struct AdapterTests {
                         #"{"transformer.lora_alpha": 16, "transformer.alpha_pattern": {"self_attn.q": 1}}"#
                     )), 0.25
             ),
-            // The longest end of the name that is given.
             (
                 Self.pair(
                     metadata: config(
-                        #"{"alpha_pattern": {"q": 400, "self_attn.q": 8, "0.self_attn.q": 2}}"#)),
-                0.5
+                        #"{"lora_alpha": 400, "alpha_pattern": {"q": 2, "0.self_attn.q": 2, "k": 8}}"#
+                    )), 0.5
+            ),
+            (
+                Self.pair(
+                    metadata: config(
+                        #"{"transformer.lora_alpha": 8, "text_encoder_2.lora_alpha": 4}"#)), 2
             ),
             (
                 Self.pair(
@@ -169,6 +173,7 @@ struct AdapterTests {
             #"{"alpha_pattern": 1}"#, #"{"lora_alpha": "16"}"#, #"{"use_rslora": "true"}"#,
             #"{"use_dora": 0}"#, #"{"fan_in_fan_out": "false"}"#,
             #"{"transformer.lora_alpha": 4, "transformer_2.lora_alpha": 400}"#,
+            #"{"alpha_pattern": {"q": 400, "self_attn.q": 8}}"#,
         ] {
             #expect(throws: CheckpointError.self, "\(text)") {
                 try adapted(Self.base, by: [LoRA(Self.pair(metadata: config(text)))])

@@ -265,7 +265,7 @@ def two_at_once(case):
 
 def stopped_by_hand(case):
     """Ctrl-C keeps what came; the same command goes on with it."""
-    file = case.hub.add("test/models", "a.pth", 8 * MIB, faults=[("stall", 0.5)] * 4)
+    file = case.hub.add("test/models", "a.pth", 8 * MIB, faults=[("stall", 0.5, 20)] * 4)
     case.model("a")
     process = case.start("get", "a", "--stall-seconds", "30")
     time.sleep(1.5)
@@ -278,7 +278,7 @@ def stopped_by_hand(case):
 
 
 def killed(case):
-    file = case.hub.add("test/models", "a.pth", 8 * MIB, faults=[("stall", 0.5)] * 4)
+    file = case.hub.add("test/models", "a.pth", 8 * MIB, faults=[("stall", 0.5, 20)] * 4)
     case.model("a")
     process = case.start("get", "a", "--stall-seconds", "30")
     time.sleep(1.5)

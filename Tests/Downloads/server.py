@@ -272,7 +272,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.01)
         if kind == "stall":
             # Longer than clients of the tests wait.
-            time.sleep(2.5)
+            time.sleep(fault[2] if len(fault) > 2 else 2.5)
             return self.hang_up()
         if kind in ("drop", "lie-more", "lie-less"):
             return self.hang_up()

@@ -158,7 +158,7 @@ struct AdapterReader {
         }
         guard let rank else { return strength }  // alpha does not apply to full matrices
         guard let alpha else {
-            return strength * Float(configuration.scale(of: module.spelled, rank: rank))
+            return strength * Float(try configuration.scale(of: module.spelled, rank: rank))
         }
         let value = try file.require(alpha)
         guard value.shape.count == 1, value.allFinite else {

@@ -12,9 +12,11 @@ struct AdapterConfiguration {
     let saysDoRA: Bool
     /// Where the configuration was found, for messages.
     let source: String?
+    private let path: String
 
     /// - Throws: `.malformed`, or `.incompatible` if it asks for something that is not supported.
     init(of file: any Checkpoint) throws(CheckpointError) {
+        path = file.path
         var found: (text: [UInt8], source: String)?
         if let text = file.metadata["lora_adapter_metadata"] {
             found = (Array(text.utf8), "its header")
@@ -42,7 +44,7 @@ struct AdapterConfiguration {
             let said = members.filter { key, value in
                 let parts = key.split(separator: ".")
                 return parts.last == name[...] && value != .null
-                    && (parts.count == 1 || parts[0] != "text_encoder")
+                    && (parts.count == 1 || !parts[0].hasPrefix("text_encoder"))
             }.sorted { $0.key < $1.key }
             guard let first = said.first else { return nil }
             if let other = said.first(where: { $0.value != first.value }) {
@@ -73,13 +75,18 @@ struct AdapterConfiguration {
     }
 
     /// alpha / rank of a module (in the adapter's spelling), or alpha / √rank for rsLoRA; 1 without an alpha.
-    func scale(of module: String, rank: Int) -> Double {
+    /// - Throws: where two patterns give it two alphas: PEFT takes the first one of the file, other programs the longest.
+    func scale(of module: String, rank: Int) throws(CheckpointError) -> Double {
         let matching = alphas.filter { pair in
             module == pair.pattern || module.hasSuffix("." + pair.pattern)
+        }.sorted { $0.pattern < $1.pattern }
+        if let other = matching.first(where: { $0.alpha != matching[0].alpha }) {
+            throw .incompatible(
+                path: path,
+                reason: "alpha_pattern gives '\(module)' one alpha by '\(matching[0].pattern)' and "
+                    + "another by '\(other.pattern)'")
         }
-        // The longest end of the name says the most; no two that match have one length.
-        let special = matching.max { $0.pattern.utf8.count < $1.pattern.utf8.count }
-        guard let alpha = special?.alpha ?? alpha else { return 1 }
+        guard let alpha = matching.first?.alpha ?? alpha else { return 1 }
         return alpha / (isRankStabilized ? Double(rank).squareRoot() : Double(rank))
     }
 }

@@ -32,11 +32,7 @@ func openFolder(
         if files.isEmpty, indices.isEmpty { continue }
         let groups = Dictionary(grouping: files) { NumberedName($0)?.group ?? $0 }
         guard indices.isEmpty, groups.count == 1, let group = groups.first else {
-            let candidates = indices + groups.values.map { $0[0] }.sorted()
-            throw .unreadable(
-                path: folder,
-                reason: "the folder holds several checkpoints; name one of them: "
-                    + candidates.prefix(4).joined(separator: ", "))
+            throw .several(folder: folder, names: indices + groups.values.map { $0[0] }.sorted())
         }
         guard let first = NumberedName(group.value[0]) else {
             return try openCheckpoint(base + group.value[0], blocksAs: blocks)

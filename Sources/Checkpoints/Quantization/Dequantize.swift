@@ -43,7 +43,10 @@ public func dequantized(
 /// Refuses a layer's weight that is neither numbers nor codes with scales.
 /// - Throws: `.incompatible`.
 func refuseBareCodes(_ info: TensorInfo, in base: any Checkpoint) throws(CheckpointError) {
-    guard splitLeaf(info.name).leaf != "weight" || info.dtype.isFloatingPoint else {
+    // Wider whole numbers are no codes: a model that cannot use them says so when it is opened.
+    guard splitLeaf(info.name).leaf != "weight" || info.dtype.isFloatingPoint
+        || info.dtype.byteCount > 1
+    else {
         throw .incompatible(
             path: base.path, reason: "'\(info.name)' has \(info.dtype) codes without scales")
     }

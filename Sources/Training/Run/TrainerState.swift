@@ -68,9 +68,11 @@ extension Trainer {
         for (role, trained) in nets {
             let parameters = trained.parameters
             let masters = Set(parameters.names.map { "\(role).master.\($0)" })
-            if let other = state.names.first(where: {
-                $0.hasPrefix("\(role).master.") && !masters.contains($0)
-            }) {
+            if adapters != nil,
+                let other = state.names.first(where: {
+                    $0.hasPrefix("\(role).master.") && !masters.contains($0)
+                })
+            {
                 // What was learned there would be lost with the next checkpoint.
                 throw .incompatible(
                     path: state.path,

@@ -218,10 +218,13 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if let alpha, !(alpha > 0 && alpha <= most) {
             return wrong("alpha", alpha, "above 0, at most \(most)")
         }
-        return rcmFault
+        return recipe == .rcm ? rcmFault : nil
     }
 
     private var rcmFault: String? {
+        if rcm.lossScale == 0, rcm.distributionLossScale == 0 {
+            return wrong("rcm.lossScale", 0, "above 0, as rcm.distributionLossScale is 0")
+        }
         guard (0...1e38).contains(rcm.guidance) else {
             return wrong("rcm.guidance", rcm.guidance, "0 to 1e+38")
         }
