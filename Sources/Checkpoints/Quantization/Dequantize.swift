@@ -44,8 +44,9 @@ public func dequantized(
 /// - Throws: `.incompatible`.
 func refuseBareCodes(_ info: TensorInfo, in base: any Checkpoint) throws(CheckpointError) {
     // Wider whole numbers are no codes: a model that cannot use them says so when it is opened.
-    guard splitLeaf(info.name).leaf != "weight" || info.dtype.isFloatingPoint
-        || info.dtype.byteCount > 1
+    guard
+        splitLeaf(info.name).leaf != "weight" || info.dtype.isFloatingPoint
+            || info.dtype.byteCount > 1
     else {
         throw .incompatible(
             path: base.path, reason: "'\(info.name)' has \(info.dtype) codes without scales")
