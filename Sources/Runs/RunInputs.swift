@@ -46,7 +46,7 @@ extension Run {
     /// Throws where the tokenizer has tokens that the text encoder does not know. Reads the tokenizer, which a plan does
     /// not.
     public func checkVocabulary() throws {
-        guard parts.contains(.textEncoder), options.start.text == nil,
+        guard try parts.contains(.textEncoder), options.start.text == nil,
             case .umT5(let encoder) = try models.file(.textEncoder).model
         else { return }
         let tokenizer = try TokenizerCache.shared.tokenizer(path: models.tokenizer)

@@ -254,7 +254,7 @@ final class Folder {
         let folder = try Folder()
         for (text, words) in [
             ("", "it is not JSON"), ("[", "it is not JSON"),
-            (#"{"width": "wide"}"#, "'width' is of another type, expected Int"),
+            (#"{"width": "wide"}"#, "'width' is of another type, expected a whole number"),
             (#"{"text_len": 1.5}"#, "not whole where it should be"),
             (#"{"fps": 1e39}"#, "a number in it is too large"),
         ] {

@@ -52,7 +52,7 @@ import Training
             [1], to: checkpoints.appending("iter_000000002.safetensors"), overwrite: false)
         let new = try TrainLoRACommand.parse(["--output", folder.string])
         let refusal = await message { _ = try new.runs[0].run.settings { _ in } }
-        #expect(refusal.contains("holds a run already"))
+        #expect(refusal.contains("but not its settings.json"))
         #expect(throws: (any Error).self) { try TrainLoRACommand.parse(["--output", ""]) }
     }
 

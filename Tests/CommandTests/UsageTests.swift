@@ -58,7 +58,7 @@ private func line(_ words: String...) async -> String {
             (["t2v", "x", "--seed", "a"], "a number (default 0), or random"),
             (["t2v", "x", "--threads", "0"], "--threads must be 1 to 4096, not 0"),
             (["t2v", "x", "--card", "voodoo"], "rtx-4090"),
-            (["convert", "a", "b.pth", "--num-heads", "2"], "leave it out, or --add-sla"),
+            (["convert", "a", "b.pth", "--num-heads", "2"], "leave it out, or give --add-sla"),
             (["merge"], "--base"), (["t2v", "a", "b"], "b"),
             (["inspect", "--diff", "a"], "exactly two"),
         ]

@@ -481,12 +481,20 @@ private final class Shaped: SampleSource {
             ({ $0.optimizer.epsilon = 1e-300 }, "optimizer.epsilon"),
             ({ $0.optimizer.decay = 1e300 }, "optimizer.decay"),
             ({ $0.optimizer.beta2 = 1 - 1e-12 }, "beta2"), ({ $0.lossScale = 1e39 }, "lossScale"),
-            ({ $0.alpha = 1e300 }, "alpha"), ({ $0.rcm.guidance = -1 }, "rcm.guidance"),
+            ({ $0.alpha = 1e300 }, "alpha"),
         ] {
             var settings = tinySettings(.lora)
             change(&settings)
             #expect(settings.fault?.contains(words) == true, "\(words)")
         }
+        var unguided = tinySettings(.rcm)
+        unguided.rcm.guidance = -1
+        #expect(unguided.fault?.contains("rcm.guidance") == true)
+        unguided.recipe = .lora
+        #expect(unguided.fault == nil)
+        var idle = tinySettings(.rcm)
+        (idle.rcm.lossScale, idle.rcm.distributionLossScale) = (0, 0)
+        #expect(idle.fault?.contains("rcm.lossScale") == true)
     }
 
     @Test("curves forget what was lost, and events have TensorFlow's framing")
