@@ -325,6 +325,21 @@ struct FoundFileTests {
         #expect(try openCheckpoint(bin.path).tensor("a")?.floats() == [4])
     }
 
+    @Test("an archive of many tensors, each in a member of its own")
+    func manyMembers() throws {
+        let folder = try TemporaryFolder()
+        let path = try folder.file(
+            "many.pth",
+            torchFile(
+                .dict((0..<600).map { (.text("layer.\($0)"), .tensor([2], storage: "\($0)")) }),
+                storages: (0..<600).map { ("\($0)", floatBytes([Float($0), -Float($0)])) }))
+        let file = try openCheckpoint(path)
+        #expect(file.names == (0..<600).map { "layer.\($0)" })
+        for index in [0, 1, 599] {
+            #expect(try file.tensor("layer.\(index)")?.floats() == [Float(index), -Float(index)])
+        }
+    }
+
     @Test("files found in place of a model are called what they are")
     func strangers() throws {
         let folder = try TemporaryFolder()
