@@ -88,7 +88,7 @@ kernels: $(BINARY)
 # The kernels on a GPU that this machine only plays. Cards: 80, 86, 89, 90, 120.
 EMULATOR := .build-emulator
 EMULATED := $(EMULATOR)/libcuda.so.1 $(EMULATOR)/libnvrtc.so.13
-$(EMULATED) &: $(wildcard Tests/Emulator/*) | swift packages
+$(EMULATED) &: $(wildcard Tests/Emulator/*) Sources/CDrivers/include/cuda_driver.h | swift packages
 	rm -rf $(EMULATOR) && mkdir -p $(EMULATOR)
 	clang++ -std=c++20 -O2 -march=x86-64-v3 -Wall -Wno-nullability-completeness -fPIC -shared $(addprefix Tests/Emulator/,machine.cpp tensor_core.cpp driver.cpp) -Wl,-soname,libcuda.so.1 -o $(EMULATOR)/libcuda.so.1
 	clang++ -std=c++20 -O2 -fPIC -shared -DEMULATOR_SOURCES='"$(CURDIR)/Tests/Emulator"' Tests/Emulator/nvrtc.cpp -Wl,-soname,libnvrtc.so.13 -o $(EMULATOR)/libnvrtc.so.13

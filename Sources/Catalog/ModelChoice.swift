@@ -68,9 +68,9 @@ extension Catalog {
     /// The model in the folder that is the default, where that is no entry of the table and nothing else is asked for.
     /// - Throws: where there is no such folder either.
     private func standardFolder(for choice: ModelChoice) throws(CatalogError) -> ModelSet? {
-        guard choice.name == nil, let name = defaultName, entry(named: name) == nil else {
-            return nil
-        }
+        guard choice.name == nil, choice.files[.transformer] == nil, let name = defaultName,
+            entry(named: name) == nil
+        else { return nil }
         var own = choice
         own.conditioning = nil
         let models: ModelSet
@@ -81,7 +81,7 @@ extension Catalog {
                 expected: names.joined(separator: ", ") + " or a folder with a config.json")
         }
         return models.family.conditioning == choice.conditioning ?? Family.Conditioning.none
-            && choice.files[.transformer] == nil ? models : nil
+            ? models : nil
     }
 
     private func models(

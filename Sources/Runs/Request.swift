@@ -125,6 +125,16 @@ extension RequestError: CustomStringConvertible {
     public var description: String { message { $0.rawValue } }
 }
 
+extension RequestError {
+    /// Throws for a number that is out of its range.
+    public static func check(
+        _ field: Field, _ value: Double, _ range: ClosedRange<Double>
+    ) throws(RequestError) {
+        try require(
+            range.contains(value), field, value, "\(range.lowerBound) to \(range.upperBound)")
+    }
+}
+
 extension Request {
     /// The largest number of videos of one request.
     public static let mostSamples = 64
@@ -190,21 +200,15 @@ extension Request {
             }
         }
         _ = try sampler(roundTimesteps: true)
-        func check(_ field: RequestError.Field, _ value: Double, _ range: ClosedRange<Double>)
-            throws(RequestError)
-        {
-            try require(
-                range.contains(value), field, value, "\(range.lowerBound) to \(range.upperBound)")
-        }
         switch sampling {
         case .distilled(let settings):
-            try check(.sigmaMax, settings.sigmaMax, Sampling.sigmaMaxRange)
+            try RequestError.check(.sigmaMax, settings.sigmaMax, Sampling.sigmaMaxRange)
         case .flow(let flow):
             if let sigmaMax = flow.sigmaMax {
-                try check(.sigmaMax, sigmaMax, Sampling.sigmaMaxRange)
+                try RequestError.check(.sigmaMax, sigmaMax, Sampling.sigmaMaxRange)
             }
-            try check(.shift, flow.shift, Sampling.shiftRange)
-            try check(.guidance, flow.guidance, Sampling.guidanceRange)
+            try RequestError.check(.shift, flow.shift, Sampling.shiftRange)
+            try RequestError.check(.guidance, flow.guidance, Sampling.guidanceRange)
         }
     }
 

@@ -102,9 +102,13 @@ extension VideoService {
     private func letWait(_ id: String) async {
         while !state.withLock(\.isStopping) {
             try? await Task.sleep(for: .seconds(1))
-            guard let job = try? store.job(id) else { continue }
-            if job.status == .queued { state.withLock { $0.order.add(job) } }
-            return
+            do {
+                // Deleted or cancelled meanwhile: nothing waits any more.
+                guard let job = try store.job(id), job.status == .queued else { return }
+                return state.withLock { $0.order.add(job) }
+            } catch {
+                // It is asked again: that the store fails has been told.
+            }
         }
     }
 

@@ -4,10 +4,8 @@ import Delivery
 import Devices
 import Families
 import Ground
-import Media
 import Runs
 import Synchronization
-import SystemPackage
 import Tensors
 import Terminal
 
@@ -164,12 +162,6 @@ extension Generation {
             do {
                 all.append(try await generation(of: item).prepare(tell: printer.note))
             } catch OutputError.exists(let path) {
-                let isSequence =
-                    if case .pngSequence? = try? VideoFormat(path: path) { true } else { false }
-                // A folder of a video's name is none that was made before.
-                if !isSequence, FilePath(path).isFolder {
-                    throw MediaError.unwritable(path: path, reason: "it is a folder")
-                }
                 skipped.append(path)
             }
         }

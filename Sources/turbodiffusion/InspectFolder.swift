@@ -27,11 +27,8 @@ struct FolderSummary {
             _ = try openCheckpoint(path)
             return nil
         } catch {
-            let hasPieces = names.contains { name in
-                name.contains("-of-") || name.contains(".index.") && name.hasSuffix(".json")
-            }
             // Several checkpoints are shown one by one.
-            if case .several = error {} else if hasPieces { throw error }
+            if case .several = error {} else if arePieces(names) { throw error }
         }
         let endings = [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"]
         let checkpoints = names.sorted().filter { name in

@@ -40,14 +40,9 @@ struct MergeCommand: AsyncParsableCommand {
 
     func run() async throws {
         try writing.check(output)
-        func open(_ path: String) throws -> any Checkpoint {
-            let file = try openCheckpoint(path)
-            for note in file.notes { writing.note(note) }
-            return file
-        }
         let result = try merged(
-            base: try open(base), target: try open(diffTarget), diffBase: try open(diffBase),
-            weight: w)
+            base: try writing.source(base), target: try writing.source(diffTarget),
+            diffBase: try writing.source(diffBase), weight: w)
         try writing.write(result.checkpoint, to: output)
         writing.note("\(output): \(result.merged) tensors merged")
         writing.list("kept from the base", result.keptFromBase)

@@ -105,11 +105,9 @@ struct RequestBuilder {
                     "distilled models take no guidance: leave --guidance out, or name an undistilled model "
                         + "and --sampler unipc")
             }
-            if let shift = options.shift, !Sampling.shiftRange.contains(shift) {
-                throw RequestError.unusable(
-                    .shift, found: "\(shift)",
-                    expected:
-                        "\(Sampling.shiftRange.lowerBound) to \(Sampling.shiftRange.upperBound)")
+            // Also where it has no effect.
+            if let shift = options.shift {
+                try RequestError.check(.shift, shift, Sampling.shiftRange)
             }
             settings.sigmaMax = options.sigmaMax ?? settings.sigmaMax
             settings.ode = settings.ode || options.ode

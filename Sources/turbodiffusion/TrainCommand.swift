@@ -166,17 +166,9 @@ struct TrainLoRACommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        if expert == .both, !options.resume, !options.dryRun,
-            let begun = ExpertChoice.both.experts
-                .map({ FilePath(options.output).appending($0.rawValue) })
-                .first(where: { $0.appending("settings.json").exists })
-        {
-            // Before the other one is trained.
-            throw UserError(
-                "train.exists",
-                "\(begun) holds a run already: --resume goes on with it, another --output begins a "
-                    + "new one")
-        }
+        let runs = runs
+        // The second one's folder, too, before the first one is trained.
+        for (run, _) in runs { try run.checkFolder() }
         for (run, expert) in runs {
             try await run.run { try apply(to: &$0, expert) }
         }

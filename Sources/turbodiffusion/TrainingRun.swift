@@ -135,30 +135,38 @@ struct TrainingRun {
 
     // MARK: Settings
 
+    /// The settings of a run that was begun in the folder.
+    private var own: FilePath { FilePath(options.output).appending("settings.json") }
+
+    /// Throws where the folder holds a run that nobody asks to go on with, or none where somebody does.
+    func checkFolder() throws(UserError) {
+        guard own.exists else {
+            guard RunFolder.states(in: FilePath(options.output)).isEmpty else {
+                throw UserError(
+                    "train.exists",
+                    "\(options.output) holds checkpoints of a run, but not its settings.json: choose "
+                        + "another --output")
+            }
+            guard !options.resume else {
+                throw UserError(
+                    "train.resume", "\(options.output) holds no run that could be resumed")
+            }
+            return
+        }
+        guard options.resume || options.dryRun else {
+            throw UserError(
+                "train.exists",
+                "\(options.output) holds a run already: --resume goes on with it, another "
+                    + "--output begins a new one")
+        }
+    }
+
     func settings(_ change: (inout TrainingSettings) throws -> Void) throws -> (
         TrainingSettings, TrainingFiles
     ) {
         var settings = TrainingSettings(recipe)
         var files = TrainingFiles()
-        let folder = FilePath(options.output)
-        let own = folder.appending("settings.json")
-        if !own.exists, !RunFolder.states(in: folder).isEmpty {
-            throw UserError(
-                "train.exists",
-                "\(options.output) holds checkpoints of a run, but not its settings.json: choose "
-                    + "another --output")
-        }
-        if own.exists {
-            guard options.resume || options.dryRun else {
-                throw UserError(
-                    "train.exists",
-                    "\(options.output) holds a run already: --resume goes on with it, another "
-                        + "--output begins a new one")
-            }
-        }
-        guard own.exists || !options.resume else {
-            throw UserError("train.resume", "\(options.output) holds no run that could be resumed")
-        }
+        try checkFolder()
         let stored = own.exists ? own : other
         if let stored { try take(try SettingsFile(stored.string), &settings, &files) }
         if let config = options.config {
@@ -400,16 +408,11 @@ extension TrainingPlan {
             "an iteration takes \(describe(bytes: needed)), \(describe(bytes: free)) are free: "
                 + "try \(try advice())")
     }
-}
 
-extension TrainingPlan {
     /// Throws where the disk has no room for the run's checkpoints.
     func requireRoom(in folder: FilePath, _ settings: TrainingSettings) throws(FileError) {
         let checkpoints = folder.appending("checkpoints")
-        let there = ((try? checkpoints.fileNames()) ?? []).count {
-            $0.hasPrefix("iter_") && $0.hasSuffix(".safetensors")
-        }
-        let needed = room(for: settings, there: there)
+        let needed = room(for: settings, there: RunFolder.states(in: folder).count)
         // Folders that are missing will be made.
         var place = checkpoints
         while place.freeBytes == nil, place.folder != place { place = place.folder }

@@ -300,6 +300,7 @@ private func settings(_ text: String?, _ variables: [String: String] = [:]) thro
         #expect(
             error?.description.contains("config.toml:2: 'model' is '5', expected nano, ") == true)
         #expect(try catalog.open(ModelChoice("nano")).name == "nano")
+        #expect(try catalog.open(ModelChoice(files: [.transformer: "t"])).name == "Wan2.1-1.3B")
     }
 
     @Test("a model in a repository's folder that is not here is told by its name")

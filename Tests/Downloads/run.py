@@ -62,9 +62,10 @@ class Case:
             "TURBODIFFUSION_MODELS": str(self.models), "TURBODIFFUSION_CONFIG": str(self.config)} | more
 
     def start(self, *words, **more):
+        # Shells make what runs in the background ignore Ctrl-C, and the program keeps to that.
         return subprocess.Popen(
             [self.program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root,
-            env=self.environment(**more))
+            env=self.environment(**more), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def run(self, *words, timeout=120, **more):
         process = self.start(*words, **more)

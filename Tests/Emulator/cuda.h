@@ -1,5 +1,6 @@
 // CUDA C++ for a compiler of the host: what kernels use of the language, its vectors and its functions.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -33,7 +34,6 @@ using float2 = Pair<float, 8>;
 using int2 = Pair<int, 8>;
 using uint2 = Pair<unsigned, 8>;
 using float4 = Quadruple<float>;
-using int4 = Quadruple<int>;
 using uint4 = Quadruple<unsigned>;
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }

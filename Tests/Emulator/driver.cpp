@@ -294,7 +294,10 @@ CUresult cuFuncSetAttribute(CUfunction function, int attribute, int value) {
 }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters, void**) {
     const uint64_t threads = uint64_t(config->blockDimX) * config->blockDimY * config->blockDimZ;
-    if (config->sharedMemBytes > function->shared || threads > 1024) return CUDA_ERROR_INVALID_VALUE;
+    if (config->sharedMemBytes > function->shared || threads > 1024 || config->blockDimZ > 64 ||
+        config->gridDimX > 0x7fffffff || config->gridDimY > 65535 || config->gridDimZ > 65535) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     machine::Launch launch{};
     launch.name = function->name.c_str();
     launch.kernel = function->call;
@@ -318,7 +321,12 @@ CUresult cuTensorMapEncodeTiled(void* target, int type, uint32_t rank, void* bas
     map.swizzle = uint8_t(swizzle);
     // uint8; uint16, float16, bfloat16; the others that are used have four bytes.
     map.element = type == 0 ? 1 : type == 1 || type == 6 || type == 9 ? 2 : 4;
+    if (reinterpret_cast<uintptr_t>(base) % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
     for (uint32_t i = 0; i < rank; i++) {
+        if (extents[i] == 0 || box[i] == 0 || box[i] > 256 || steps[i] == 0 || steps[i] > 8 ||
+            (i > 0 && strides[i - 1] % 16 != 0)) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
         map.extents[i] = uint32_t(extents[i]);
         map.box[i] = uint16_t(box[i]);
         map.steps[i] = uint8_t(steps[i]);

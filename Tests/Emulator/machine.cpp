@@ -25,7 +25,7 @@ namespace {
 constexpr size_t kStack = 512 * 1024;
 constexpr unsigned kMostThreads = 1024;
 
-/// A group of copies of one thread.
+/// The groups of copies of one thread, the oldest first, and the one that is open.
 template <class Element>
 struct Groups {
     std::vector<std::vector<Element>> committed;
@@ -269,8 +269,8 @@ void body() {
     block->launch->kernel(block->launch->arguments);
     fibre.copies.commit();
     fibre.copies.wait(0, finish_copy);
-    fibre.stores.commit();
-    fibre.stores.wait(0, finish_store);
+    // The shared memory that they read goes to another block.
+    if (!fibre.stores.committed.empty() || !fibre.stores.open.empty()) fail("a thread ends before its bulk stores");
     fibre.runs = false;
     block->live--;
     // Whoever waits for all that still run waits for one less.
@@ -318,8 +318,6 @@ uint32_t shared_address(const void* pointer) {
     }
     return uint32_t(offset);
 }
-
-void yield() { leave(); }
 
 void wait_change(const volatile uint64_t* word, uint64_t old) {
     block->current->word = word;
@@ -498,6 +496,7 @@ void Block::run() {
             machine_switch(&scheduler, fibre.stack_pointer);
         }
         current = nullptr;
+        if (live == 0 && !loads.empty()) fail("a block ends before its bulk loads");
         moved |= finish_loads();
         if (moved) {
             last = std::chrono::steady_clock::now();

@@ -42,9 +42,7 @@ uint8_t* dynamic_shared();
 void* at_shared(uint32_t address, size_t bytes, int rank = -1);
 uint32_t shared_address(const void* pointer);
 
-/// Lets the other threads run once.
-void yield();
-/// Lets the others run until `*word` is no longer `old`.
+/// Lets the other threads run until `*word` is no longer `old`.
 void wait_change(const volatile uint64_t* word, uint64_t old);
 
 // ---- copies that go on by themselves ----------------------------------------------------------

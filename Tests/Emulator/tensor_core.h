@@ -15,11 +15,13 @@ struct MatrixMove {
 /// Lane i gives the address of row i % 8 of matrix i / 8, and has elements 2 (i % 4) and 2 (i % 4) + 1 of row i / 4.
 template <int N, bool kTransposed, bool kStores>
 void move_matrices(void* const* lanes) {
+    for (int i = 0; i < 32; i++) {
+        if (!lanes[i]) fail("an 8x8 matrix without all lanes");
+    }
     for (int matrix = 0; matrix < N; matrix++) {
         u16* rows[8];
         for (int row = 0; row < 8; row++) {
             const auto* lane = static_cast<MatrixMove<N>*>(lanes[8 * matrix + row]);
-            if (!lane) fail("an 8x8 matrix without all lanes");
             if (lane->address % 16 != 0) fail("a row of an 8x8 matrix at shared address %u", lane->address);
             rows[row] = static_cast<u16*>(at_shared(lane->address, 16));
         }
@@ -165,6 +167,7 @@ MACHINE_WGMMA(256)
 #undef MACHINE_WGMMA_8
 #undef MACHINE_WGMMA_16
 
+// The product is there as soon as the warpgroup has met: that one of these is missing does not show.
 inline void ptx_wgmma_fence_sync_aligned() {}
 inline void ptx_wgmma_commit_group_sync_aligned() {}
 inline void ptx_wgmma_wait_group_sync_aligned(u32) {}

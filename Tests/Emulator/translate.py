@@ -62,6 +62,7 @@ def main():
     source = sys.stdin.read()
     source = re.sub(r"extern __shared__ (?:__align__\(\d+\) )?u8 (\w+)\[\];",
                     r"u8* const \1 = machine::dynamic_shared();", source)
+    # Each block of a team has a thread of this machine. What a block leaves there, the next one finds.
     source = source.replace("__shared__", "static thread_local")
     parts, at = [], 0
     for match in re.finditer(r"\basm\s*(?:volatile\s*)?\(", source):

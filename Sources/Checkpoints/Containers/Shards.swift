@@ -73,6 +73,11 @@ private struct NumberedName {
     }
 }
 
+/// Whether files of these names are pieces of one checkpoint, or the index of them.
+public func arePieces(_ names: [String]) -> Bool {
+    names.contains { isIndex($0) || NumberedName($0) != nil }
+}
+
 /// Joins the tensors of several files.
 private func joined(
     _ names: [String], in folder: String, as path: String, blocksAs blocks: DType

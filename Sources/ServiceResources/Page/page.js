@@ -136,12 +136,14 @@ async function lastFrame(player) {
 function forget(id) {
     const item = cards.get(id)?.item;
     const player = item?.querySelector("video");
-    // A player that is only taken off the page goes on loading.
-    for (const name of player ? ["poster", "src"] : []) {
-        URL.revokeObjectURL(player[name]);
-        player.removeAttribute(name);
+    if (player) {
+        // A player that is only taken off the page goes on loading.
+        for (const name of ["poster", "src"]) {
+            URL.revokeObjectURL(player[name]);
+            player.removeAttribute(name);
+        }
+        player.load();
     }
-    player?.load();
     item?.remove();
     cards.delete(id);
     showEmpty();

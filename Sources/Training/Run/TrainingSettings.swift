@@ -168,8 +168,6 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if kept < 1 { return wrong("kept", kept, "1 or more") }
         if warmup < 0 { return wrong("warmup", warmup, "0 or more") }
         if let frames, frames < 1 { return wrong("frames", frames, "1 or more") }
-        // What f32 can hold: optimisers compute in it.
-        let most = 1e38
         for (name, o) in [("optimizer", optimizer), ("criticOptimizer", criticOptimizer)] {
             for (part, value) in [("learningRate", o.learningRate), ("decay", o.decay)]
             where !(0...most).contains(value) {
@@ -225,8 +223,8 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         if rcm.lossScale == 0, rcm.distributionLossScale == 0 {
             return wrong("rcm.lossScale", 0, "above 0, as rcm.distributionLossScale is 0")
         }
-        guard (0...1e38).contains(rcm.guidance) else {
-            return wrong("rcm.guidance", rcm.guidance, "0 to 1e+38")
+        guard (0...most).contains(rcm.guidance) else {
+            return wrong("rcm.guidance", rcm.guidance, "0 to \(most)")
         }
         if rcm.tangentWarmup < 0 {
             return wrong("rcm.tangentWarmup", rcm.tangentWarmup, "0 or more")
@@ -260,6 +258,9 @@ public struct TrainingSettings: Sendable, Hashable, Codable {
         return nil
     }
 }
+
+/// What f32 can hold: optimisers and nets compute in it.
+private let most = 1e38
 
 private func wrong(_ name: String, _ found: some CustomStringConvertible, _ expected: String)
     -> String
