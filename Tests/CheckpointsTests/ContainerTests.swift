@@ -36,7 +36,7 @@ struct ContainerTests {
     func manifest() throws {
         let manifest = try decode(
             [String: ContainerManifest].self, golden("containers/manifest.json"))
-        #expect(manifest.count == 13)
+        #expect(manifest.count == 12)
         for (file, expected) in manifest {
             let checkpoint = try openCheckpoint(golden("containers/" + file))
             #expect(checkpoint.names.count == expected.tensors.count, "\(file)")

@@ -151,7 +151,9 @@ import Testing
         }
         await #expect(throws: MediaError.self) { try await check(folder, "v.xyz") }
         try folder.make("v_1.mp4")
-        await #expect(throws: OutputError.exists(path: folder / "v_1.mp4")) {
+        await #expect(
+            throws: MediaError.unwritable(path: folder / "v_1.mp4", reason: "it is a folder")
+        ) {
             try await check(folder, "v.mp4", tinyRequest(samples: 2))
         }
         await #expect(throws: MediaError.self) {
