@@ -83,8 +83,6 @@ public struct CheckpointDifference: Sendable {
 extension CheckpointDifference.ValueDistance {
     /// x, y: of one shape
     fileprivate init(_ x: Tensor, _ y: Tensor) {
-        let count = x.shape.count
-        let (x, y) = (x.reshaped([count]), y.reshaped([count]))
         var distance = Distance()
         var nonFinite = 0
         var isEqual = true
@@ -93,10 +91,7 @@ extension CheckpointDifference.ValueDistance {
         // Squares of f64 may leave its range, those of multiples of the largest number's power of two do not.
         let hasWide = x.dtype == .f64 || y.dtype == .f64
         let unit = hasWide ? max(x.largestMagnitude, y.largestMagnitude).binade : 1
-        // In pieces that fit the cache.
-        for start in stride(from: 0, to: count, by: 1 << 16) {
-            let range = start..<min(start + 1 << 16, count)
-            let (a, b) = (x.slice(range), y.slice(range))
+        for (a, b) in zip(x.pieces, y.pieces) {
             let (p, q) = (a.doubles(), b.doubles())
             for index in p.indices {
                 let (u, v) = (p[index], q[index])
@@ -126,13 +121,21 @@ extension CheckpointDifference.ValueDistance {
 }
 
 extension Tensor {
+    /// All elements, in flat pieces that fit the cache.
+    var pieces: some Sequence<Tensor> {
+        let flat = reshaped([shape.count])
+        return stride(from: 0, to: flat.shape.count, by: 1 << 16).lazy.map { start in
+            flat.slice(start..<min(start + 1 << 16, flat.shape.count))
+        }
+    }
+
     /// The largest magnitude of the finite elements; 1 if all of them are zero.
     fileprivate var largestMagnitude: Double {
-        let flat = reshaped([shape.count])
         var largest = 0.0
-        for start in stride(from: 0, to: shape.count, by: 1 << 16) {
-            for value in flat.slice(start..<min(start + 1 << 16, shape.count)).doubles()
-            where value.isFinite { largest = max(largest, value.magnitude) }
+        for piece in pieces {
+            for value in piece.doubles() where value.isFinite {
+                largest = max(largest, value.magnitude)
+            }
         }
         return largest > 0 ? largest : 1
     }

@@ -68,8 +68,8 @@ public struct Outputs: Sendable, Equatable {
         self.path = path
         files = Self.files(path, run.samples)
         if existing == .refuse, let taken = files.first(where: isTaken) {
-            if case .pngSequence = format {
-            } else if FilePath(taken).isFolder {
+            let isVideo = if case .pngSequence = format { false } else { true }
+            if isVideo, FilePath(taken).isFolder {
                 // It is no video that was made before, and --force would not replace it.
                 throw MediaError.unwritable(path: taken, reason: "it is a folder")
             }
